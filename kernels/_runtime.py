@@ -1,0 +1,165 @@
+"""What the launch layer asks about the machine: is there a Triton, which GPU is this, may this tensor be launched on.
+
+Nothing here imports triton until it is asked to, so that `import fastgpt` works and stays quick where there is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+MIN_CAPABILITY = (7, 5)  # Turing: the oldest GPU with the tensor-core instructions that Triton 3.6 still emits
+
+
+@dataclass(frozen=True)
+class Target:
+    """The GPU that a kernel is compiled for, as far as tile choice needs to know it.
+
+    backend  "cuda" or "hip"
+    arch     "sm_90", "gfx942", ...
+    num_sms  streaming multiprocessors (compute units on AMD)
+    """
+
+    backend: str
+    arch: str
+    num_sms: int
+
+    @property
+    def capability(self) -> int:
+        """80, 90, 100, ... on NVIDIA; 0 on AMD, so that `capability >= 90` reads as "has TMA"."""
+        return int(self.arch.removeprefix("sm_")) if self.backend == "cuda" else 0
+
+    @property
+    def has_tma(self) -> bool:
+        return self.capability >= 90
+
+
+# num_sms of the largest common board of each arch (vendors' data sheets); only offline compilation reads them.
+KNOWN_TARGETS = {
+    t.arch: t
+    for t in (
+        Target("cuda", "sm_75", 72),
+        Target("cuda", "sm_80", 108),
+        Target("cuda", "sm_86", 84),
+        Target("cuda", "sm_89", 142),
+        Target("cuda", "sm_90", 132),
+        Target("cuda", "sm_100", 148),
+        Target("cuda", "sm_120", 188),
+        Target("hip", "gfx942", 304),
+        Target("hip", "gfx950", 256),
+    )
+}
+
+# What the interpreter pretends to be: small enough that persistent kernels loop, old enough to take the pointer path.
+INTERPRETED_TARGET = Target("cuda", "sm_80", 4)
+
+_pretended: Target | None = None
+
+
+@contextlib.contextmanager
+def pretend(target: Target) -> Iterator[None]:
+    """Make `target_of` answer `target`, for offline compilation and for the interpreter's tests of other paths."""
+    global _pretended
+    saved, _pretended = _pretended, target
+    try:
+        yield
+    finally:
+        _pretended = saved
+
+
+@functools.cache
+def _device_target(index: int) -> Target:
+    props = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return Target("hip", props.gcnArchName.split(":")[0], props.multi_processor_count)
+    return Target("cuda", f"sm_{props.major}{props.minor}", props.multi_processor_count)
+
+
+def target_of(tensor: torch.Tensor) -> Target:
+    """The target that kernels on `tensor`'s device are compiled for."""
+    if _pretended is not None:
+        return _pretended
+    if tensor.is_cuda:
+        return _device_target(tensor.get_device())
+    return INTERPRETED_TARGET
+
+
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def is_interpreting() -> bool:
+    """True inside `fastgpt.kernels.interpret()`, or in a process started with TRITON_INTERPRET=1."""
+    if not has_triton():
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def why_not(tensor: torch.Tensor) -> str | None:
+    """Why Triton kernels cannot run on `tensor`'s device, with the way out; None if they can."""
+    if not has_triton():
+        return "triton is not installed; `pip install triton` (Linux), or choose another implementation"
+    if tensor.is_cuda:
+        if not torch.version.hip and torch.cuda.get_device_capability(tensor.device) < MIN_CAPABILITY:
+            name = torch.cuda.get_device_name(tensor.device)
+            return (
+                f"{name} is older than sm_75, the oldest GPU that these kernels support; use the torch implementation"
+            )
+        return None
+    if tensor.device.type == "meta" and _pretended is not None:
+        return None
+    if tensor.device.type == "cpu" and is_interpreting():
+        return None
+    return (
+        f"tensors are on {tensor.device.type!r}, and Triton kernels run on CUDA GPUs; move them to a GPU, choose the "
+        "torch implementation, or (slow, for tests and teaching) run the CPU interpreter: set TRITON_INTERPRET=1 or "
+        "use `with fastgpt.kernels.interpret():`"
+    )
+
+
+def check_launchable(function: str, **tensors: torch.Tensor | None) -> None:
+    """Raise unless all `tensors` live on one device on which Triton kernels run.
+
+    Raises:
+        ValueError: tensors on different devices; the message names both arguments.
+        RuntimeError: no Triton, a CPU without the interpreter, or a GPU older than sm_75.
+    """
+    first_name, first = None, None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first_name, first = name, tensor
+        elif tensor.device != first.device:
+            raise ValueError(
+                f"{function}: {name} is on {tensor.device} but {first_name} is on {first.device}; move them together"
+            )
+    assert first is not None
+    # The common case, a CUDA tensor, must not pay for the explanations below.
+    if first.is_cuda and not torch.version.hip and _capability_ok(first.get_device()) and has_triton():
+        return
+    if torch.compiler.is_compiling() or isinstance(first, torch._subclasses.FakeTensor):
+        return  # shapes only: the launch itself, later, checks real tensors
+    reason = why_not(first)
+    if reason is not None:
+        raise RuntimeError(f"{function}: {reason}")
+
+
+@functools.cache
+def _capability_ok(index: int) -> bool:
+    return torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
+
+
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Launch on the device of the inputs, not on the current one."""
+    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()

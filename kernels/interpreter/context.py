@@ -1,0 +1,150 @@
+"""`interpret()`: a context in which every @triton.jit kernel runs on CPU tensors, checked for stray memory accesses.
+
+TRITON_INTERPRET=1 decides for a whole process, before triton is imported. This context decides for a block of code and
+leaves the process able to compile and launch afterwards, so that one test run can interpret kernels and compile them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import types
+from collections.abc import Iterator
+
+import numpy as np
+
+from .. import _runtime
+
+
+class OutOfBounds(RuntimeError):
+    """A kernel read or wrote outside the storage of every tensor that it was given."""
+
+
+_interpreted: dict = {}  # python function -> InterpretedFunction; hashing a JITFunction would walk its source
+
+
+@contextlib.contextmanager
+def interpret(*, check_bounds: bool = True, target: _runtime.Target | None = None) -> Iterator[None]:
+    """Run Triton kernels on CPU tensors inside this block.
+
+    Args:
+        check_bounds: raise `OutOfBounds` when an unmasked access leaves every tensor argument's storage. The
+            interpreter itself performs such accesses silently.
+        target: the GPU that tile choice sees (default: a small sm_80). The interpreter ignores what only a compiler
+            knows (registers, shared memory), so any target may be tried.
+
+    Raises:
+        RuntimeError: triton is not installed.
+    """
+    if not _runtime.has_triton():
+        raise RuntimeError("interpret: triton is not installed; `pip install triton` (Linux)")
+    pretended = contextlib.nullcontext() if target is None else _runtime.pretend(target)
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
+        prepare_process()
+        with pretended:
+            yield
+        return
+    with pretended, _patched(check_bounds):
+        yield
+
+
+def prepare_process() -> None:
+    """In a process started with TRITON_INTERPRET=1: mend bfloat16. Launch modules call it when they are imported."""
+    from . import bfloat16
+
+    bfloat16.install()
+
+
+@contextlib.contextmanager
+def _patched(check_bounds: bool) -> Iterator[None]:
+    import triton
+    import triton.language as tl
+    from triton.runtime import interpreter as upstream
+    from triton.runtime.jit import JITFunction
+
+    if triton.knobs.runtime.interpret:  # nested
+        yield
+        return
+    prepare_process()
+
+    def interpreted(jit):
+        if jit.fn not in _interpreted:
+            _interpreted[jit.fn] = upstream.InterpretedFunction(jit.fn)
+        return _interpreted[jit.fn]
+
+    def as_int(v):
+        return v if isinstance(v, int) else int(v.handle.data.squeeze()) if isinstance(v, tl.tensor) else int(v)
+
+    def tl_range(
+        start, end=None, step=1, **_hints
+    ):  # an i32 tensor per step, as on the GPU; upstream gives Python ints
+        first, last = (0, start) if end is None else (start, end)
+        return (upstream._implicit_cvt(i) for i in range(as_int(first), as_int(last), as_int(step)))
+
+    def run(jit, *args, grid, warmup, **kwargs):
+        return interpreted(jit).run(*args, grid=grid, warmup=warmup, **kwargs)
+
+    with contextlib.ExitStack() as undo:
+
+        def patch(owner, name, value):
+            undo.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        # Patch the language once, not at every device-function call as upstream does.
+        everything = types.FunctionType((lambda: 0).__code__, {"tl": tl, "core": tl.core})
+        scope = upstream._patch_lang(everything)
+        undo.callback(scope.restore)
+        scope.set_attr(tl.tensor, "__index__", lambda t: int(t.handle.data.squeeze()))  # numpy >= 2.4 with Triton 3.6
+        scope.set_attr(tl, "range", tl_range)
+        patch(upstream, "_patch_lang", lambda fn: types.SimpleNamespace(restore=lambda: None))
+        patch(JITFunction, "__call__", lambda jit, *args, **kwargs: interpreted(jit)(*args, **kwargs))
+        patch(JITFunction, "run", run)
+        undo.callback(setattr, triton.knobs.runtime, "interpret", triton.knobs.runtime.interpret)
+        triton.knobs.runtime.interpret = True
+        # Raise what happened inside the kernel itself (OutOfBounds, ...), not an InterpreterError of its repr.
+        patch(triton.knobs.compilation, "front_end_debugging", True)
+        if check_bounds:
+            _watch_memory(patch, upstream)
+        yield
+
+
+def _watch_memory(patch, upstream) -> None:
+    """Compare every masked-in pointer of a load or store with the storages of the launch's tensor arguments."""
+    builder = upstream.InterpreterBuilder
+    storages: list[tuple[int, int]] = []  # [first byte, one past the last byte)
+    load, store = builder.create_masked_load, builder.create_masked_store
+    convert, launch = upstream._implicit_cvt, upstream.GridExecutor.__call__
+
+    def check(pointers, mask, what):
+        shape = np.broadcast(pointers.data, mask.data).shape
+        live = np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask.data, shape)]
+        if not live.size:
+            return
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        low, high = int(live.min()), int(live.max()) + size
+        if not any(start <= low and high <= end for start, end in storages):
+            ranges = ", ".join(f"[{start:#x}, {end:#x})" for start, end in storages)
+            raise OutOfBounds(f"{what} of bytes [{low:#x}, {high:#x}) outside every argument's storage: {ranges}")
+
+    def remember(arg):
+        if hasattr(arg, "untyped_storage"):
+            storage = arg.untyped_storage()
+            storages.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+        return convert(arg)
+
+    def start(executor, *args, **kwargs):
+        storages.clear()
+        return launch(executor, *args, **kwargs)
+
+    def checked_load(self, pointers, mask, *args, **kwargs):
+        check(pointers, mask, "load")
+        return load(self, pointers, mask, *args, **kwargs)
+
+    def checked_store(self, pointers, value, mask, *args, **kwargs):
+        check(pointers, mask, "store")
+        return store(self, pointers, value, mask, *args, **kwargs)
+
+    patch(builder, "create_masked_load", checked_load)
+    patch(builder, "create_masked_store", checked_store)
+    patch(upstream, "_implicit_cvt", remember)
+    patch(upstream.GridExecutor, "__call__", start)

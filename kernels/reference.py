@@ -1,0 +1,274 @@
+"""The public functions in plain PyTorch: the truth that the kernels are tested against.
+
+Same names and signatures as `fastgpt.kernels`. Written to be read: one formula a line, nothing fused, nothing saved.
+Everything differentiates twice, runs on any device, and is exact when given float64. Shapes: B batch, H query heads,
+H_kv key/value heads, T_q queries, T_k keys, D head_dim, N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention_mask(
+    T_q: int,
+    T_k: int,
+    *,
+    causal: bool = True,
+    window: int | tuple[int, int] | None = None,
+    key_lengths: Tensor | None = None,
+    key_starts: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """(B or 1, 1, T_q, T_k) bool, True where query i sees key j. Every condition narrows the ones before.
+
+    The diagonal is aligned bottom-right: the last query stands at the last key, so query i stands at key
+    i + T_k - T_q. Padding hides keys and never moves the diagonal.
+    """
+    i = torch.arange(T_q, device=device)[:, None] + (T_k - T_q)  # (T_q, 1) position of the query among the keys
+    j = torch.arange(T_k, device=device)[None, :]  # (1, T_k)
+    sees = torch.ones(1, 1, T_q, T_k, dtype=torch.bool, device=device)
+    if causal:
+        sees = sees & (j <= i)
+    left, right = window_bounds(window, causal)
+    if left is not None:
+        sees = sees & (j >= i - left)
+    if right is not None:
+        sees = sees & (j <= i + right)
+    if key_lengths is not None:
+        sees = sees & (j < key_lengths[:, None, None, None])
+    if key_starts is not None:
+        sees = sees & (j >= key_starts[:, None, None, None])
+    if cu_seqlens is not None:
+        positions = torch.arange(T_k, device=device)
+        document_ids = torch.searchsorted(cu_seqlens[1:].long(), positions, right=True)[None]  # (1, T_k)
+    if document_ids is not None:
+        sees = sees & (document_ids[:, None, -T_q:, None] == document_ids[:, None, None, :])
+    return sees
+
+
+def window_bounds(window: int | tuple[int, int] | None, causal: bool) -> tuple[int | None, int | None]:
+    """(left, right): query at position i sees keys i - left ... i + right; None = no bound on that side.
+
+    An int w is the usual sliding window: w keys, the query's own included (and as many to the right if not causal).
+    A pair is flash-attn's window_size: (left, right), -1 = no bound.
+    """
+    if window is None:
+        return None, None
+    if isinstance(window, int):
+        return window - 1, (None if causal else window - 1)
+    left, right = window
+    return (None if left < 0 else left), (None if right < 0 else right)
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    softmax_scale: float | None = None,
+    dropout_p: float = 0.0,
+    window: int | tuple[int, int] | None = None,
+    key_lengths: Tensor | None = None,
+    key_starts: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    return_lse: bool = False,
+    deterministic: bool = True,
+    dropout_mask: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(q kᵀ · scale + mask) v, and the log-sum-exp of the masked scores.
+
+    q (B, H, T_q, D); k, v (B, H_kv, T_k, D) with H a multiple of H_kv; out (B, H, T_q, D); lse (B, H, T_q).
+    A row that sees no key gives output 0, lse -inf and gradient 0. `dropout_mask` (B, H, T_q, T_k), bool, True = kept,
+    replaces the random mask (tests compare with the kernels' own).
+    """
+    scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
+    group = q.shape[1] // max(1, k.shape[1])
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    sees = attention_mask(
+        q.shape[2], k.shape[2], causal=causal, window=window, key_lengths=key_lengths, key_starts=key_starts,
+        cu_seqlens=cu_seqlens, document_ids=document_ids, device=q.device,
+    )  # fmt: skip
+    scores = (q @ k.transpose(-2, -1)) * scale  # (B, H, T_q, T_k)
+    scores = scores.masked_fill(~sees, float("-inf"))
+    empty = ~sees.any(dim=-1, keepdim=True)  # rows that see nothing: softmax would be 0/0
+    lse = torch.logsumexp(scores.masked_fill(empty, 0.0), dim=-1)
+    lse = lse.masked_fill(empty.squeeze(-1), float("-inf"))
+    weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
+    if dropout_mask is not None:
+        weights = weights * dropout_mask / (1.0 - dropout_p)
+    elif dropout_p > 0.0:
+        weights = F.dropout(weights, dropout_p)
+    out = weights @ v
+    return (out, lse) if return_lse else out
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's own, on its "math" path: the causal mask is aligned top-left, a bool mask is True where kept."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None = None,
+    *,
+    heads: list[int] | None = None,
+    rows: slice | None = None,
+    causal: bool = True,
+    softmax_scale: float | None = None,
+    window: int | tuple[int, int] | None = None,
+    key_lengths: Tensor | None = None,
+    key_starts: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    document_ids: Tensor | None = None,
+) -> Tensor:
+    """exp(q kᵀ · scale - lse) of the chosen heads and rows: (B, len(heads), rows, T_k). lse is recomputed here."""
+    scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
+    k = k.repeat_interleave(q.shape[1] // max(1, k.shape[1]), dim=1)
+    sees = attention_mask(
+        q.shape[2], k.shape[2], causal=causal, window=window, key_lengths=key_lengths, key_starts=key_starts,
+        cu_seqlens=cu_seqlens, document_ids=document_ids, device=q.device,
+    )  # fmt: skip
+    scores = ((q @ k.transpose(-2, -1)) * scale).masked_fill(~sees, float("-inf"))
+    weights = torch.softmax(scores, dim=-1).masked_fill(~sees.any(dim=-1, keepdim=True), 0.0)
+    weights = weights if heads is None else weights[:, heads]
+    return weights if rows is None else weights[:, :, rows]
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: int | list[int] | tuple[int, ...] | torch.Size | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) · weight + bias over the trailing `normalized_shape` dims (default: last)."""
+    shape = _normalized_shape(x, normalized_shape, weight)
+    dims = tuple(range(x.dim() - len(shape), x.dim()))
+    wide = x if x.dtype == torch.float64 else x.float()
+    mean = wide.mean(dims, keepdim=True)
+    var = (wide - mean).square().mean(dims, keepdim=True)
+    y = (wide - mean) * torch.rsqrt(var + eps)
+    y = y if weight is None else y * weight
+    y = y if bias is None else y + bias
+    return y.to(x.dtype)
+
+
+def _normalized_shape(x: Tensor, normalized_shape, weight: Tensor | None) -> tuple[int, ...]:
+    if normalized_shape is None:
+        return tuple(weight.shape) if weight is not None else (x.shape[-1],)
+    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    dropout_p: float = 0.0,
+    *,
+    dropout_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """new = residual + dropout(x), in residual's dtype; returns (layer_norm(new) in x's dtype, new)."""
+    if dropout_mask is not None:
+        x_kept = x * dropout_mask / (1.0 - dropout_p)
+    else:
+        x_kept = F.dropout(x, dropout_p) if dropout_p > 0.0 else x
+    new_residual = (residual + x_kept).to(residual.dtype)
+    return layer_norm(new_residual, None, weight, bias, eps).to(x.dtype), new_residual
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """ "none": x · Φ(x) with the exact Φ; "tanh": 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    return F.gelu(x, approximate=approximate)
+
+
+def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None, approximate: str = "none") -> Tensor:
+    """gelu(x wᵀ + b). x (..., d_in), w (d_out, d_in), b (d_out)."""
+    return gelu(F.linear(x, w, b), approximate)
+
+
+def gelu_ffn(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    approximate: str = "none",
+) -> Tensor:
+    """gelu(x w1ᵀ + b1) w2ᵀ + b2. x (..., d_in), w1 (d_hidden, d_in), w2 (d_out, d_hidden)."""
+    return F.linear(linear_gelu(x, w1, b1, approximate), w2, b2)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Cross-entropy of (..., V) logits with (...) targets, in float32 or better.
+
+    softcap c: logits -> c · tanh(logits / c), before everything else (Gemma 2). z_loss w: adds w · lse² to each row
+    that is not ignored (PaLM, arXiv 2204.02311 §5). Reductions as in torch: "mean" is over rows not ignored.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = wide if softcap is None else softcap * torch.tanh(wide / softcap)
+    rows, flat = wide.reshape(-1, wide.shape[-1]), target.reshape(-1)  # (N, V), (N,)
+    loss = F.cross_entropy(rows, flat, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing)
+    lse = torch.logsumexp(rows, dim=-1)
+    valid = flat != ignore_index
+    loss = loss + z_loss * lse.square().masked_fill(~valid, 0.0) if z_loss else loss
+    if reduction == "mean":
+        loss = loss.sum() / valid.sum()
+    elif reduction == "sum":
+        loss = loss.sum()
+    else:
+        loss = loss.view(target.shape)
+    return (loss, lse.view(target.shape)) if return_lse else loss
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """cross_entropy(x weightᵀ + bias, target, ...). x (..., d), weight (V, d), bias (V), target (...)."""
+    logits = F.linear(x, weight, bias)
+    return cross_entropy(
+        logits, target, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,
+        softcap=softcap, return_lse=return_lse,
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""Fixtures that every test file shares.
+
+`device` is where kernels run: a CUDA GPU if there is one, else the CPU with Triton's interpreter (and its memory
+checker) switched on for the test. The same test files serve both.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import pytest
+import torch
+
+# The interpreter's many small matrix products run slower, not faster, on contending BLAS threads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
+
+
+@pytest.fixture
+def device():
+    """Kernels run on this device: "cuda", or "cpu" through the interpreter. Fresh memory is poisoned with NaN."""
+    with poisoned_memory():
+        if torch.cuda.is_available():
+            yield torch.device("cuda")
+            return
+        pytest.importorskip("triton")
+        from fastgpt.kernels import interpret
+
+        with interpret():
+            yield torch.device("cpu")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed fixed by the test's own name, printed when the test fails; torch is seeded with it."""
+    value = zlib.crc32(request.node.nodeid.encode())
+    torch.manual_seed(value)
+    print(f"seed {value}")
+    return value
+
+
+class poisoned_memory:
+    """torch.empty and its kin hand out NaN (integers: the largest value), so that a kernel that leaves a hole shows."""
+
+    def __enter__(self) -> None:
+        self.saved = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        )
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+
+    def __exit__(self, *exc: object) -> None:
+        torch.use_deterministic_algorithms(self.saved[0], warn_only=self.saved[1])
+        torch.utils.deterministic.fill_uninitialized_memory = self.saved[2]

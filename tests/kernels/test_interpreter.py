@@ -1,0 +1,67 @@
+"""The interpreter's mends: bfloat16 arithmetic, and the memory checker that upstream lacks."""
+
+import os
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+import triton.language as tl  # noqa: E402
+
+from fastgpt.kernels.interpreter import OutOfBounds, interpret  # noqa: E402
+
+
+@triton.jit
+def _scale(X, Y, n, s, block: tl.constexpr):
+    o = tl.program_id(0) * block + tl.arange(0, block)
+    x = tl.load(X + o, mask=o < n, other=0.0)
+    tl.store(Y + o, x * s, mask=o < n)
+
+
+@triton.jit
+def _dot(X, Y, n: tl.constexpr):
+    i = tl.arange(0, n)
+    x = tl.load(X + i[:, None] * n + i[None, :])
+    tl.store(Y + i[:, None] * n + i[None, :], tl.dot(x, tl.trans(x)))
+
+
+@triton.jit
+def _overrun(X, Y, block: tl.constexpr):
+    o = tl.arange(0, block)
+    tl.store(Y + o, tl.load(X + o))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_elementwise_rounds_as_torch_does(dtype):
+    x = torch.randn(300).to(dtype)
+    y = torch.full_like(x, float("nan"))
+    with interpret():
+        _scale[(3,)](x, y, 300, 1.7, block=128)
+    torch.testing.assert_close(y, (x.float() * 1.7).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_bfloat16_dot():
+    x = torch.randn(16, 16).bfloat16()
+    y = torch.full((16, 16), float("nan"))
+    with interpret():
+        _dot[(1,)](x, y, 16)
+    torch.testing.assert_close(y, x.float() @ x.float().T)
+
+
+@pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="the checker works only inside interpret()")
+def test_out_of_bounds_access_raises():
+    x, y = torch.zeros(8), torch.zeros(16)
+    with interpret(), pytest.raises(OutOfBounds, match="load of bytes"):
+        _overrun[(1,)](x, y, 16)
+
+
+def test_context_leaves_kernels_as_they_were():
+    with interpret():
+        assert triton.knobs.runtime.interpret
+    assert not triton.knobs.runtime.interpret or os.environ.get("TRITON_INTERPRET")
+
+
+def test_empty_memory_is_poisoned(device):
+    assert torch.empty(7, device=device).isnan().all()
+    assert torch.empty_like(torch.zeros(3, 4, device=device)).isnan().all()
+    assert torch.zeros(2, device=device).new_empty(5).isnan().all()
