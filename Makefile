@@ -1,0 +1,75 @@
+# Every target sets itself up; none needs another to have run. `make help` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# One process per core, one thread each: the interpreter's small matrix products gain nothing from more.
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help demo test test-all bench gate gate-check mutants fuzz readme lint format lock wheel clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+# --- set-up ---------------------------------------------------------------------------------------------------------
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info, "fastgpt needs Python 3.10 or newer, this is " + sys.version'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "cannot make a virtual environment: install venv (Debian, Ubuntu: apt install python3-venv), or name another Python: make PYTHON=python3.12"; exit 1; }
+
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+# --- the two commands -----------------------------------------------------------------------------------------------
+demo: $(VENV)/.run  ## train a small GPT on Shakespeare, sample from it, check every kernel, write runs/demo/report.html
+	$(BIN)/fastgpt demo
+
+test: $(VENV)/.dev  ## the whole CPU test suite (on a GPU machine: on the GPU)
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'not slow'
+
+# --- more -----------------------------------------------------------------------------------------------------------
+test-all: $(VENV)/.dev  ## the tests, slow ones included
+	$(PYTEST) -n $(JOBS) --dist worksteal
+
+bench: $(VENV)/.dev  ## benchmarks against peers (on a CPU: memory, overhead and end-to-end parts)
+	$(BIN)/python -m pytest benchmarks/ --benchmark
+
+gate: $(VENV)/.dev  ## compile every kernel for every GPU, offline, and rewrite the tables kernels/*/gate.txt
+	$(BIN)/python -m benchmarks.gate --write --jobs $(JOBS)
+
+gate-check: $(VENV)/.dev  ## recompile a fixed sample of the gate's rows; fail on any that is worse than its table
+	$(BIN)/python -m benchmarks.gate --check --sample 48 --jobs $(JOBS)
+
+mutants: $(VENV)/.dev  ## plant every listed fault in the kernels, one at a time; each must be caught
+	$(BIN)/python -m tests.mutants --jobs $(JOBS)
+
+fuzz: $(VENV)/.dev  ## property-based tests, long mode
+	FASTGPT_FUZZ_EXAMPLES=500 $(PYTEST) tests/fuzz -n $(JOBS) --timeout 7200
+
+readme: $(VENV)/.dev  ## regenerate the README's tables from benchmarks/results
+	$(BIN)/python -m benchmarks.readme --write
+
+lint: $(VENV)/.dev  ## ruff: rules and layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## let ruff rewrite the layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.dev  ## build wheel and sdist into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --quiet
+
+lock: $(VENV)/.dev  ## rewrite constraints.txt for Python 3.10 to 3.13 (needs uv on the PATH)
+	printf 'torch==2.13.0\ntriton==3.7.1\n' | uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 \
+	  -c - --no-annotate --no-header -o constraints.txt
+
+clean:  ## remove everything that the other targets made
+	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
