@@ -1,0 +1,35 @@
+"""What each kernel family asks the gate to compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+EXPECTATIONS = frozenset({"tensor_core", "wide_loads", "no_spills"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call of a family's launch functions, compiled for every architecture.
+
+    family  "attention", "layer_norm", "ffn" or "linear_cross_entropy"
+    label   what this call is, without spaces, unique in its family: "fwd-bf16-d128-causal"
+    call    runs launch functions on meta tensors, once for each arch, inside `offline(arch)`. It may launch several
+            kernels: each becomes a row of the table. To leave an arch out, return without launching.
+    expect  what must be seen in the machine code:
+            "tensor_core"  every kernel that holds a dot uses tensor-core instructions
+            "wide_loads"   global memory is read 16 bytes at a time (or by TMA), and 16-bit loads do not outnumber that
+            "no_spills"    no kernel spills; without it a spill is allowed, and recorded in the table
+    """
+
+    family: str
+    label: str
+    call: Callable[[], None]
+    expect: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        unknown = set(self.expect) - EXPECTATIONS
+        if unknown:
+            raise ValueError(f"Row {self.label!r}: unknown expectation {min(unknown)!r}, use {sorted(EXPECTATIONS)}")
+        if any(c.isspace() for c in self.label + self.family):
+            raise ValueError(f"Row {self.label!r}: family and label must hold no spaces (they are columns of a table)")

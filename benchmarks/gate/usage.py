@@ -1,0 +1,153 @@
+"""What a compiled kernel takes from its GPU: registers, spills, shared memory, and the instructions that matter."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from benchmarks.sass.loops import find_loops, hot_loop
+from benchmarks.sass.parser import Instruction, program_of
+
+from .limits import ctas_per_sm
+from .offline import Compiled
+
+# Tensor-core opcodes: HMMA etc. (warp-wide mma.sync), HGMMA etc. (warpgroup), UTCHMMA etc. (tcgen05), v_mfma_* (AMD).
+_TENSOR = {
+    "mma": re.compile(r"[HIQDO]MMA\b"),
+    "wgmma": re.compile(r"[HIQB]GMMA\b"),
+    "tcgen05": re.compile(r"UTC[HIQO]MMA\b"),
+    "mfma": re.compile(r"v_s?mfmac?_"),
+}
+_WIDE = re.compile(r"(LDG|LDGSTS)\..*\b128\b|(global|buffer)_load_(lds_)?(dwordx4|b128)")
+_NARROW = re.compile(r"LDG\..*\b[US]16\b|(global|buffer)_load_(ushort|sshort|short|u16|i16|d16)")
+_TMA = re.compile(r"UTMALDG|UTMASTG|UTMAREDG|tensor_load_to_lds")
+# ptxas: "Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."
+_SERIALIZED = re.compile(r"\(C(75\d\d)\)")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One compiled kernel on one architecture; byte counts are per thread (spills) or per CTA (shared memory)."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    warps: int
+    ctas_per_sm: int
+    tensor_core: str  # "mma", "wgmma", "tcgen05", "mfma" or "none"
+    tensor_core_count: int
+    wide_loads: int  # 16-byte global loads
+    narrow_loads: int  # 16-bit global loads
+    tma: int
+    instructions: int
+    hot_loop: int  # instructions in it; 0 without a loop
+    wgmma_serialized: bool
+    warnings: tuple[str, ...]  # ptxas codes, "C7510"
+    has_dot: bool
+
+
+def usage(compiled: Compiled | Any, arch: str) -> Usage:
+    """Usage of a kernel compiled for `arch`: a `Compiled` of `offline()`, or Triton's own compiled kernel."""
+    kernel = compiled.kernel if isinstance(compiled, Compiled) else compiled
+    program = program_of(kernel)
+    code, loops = program.instructions, find_loops(program)
+    kinds = {kind: sum(bool(p.match(i.opcode)) for i in code) for kind, p in _TENSOR.items()}
+    kind = max(kinds, key=lambda k: (kinds[k], k))
+    hot = hot_loop(loops, is_tensor)
+    if "cubin" in kernel.asm:
+        registers, spills, log = _nvidia(kernel, uses_wgmma=kinds["wgmma"] > 0)
+    else:
+        registers, spills, log = _amd(kernel.asm["amdgcn"])
+    warnings = tuple(sorted({"C" + c for c in _SERIALIZED.findall(log)}))
+    shared, warps = kernel.metadata.shared, kernel.metadata.num_warps
+    return Usage(
+        registers=registers,
+        spill_bytes=spills,
+        shared_bytes=shared,
+        warps=warps,
+        ctas_per_sm=ctas_per_sm(arch, registers=registers, warps=warps, shared_bytes=shared),
+        tensor_core=kind if kinds[kind] else "none",
+        tensor_core_count=kinds[kind],
+        wide_loads=sum(bool(_WIDE.match(i.opcode)) for i in code),
+        narrow_loads=sum(bool(_NARROW.match(i.opcode)) for i in code),
+        tma=sum(bool(_TMA.match(i.opcode)) for i in code),
+        instructions=len(code),
+        hot_loop=len(hot.instructions) if hot else 0,
+        wgmma_serialized="serialized" in log or any(waits_each_wgmma(loop.instructions) for loop in loops),
+        warnings=warnings,
+        has_dot=bool(re.search(r"\btt\.dot", kernel.asm.get("ttir", ""))),
+    )
+
+
+def is_tensor(instruction: Instruction) -> bool:
+    """Whether this is a tensor-core instruction of any architecture."""
+    return any(p.match(instruction.opcode) for p in _TENSOR.values())
+
+
+def waits_each_wgmma(instructions: tuple[Instruction, ...]) -> bool:
+    """Whether a loop waits after each warpgroup MMA, which is what serialized wgmma look like in SASS."""
+    wgmma = sum(bool(_TENSOR["wgmma"].match(i.opcode)) for i in instructions)
+    waits = sum(i.opcode.startswith("WARPGROUP.DEPBAR") for i in instructions)
+    return wgmma >= 4 and waits >= wgmma
+
+
+def _nvidia(kernel: Any, *, uses_wgmma: bool) -> tuple[int, int, str]:
+    """(registers, spill bytes, ptxas log). The cubin says all unless there is a stack frame, or wgmma to warn about."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack = (max(map(int, re.findall(rf"{what}:(\d+)", text))) for what in ("REG", "STACK"))
+    if not stack and not uses_wgmma:
+        return registers, 0, ""
+    log = ptxas_log(kernel)
+    spills = max((int(n) for n in re.findall(r"(\d+) bytes spill stores", log)), default=0)
+    return registers, spills, log
+
+
+def ptxas_log(kernel: Any) -> str:
+    """What `ptxas -v` says of the kernel, with the ptxas and the flags that Triton itself uses; kept in its cache."""
+    from triton.backends.nvidia import compiler
+
+    ptx, metadata = kernel.asm["ptx"], kernel.metadata
+    target = re.search(r"^\.target (sm_\w+)", ptx, re.M)[1]
+    tool = compiler.get_ptxas(metadata.target.arch).path
+    flags = ["-lineinfo", "-v", f"--gpu-name={target}"]
+    if "--regAllocOptLevel=2" in inspect.getsource(compiler.CUDABackend.make_cubin):
+        flags.append("--regAllocOptLevel=2")  # some releases of Triton pass it
+    if not metadata.enable_fp_fusion:
+        flags.append("--fmad=false")
+    flags += (getattr(metadata, "ptx_options", None) or "").split()
+
+    key = hashlib.sha256("\0".join([ptx, tool, triton.__version__, *flags]).encode()).hexdigest()
+    cached = Path(triton.knobs.cache.dir) / "ptxas_logs" / key
+    if cached.exists():
+        return cached.read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [tool, *flags, str(source), "-o", f"{folder}/kernel.cubin"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    log = done.stdout + done.stderr
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    partial = cached.with_suffix(f".{id(log)}")
+    partial.write_text(log)
+    partial.replace(cached)
+    return log
+
+
+def _amd(text: str) -> tuple[int, int, str]:
+    """(VGPRs per lane, spill bytes per lane, "") from the metadata that the AMD compiler leaves in the assembly."""
+    registers, spilled = (
+        max(map(int, re.findall(rf"^\s*\.{what}:\s+(\d+)", text, re.M))) for what in ("vgpr_count", "vgpr_spill_count")
+    )
+    return registers, 4 * spilled, ""
