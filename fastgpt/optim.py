@@ -1,0 +1,63 @@
+"""AdamW and its learning-rate schedule, as GPT training uses them.
+
+Loshchilov & Hutter 2019, "Decoupled weight decay regularization"; the cosine schedule with warm-up is that of Brown et
+al. 2020 (GPT-3), appendix B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two parameter groups: matrices (embeddings among them), which decay; biases and LayerNorms, which do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]  # a tied weight appears once
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def build_adamw(
+    model: nn.Module,
+    lr: float,
+    *,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+) -> torch.optim.AdamW:
+    """torch's AdamW, fused (one kernel for all parameters) where torch has it for the parameters' device.
+
+    Raises:
+        ValueError: the model has no trainable parameter.
+    """
+    groups = [group for group in decay_groups(model, weight_decay) if group["params"]]
+    if not groups:
+        raise ValueError("build_adamw: the model has no trainable parameter; set requires_grad on some")
+    parameters = [p for group in groups for p in group["params"]]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=can_fuse(parameters))
+
+
+def can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether torch's fused AdamW takes these parameters: floating point, all on a CPU or a CUDA device."""
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+
+
+def learning_rate(
+    step: int, *, steps: int, peak: float, warmup_fraction: float = 0.05, final_fraction: float = 0.1
+) -> float:
+    """The learning rate of update `step` (0 ... steps - 1): linear warm-up, then a cosine.
+
+    Rises over the first warmup = max(1, warmup_fraction · steps) updates to `peak`, then falls as
+    (1 + cos(π · progress)) / 2 to final_fraction · peak, which it keeps beyond `steps`.
+    """
+    warmup = max(1, round(warmup_fraction * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    cosine = (1.0 + math.cos(math.pi * progress)) / 2.0
+    return peak * (final_fraction + (1.0 - final_fraction) * cosine)

@@ -1,0 +1,180 @@
+"""Reading texts from disk: plain text and JSON Lines, packed or not, one file or a folder of them.
+
+A plain text file is one document; in a JSON Lines file every line is one, its text under the key "text".
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+PACKED_SUFFIXES = (".gz", ".xz", ".zst")
+PIECE_CHARS = 1 << 18  # long documents are tokenized in pieces of about this many characters
+
+
+class SourceError(ValueError):
+    """A data file that cannot be used: the message names the file and the way out."""
+
+
+def find_sources(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Files named by `paths`, and those of known suffixes inside folders (recursively, sorted; hidden ones skipped).
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        SourceError: a folder without a single usable file, or an empty file.
+    """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and _known(p) and not _hidden(p, path))
+            if not inside:
+                known = ", ".join(TEXT_SUFFIXES + JSONL_SUFFIXES)
+                raise SourceError(f"{path}: the folder holds no data file; put {known} (or .gz/.xz/.zst of them) there")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder; check the data path")
+    for path in files:
+        if path.stat().st_size == 0:
+            raise SourceError(f"{path}: the file is empty; remove it or give another one")
+    return files
+
+
+def read_pieces(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[tuple[str, bool]]:
+    """(piece of text, does it end a document?) through the whole file, in constant memory.
+
+    `on_read` is told how many bytes of the file (packed, if it is) have been read so far.
+
+    A document is cut only before white space that follows something else: no token of a GPT-2 style pre-tokenization
+    spans such a place, so the pieces have exactly the document's tokens.
+
+    Raises:
+        SourceError: binary or not UTF-8, a damaged archive, or a line that is not a JSON object with a "text".
+    """
+    kind = path.suffix.lower() if path.suffix.lower() not in PACKED_SUFFIXES else Path(path.stem).suffix.lower()
+    try:
+        with open(path, "rb") as raw, _unpack(path, raw) as stream:
+            if kind in JSONL_SUFFIXES:
+                texts = (io.StringIO(text, newline="") for text in _json_lines(path, stream))
+            else:
+                texts = iter([io.TextIOWrapper(stream, encoding="utf-8", newline="")])
+            for text in texts:
+                for piece in _pieces(path, text):
+                    yield piece
+                    if on_read is not None:
+                        on_read(raw.tell())
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x}); convert it first, e.g. with iconv"
+        ) from error
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise SourceError(f"{path}: the archive is damaged or cut short ({error}); copy it again") from error
+
+
+def _pieces(path: Path, stream: io.TextIOBase) -> Iterator[tuple[str, bool]]:
+    pending = ""
+    while chunk := stream.read(PIECE_CHARS):
+        if "\0" in chunk:
+            raise SourceError(f"{path}: binary data (a NUL byte), not text; give text or JSON Lines files")
+        pending += chunk
+        cut = _safe_cut(pending)
+        if cut:
+            yield pending[:cut], False
+            pending = pending[cut:]
+    if pending:
+        yield pending, True
+
+
+def _safe_cut(text: str) -> int:
+    """The last position after which white space follows something else; 0 if there is none."""
+    at = len(text) - 1
+    while at > 0 and not (text[at].isspace() and not text[at - 1].isspace()):
+        at -= 1
+    return max(at, 0)
+
+
+def _json_lines(path: Path, stream: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except json.JSONDecodeError as error:
+            raise SourceError(f"{path}: line {number} is not JSON ({error}); give one object per line") from error
+        except (KeyError, TypeError) as error:
+            raise SourceError(f'{path}: line {number} has no "text"; give {{"text": "..."}} on every line') from error
+        if not isinstance(text, str):
+            raise SourceError(f'{path}: line {number}: "text" is a {type(text).__name__}; it must be a string')
+        yield text
+
+
+def _unpack(path: Path, raw: BinaryIO) -> BinaryIO:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(raw)
+    if suffix == ".xz":
+        return lzma.open(raw)
+    if suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise SourceError(
+                f"{path}: reading .zst needs zstandard; `pip install 'fastgpt-triton[train]'`, or unpack it first"
+            ) from error
+        return io.BufferedReader(_ZstdStream(path, raw, zstandard), 1 << 16)
+    return raw
+
+
+class _ZstdStream(io.RawIOBase):
+    """Frames one after the other; unlike zstandard's own reader it notices that the last one is cut short."""
+
+    def __init__(self, path: Path, raw: BinaryIO, zstandard) -> None:
+        self._path, self._raw, self._zstandard = path, raw, zstandard
+        self._frame = None
+        self._packed = b""
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            self._packed = self._packed or self._raw.read(1 << 16)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the last frame has no end")
+                return 0
+            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._ready = self._frame.decompress(self._packed)
+            except self._zstandard.ZstdError as error:
+                raise SourceError(f"{self._path}: the archive is damaged ({error}); copy it again") from error
+            self._packed = b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        data, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _known(path: Path) -> bool:
+    name = path.name.lower()
+    for suffix in PACKED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.endswith(TEXT_SUFFIXES + JSONL_SUFFIXES)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
