@@ -26,7 +26,8 @@ _TENSOR = {
     "tcgen05": re.compile(r"UTC[HIQO]MMA\b"),
     "mfma": re.compile(r"v_s?mfmac?_"),
 }
-_WIDE = re.compile(r"(LDG|LDGSTS)\..*\b128\b|(global|buffer)_load_(lds_)?(dwordx4|b128)")
+# 512 bytes per warp and instruction: 16 bytes for each of 32 lanes, or 8 for each of AMD's 64.
+_WIDE = re.compile(r"(LDG|LDGSTS)\..*\b128\b|(global|buffer)_load_(lds_)?(dwordx[24]|b64|b128)")
 _NARROW = re.compile(r"LDG\..*\b[US]16\b|(global|buffer)_load_(ushort|sshort|short|u16|i16|d16)")
 _TMA = re.compile(r"UTMALDG|UTMASTG|UTMAREDG|tensor_load_to_lds")
 # ptxas: "Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."
@@ -44,7 +45,7 @@ class Usage:
     ctas_per_sm: int
     tensor_core: str  # "mma", "wgmma", "tcgen05", "mfma" or "none"
     tensor_core_count: int
-    wide_loads: int  # 16-byte global loads
+    wide_loads: int  # 16-byte global loads (on AMD, of 8 bytes or more)
     narrow_loads: int  # 16-bit global loads
     tma: int
     instructions: int
