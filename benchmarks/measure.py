@@ -1,0 +1,197 @@
+"""How a benchmark is timed, and what every figure carries beside its time.
+
+On CUDA: events around the call after warm-up, the L2 cache flushed before each round, medians over rounds. Each figure
+carries its spread, the clocks seen, peak memory, and its fraction of the floor: bytes over the copy bandwidth, or FLOPs
+over the GEMM rate, both measured in the same run. pytest-benchmark keeps the books.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+class CudaInstant:
+    """A point on the GPU's time line. pytest-benchmark subtracts two of them: end - start is seconds between events."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def __sub__(self, start: CudaInstant) -> float:
+        self.event.synchronize()
+        return start.event.elapsed_time(self.event) / 1e3
+
+
+def timer() -> Callable[[], object]:
+    """What pytest-benchmark calls before and after each round."""
+    return CudaInstant if torch.cuda.is_available() else time.perf_counter
+
+
+@functools.cache
+def _l2_filler() -> torch.Tensor:
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size
+    return torch.empty(max(2 * l2, 1 << 26), dtype=torch.int8, device="cuda")
+
+
+def flush_l2() -> None:
+    """Overwrite twice the L2 cache, so that each round reads its inputs from memory."""
+    if torch.cuda.is_available():
+        _l2_filler().zero_()
+
+
+def median_seconds(run: Callable[[], object], rounds: int = 20) -> float:
+    """Median time of `run()`, outside of pytest-benchmark: for the ceilings below and for choosing round counts."""
+    now = timer()
+    run()
+    times = []
+    for _ in range(rounds):
+        flush_l2()
+        start = now()
+        run()
+        times.append(now() - start)
+    return sorted(times)[len(times) // 2]
+
+
+@functools.cache
+def copy_bandwidth() -> float:
+    """Bytes per second, read plus written, of a large device-to-device copy."""
+    n = (1 << 30) if torch.cuda.is_available() else (1 << 27)
+    source = torch.empty(n, dtype=torch.int8, device=device()).random_(-128, 127)
+    target = torch.empty_like(source)
+    return 2 * n / median_seconds(lambda: target.copy_(source))
+
+
+@functools.cache
+def gemm_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product on random values (zeros run faster on GPUs)."""
+    n = 8192 if torch.cuda.is_available() else 512
+    a, b = (torch.randn(n, n, device=device()).to(dtype) for _ in range(2))
+    return 2 * n**3 / median_seconds(lambda: a @ b)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gpu_state() -> dict[str, str]:
+    """SM and memory clocks, temperature and power as nvidia-smi sees them now; {} where there is none."""
+    if not torch.cuda.is_available():
+        return {}
+    fields = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
+    try:
+        line = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(fields, (v.strip() for v in line.split(",")), strict=True))
+
+
+def environment() -> dict[str, object]:
+    """What a figure depends on besides the code: GPU, versions, commit, and the ceilings measured in this run."""
+    cuda = torch.cuda.is_available()
+    return {
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "cpu_threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "copy_bandwidth_gb_s": copy_bandwidth() / 1e9,
+        "gemm_tflop_s": {str(d).removeprefix("torch."): gemm_rate(d) / 1e12 for d in (torch.bfloat16, torch.float32)},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    if "FASTGPT_COMMIT" in os.environ:  # a copy of the tree without its .git
+        return os.environ["FASTGPT_COMMIT"]
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        folder = os.path.dirname(__file__)
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call must at least do. The floor is the larger of the two times."""
+
+    flops: float = 0.0  # on matrix units
+    bytes: float = 0.0  # read once plus written once
+    tokens: float = 0.0  # for throughput; 0 = not a token-wise operation
+
+    def floor_seconds(self, dtype: torch.dtype) -> float:
+        return max(self.flops / gemm_rate(dtype), self.bytes / copy_bandwidth())
+
+
+class Measure:
+    """The `measure` fixture: times `run` through pytest-benchmark and attaches what the report needs."""
+
+    def __init__(self, benchmark, *, quick: bool) -> None:
+        self.benchmark, self.quick = benchmark, quick
+
+    def __call__(
+        self,
+        run: Callable[[], object],
+        *,
+        op: str,
+        impl: str,
+        dtype: torch.dtype,
+        work: Work,
+        shape: dict[str, int],
+        mode: str = "forward",
+        version: str | None = None,
+        flush: bool = True,
+    ) -> None:
+        """Time `run()`, which does one `mode` pass of `impl` at `shape`; without --benchmark, run it once."""
+        if self.benchmark.disabled:
+            self.benchmark.pedantic(run)
+            return
+        peak = self._peak_bytes(run)
+        once = median_seconds(run, rounds=3)
+        limit = 0.3 if self.quick else 1.5  # seconds of measured time per figure
+        rounds = int(min(max(limit / max(once, 1e-7), 10), 50 if self.quick else 300))
+        self.benchmark.pedantic(run, setup=flush_l2 if flush else None, rounds=rounds, warmup_rounds=3)
+        seconds = self.benchmark.stats.stats.median
+        self.benchmark.group = f"{op} {mode} {_short(dtype)} " + " ".join(f"{k}={v}" for k, v in shape.items())
+        self.benchmark.extra_info.update(
+            op=op, impl=impl, version=version, mode=mode, dtype=_short(dtype), shape=shape, peak_bytes=peak,
+            seconds=seconds, spread=self.benchmark.stats.stats.iqr / seconds,
+            tflop_s=work.flops / seconds / 1e12, gb_s=work.bytes / seconds / 1e9,
+            tokens_s=work.tokens / seconds, of_floor=work.floor_seconds(dtype) / seconds, gpu_state=gpu_state(),
+        )  # fmt: skip
+
+    @staticmethod
+    def _peak_bytes(run: Callable[[], object]) -> int | None:
+        """Bytes that one call allocates at its peak, above what was there before; None on a CPU."""
+        run()
+        if not torch.cuda.is_available():
+            return None
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

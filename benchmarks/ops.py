@@ -1,0 +1,79 @@
+"""One benchmark body for every operator: make inputs, pick the peer, time forward or forward + backward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.measure import Measure, Work, device
+
+
+@contextlib.contextmanager
+def able_to_run(impl: str) -> Iterator[None]:
+    """Ours runs on a CPU through the interpreter, in smoke tests only; everything else runs as it is."""
+    if impl == peers.OURS and not torch.cuda.is_available():
+        from fastgpt.kernels import interpret
+
+        with interpret():
+            yield
+    else:
+        yield
+
+
+def get_or_skip(op: str, impl: str, measuring: bool) -> tuple[peers.Peer, Callable[..., Tensor]]:
+    """The peer and its function; skips the test with the reason where it cannot run."""
+    if impl == peers.OURS and measuring and not torch.cuda.is_available():
+        pytest.skip("Triton kernels run on a CPU only through the interpreter, whose speed means nothing")
+    peer = peers.PEERS[op][impl]
+    try:
+        return peer, peer.get()
+    except RuntimeError as reason:
+        pytest.skip(str(reason))
+
+
+def benchmark_op(
+    measure: Measure,
+    op: str,
+    impl: str,
+    inputs: Sequence[Tensor],
+    *,
+    mode: str,
+    work: Work,
+    shape: dict[str, int],
+    measuring: bool,
+) -> None:
+    """Time one peer of `op` on `inputs`. mode "forward" runs without gradients; "forward+backward" with all of them."""
+    peer, function = get_or_skip(op, impl, measuring)
+    dtype = inputs[0].dtype
+    leaves = [t.requires_grad_(mode != "forward") if t.is_floating_point() else t for t in inputs]
+    wanted = [t for t in leaves if t.requires_grad]
+
+    with able_to_run(impl):
+        if mode == "forward":
+
+            def run() -> None:
+                with torch.no_grad():
+                    function(*leaves)
+
+        else:
+            grad: list[Tensor] = []
+
+            def run() -> None:
+                out = function(*leaves)
+                if not grad:
+                    grad.append(torch.randn_like(out))
+                torch.autograd.grad(out, wanted, grad[0])
+
+        try:
+            measure(run, op=op, impl=impl, dtype=dtype, work=work, shape=shape, mode=mode, version=peer.version)
+        except torch.cuda.OutOfMemoryError as error:
+            pytest.skip(f"{impl} runs out of memory at {shape}: {error}".split("\n")[0])
+
+
+def randn(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, device=device()).to(dtype)

@@ -1,0 +1,215 @@
+"""Everything that a benchmark compares: our kernels, torch's own ways, and other projects'.
+
+A peer is a function with our signature, behind a loader that imports what it needs. One that cannot run here says why,
+and the benchmark shows that reason; no peer is required.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+OURS = "fastgpt"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One implementation of one operation.
+
+    name          as shown, and as `--impl` takes it
+    distribution  whose version is quoted
+    load          imports what is needed and returns the function; raises ImportError or RuntimeError with the reason
+    cuda_only     cannot run on a CPU at all
+    """
+
+    name: str
+    distribution: str
+    load: Callable[[], Callable[..., Tensor]]
+    cuda_only: bool = False
+
+    @property
+    def version(self) -> str | None:
+        try:
+            return f"{self.distribution} {metadata.version(self.distribution)}"
+        except metadata.PackageNotFoundError:
+            return None
+
+    def get(self) -> Callable[..., Tensor]:
+        """The function; raises RuntimeError with the reason when it cannot run here."""
+        if self.cuda_only and not torch.cuda.is_available():
+            raise RuntimeError(f"{self.name} needs a CUDA GPU")
+        try:
+            return self.load()
+        except ImportError as error:
+            raise RuntimeError(f"{self.name} is not installed ({error})") from error
+
+
+PEERS: dict[str, dict[str, Peer]] = {"attention": {}, "layer_norm": {}, "ffn": {}, "linear_cross_entropy": {}}
+
+
+def names(op: str) -> list[str]:
+    return list(PEERS[op])
+
+
+def _peer(op: str, name: str, distribution: str = "torch", cuda_only: bool = False):
+    def register(load: Callable[[], Callable[..., Tensor]]):
+        PEERS[op][name] = Peer(name, distribution, functools.cache(load), cuda_only)
+        return load
+
+    return register
+
+
+# --- attention: f(q, k, v), causal, (B, H, T, head_dim) views of (B, T, H, head_dim) memory ---------------------------
+
+
+@_peer("attention", OURS, "fastgpt-triton")
+def _():
+    from fastgpt.kernels import flash_attention
+
+    return lambda q, k, v: flash_attention(q, k, v, causal=True)
+
+
+def _sdpa(backend: SDPBackend | None):
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if backend is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    return attention
+
+
+_peer("attention", "sdpa-default")(lambda: _sdpa(None))
+_peer("attention", "sdpa-flash", cuda_only=True)(lambda: _sdpa(SDPBackend.FLASH_ATTENTION))
+_peer("attention", "sdpa-cudnn", cuda_only=True)(lambda: _sdpa(SDPBackend.CUDNN_ATTENTION))
+_peer("attention", "sdpa-efficient", cuda_only=True)(lambda: _sdpa(SDPBackend.EFFICIENT_ATTENTION))
+_peer("attention", "sdpa-math")(lambda: _sdpa(SDPBackend.MATH))
+
+
+@_peer("attention", "flex-compiled", cuda_only=True)
+def _():
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch._dynamo.config.recompile_limit = 64  # one compilation a shape
+    compiled = torch.compile(flex_attention, dynamic=False)
+    block_mask = functools.cache(
+        lambda T: create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device="cuda")
+    )
+    return lambda q, k, v: compiled(q, k, v, block_mask=block_mask(q.shape[2]))
+
+
+@_peer("attention", "flash-attn", "flash-attn", cuda_only=True)
+def _():
+    from flash_attn import flash_attn_func
+
+    return lambda q, k, v: flash_attn_func(*(t.transpose(1, 2) for t in (q, k, v)), causal=True).transpose(1, 2)
+
+
+@_peer("attention", "flash-attn-4", "flash-attn-4", cuda_only=True)
+def _():
+    from flash_attn.cute import flash_attn_func
+
+    return lambda q, k, v: flash_attn_func(*(t.transpose(1, 2) for t in (q, k, v)), causal=True)[0].transpose(1, 2)
+
+
+@_peer("attention", "fla", "fla-core", cuda_only=True)
+def _():
+    from fla.ops.attn.parallel import parallel_attn
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return parallel_attn(q, k, v, scale=q.shape[-1] ** -0.5).transpose(1, 2)
+
+    return attention
+
+
+# --- layer_norm: f(x, weight, bias) -----------------------------------------------------------------------------------
+
+
+@_peer("layer_norm", OURS, "fastgpt-triton")
+def _():
+    from fastgpt.kernels import layer_norm
+
+    return lambda x, w, b: layer_norm(x, w.shape, w, b)
+
+
+def _eager_layer_norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return F.layer_norm(x, w.shape, w, b)
+
+
+_peer("layer_norm", "eager")(lambda: _eager_layer_norm)
+_peer("layer_norm", "compile", cuda_only=True)(lambda: torch.compile(_eager_layer_norm, dynamic=False))
+
+
+@_peer("layer_norm", "liger", "liger-kernel", cuda_only=True)
+def _():
+    from liger_kernel.transformers.functional import liger_layer_norm
+
+    return lambda x, w, b: liger_layer_norm(x, w, b, 1e-5)
+
+
+# --- ffn: f(x, w1, b1, w2, b2), exact GELU ----------------------------------------------------------------------------
+
+
+@_peer("ffn", OURS, "fastgpt-triton")
+def _():
+    from fastgpt.kernels import gelu_ffn
+
+    return gelu_ffn
+
+
+def _eager_ffn(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+
+_peer("ffn", "eager")(lambda: _eager_ffn)
+_peer("ffn", "compile", cuda_only=True)(lambda: torch.compile(_eager_ffn, dynamic=False))
+
+
+# --- linear_cross_entropy: f(x, weight, target) -> mean loss ----------------------------------------------------------
+
+
+@_peer("linear_cross_entropy", OURS, "fastgpt-triton")
+def _():
+    from fastgpt.kernels import linear_cross_entropy
+
+    return linear_cross_entropy
+
+
+def _eager_linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(x, weight).float(), target)
+
+
+_peer("linear_cross_entropy", "eager")(lambda: _eager_linear_cross_entropy)
+_peer("linear_cross_entropy", "compile", cuda_only=True)(
+    lambda: torch.compile(_eager_linear_cross_entropy, dynamic=False)
+)
+
+
+@_peer("linear_cross_entropy", "torch-chunked")
+def _():
+    if not hasattr(F, "linear_cross_entropy"):
+        raise RuntimeError(f"torch {torch.__version__} has no F.linear_cross_entropy (2.13 has)")
+    return F.linear_cross_entropy
+
+
+@_peer("linear_cross_entropy", "liger", "liger-kernel", cuda_only=True)
+def _():
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy
+
+
+@_peer("linear_cross_entropy", "cce", "cut-cross-entropy", cuda_only=True)
+def _():
+    from cut_cross_entropy import linear_cross_entropy
+
+    # filter_eps=None: exact gradients, as all others here compute
+    return lambda x, w, t: linear_cross_entropy(x, w, t, filter_eps=None)

@@ -1,0 +1,191 @@
+"""Turn benchmark results into something to read.
+
+    python -m benchmarks.report results.json [--out FOLDER]
+
+`results.json` is what `pytest benchmarks/ --benchmark --benchmark-json=results.json` writes. Makes FOLDER/report.md,
+PNG plots and FOLDER/report.html, one file with everything in it. Ratios are taken within one run only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+OURS = "fastgpt"
+
+# operation -> (what the x axis shows, which figure the y axis shows, its label)
+PLOTS = {
+    "attention": ("T", "tflop_s", "TFLOP/s"),
+    "layer_norm": ("N", "gb_s", "GB/s"),
+    "ffn": ("d", "tflop_s", "TFLOP/s"),
+    "linear_cross_entropy": ("d", "tflop_s", "TFLOP/s"),
+}
+
+
+def load(path: Path) -> tuple[dict, list[dict]]:
+    """(environment, rows) of a results file. Raises ValueError when it is not one of ours."""
+    try:
+        data = json.loads(path.read_text())
+        rows = [b["extra_info"] for b in data["benchmarks"] if "op" in b["extra_info"]]
+        environment = data["machine_info"]["fastgpt"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a results file ({error!r}); make one with `pytest benchmarks/ --benchmark "
+            f"--benchmark-json={path}`"
+        ) from error
+    return environment, rows
+
+
+def group_key(row: dict) -> tuple:
+    """Rows with the same key did the same work and may be compared."""
+    return row["op"], row["mode"], row["dtype"], tuple(row["shape"].items())
+
+
+def with_ratios(rows: Iterable[dict]) -> list[dict]:
+    """Each row with `ratio`: the best other implementation's time over its own, within its group; > 1 is faster."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[group_key(row)].append(row)
+    result = []
+    for members in groups.values():
+        for row in members:
+            others = [r["seconds"] for r in members if r["impl"] != row["impl"]]
+            result.append({**row, "ratio": min(others) / row["seconds"] if others else None})
+    return sorted(result, key=lambda r: (*map(str, group_key(r)[:3]), list(r["shape"].values()), r["seconds"]))
+
+
+def environment_line(environment: dict) -> str:
+    rates = ", ".join(f"{k} {v:.3g} TFLOP/s" for k, v in environment["gemm_tflop_s"].items())
+    return (
+        f"{environment['gpu'] or 'CPU, no GPU'}; torch {environment['torch']}, triton {environment['triton']}, "
+        f"Python {environment['python']}; commit {environment['commit']}; {environment['date']}; copy "
+        f"{environment['copy_bandwidth_gb_s']:.0f} GB/s, matrix product {rates}, measured in this run."
+    )
+
+
+COLUMNS = ("shape", "implementation", "median", "spread", "TFLOP/s", "GB/s", "of floor", "peak memory", "vs best other")
+
+
+def cells(row: dict) -> list[str]:
+    """A row as text, in the order of COLUMNS."""
+    number = lambda v, form: format(v, form) if v else "-"  # noqa: E731
+    return [
+        " ".join(f"{k}={v}" for k, v in row["shape"].items()),
+        row["impl"] + (f" ({row['version']})" if row["version"] else ""),
+        f"{row['seconds'] * 1e3:.4g} ms",
+        f"{row['spread']:.1%}",
+        number(row["tflop_s"], ".4g"),
+        number(row["gb_s"], ".4g"),
+        f"{row['of_floor']:.0%}" if row["of_floor"] else "-",
+        f"{row['peak_bytes'] / 2**20:.1f} MiB" if row["peak_bytes"] is not None else "-",
+        f"{row['ratio']:.2f}x" if row["ratio"] else "-",
+    ]
+
+
+def tables(rows: list[dict]) -> dict[str, list[list[str]]]:
+    """Title -> body rows, one table for each operation, mode and dtype."""
+    result = defaultdict(list)
+    for row in with_ratios(rows):
+        result[f"{row['op']}, {row['mode']}, {row['dtype']}"].append(cells(row))
+    return dict(result)
+
+
+def markdown(environment: dict, rows: list[dict]) -> str:
+    parts = ["# Benchmarks", "", environment_line(environment)]
+    for title, body in tables(rows).items():
+        parts += ["", f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        parts += ["| " + " | ".join(line) + " |" for line in body]
+    return "\n".join(parts) + "\n"
+
+
+def figures(rows: list[dict]) -> dict[str, bytes]:
+    """File name -> PNG: speed, peak memory (log-log) and ratio to the best other against the main size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    result = {}
+    groups = defaultdict(list)
+    for row in with_ratios(rows):
+        if row["op"] in PLOTS:
+            axis = PLOTS[row["op"]][0]
+            rest = " ".join(f"{k}={v}" for k, v in row["shape"].items() if k in ("head_dim", "M", "V"))
+            groups[row["op"], row["mode"], row["dtype"], axis, rest].append(row)
+    for (op, mode, dtype, axis, rest), members in groups.items():
+        if len({r["shape"][axis] for r in members}) < 2:
+            continue
+        _, value, label = PLOTS[op]
+        figure, (speed, memory, ratio) = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
+        figure.suptitle(" ".join((op, mode, dtype, rest)))
+        for impl in sorted({r["impl"] for r in members}, key=lambda i: (i != OURS, i)):
+            line = sorted((r for r in members if r["impl"] == impl), key=lambda r: r["shape"][axis])
+            x = [r["shape"][axis] for r in line]
+            style = {"label": impl, "marker": "o", "linewidth": 2.5 if impl == OURS else 1.0}
+            speed.plot(x, [r[value] for r in line], **style)
+            if all(r["peak_bytes"] for r in line):
+                memory.plot(x, [r["peak_bytes"] for r in line], **style)
+            ratio.plot(x, [r["ratio"] or float("nan") for r in line], **style)
+        speed.set(xscale="log", xlabel=axis, ylabel=label)
+        memory.set(xscale="log", yscale="log", xlabel=axis, ylabel="peak bytes")
+        ratio.set(xscale="log", xlabel=axis, ylabel="best other's time / own")
+        ratio.axhline(1.0, color="grey", linewidth=0.8)
+        speed.legend(fontsize="small")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        plt.close(figure)
+        name = "-".join((op, mode, dtype, rest)).replace(" ", "-").replace("=", "").replace("+", "-")
+        result[f"{name}.png"] = buffer.getvalue()
+    return result
+
+
+def page(environment: dict, rows: list[dict], images: dict[str, bytes]) -> str:
+    """The whole report as one HTML file that needs nothing else."""
+    parts = [
+        "<!doctype html><meta charset=utf-8><title>fastgpt benchmarks</title>",
+        "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
+        "table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:2px 8px;text-align:right}"
+        "td:first-child,td:nth-child(2){text-align:left}tr.ours{background:#e8f4e8}img{max-width:100%}</style>",
+        f"<h1>Benchmarks</h1><p>{html.escape(environment_line(environment))}</p>",
+    ]
+    parts += [f'<img alt="{n}" src="data:image/png;base64,{base64.b64encode(b).decode()}">' for n, b in images.items()]
+    for title, body in tables(rows).items():
+        head = "".join(f"<th>{c}</th>" for c in COLUMNS)
+        parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>")
+        for line in body:
+            ours = ' class="ours"' if line[1].startswith(OURS) else ""
+            parts.append(f"<tr{ours}>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>")
+        parts.append("</table>")
+    return "\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n\n")[0])
+    parser.add_argument("results", type=Path, help="JSON file written by --benchmark-json")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: beside the results, same name)")
+    args = parser.parse_args(argv)
+    try:
+        environment, rows = load(args.results)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    out = args.out or args.results.with_suffix("")
+    out.mkdir(parents=True, exist_ok=True)
+    images = figures(rows)
+    (out / "report.md").write_text(markdown(environment, rows))
+    (out / "report.html").write_text(page(environment, rows, images))
+    for name, data in images.items():
+        (out / name).write_bytes(data)
+    print(f"{len(rows)} figures -> {out}/report.md, {out}/report.html, {len(images)} plots")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
