@@ -1,1 +1,10 @@
-"""Converters between our state dict and others, and the one-call patch of foreign models."""
+"""Reading and writing checkpoints, ours and others', and the one-call patch of foreign models.
+
+fastgpt   config.json with "model_type": "fastgpt", model.safetensors
+hf        what transformers' GPT2LMHeadModel.save_pretrained writes
+nanogpt   ckpt.pt: a dict with "model" and "model_args"
+"""
+
+from .folder import load, save
+
+__all__ = ["load", "save"]

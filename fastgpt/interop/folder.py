@@ -1,0 +1,175 @@
+"""Checkpoints on disk: which format a path holds, weights checked against the config, files replaced atomically."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..config import GPTConfig
+from . import hf_gpt2, nanogpt
+
+if TYPE_CHECKING:
+    from ..model import GPT
+
+FORMATS = ("fastgpt", "hf", "nanogpt")
+State = dict[str, Tensor]
+
+
+def load(path_or_name: str | os.PathLike[str]) -> tuple[GPTConfig, State]:
+    """Config and state dict (our names, the head included) from a local folder or a nanoGPT .pt file, on the CPU.
+
+    Raises:
+        FileNotFoundError: nothing there. ValueError: unreadable, or weights that do not fit the config.
+    """
+    path = Path(path_or_name)
+    if path.is_file() and path.suffix in (".pt", ".pth"):
+        config, state = nanogpt.from_checkpoint(read_pickle(path), source=str(path))
+    elif (path / "config.json").is_file():
+        config, state = _load_folder(path)
+    elif (path / "ckpt.pt").is_file():
+        config, state = nanogpt.from_checkpoint(read_pickle(path / "ckpt.pt"), source=str(path / "ckpt.pt"))
+    else:
+        found = "exists, but has no config.json and no ckpt.pt" if path.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"from_pretrained: {str(path_or_name)!r} {found}. It must be a local folder that save_pretrained wrote, or "
+            "a nanoGPT checkpoint: nothing is downloaded. For a model of the Hugging Face hub, save it once with "
+            f'transformers: GPT2LMHeadModel.from_pretrained("gpt2").save_pretrained("{path.name or "folder"}")'
+        )
+    if config.tie_weights:
+        state.setdefault("head.weight", state.get("token_emb.weight", torch.empty(0)))
+    check_state(config, state, source=str(path_or_name))
+    return config, state
+
+
+def _load_folder(path: Path) -> tuple[GPTConfig, State]:
+    try:
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path / 'config.json'} is corrupted ({error}); save the model again") from None
+    kind = fields.pop("model_type", None)
+    if kind == "fastgpt":
+        return GPTConfig.from_dict(fields, source=str(path / "config.json")), read_weights(path)
+    if kind == "gpt2":
+        config = hf_gpt2.config_from_hf(fields)
+        return config, hf_gpt2.state_from_hf(read_weights(path), config)
+    raise ValueError(f'{path / "config.json"}: model_type must be "fastgpt" or "gpt2", got {kind!r}')
+
+
+def read_weights(folder: Path) -> State:
+    """All tensors of model.safetensors, of its shards, or of pytorch_model.bin."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return read_safetensors(folder / "model.safetensors")
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        state: State = {}
+        for shard in shards:
+            if not (folder / shard).is_file():
+                raise FileNotFoundError(f"{index} names {shard}, which is missing; copy all shards into {folder}")
+            state.update(read_safetensors(folder / shard))
+        return state
+    if (folder / "pytorch_model.bin").is_file():
+        return read_pickle(folder / "pytorch_model.bin")
+    raise FileNotFoundError(f"{folder} has a config.json but no model.safetensors; save the model again")
+
+
+def read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or corrupted ({error}); restore it from a copy, or save again") from None
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """A torch.save file, tensors and plain containers only: nothing in it is executed."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is truncated, corrupted or holds more than tensors and plain containers ({reason}); "
+            "save it again with torch.save from tensors, dicts, lists and numbers only"
+        ) from None
+
+
+def check_state(config: GPTConfig, state: State, *, source: str) -> None:
+    """Raise ValueError unless `state` has exactly the names and shapes of a GPT with this config."""
+    from ..model import GPT
+
+    neutral = dataclasses.replace(config, attn_impl="auto", norm_impl="auto", ffn_impl="auto", loss_impl="auto")
+    with torch.device("meta"):
+        expected = GPT(neutral).state_dict()
+    missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unexpected:
+        raise ValueError(
+            f"{source}: the weights do not fit the config (n_layers={config.n_layers}, bias={config.bias}): "
+            f"missing {_some(missing)}, unexpected {_some(unexpected)}; correct the config or take the right weights"
+        )
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{source}: {name} has shape {tuple(state[name].shape)} and the config asks for {tuple(tensor.shape)}; "
+                "correct the config or take the right weights"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
+
+
+def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
+    """Write `model` to `folder` in one of FORMATS. See `GPT.save_pretrained`."""
+    from safetensors.torch import save_file
+
+    if format not in FORMATS:
+        raise ValueError(f"save_pretrained: unknown format {format!r}; choose from {FORMATS}")
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if format == "nanogpt":
+        checkpoint = nanogpt.to_checkpoint(config, state)
+        replace_file(path / "ckpt.pt", lambda temporary: torch.save(checkpoint, temporary))
+        return
+    if config.tie_weights:
+        del state["head.weight"]  # safetensors stores no tensor twice
+    if format == "hf":
+        state, fields = hf_gpt2.state_to_hf(state, config), hf_gpt2.config_to_hf(config)
+    else:
+        fields = {"model_type": "fastgpt", **config.to_dict()}
+    replace_file(path / "model.safetensors", lambda temporary: save_file(state, temporary, {"format": "pt"}))
+    text = json.dumps(fields, indent=2) + "\n"
+    replace_file(path / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside `path` and rename: readers see the old file or the new one, and a failure leaves the old one.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the message names the file.
+    """
+    from safetensors import SafetensorError
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise OSError(
+            f"could not write {path} ({error}); free disk space or choose another folder; the previous file is intact"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,335 @@
+"""`GPT`: a pre-LN transformer whose parameters are the reference model's, whatever computes it.
+
+The residual stream travels beside the sub-layers' outputs, so that every implementation, fused or not, shares one flow:
+
+    h, residual = ln1(x, residual)      residual = residual + x;  h = LayerNorm(residual)
+    x = attn(h)
+    h, residual = ln2(x, residual)
+    x = ffn(h)                          the next block's ln1, or ln_f, adds it
+
+Shapes: B batch, T tokens, d d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from .config import IMPLEMENTATIONS, GPTConfig
+from .generate import KVCache, SamplingConfig, sample_stream
+from .impl import check_constructible
+from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head
+
+
+@dataclass
+class GPTOutput:
+    """What `GPT.forward` returns.
+
+    loss         scalar, or (B, T) with reduction="none"; None without targets
+    hidden       (B, T, d), the output of the final LayerNorm
+    head_weight  (V, d)
+    """
+
+    loss: Tensor | None
+    hidden: Tensor
+    head_weight: Tensor
+    computed_logits: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, T, V). The fused loss never makes them: then they are computed when first asked for, and kept."""
+        if self.computed_logits is None:
+            self.computed_logits = F.linear(self.hidden, self.head_weight.to(self.hidden.dtype))
+        return self.computed_logits
+
+
+# Wrappers that look for tensors in a module's output (DDP, FSDP2, checkpointing) find them through pytree.
+_pytree.register_pytree_node(
+    GPTOutput,
+    lambda out: ([out.loss, out.hidden, out.head_weight, out.computed_logits], None),
+    lambda leaves, _: GPTOutput(*leaves),
+    serialized_type_name="fastgpt.GPTOutput",
+)
+
+
+class Block(nn.Module):
+    """One pre-LN block: x + attn(ln1(x)), then x + ffn(ln2(x)); its last sum is left to the next LayerNorm."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln1 = AddLayerNorm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln2 = AddLayerNorm(config)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor | None, residual: Tensor, cache: Any = None) -> tuple[Tensor, Tensor]:
+        """x, residual (B, T, d): the last sub-layer's output, not yet added, and the stream. Returns the same pair."""
+        h, residual = self.ln1(x, residual)
+        x = self.attn(h, cache)
+        h, residual = self.ln2(x, residual)
+        x = self.ffn(h)
+        return x, residual
+
+
+class GPT(nn.Module):
+    """Token and learned position embeddings, pre-LN blocks, final LayerNorm, bias-free head.
+
+    The state dict is that of the plain PyTorch model built from nn.MultiheadAttention and nn.Sequential, in the same
+    order, with the head present under its own name when tied. Initialised as GPT-2 (Radford et al. 2019, §2.3).
+
+    Raises:
+        RuntimeError: an implementation is "triton" and triton is not installed.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
+        self.pos_emb = nn.Embedding(config.max_len, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.ln_f = AddLayerNorm(config)
+        self.head = Head(config)
+        self._tie_head()
+        self.init_weights()
+        self.register_load_state_dict_pre_hook(_complete_tied_head)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """GPT-2's: N(0, 0.02) for matrices, over √(2 n_layers) where they write to the residual stream; biases 0."""
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:  # LayerNorm
+                parameter.fill_(1.0)
+            else:
+                std = residual_std if name.endswith(("out_proj.weight", "ffn.2.weight")) else 0.02
+                parameter.normal_(0.0, std)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, *, return_logits: bool | None = None, reduction: str = "mean"
+    ) -> GPTOutput:
+        """Logits of the next token at every position, and the loss against `targets`.
+
+        Args:
+            idx: (B, T) integer token ids, T <= max_len.
+            targets: (B, T) int64, already shifted: targets[:, t] follows idx[:, t]. -100 does not count.
+            return_logits: True computes logits even beside a fused loss; False drops them even where the loss made
+                them. None (default): whatever costs nothing. `output.logits` is there in every case: computed when
+                asked for, if need be.
+            reduction: "mean" over the targets that count, "sum" or "none".
+
+        Raises:
+            ValueError: T > max_len, or targets of another shape.
+            TypeError: idx is not an integer tensor.
+            IndexError: a token id outside [0, vocab_size) (checked on CPU; CUDA fails with a device-side assertion).
+        """
+        self._check(idx, targets)
+        hidden = self.hidden_states(idx)
+        logits, loss = self.head(hidden, targets, return_logits=return_logits, reduction=reduction)
+        return GPTOutput(loss, hidden, self.head.weight, logits)
+
+    def hidden_states(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """idx (B, T) -> output of the final LayerNorm (B, T, d). With a cache, idx are the tokens that follow it."""
+        start = 0 if cache is None else cache.length
+        positions = torch.arange(start, start + idx.shape[1], device=idx.device)
+        residual = self.token_emb(idx) + self.pos_emb(positions)
+        residual = F.dropout(residual, self.config.dropout, self.training)
+        x = None
+        for i, block in enumerate(self.blocks):
+            x, residual = block(x, residual, None if cache is None else cache.layers[i])
+        hidden, _ = self.ln_f(x, residual)
+        return hidden
+
+    def generate(
+        self, idx: Tensor, max_new_tokens: int, *, use_cache: bool = True, generator: torch.Generator | None = None,
+        **sampling: Any,
+    ) -> Tensor:  # fmt: skip
+        """Continue each row of idx (B, T): (B, T + n), n <= max_new_tokens.
+
+        Past max_len tokens the window slides: the model sees the last max_len. `sampling` are the fields of
+        `fastgpt.generate.SamplingConfig`: temperature (0: greedy), top_k, top_p, seed, eos. A row that has drawn `eos`
+        is filled with it; generation ends when every row has.
+
+        Raises:
+            ValueError, TypeError, IndexError: bad sampling settings or token ids, as in `forward`.
+        """
+        new = list(self.stream(idx, max_new_tokens, use_cache=use_cache, generator=generator, **sampling))
+        return torch.cat([idx, torch.stack(new, dim=1)], dim=1) if new else idx.clone()
+
+    def stream(
+        self, idx: Tensor, max_new_tokens: int, *, use_cache: bool = True, generator: torch.Generator | None = None,
+        **sampling: Any,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """As `generate`, but an iterator over the new tokens, (B,) at a time, each yielded as soon as it is drawn."""
+        self._check(idx, None)
+        return sample_stream(self, idx, max_new_tokens, SamplingConfig(**sampling), use_cache, generator)
+
+    @torch.no_grad()
+    def attention_maps(
+        self, idx: Tensor, layers: Sequence[int] | int | None = None, heads: Sequence[int] | int | None = None
+    ) -> dict[int, Tensor]:
+        """Attention weights on idx (B, T), without dropout: {layer: (B, len(heads), T, T)}; row t is what query t sees.
+
+        layers, heads: which (default: all); negative numbers count from the end. The weights come from the same
+        implementation that `forward` uses: the fused kernel's are rebuilt from its log-sum-exp.
+
+        Raises:
+            IndexError: a layer or head that does not exist.
+        """
+        self._check(idx, None)
+        chosen = _indices("layer", layers, self.config.n_layers)
+        heads = _indices("head", heads, self.config.n_heads)
+        maps: dict[int, Tensor] = {}
+
+        def watch(layer: int) -> Any:
+            return lambda attn, args: maps.__setitem__(layer, attn.weights(args[0], heads))
+
+        was_training = self.training
+        hooks = [self.blocks[layer].attn.register_forward_pre_hook(watch(layer)) for layer in sorted(set(chosen))]
+        self.eval()
+        try:
+            self.hidden_states(idx)
+        finally:
+            self.train(was_training)
+            for hook in hooks:
+                hook.remove()
+        return {layer: maps[layer] for layer in chosen}
+
+    def use_implementations(self, **requests: str) -> GPT:
+        """Change implementations in place, as in ``use_implementations(attn_impl="sdpa")``; parameters stay as they are.
+
+        Raises:
+            ValueError: not a field of that name, or not an implementation.
+        """
+        allowed = [f"{part}_impl" for part in IMPLEMENTATIONS]
+        for field, name in requests.items():
+            if field not in allowed:
+                raise ValueError(f"use_implementations: unknown field {field!r}; choose from {allowed}")
+            check_constructible(field.removesuffix("_impl"), name, self.config.head_dim)
+        self.config = self.config.replace(**requests)
+        for module in self.modules():
+            request = requests.get(f"{getattr(module, 'fastgpt_part', None)}_impl")
+            if request is not None:
+                module.impl = request
+        return self
+
+    def num_parameters(self, *, embeddings: bool = True) -> int:
+        """Trainable numbers, a tied head counted once. embeddings=False leaves the position embedding out, and the
+        token embedding too unless it is the head."""
+        total = sum(p.numel() for p in self.parameters())
+        if embeddings:
+            return total
+        return total - self.pos_emb.weight.numel() - (0 if self.config.tie_weights else self.token_emb.weight.numel())
+
+    def flops_per_token(self, seq_len: int | None = None, *, causal: bool = False) -> int:
+        """Floating-point operations of one training step (forward + backward) per token, for MFU.
+
+        6 · N + 12 · n_layers · d_model · seq_len, with N the parameters that multiply (PaLM, arXiv 2204.02311, app. B):
+        2 FLOPs each forward and 4 backward, and the two T x T products of attention. The published convention counts
+        the whole T x T square; causal=True counts the half that a causal kernel computes. seq_len: max_len by default.
+        """
+        seq_len = self.config.max_len if seq_len is None else seq_len
+        multiplying = sum(p.numel() for p in self.blocks.parameters() if p.dim() > 1) + self.head.weight.numel()
+        attention = 12 * self.config.n_layers * self.config.d_model * seq_len
+        return 6 * multiplying + (attention // 2 if causal else attention)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], format: str = "fastgpt") -> None:
+        """Write config and weights to `folder`: "fastgpt" (ours), "hf" (transformers' GPT-2) or "nanogpt" (ckpt.pt).
+
+        Files are written under a temporary name and renamed, so that a full disk leaves the previous ones intact.
+        """
+        from .interop import save
+
+        save(self, folder, format)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_name: str | os.PathLike[str], *, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None, **overrides: Any,
+    ) -> GPT:  # fmt: skip
+        """Read a folder that `save_pretrained` wrote, ours or transformers' GPT2LMHeadModel's, or a nanoGPT checkpoint.
+
+        Never downloads: a name is a local folder's. `overrides` replace fields of the config that are not shapes
+        (dropout, attn_impl, ...).
+
+        Raises:
+            FileNotFoundError: no such folder, or no weights in it.
+            ValueError: weights that are corrupted or of another shape, or a config that this model cannot express.
+        """
+        from .interop import load
+
+        config, state = load(path_or_name)
+        with torch.device("meta"):
+            model = cls(config.replace(**overrides))
+        model.to_empty(device="cpu" if device is None else device)
+        model.load_state_dict(state)
+        return model.to(dtype=dtype if dtype is not None else next(iter(state.values())).dtype).eval()
+
+    def _tie_head(self) -> None:
+        if self.config.tie_weights:
+            self.head.weight = self.token_emb.weight
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GPT:
+        super()._apply(fn, recurse)
+        self._tie_head()  # a move that makes new parameters (to_empty) would untie them
+        return self
+
+    def _check(self, idx: Tensor, targets: Tensor | None) -> None:
+        """Raise one clear error for what would fail deep inside, or silently go wrong."""
+        config = self.config
+        if idx.dim() != 2:
+            raise ValueError(f"GPT: idx must be (batch, tokens), got shape {tuple(idx.shape)}; add or drop a dimension")
+        if idx.is_floating_point() or idx.is_complex() or idx.dtype == torch.bool:
+            raise TypeError(f"GPT: idx must hold integer token ids, got {idx.dtype}; convert with .long()")
+        if idx.shape[1] > config.max_len:
+            raise ValueError(
+                f"GPT: idx has {idx.shape[1]} tokens and max_len is {config.max_len}; pass idx[:, -{config.max_len}:], "
+                "or make the model with a larger max_len"
+            )
+        if targets is not None and targets.shape != idx.shape:
+            raise ValueError(
+                f"GPT: targets have shape {tuple(targets.shape)} and idx {tuple(idx.shape)}; make them equal"
+            )
+        # Looking at values would wait for a GPU, and cannot be traced.
+        if idx.device.type == "cpu" and type(idx) is Tensor and idx.numel() and not torch.compiler.is_compiling():
+            low, high = idx.aminmax()
+            if low < 0 or high >= config.vocab_size:
+                bad = int(low) if low < 0 else int(high)
+                raise IndexError(
+                    f"GPT: token id {bad} is outside [0, {config.vocab_size}); encode with the tokenizer that the "
+                    "model was made for, or raise vocab_size"
+                )
+
+
+def _indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[int]:
+    numbers = list(range(count)) if wanted is None else [wanted] if isinstance(wanted, int) else list(wanted)
+    for n in numbers:
+        if not -count <= n < count:
+            raise IndexError(f"attention_maps: there is no {what} {n}; the model has {count}, numbered from 0")
+    return [n % count for n in numbers]
+
+
+def _complete_tied_head(model: GPT, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    """Loading into a tied model: a missing head is the token embedding; one that differs from it is an error."""
+    if not model.config.tie_weights:
+        return
+    embedding, head = f"{prefix}token_emb.weight", f"{prefix}head.weight"
+    if embedding not in state:
+        return
+    if head not in state:
+        state[head] = state[embedding]
+    elif state[head] is not state[embedding] and not _same(state[head], state[embedding]):
+        args[-1].append(f"{head} differs from {embedding}, and this model ties them; make it with tie_weights=False")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.is_meta or b.is_meta or a.data_ptr() == b.data_ptr() or torch.equal(a.to(b.device), b)

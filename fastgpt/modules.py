@@ -1,0 +1,206 @@
+"""The parts of a GPT block: parameters named as in the reference model, computed by any implementation.
+
+Each module holds parameters and a request (`impl`); `choose` turns the request into an implementation at each call.
+Shapes: B batch, T tokens, d d_model, H query heads, H_kv key/value heads, D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import kernels
+from .config import GPTConfig
+from .impl import check_constructible, choose
+from .kernels import reference
+
+IGNORE_INDEX = -100  # targets with this value do not count, as in torch
+
+
+class LayerCache:
+    """One layer's keys and values of the tokens seen so far: (B, H_kv, capacity, D), filled from the left."""
+
+    def __init__(self, batch: int, capacity: int, attn: CausalSelfAttention) -> None:
+        like = attn.in_proj_weight
+        shape = (batch, attn.n_kv_heads, capacity, attn.head_dim)
+        self.k, self.v = like.new_empty(shape), like.new_empty(shape)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, H_kv, T, D) and return views of all that is stored: (B, H_kv, length, D)."""
+        if k.dtype != self.k.dtype:  # autocast decides the dtype when the first token arrives
+            self.k, self.v = self.k.to(k.dtype), self.v.to(v.dtype)
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length : end] = k
+        self.v[:, :, self.length : end] = v
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    """softmax(q kᵀ / √D + causal mask) v for H heads, between two projections; nn.MultiheadAttention's parameters.
+
+    in_proj_weight ((H + 2 H_kv) · D, d) stacks W_q, W_k, W_v; out_proj (d, d).
+    """
+
+    fastgpt_part = "attn"
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        check_constructible("attn", config.attn_impl, config.head_dim)
+        self.impl = config.attn_impl
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.dropout = config.dropout
+        rows = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        self.in_proj_weight = nn.Parameter(torch.empty(rows, config.d_model))
+        self.register_parameter("in_proj_bias", nn.Parameter(torch.empty(rows)) if config.bias else None)
+        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, d) -> (B, T, d). With a cache, x are the newest tokens and attend to the cached ones too."""
+        q, k, v = self.project(x)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        out = self.attend(q, k, v)  # (B, H, T, D)
+        return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, H · D) -> (B, T, d)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, T, D) and k, v (B, H_kv, T, D): views of one packed projection, none of them copied."""
+        H, H_kv = self.n_heads, self.n_kv_heads
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, (H + 2 H_kv) · D)
+        heads = qkv.unflatten(-1, (H + 2 * H_kv, self.head_dim)).transpose(1, 2)  # (B, H + 2 H_kv, T, D)
+        q, k, v = heads.split((H, H_kv, H_kv), dim=1)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B, H, T_q, D); k, v (B, H_kv, T_k, D); the last query stands at the last key. Returns (B, H, T_q, D)."""
+        dropout_p = self.dropout if self.training else 0.0
+        match choose("attn", self.impl, q.device, q.dtype, self.head_dim):
+            case "triton":
+                return kernels.flash_attention(q, k, v, causal=True, dropout_p=dropout_p)
+            case "sdpa":
+                return _sdpa(q, k, v, dropout_p)
+            case _:
+                return reference.flash_attention(q, k, v, causal=True, dropout_p=dropout_p)
+
+    def weights(self, x: Tensor, heads: list[int] | None = None) -> Tensor:
+        """Attention weights of some heads (default: all) for x (B, T, d): (B, len(heads), T, T), rows sum to 1."""
+        q, k, v = self.project(x)
+        if choose("attn", self.impl, q.device, q.dtype, self.head_dim) == "triton":
+            _, lse = kernels.flash_attention(q, k, v, causal=True, return_lse=True)
+            return kernels.attention_weights(q, k, lse, heads=heads, causal=True)
+        return reference.attention_weights(q, k, heads=heads, causal=True)
+
+    def extra_repr(self) -> str:
+        return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, head_dim={self.head_dim}, impl={self.impl!r}"
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+    """torch's attention with our causal mask: torch aligns is_causal top-left, so T_q < T_k needs a mask."""
+    T_q, T_k = q.shape[2], k.shape[2]
+    sees = None
+    if 1 < T_q < T_k:
+        sees = torch.ones(T_q, T_k, dtype=torch.bool, device=q.device).tril(T_k - T_q)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=sees, dropout_p=dropout_p, is_causal=T_q == T_k, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+class AddLayerNorm(nn.LayerNorm):
+    """Adds a sub-layer's output to the residual stream, and normalises the sum: one kernel in place of three."""
+
+    fastgpt_part = "norm"
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config.d_model, eps=config.layer_norm_eps, bias=config.bias)
+        check_constructible("norm", config.norm_impl)
+        self.impl = config.norm_impl
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(LayerNorm(new), new) with new = residual + dropout(x); x None: nothing to add. All (B, T, d)."""
+        dropout_p = self.dropout if self.training else 0.0
+        impl = choose("norm", self.impl, residual.device, residual.dtype)
+        if impl == "triton" and x is not None:
+            return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps, dropout_p)
+        if x is not None:
+            residual = residual + F.dropout(x, dropout_p)
+        match impl:
+            case "triton":
+                normed = kernels.layer_norm(residual, self.normalized_shape, self.weight, self.bias, self.eps)
+            case "torch":
+                normed = F.layer_norm(residual, self.normalized_shape, self.weight, self.bias, self.eps)
+            case _:
+                normed = reference.layer_norm(residual, self.normalized_shape, self.weight, self.bias, self.eps)
+        return normed, residual
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, impl={self.impl!r}"
+
+
+class FeedForward(nn.Sequential):
+    """gelu(x W1ᵀ + b1) W2ᵀ + b2, with the parameters of nn.Sequential(Linear, GELU, Linear)."""
+
+    fastgpt_part = "ffn"
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(
+            nn.Linear(config.d_model, config.d_ff, bias=config.bias),
+            nn.GELU(approximate=config.gelu),
+            nn.Linear(config.d_ff, config.d_model, bias=config.bias),
+        )
+        check_constructible("ffn", config.ffn_impl)
+        self.impl = config.ffn_impl
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., d) -> (..., d)."""
+        up, gelu, down = self
+        match choose("ffn", self.impl, x.device, x.dtype):
+            case "triton":
+                return kernels.gelu_ffn(x, up.weight, up.bias, down.weight, down.bias, approximate=gelu.approximate)
+            case "torch":
+                return down(gelu(up(x)))
+            case _:
+                return reference.gelu_ffn(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate)
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl!r}"
+
+
+class Head(nn.Linear):
+    """The unembedding and its loss. The fused loss never makes the (B, T, V) logits."""
+
+    fastgpt_part = "loss"
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config.d_model, config.vocab_size, bias=False)
+        check_constructible("loss", config.loss_impl)
+        self.impl = config.loss_impl
+
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, *, return_logits: bool | None = None, reduction: str = "mean"
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """x (B, T, d), targets (B, T) int64 -> logits (B, T, V) or None, loss or None.
+
+        Without targets there are logits and no loss. With targets, the fused loss gives logits only on request.
+        """
+        if targets is None:
+            return F.linear(x, self.weight), None
+        impl = choose("loss", self.impl, x.device, x.dtype)
+        if impl == "triton":
+            loss = kernels.linear_cross_entropy(x, self.weight, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
+            return (F.linear(x, self.weight) if return_logits else None), loss
+        logits = F.linear(x, self.weight)
+        if impl == "torch":
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            loss = F.cross_entropy(
+                wide.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction
+            )
+            loss = loss.view(targets.shape) if reduction == "none" else loss
+        else:
+            loss = reference.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
+        return (None if return_logits is False else logits), loss
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, impl={self.impl!r}"
