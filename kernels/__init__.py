@@ -7,9 +7,10 @@ the same name and signature in `fastgpt.kernels.reference`.
 import os as _os
 
 from . import reference
+from .attention import flash_attention
 from .interpreter import interpret
 
-__all__ = ["interpret", "reference"]
+__all__ = ["flash_attention", "interpret", "reference"]
 
 if _os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
     from .interpreter.context import prepare_process as _prepare_process

@@ -1,0 +1,145 @@
+"""Launch: allocation, grids and tile look-up for the attention kernels."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from .. import _runtime
+from .._random import drop_threshold
+from . import backward as device_backward
+from . import forward as device_forward
+from . import masks, tiles
+
+LOG2_E = 1.4426950408889634
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor,
+    key_starts: Tensor | None, key_lengths: Tensor | None, document_ids: Tensor | None, seed: Tensor | None,
+    softmax_scale: float, dropout_p: float, causal: bool, left: int, right: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out (B, H, T_q, D), in (B, T_q, H, D) memory; lse (B, H, T_q) float32. left, right < 0: no bound."""
+    B, H, T_q, D = q.shape
+    H_kv, T_k = k.shape[1:3]
+    out = empty_heads_last(q, (B, H, T_q, D))
+    lse = torch.empty((B, H, T_q), dtype=torch.float32, device=q.device)
+    if out.numel() == 0:
+        return out, lse
+    target = _runtime.target_of(q)
+    tile = tiles.forward(target, q.element_size(), D, T_q)
+    d_a, d_b = tiles.split_head_dim(D)
+    num_tiles = triton.cdiv(T_q, tile.block_m)
+    lower, upper = band(T_q, T_k, causal, left, right)
+    with _runtime.on_device_of(q):
+        ranges = document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False)
+        device_forward.attention_forward[(num_tiles * B * H,)](
+            q, k, v, out, lse, q.stride(), k.stride(), v.stride(), out.stride(),
+            key_starts, key_lengths, document_ids, 0 if document_ids is None else document_ids.stride(0), ranges, seed,
+            T_q, T_k, H, H // H_kv, lower or 0, upper or 0, B * H,
+            tiles.heads_per_section(target, 2 * T_k * D * q.element_size(), H // H_kv),
+            softmax_scale * LOG2_E, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
+            HEAD_DIM=D, D_A=d_a, D_B=d_b, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+            HAS_LOWER=lower is not None, HAS_UPPER=upper is not None, HAS_DROPOUT=dropout_p > 0.0,
+            WIDE=has_wide_strides(q, k, v), PRECISION=dot_precision(q.dtype),
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    key_starts: Tensor | None, key_lengths: Tensor | None, document_ids: Tensor | None, seed: Tensor | None,
+    softmax_scale: float, dropout_p: float, causal: bool, left: int, right: int, need_dq: bool, need_dkdv: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """d_q, d_k, d_v, each in heads-last memory like `out`; an empty tensor in the place of those not needed."""
+    B, H, T_q, D = q.shape
+    H_kv, T_k = k.shape[1:3]
+    none = q.new_empty(0)
+    d_q = empty_heads_last(q, q.shape) if need_dq else none
+    d_k, d_v = (empty_heads_last(x, x.shape) if need_dkdv else q.new_empty(0) for x in (k, v))
+    if q.numel() == 0 or k.numel() == 0:  # nothing was attended: every gradient that has elements is 0
+        return d_q.zero_(), d_k.zero_(), d_v.zero_()
+    target, itemsize = _runtime.target_of(q), q.element_size()
+    d_a, d_b = tiles.split_head_dim(D)
+    lower, upper = band(T_q, T_k, causal, left, right)
+    group = H // H_kv
+    delta = torch.empty_like(lse)
+    wide = has_wide_strides(q, k, v, d_out)
+    document_stride = 0 if document_ids is None else document_ids.stride(0)
+    flags = dict(
+        HEAD_DIM=D, D_A=d_a, D_B=d_b, HAS_LOWER=lower is not None, HAS_UPPER=upper is not None,
+        HAS_DROPOUT=dropout_p > 0.0, WIDE=wide, PRECISION=dot_precision(q.dtype),
+    )  # fmt: skip
+    with _runtime.on_device_of(q):
+        block_d = triton.next_power_of_2(D)
+        block_m = 32
+        device_backward.attention_delta[(triton.cdiv(T_q, block_m) * B * H,)](
+            out, d_out, d_lse, lse, delta, out.stride(), d_out.stride(), None if d_lse is None else d_lse.stride(),
+            T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=block_d, WIDE=wide, num_warps=4,
+        )  # fmt: skip
+        if need_dkdv:
+            tile = tiles.dkdv(target, itemsize, D, T_q)
+            device_backward.attention_dkdv[(triton.cdiv(T_k, tile.block_n) * B * H_kv,)](
+                q, k, v, d_out, lse, delta, d_k, d_v, q.stride(), k.stride(), v.stride(), d_out.stride(),
+                d_k.stride(), d_v.stride(), key_starts, key_lengths, document_ids, document_stride,
+                document_ranges(document_ids, T_q, T_k, tile.block_n, of_keys=True), seed,
+                T_q, T_k, H_kv, lower or 0, upper or 0, B * H_kv,
+                tiles.heads_per_section(target, 2 * group * T_q * D * itemsize, 1), softmax_scale,
+                drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), GROUP=group, BLOCK_M=tile.block_m,
+                BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
+            )  # fmt: skip
+        if need_dq:
+            tile = tiles.dq(target, itemsize, D, T_q)
+            device_backward.attention_dq[(triton.cdiv(T_q, tile.block_m) * B * H,)](
+                q, k, v, d_out, lse, delta, d_q, q.stride(), k.stride(), v.stride(), d_out.stride(), d_q.stride(),
+                key_starts, key_lengths, document_ids, document_stride,
+                document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False), seed,
+                T_q, T_k, H, group, lower or 0, upper or 0, B * H,
+                tiles.heads_per_section(target, 2 * T_k * D * itemsize, group), softmax_scale,
+                drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
+            )  # fmt: skip
+    return d_q, d_k, d_v
+
+
+def empty_heads_last(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """(B, H, T, D) on (B, T, H, D) memory, so that merging the heads is a view."""
+    B, H, T, D = shape
+    return like.new_empty((B, T, H, D)).transpose(1, 2)
+
+
+def band(T_q: int, T_k: int, causal: bool, left: int, right: int) -> tuple[int | None, int | None]:
+    """(lower, upper): query i sees the keys i + lower <= j <= i + upper; None = no bound."""
+    diagonal = T_k - T_q
+    # A bound that no pair of indices reaches is no bound; leaving it out also keeps the sums inside int32.
+    lower = diagonal - left if left >= 0 and diagonal - left > -T_q else None
+    upper = diagonal + right if right >= 0 and diagonal + right < T_k - 1 else None
+    if causal:
+        upper = diagonal
+    return lower, upper
+
+
+def document_ranges(document_ids: Tensor | None, T_q: int, T_k: int, block: int, *, of_keys: bool) -> Tensor | None:
+    """For each tile of `block` queries, which keys may share a document with it; for each tile of keys, which queries."""
+    if document_ids is None:
+        return None
+    rows, columns = (T_k, T_q) if of_keys else (T_q, T_k)
+    num_tiles, B = triton.cdiv(rows, block), document_ids.shape[0]
+    ranges = document_ids.new_empty((B, num_tiles, 3), dtype=torch.int32)
+    masks.document_ranges[(num_tiles, B)](
+        document_ids, ranges, document_ids.stride(0), T_k - rows, rows, T_k - columns, columns,
+        BLOCK=block, CHUNK=1024, num_warps=4,
+    )  # fmt: skip
+    return ranges
+
+
+def has_wide_strides(*tensors: Tensor) -> bool:
+    """Whether offsets inside one tile (at most 256 on a side) may pass 2^31."""
+    return any(max(x.stride(2), x.stride(3)) >= 2**22 for x in tensors)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """float32 products follow torch's own switch; the others have only one precision."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"

@@ -1,0 +1,125 @@
+"""Device code: which keys a query sees, for single elements, for tiles, and for whole documents.
+
+Row i of the score matrix is a query and column j a key. Query i stands at key i + T_k - T_q (bottom-right alignment), so
+causality and sliding windows are a band, `i + lower <= j <= i + upper`, with both bounds computed by the launch:
+
+    causal          upper = T_k - T_q
+    window w        lower = T_k - T_q - (w - 1)
+    (left, right)   lower = T_k - T_q - left,  upper = T_k - T_q + right
+
+Padding bounds the keys of one sequence, first_key <= j < end_key. Documents must be equal: document[i] == document[j].
+A tile that no element of which passes is never visited; a tile that every element of which passes is not masked.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def program_tile(num_tiles, num_heads, heads_per_section):
+    """(tile, head) of this program. head = b * H + h.
+
+    Programs start in order of their id. Heads run fastest, so that the longest tiles of all heads go first and the
+    short ones fill the gaps at the end; but only `heads_per_section` heads at a time, so that K and V of the heads in
+    flight stay in L2.
+    """
+    pid = tl.program_id(0)
+    section = pid // (heads_per_section * num_tiles)
+    first_head = section * heads_per_section
+    size = tl.minimum(heads_per_section, num_heads - first_head)  # the last section may be smaller
+    within = pid - first_head * num_tiles
+    return within // size, first_head + within % size
+
+
+@triton.jit
+def key_bounds(KeyStarts, KeyLengths, b, T_k):
+    """first_key, end_key of sequence b, inside [0, T_k]."""
+    first_key = 0
+    end_key = T_k
+    if KeyStarts is not None:
+        first_key = tl.maximum(tl.load(KeyStarts + b).to(tl.int32), 0)
+    if KeyLengths is not None:
+        end_key = tl.minimum(tl.load(KeyLengths + b), T_k).to(tl.int32)
+    return first_key, end_key
+
+
+@triton.jit
+def visible(i, j, first_key, end_key, document_i, document_j, lower, upper,
+            HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr):  # fmt: skip
+    """bool tile: query i sees key j. i and j are index vectors that broadcast against each other, in either order."""
+    sees = (j >= first_key) & (j < end_key)
+    if HAS_UPPER:
+        sees = sees & (j <= i + upper)
+    if HAS_LOWER:
+        sees = sees & (j >= i + lower)
+    if HAS_DOCUMENTS:
+        sees = sees & (document_i == document_j)
+    return sees
+
+
+@triton.jit
+def column_tiles(row, last_row, lower, upper, start, end, Ranges, range_index, BLOCK: tl.constexpr,
+                 HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr):  # fmt: skip
+    """The column tiles that rows [row, last_row] meet: (left, num_left, full, num_full, right, num_right).
+
+    Three runs of tiles of BLOCK columns, each a first column and a count: `full` tiles are seen by every one of these
+    rows and need no mask; `left` and `right` tiles, before and after them, need one. start <= column < end holds for
+    every row; Ranges holds what `document_ranges` found.
+    """
+    full_start, full_end = start, end
+    if HAS_LOWER:
+        start = tl.maximum(start, row + lower)
+        full_start = tl.maximum(full_start, last_row + lower)
+    if HAS_UPPER:
+        end = tl.minimum(end, last_row + upper + 1)
+        full_end = tl.minimum(full_end, row + upper + 1)
+    if HAS_DOCUMENTS:
+        documents_start = tl.load(Ranges + range_index * 3)
+        documents_end = tl.load(Ranges + range_index * 3 + 1)
+        start = tl.maximum(start, documents_start)
+        end = tl.minimum(end, documents_end)
+        full_start = tl.maximum(full_start, documents_start)
+        full_end = tl.where(tl.load(Ranges + range_index * 3 + 2) != 0, tl.minimum(full_end, documents_end), 0)
+    left = tl.maximum(start, 0) // BLOCK * BLOCK
+    full = tl.cdiv(tl.maximum(full_start, 0), BLOCK) * BLOCK
+    right = tl.maximum(full_end, 0) // BLOCK * BLOCK
+    num_full = tl.maximum(right - full, 0) // BLOCK
+    # Without a full tile the two masked runs are one.
+    full = tl.where(num_full > 0, full, left)
+    right = full + num_full * BLOCK
+    num_left = (full - left) // BLOCK
+    num_right = tl.maximum(tl.cdiv(end - right, BLOCK), 0)
+    return left, num_left, full, num_full, right, num_right
+
+
+@triton.jit
+def document_ranges(Documents, Ranges, stride_b, row_offset, num_rows, column_offset, num_columns,
+                    BLOCK: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+    """For each tile of BLOCK rows: the range of columns whose document lies between the tile's least and greatest.
+
+    Ranges (B, num_tiles, 3) int32: first column, one past the last column, and 1 if the tile and all of that range are
+    one document. Documents (B, T); row i is token row_offset + i and column j is token column_offset + j. Right for
+    ids in any order; tight when each document is contiguous. T^2 / BLOCK comparisons, shared by all heads.
+    """
+    tile, b = tl.program_id(0), tl.program_id(1)
+    Documents += b.to(tl.int64) * stride_b
+    i = tile * BLOCK + tl.arange(0, BLOCK)
+    i = tl.minimum(i, num_rows - 1)  # the last tile repeats its last row
+    ids = tl.load(Documents + row_offset + i)
+    least, greatest = tl.min(ids, 0), tl.max(ids, 0)
+    first = tl.full((CHUNK,), 2147483647, tl.int32)
+    end = tl.zeros((CHUNK,), tl.int32)
+    count = tl.zeros((CHUNK,), tl.int32)
+    for j0 in tl.range(0, num_columns, CHUNK):
+        j = j0 + tl.arange(0, CHUNK)
+        id_j = tl.load(Documents + column_offset + j, mask=j < num_columns, other=0)
+        inside = (j < num_columns) & (id_j >= least) & (id_j <= greatest)
+        first = tl.where(inside, tl.minimum(first, j), first)
+        end = tl.where(inside, tl.maximum(end, j + 1), end)
+        count += inside.to(tl.int32)
+    first_column, end_column = tl.min(first, 0), tl.max(end, 0)
+    same = (least == greatest) & (tl.sum(count, 0) == end_column - first_column)
+    Range = Ranges + (b * tl.num_programs(0) + tile) * 3
+    tl.store(Range, first_column)
+    tl.store(Range + 1, end_column)
+    tl.store(Range + 2, same.to(tl.int32))

@@ -1,0 +1,239 @@
+"""`attention_weights`: look at the weights of chosen heads and rows after the fast path has run.
+
+Operator and launch; the device code, with its formula, is in weights_kernel.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _library, _runtime
+from ..reference import window_bounds
+
+_NAME = "attention_weights"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    *,
+    heads: Sequence[int] | None = None,
+    rows: slice | None = None,
+    causal: bool = True,
+    softmax_scale: float | None = None,
+    window: int | tuple[int, int] | None = None,
+    key_lengths: Tensor | None = None,
+    key_starts: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    document_ids: Tensor | None = None,
+) -> Tensor:
+    """exp(q kᵀ · softmax_scale - lse) of the chosen heads and rows, 0 where a query does not see a key.
+
+    Ask `flash_attention(..., return_lse=True)` for lse and pass the same mask arguments and scale here; the weights
+    are those before dropout. Nothing but the result is allocated: a few rows of a long sequence cost a few rows.
+    Differentiable in q, k and lse, so the gradient of a loss on the weights is exact when lse carries its own graph.
+
+    Args:
+        q, k: (B, H, T_q, D) and (B, H_kv, T_k, D), float32, float16 or bfloat16, any strides, H a multiple of H_kv.
+        lse: (B, H, T_q) float32, natural log, as `flash_attention` returns it.
+        heads: query heads, in the order wanted, negative from the end. None = all.
+        rows: slice of the query rows, with a positive step. None = all.
+        causal, softmax_scale, window, key_lengths, key_starts, cu_seqlens, document_ids: as in `flash_attention`.
+
+    Returns:
+        (B, len(heads), len(rows), T_k) in q's dtype. A row that sees no key is 0.
+
+    Raises:
+        TypeError: dtypes that differ or are not supported; `rows` not a slice.
+        ValueError: shapes that do not fit, a head out of range, a slice with a step below 1, tensors on two devices.
+        RuntimeError: no Triton, a CPU without the interpreter, or a GPU older than sm_75.
+    """
+    if torch.is_autocast_enabled(q.device.type):  # as flash_attention, whose lse belongs to the rounded q and k
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k = q.to(dtype), k.to(dtype)
+    _check_tensors(q, k, lse)
+    batch, num_heads, T_q, head_dim = q.shape
+    T_k = k.shape[2]
+    for name, per_batch in (("key_lengths", key_lengths), ("key_starts", key_starts)):
+        if per_batch is not None and (per_batch.shape != (batch,) or per_batch.dtype.is_floating_point):
+            raise ValueError(f"{_NAME}: {name} must hold one integer per batch row, ({batch},), got {_say(per_batch)}")
+    if cu_seqlens is not None and document_ids is not None:
+        raise ValueError(f"{_NAME}: cu_seqlens and document_ids say the same thing; pass one of them")
+    if cu_seqlens is not None:
+        positions = torch.arange(T_k, device=q.device, dtype=cu_seqlens.dtype)
+        document_ids = torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True)[None]  # (1, T_k)
+    if document_ids is not None and (
+        document_ids.dim() != 2 or document_ids.shape[0] not in (1, batch) or document_ids.shape[1] != T_k or T_q > T_k
+    ):
+        raise ValueError(
+            f"{_NAME}: document_ids must be ({batch}, {T_k}) or (1, {T_k}), with T_q <= T_k, so that every query has "
+            f"an id; got {tuple(document_ids.shape)} and T_q = {T_q}"
+        )
+    if q.device.type != "meta":
+        _runtime.check_launchable(
+            _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, document_ids=document_ids
+        )
+    left, right = window_bounds(window, causal)
+    right = 0 if causal else right
+    row_start, row_count, row_step = _resolve_rows(rows, T_q)
+    return _OP(
+        q, k, lse, _resolve_heads(heads, num_heads), row_start, row_count, row_step,
+        1.0 / math.sqrt(head_dim) if softmax_scale is None else float(softmax_scale),
+        left, right, key_lengths, key_starts, document_ids,
+    )  # fmt: skip
+
+
+def _say(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype}"
+
+
+def _check_tensors(q: Tensor, k: Tensor, lse: Tensor) -> None:
+    if q.dtype not in _DTYPES:
+        raise TypeError(f"{_NAME}: q must be float32, float16 or bfloat16, got {q.dtype}; cast it, or use reference")
+    if k.dtype != q.dtype:
+        raise TypeError(f"{_NAME}: k is {k.dtype} but q is {q.dtype}; cast one of them")
+    if lse.dtype != torch.float32:
+        raise TypeError(f"{_NAME}: lse must be float32, as flash_attention returns it, got {lse.dtype}")
+    if q.dim() != 4 or k.dim() != 4:
+        raise ValueError(f"{_NAME}: q and k must be (B, H, T, head_dim), got {tuple(q.shape)} and {tuple(k.shape)}")
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(
+            f"{_NAME}: k must have q's batch size and head_dim, got q {tuple(q.shape)} and k {tuple(k.shape)}"
+        )
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"{_NAME}: k's head count {k.shape[1]} must divide q's {q.shape[1]}")
+    if lse.shape != q.shape[:3]:
+        raise ValueError(f"{_NAME}: lse must be (B, H, T_q) = {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
+
+
+def _resolve_heads(heads: Sequence[int] | None, num_heads: int) -> list[int]:
+    if heads is None:
+        return list(range(num_heads))
+    resolved = []
+    for head in heads:
+        if not -num_heads <= head < num_heads:
+            raise ValueError(f"{_NAME}: heads must lie in [-{num_heads}, {num_heads}), got {head}")
+        resolved.append(int(head) % num_heads)
+    return resolved
+
+
+def _resolve_rows(rows: slice | None, T_q: int) -> tuple[int, int, int]:
+    """(first, count, step) of a slice; slice.indices would turn a symbolic T_q into a number."""
+    if rows is None:
+        return 0, T_q, 1
+    if not isinstance(rows, slice):
+        raise TypeError(f"{_NAME}: rows must be a slice such as slice(-1, None), got {type(rows).__name__}")
+    step = 1 if rows.step is None else rows.step
+    if step < 1:
+        raise ValueError(f"{_NAME}: rows must have a positive step, got {rows}; flip the result instead")
+
+    def clamp(bound: int) -> int:
+        return min(max(bound + T_q, 0), T_q) if bound < 0 else min(bound, T_q)
+
+    first = 0 if rows.start is None else clamp(rows.start)
+    last = T_q if rows.stop is None else clamp(rows.stop)
+    return first, max(0, (last - first + step - 1) // step), step
+
+
+def _runs(heads: list[int]) -> list[tuple[int, int, int]]:
+    """Split heads into (first, step, count) progressions: one launch each, and no copy of the list to the GPU."""
+    runs: list[tuple[int, int, int]] = []
+    for head in heads:
+        first, step, count = runs[-1] if runs else (0, 0, 0)
+        if count == 1 or (count > 1 and head == first + step * count):
+            runs[-1] = (first, head - first if count == 1 else step, count + 1)
+        else:
+            runs.append((head, 0, 1))
+    return runs
+
+
+def _launch(
+    q: Tensor, k: Tensor, lse: Tensor, heads: list[int], row_start: int, row_count: int, row_step: int, scale: float,
+    left: int | None, right: int | None, key_lengths: Tensor | None, key_starts: Tensor | None,
+    document_ids: Tensor | None,
+) -> Tensor:  # fmt: skip
+    from .weights_kernel import attention_weights_kernel
+
+    weights = _fake(q, k, lse, heads, row_start, row_count, row_step)
+    if weights.numel() == 0:
+        return weights
+    batch, _, _, T_k = weights.shape
+    diagonal = T_k - q.shape[2]  # query i stands at key i + diagonal
+    lower = None if left is None else diagonal - left
+    upper = None if right is None else diagonal + right
+    head_dim = q.shape[3]
+    padded = (head_dim + 15) // 16 * 16  # tensor cores work in steps of 16
+    block_d = next(size for size in (64, 32, 16) if padded % size == 0)
+    block_m, block_n = (16 if row_count <= 16 else 64), 128
+    tiles = ((row_count + block_m - 1) // block_m) * ((T_k + block_n - 1) // block_n)
+    stride_d = (0, 0)
+    if document_ids is not None:
+        stride_d = document_ids.expand(batch, T_k).stride()
+    done = 0
+    with _runtime.on_device_of(q):
+        for first, step, count in _runs(heads):
+            out = weights[:, done : done + count]
+            done += count
+            attention_weights_kernel[(batch * count * tiles,)](
+                q, k, lse, out, key_lengths, key_starts, document_ids,
+                q.stride(), k.stride(), lse.stride(), out.stride()[:3], stride_d,
+                count, row_count, q.shape[2], T_k, q.shape[1] // k.shape[1], first, step, row_start, row_step,
+                lower or 0, upper or 0, scale * math.log2(math.e),
+                HAS_LOWER=lower is not None, HAS_UPPER=upper is not None, HEAD_DIM=head_dim,
+                PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+                BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=4, num_stages=2,
+            )  # fmt: skip
+    return weights
+
+
+def _fake(
+    q: Tensor, k: Tensor, lse: Tensor, heads: list[int], row_start: int, row_count: int, *rest: Any
+) -> Tensor:  # fmt: skip
+    return q.new_empty(q.shape[0], len(heads), row_count, k.shape[2])
+
+
+class _AttentionWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, lse: Tensor, *args: Any) -> Tensor:
+        weights = _library.below_autograd(_OP, q, k, lse, *args)
+        ctx.save_for_backward(q, k, lse, weights)
+        ctx.heads, ctx.row_start, ctx.row_count, ctx.row_step, ctx.scale = args[:5]
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor | None, ...]:
+        """dS = W ∘ dW, then dlse = -Σ_j dS, dq = scale · dS k, dk = scale · dSᵀ q: head by head, summed in float32."""
+        q, k, lse, weights = ctx.saved_tensors
+        needs_q, needs_k, needs_lse = ctx.needs_input_grad[:3]
+        rows = slice(ctx.row_start, ctx.row_start + ctx.row_count * ctx.row_step, ctx.row_step)
+        group = q.shape[1] // k.shape[1]
+        dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device) if needs_q else None
+        dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device) if needs_k else None
+        dlse = torch.zeros(lse.shape, dtype=torch.float32, device=lse.device) if needs_lse else None
+        for i, h in enumerate(ctx.heads):
+            ds = weights[:, i].float() * d_weights[:, i].float()  # (B, rows, T_k)
+            if dlse is not None:
+                dlse[:, h, rows] -= ds.sum(dim=-1)
+            if dq is not None:
+                dq[:, h, rows] += ctx.scale * (ds @ k[:, h // group].float())
+            if dk is not None:
+                dk[:, h // group] += ctx.scale * (ds.transpose(1, 2) @ q[:, h, rows].float())
+        return None if dq is None else dq.to(q.dtype), None if dk is None else dk.to(k.dtype), dlse, *[None] * 10
+
+
+_OP = _library.define(
+    "attention_weights(Tensor q, Tensor k, Tensor lse, int[] heads, SymInt row_start, SymInt row_count, "
+    "SymInt row_step, float softmax_scale, SymInt? left, SymInt? right, Tensor? key_lengths, Tensor? key_starts, "
+    "Tensor? document_ids) -> Tensor",
+    launch=_launch,
+    fake=_fake,
+    autograd=_AttentionWeights,
+    differentiable=(0, 1, 2),
+)
