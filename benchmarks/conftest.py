@@ -7,6 +7,8 @@ pytest benchmarks/                          each file once at tiny sizes: a smok
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,6 +21,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastgpt benchmarks")
     group.addoption("--benchmark", action="store_true", help="measure; without it every benchmark runs once, tiny")
     group.addoption("--quick", action="store_true", help="with --benchmark: fewer sizes, fewer rounds")
+    group.addoption(
+        "--benchmark-rows", type=Path, metavar="FILE",
+        help="append each figure to FILE as a JSON line as soon as it is measured (a cut run keeps what it has)",
+    )  # fmt: skip
     group.addoption("--impl", action="append", metavar="NAME", help="only these implementations (may be repeated)")
     group.addoption("--dtype", action="append", choices=sorted(DTYPES), help="only these dtypes (may be repeated)")
 
@@ -67,7 +73,10 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.fixture
 def measure(benchmark, request: pytest.FixtureRequest) -> measuring.Measure:
     """Times one callable; see `benchmarks.measure.Measure`."""
-    return measuring.Measure(benchmark, quick=request.config.getoption("--quick", default=False))
+    option = request.config.getoption
+    return measuring.Measure(
+        benchmark, quick=option("--quick", default=False), rows_file=option("--benchmark-rows", default=None)
+    )
 
 
 @pytest.fixture

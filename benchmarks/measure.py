@@ -8,12 +8,14 @@ over the GEMM rate, both measured in the same run. pytest-benchmark keeps the bo
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -145,8 +147,8 @@ class Work:
 class Measure:
     """The `measure` fixture: times `run` through pytest-benchmark and attaches what the report needs."""
 
-    def __init__(self, benchmark, *, quick: bool) -> None:
-        self.benchmark, self.quick = benchmark, quick
+    def __init__(self, benchmark, *, quick: bool, rows_file: Path | None = None) -> None:
+        self.benchmark, self.quick, self.rows_file = benchmark, quick, rows_file
 
     def __call__(
         self,
@@ -178,6 +180,8 @@ class Measure:
             tflop_s=work.flops / seconds / 1e12, gb_s=work.bytes / seconds / 1e9,
             tokens_s=work.tokens / seconds, of_floor=work.floor_seconds(dtype) / seconds, gpu_state=gpu_state(),
         )  # fmt: skip
+        if self.rows_file is not None:
+            append_row(self.rows_file, self.benchmark.extra_info)
 
     @staticmethod
     def _peak_bytes(run: Callable[[], object]) -> int | None:
@@ -193,5 +197,18 @@ class Measure:
         return torch.cuda.max_memory_allocated() - before
 
 
+def append_row(file: Path, row: dict[str, object]) -> None:
+    """Append one JSON line; the first line of a new file is the environment."""
+    new = not file.exists()
+    with file.open("a") as lines:
+        if new:
+            lines.write(json.dumps({"environment": environment()}) + "\n")
+        lines.write(json.dumps(row) + "\n")
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    print(json.dumps(environment() | {"gpu_state": gpu_state()}, indent=1))

@@ -2,7 +2,8 @@
 
     python -m benchmarks.report results.json [--out FOLDER]
 
-`results.json` is what `pytest benchmarks/ --benchmark --benchmark-json=results.json` writes. Makes FOLDER/report.md,
+`results.json` is what `pytest benchmarks/ --benchmark --benchmark-json=results.json` writes; a .jsonl file of
+--benchmark-rows does as well. Makes FOLDER/report.md,
 PNG plots and FOLDER/report.html, one file with everything in it. Ratios are taken within one run only.
 """
 
@@ -32,15 +33,18 @@ PLOTS = {
 def load(path: Path) -> tuple[dict, list[dict]]:
     """(environment, rows) of a results file. Raises ValueError when it is not one of ours."""
     try:
-        data = json.loads(path.read_text())
+        text = path.read_text()
+        if path.suffix == ".jsonl":
+            first, *rows = (json.loads(line) for line in text.splitlines())
+            return first["environment"], rows
+        data = json.loads(text)
         rows = [b["extra_info"] for b in data["benchmarks"] if "op" in b["extra_info"]]
-        environment = data["machine_info"]["fastgpt"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return data["machine_info"]["fastgpt"], rows
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a results file ({error!r}); make one with `pytest benchmarks/ --benchmark "
             f"--benchmark-json={path}`"
         ) from error
-    return environment, rows
 
 
 def group_key(row: dict) -> tuple:
@@ -123,18 +127,22 @@ def figures(rows: list[dict]) -> dict[str, bytes]:
         if len({r["shape"][axis] for r in members}) < 2:
             continue
         _, value, label = PLOTS[op]
-        figure, (speed, memory, ratio) = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
+        measured_memory = all(r["peak_bytes"] for r in members)  # not on a CPU
+        panels = 3 if measured_memory else 2
+        figure, axes = plt.subplots(1, panels, figsize=(4.7 * panels, 4), constrained_layout=True)
+        speed, ratio, *memory = axes
         figure.suptitle(" ".join((op, mode, dtype, rest)))
         for impl in sorted({r["impl"] for r in members}, key=lambda i: (i != OURS, i)):
             line = sorted((r for r in members if r["impl"] == impl), key=lambda r: r["shape"][axis])
             x = [r["shape"][axis] for r in line]
             style = {"label": impl, "marker": "o", "linewidth": 2.5 if impl == OURS else 1.0}
             speed.plot(x, [r[value] for r in line], **style)
-            if all(r["peak_bytes"] for r in line):
-                memory.plot(x, [r["peak_bytes"] for r in line], **style)
+            for panel in memory:
+                panel.plot(x, [r["peak_bytes"] for r in line], **style)
             ratio.plot(x, [r["ratio"] or float("nan") for r in line], **style)
         speed.set(xscale="log", xlabel=axis, ylabel=label)
-        memory.set(xscale="log", yscale="log", xlabel=axis, ylabel="peak bytes")
+        for panel in memory:
+            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="peak bytes")
         ratio.set(xscale="log", xlabel=axis, ylabel="best other's time / own")
         ratio.axhline(1.0, color="grey", linewidth=0.8)
         speed.legend(fontsize="small")

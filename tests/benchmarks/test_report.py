@@ -1,0 +1,69 @@
+"""The report: ratios within a run, both file formats, and a clear refusal of anything else."""
+
+import json
+
+import pytest
+
+from benchmarks import report
+
+ENVIRONMENT = {
+    "gpu": "Test GPU", "torch": "2.13", "triton": "3.7", "python": "3.11", "commit": "abc", "date": "2026-01-01",
+    "copy_bandwidth_gb_s": 4000.0, "gemm_tflop_s": {"bfloat16": 700.0},
+}  # fmt: skip
+
+
+def row(impl: str, seconds: float, T: int = 512, mode: str = "forward") -> dict:
+    return {
+        "op": "attention", "impl": impl, "version": None, "mode": mode, "dtype": "bfloat16",
+        "shape": {"T": T, "head_dim": 64}, "seconds": seconds, "spread": 0.01, "tflop_s": 1.0, "gb_s": 2.0,
+        "of_floor": 0.5, "peak_bytes": 1 << 20,
+    }  # fmt: skip
+
+
+def test_ratio_is_to_the_best_other_of_the_same_work():
+    rows = [
+        row("fastgpt", 1.0),
+        row("slow", 4.0),
+        row("good", 2.0),
+        row("fastgpt", 9.0, T=1024),
+        row("x", 3.0, mode="b"),
+    ]
+    ratios = {(r["impl"], r["shape"]["T"]): r["ratio"] for r in report.with_ratios(rows)}
+    assert ratios == {
+        ("fastgpt", 512): 2.0, ("good", 512): 0.5, ("slow", 512): 0.25, ("fastgpt", 1024): None, ("x", 512): None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    rows = [row(i, s, T) for T in (512, 1024) for i, s in (("fastgpt", 1.0), ("peer", 2.0))]
+    as_json, as_lines = tmp_path / "a.json", tmp_path / "b.jsonl"
+    bench = {"machine_info": {"fastgpt": ENVIRONMENT}, "benchmarks": [{"extra_info": r} for r in rows]}
+    as_json.write_text(json.dumps(bench))
+    as_lines.write_text("\n".join(json.dumps(line) for line in [{"environment": ENVIRONMENT}, *rows]))
+    return as_json, as_lines
+
+
+def test_both_formats_say_the_same(results):
+    assert report.load(results[0]) == report.load(results[1])
+
+
+def test_files_are_written(results, tmp_path):
+    assert report.main([str(results[0]), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Test GPU" in text
+    assert "| T=512 head_dim=64 | fastgpt | 1000 ms | 1.0% |" in text
+    assert "2.00x" in text
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page  # self-contained
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"benchmarks": []}', "not json"])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_foreign_file_is_refused(tmp_path, content, suffix, capsys):
+    path = tmp_path / f"x{suffix}"
+    path.write_text(content)
+    assert report.main([str(path)]) == 2
+    assert "not a results file" in capsys.readouterr().err
