@@ -1,0 +1,151 @@
+"""How long an iteration of a loop takes each unit of one multiprocessor, and what follows for its speed.
+
+    t = tensor + simt / EFFICIENCY - overlap * min(tensor, simt / EFFICIENCY),    not below any one unit's time
+
+`simt` is the busiest of the other units. `overlap` says how much of the shorter part hides behind the longer one; it
+follows from how the loop is scheduled, and was fitted to published figures (calibration.py): all of this is an
+estimate, for comparing two variants of a kernel and seeing what binds them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .machines import Machine
+from .parser import Instruction
+from .units import UNITS, access_bytes, is_tensor, tensor_op, unit_of
+
+EFFICIENCY = 0.65  # of the other units' issue slots, as dependencies leave them
+SUSTAINED = 1.6 / 1.83  # of the boost clock, under the power limit, on an H100
+OVERLAP = {"plain": 0.0, "specialised": 0.13, "pipelined": 0.40, "fa3": 0.50}
+WARP = 32
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One iteration of a loop, for one CTA, in cycles of its SM by unit."""
+
+    mix: dict[str, int]  # unit -> instructions of one warp
+    cycles: dict[str, float]  # tensor, fma, alu, mufu, lsu, issue, memory
+    flop: int  # of the tensor cores
+    bytes: int  # from L2 for a loop with tensor-core work, else from HBM
+    schedule: str
+    exact: bool  # False when the shape of the tensor-core work is not in the SASS
+
+    @property
+    def bound_by(self) -> str:
+        return max(self.cycles, key=lambda unit: self.cycles[unit])
+
+    @property
+    def simt(self) -> float:
+        """Cycles of the busiest unit among those that the warps' own instructions keep busy."""
+        return max(self.cycles[unit] for unit in ("fma", "alu", "mufu", "lsu", "issue"))
+
+
+def cost_of(instructions: Sequence[Instruction], warps: int, machine: Machine, *, specialised: bool = False) -> Cost:
+    """Cost of one iteration that `warps` warps of a CTA execute in step."""
+    mix = Counter(dict.fromkeys(UNITS, 0))
+    mix.update(map(unit_of, instructions))
+    opcodes = Counter(i.base for i in instructions)
+    heavy = opcodes["IMAD"] - sum(i.opcode.startswith("IMAD.MOV") for i in instructions)  # at half the rate
+
+    tensor_cycles, flop, operand_bytes, exact = 0.0, 0, 0, True
+    for instruction in filter(is_tensor, instructions):
+        op = tensor_op(instruction)
+        if op is None:
+            exact = False
+            continue
+        groups = warps / op.warps
+        rate = machine.tensor_flop * 2 / op.element_bytes
+        if op.warps == 1 and machine.tensor_flop == 4096:
+            rate /= 2  # Hopper's mma.sync reaches half of its tensor cores' rate
+        from_shared = (op.a_bytes + op.b_bytes) / machine.shared_bytes if op.warps == 4 else 0.0
+        tensor_cycles += groups * max(op.flop / rate, from_shared)
+        flop += round(groups * op.flop)
+        operand_bytes += op.b_bytes if op.warps == 4 else 0
+
+    def lanes(count: int, width: int) -> float:
+        return count * warps * WARP / width
+
+    shared = sum(_shared_cycles(i, machine) for i in instructions)
+    # L1 is on the way of every load; of bulk copies only the tensor cores' B operand tells the size.
+    loaded = sum(access_bytes(i) * WARP * warps for i in instructions if i.base in ("LDG", "LDGSTS", "STG"))
+    if any(i.base == "UTMALDG" for i in instructions):
+        loaded += operand_bytes
+    bandwidth = machine.l2 if flop or not exact else machine.hbm
+    per_cycle = bandwidth / machine.sms / (machine.clock * SUSTAINED)
+    return Cost(
+        mix=dict(mix),
+        cycles={
+            "tensor": tensor_cycles,
+            "fma": lanes(mix["fma"] - heavy, machine.fma_lanes) + lanes(heavy, 64),
+            "alu": lanes(mix["alu"], machine.alu_lanes),
+            "mufu": lanes(mix["mufu"], machine.mufu_lanes),
+            "lsu": shared * warps,
+            "issue": len(instructions) * warps / 4,
+            "memory": loaded / per_cycle,
+        },
+        flop=flop,
+        bytes=loaded,
+        schedule=schedule_of(instructions, specialised),
+        exact=exact,
+    )
+
+
+def _shared_cycles(instruction: Instruction, machine: Machine) -> float:
+    """Cycles of the SM's shared memory and shuffle path that one warp takes."""
+    base, opcode = instruction.base, instruction.opcode
+    if base in ("LDSM", "STSM", "MOVM"):
+        return 4 if ".4" in opcode or "x4" in opcode else 2 if ".2" in opcode or "x2" in opcode else 1
+    if base in ("LDS", "STS", "ATOMS", "LDGSTS"):
+        return max(1.0, access_bytes(instruction) * WARP / machine.shared_bytes)
+    return 1.0 if base == "SHFL" else 0.0
+
+
+def schedule_of(instructions: Sequence[Instruction], specialised: bool) -> str:
+    """How a loop overlaps tensor cores and the rest: a key of `OVERLAP`.
+
+    "pipelined" when most MUFU instructions (softmax's exp2) stand between a warpgroup MMA and the wait for it.
+    `specialised`: the kernel has producer and consumer warps (it moves registers between them).
+    """
+    if not specialised:
+        return "plain"
+    in_flight = False
+    for _ in range(2):  # the second pass starts with what the first left in flight
+        under = total = 0
+        for instruction in instructions:
+            if is_tensor(instruction):
+                in_flight = True
+            elif instruction.opcode.startswith("WARPGROUP.DEPBAR"):
+                in_flight = not instruction.operands.rstrip().endswith("0x0")
+            elif instruction.base == "MUFU":
+                total += 1
+                under += in_flight
+    return "pipelined" if under > total / 2 else "specialised"
+
+
+def iteration_cycles(cost: Cost, overlap: float) -> float:
+    """Estimated cycles per iteration and CTA."""
+    simt, tensor = cost.simt / EFFICIENCY, cost.cycles["tensor"]
+    if not tensor:
+        return max(simt, cost.cycles["memory"])
+    return max(tensor + simt - overlap * min(tensor, simt), tensor, simt, cost.cycles["memory"])
+
+
+def flop_rate(cost: Cost, machine: Machine, overlap: float | None = None) -> float:
+    """Estimated FLOP/s of the whole GPU in this loop, at the clock that it sustains."""
+    if overlap is None:
+        overlap = OVERLAP[cost.schedule]
+    return cost.flop / iteration_cycles(cost, overlap) * machine.clock * SUSTAINED * machine.sms
+
+
+def byte_rate(cost: Cost, machine: Machine) -> float:
+    """Estimated bytes per second that this loop asks of memory."""
+    return cost.bytes / iteration_cycles(cost, 0.0) * machine.clock * SUSTAINED * machine.sms
+
+
+def ceiling(cost: Cost, machine: Machine) -> float:
+    """FLOP/s if all units overlapped perfectly."""
+    return cost.flop / max(cost.cycles.values()) * machine.clock * SUSTAINED * machine.sms
