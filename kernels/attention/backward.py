@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .._dropout import keep_mask
-from .forward import head_offset, index_type, load_tile, store_tile
+from .forward import head_offset, load_tile, store_tile, tile_index
 from .masks import column_tiles, key_bounds, program_tile, visible
 
 
@@ -18,10 +18,9 @@ def attention_delta(
     tile, head = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
     b, h = head // H, head % H
     row = tile * BLOCK_M
-    INDEX: tl.constexpr = index_type(WIDE)
     i = row + tl.arange(0, BLOCK_M)
     i_ok = i < T_q
-    rows, cols = tl.arange(0, BLOCK_M).to(INDEX), tl.arange(0, BLOCK_D).to(INDEX)
+    rows, cols = tile_index(BLOCK_M, WIDE), tile_index(BLOCK_D, WIDE)
     Out += head_offset(stride_o, b, h) + row.to(tl.int64) * stride_o[2]
     D_out += head_offset(stride_do, b, h) + row.to(tl.int64) * stride_do[2]
     out = load_tile(Out, rows, cols, stride_o[2], stride_o[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
@@ -117,9 +116,8 @@ def attention_dkdv(
     b, h_kv = kv_head // H_kv, kv_head % H_kv
     column = tile * BLOCK_N
 
-    INDEX: tl.constexpr = index_type(WIDE)
-    rows_m, rows_n = tl.arange(0, BLOCK_M).to(INDEX), tl.arange(0, BLOCK_N).to(INDEX)
-    cols_a, cols_b = tl.arange(0, D_A).to(INDEX), (D_A + tl.arange(0, max(D_B, 16))).to(INDEX)
+    rows_m, rows_n = tile_index(BLOCK_M, WIDE), tile_index(BLOCK_N, WIDE)
+    cols_a, cols_b = tile_index(D_A, WIDE), D_A + tile_index(max(D_B, 16), WIDE)
     j = column + tl.arange(0, BLOCK_N)  # (BLOCK_N,) key index
     j_ok = j < T_k
     Q += head_offset(stride_q, b, h_kv * GROUP)
@@ -257,9 +255,8 @@ def attention_dq(
     b, h = head // H, head % H
     row = tile * BLOCK_M
 
-    INDEX: tl.constexpr = index_type(WIDE)
-    rows_m, rows_n = tl.arange(0, BLOCK_M).to(INDEX), tl.arange(0, BLOCK_N).to(INDEX)
-    cols_a, cols_b = tl.arange(0, D_A).to(INDEX), (D_A + tl.arange(0, max(D_B, 16))).to(INDEX)
+    rows_m, rows_n = tile_index(BLOCK_M, WIDE), tile_index(BLOCK_N, WIDE)
+    cols_a, cols_b = tile_index(D_A, WIDE), D_A + tile_index(max(D_B, 16), WIDE)
     i = row + tl.arange(0, BLOCK_M)  # (BLOCK_M,) query index
     i_ok = i < T_q
     Q += head_offset(stride_q, b, h) + row.to(tl.int64) * stride_q[2]
@@ -288,7 +285,7 @@ def attention_dq(
         document_i = tl.load(Documents + T_k - T_q + i, mask=i_ok, other=0)[:, None]
 
     first_key, end_key = key_bounds(KeyStarts, KeyLengths, b, T_k)
-    left, num_left, full, num_full, right, num_right = column_tiles(
+    left, num_left, full, _, right, num_right = column_tiles(
         row, tl.minimum(row + BLOCK_M, T_q) - 1, lower, upper, first_key, end_key, Ranges, b * num_tiles + tile,
         BLOCK_N, HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
     )  # fmt: skip

@@ -32,9 +32,12 @@ def store_tile(Base, tile, rows, columns, stride_row, stride_column, row_ok, hea
 
 
 @triton.jit
-def index_type(WIDE: tl.constexpr):
-    """The type of offsets inside a tile: int64 only when a stride is so large that 256 rows of it overflow int32."""
-    return tl.int64 if WIDE else tl.int32
+def tile_index(N: tl.constexpr, WIDE: tl.constexpr):
+    """0 ... N - 1 for offsets inside a tile: int64 only when a stride is so large that 256 of it overflow int32."""
+    if WIDE:
+        return tl.arange(0, N).to(tl.int64)
+    else:
+        return tl.arange(0, N)
 
 
 @triton.jit
@@ -112,9 +115,8 @@ def attention_forward(
     b, h = head // H, head % H
     row = tile * BLOCK_M
 
-    INDEX: tl.constexpr = index_type(WIDE)
-    rows_m, rows_n = tl.arange(0, BLOCK_M).to(INDEX), tl.arange(0, BLOCK_N).to(INDEX)
-    cols_a, cols_b = tl.arange(0, D_A).to(INDEX), (D_A + tl.arange(0, max(D_B, 16))).to(INDEX)
+    rows_m, rows_n = tile_index(BLOCK_M, WIDE), tile_index(BLOCK_N, WIDE)
+    cols_a, cols_b = tile_index(D_A, WIDE), D_A + tile_index(max(D_B, 16), WIDE)
     i = row + tl.arange(0, BLOCK_M)  # (BLOCK_M,) query index
     i_ok = i < T_q
     Q += head_offset(stride_q, b, h) + row.to(tl.int64) * stride_q[2]
@@ -140,7 +142,7 @@ def attention_forward(
         document_i = tl.load(Documents + T_k - T_q + i, mask=i_ok, other=0)[:, None]
 
     first_key, end_key = key_bounds(KeyStarts, KeyLengths, b, T_k)
-    left, num_left, full, num_full, right, num_right = column_tiles(
+    left, num_left, full, _, right, num_right = column_tiles(
         row, tl.minimum(row + BLOCK_M, T_q) - 1, lower, upper, first_key, end_key, Ranges, b * num_tiles + tile,
         BLOCK_N, HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
     )  # fmt: skip
