@@ -1,0 +1,130 @@
+"""What a training run reports: speed against the hardware's peak, loss per token and per byte, and where it is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_log = logging.getLogger("fastgpt")
+
+# Dense bf16 tensor-core FLOP/s, float32 accumulation, from the vendors' data sheets (where only "with sparsity" is
+# printed: half of it). (pattern in the device's name, FLOP/s, source); the first match counts.
+PEAK_BF16 = (
+    (r"\bGB200\b", 2500e12, "NVIDIA GB200 NVL72 data sheet"),
+    (r"\bB200\b", 2250e12, "NVIDIA DGX B200 data sheet, per GPU"),
+    (r"\bH200 NVL\b", 835.5e12, "NVIDIA H200 data sheet"),
+    (r"\bH200\b", 989.5e12, "NVIDIA H200 data sheet"),
+    (r"\bH100 NVL\b", 835.5e12, "NVIDIA H100 data sheet"),
+    (r"\bH100 PCIe\b", 756.5e12, "NVIDIA H100 PCIe data sheet"),
+    (r"\bH100\b", 989.4e12, "NVIDIA H100 data sheet (SXM)"),
+    (r"\bA100\b", 312e12, "NVIDIA A100 data sheet"),
+    (r"\bL40S\b", 362e12, "NVIDIA L40S data sheet"),
+    (r"\bL4\b", 121e12, "NVIDIA L4 data sheet"),
+    (r"\bA10\b", 125e12, "NVIDIA A10 data sheet"),
+    (r"\bA40\b", 149.7e12, "NVIDIA A40 data sheet"),
+    (r"\bRTX A6000\b", 154.8e12, "NVIDIA RTX A6000 data sheet"),
+    (r"\bRTX 4090\b", 165.2e12, "NVIDIA Ada GPU architecture white paper"),
+    (r"\bRTX 3090\b(?! Ti)", 71e12, "NVIDIA Ampere GA102 GPU architecture white paper"),
+    (r"\bMI325X\b", 1307.4e12, "AMD Instinct MI325X data sheet"),
+    (r"\bMI300X\b", 1307.4e12, "AMD Instinct MI300X data sheet"),
+)
+
+MFU_FORMULA = "MFU = tokens/s · FLOPs per token (forward + backward, nothing recomputed) / dense bf16 peak"
+
+
+def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
+    """The peak of a GPU by its name, FLOP/s; None where the table has no row (and for other types than bf16)."""
+    if dtype != torch.bfloat16:
+        return None
+    return next((peak for pattern, peak, _ in PEAK_BF16 if re.search(pattern, device_name)), None)
+
+
+def mfu(tokens_per_second: float, flops_per_token: float, device: torch.device, dtype: torch.dtype) -> float | None:
+    """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B) as a fraction, or None on unknown hardware."""
+    if device.type != "cuda":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(device), dtype)
+    return None if peak is None else tokens_per_second * flops_per_token / peak
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak so far: allocated on the GPU, or the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), loss in nats per token; inf where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def bits_per_byte(total_nats: float, total_bytes: int) -> float | None:
+    """Loss over a text in bits per byte of it, which does not depend on the tokenizer; None for no bytes."""
+    return total_nats / math.log(2) / total_bytes if total_bytes else None
+
+
+class MetricsLog:
+    """One JSON object per line in `path`: a step's measurements, readable while the run goes on."""
+
+    def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
+        """Lines of steps after `keep_steps` (of a run that went on beyond its last checkpoint) are dropped."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(path) if line["step"] <= keep_steps] if path.exists() else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut by a crash is left out."""
+    lines = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Scalars:
+    """TensorBoard scalars, or nothing (with one hint in the log) where TensorBoard is not installed."""
+
+    def __init__(self, folder: Path, *, enabled: bool, first_step: int = 0) -> None:
+        self._writer = None
+        if not enabled:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            _log.warning("TensorBoard is not installed, so no scalars; `pip install 'fastgpt-triton[train]'`")
+            return
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, step: int, values: dict[str, float | None]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
