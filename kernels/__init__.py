@@ -8,9 +8,23 @@ import os as _os
 
 from . import reference
 from .attention import flash_attention
+from .attention.sdpa import scaled_dot_product_attention
+from .attention.weights import attention_weights
 from .interpreter import interpret
+from .linear_cross_entropy import cross_entropy, linear_cross_entropy
+from .layer_norm import add_layer_norm, layer_norm
 
-__all__ = ["flash_attention", "interpret", "reference"]
+__all__ = [
+    "add_layer_norm",
+    "attention_weights",
+    "cross_entropy",
+    "flash_attention",
+    "interpret",
+    "layer_norm",
+    "linear_cross_entropy",
+    "reference",
+    "scaled_dot_product_attention",
+]
 
 if _os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
     from .interpreter.context import prepare_process as _prepare_process

@@ -1,0 +1,105 @@
+"""Device code: LayerNorm backward. One pass over the rows gives dx and partial sums of dweight and dbias.
+
+With xhat = (h - mean) · rstd and g = dy · weight, both (M, N), and means taken over the columns:
+
+    dh = rstd · (g - mean(g) - xhat · mean(g · xhat))        dweight = Σ_rows dy · xhat        dbias = Σ_rows dy
+
+For add_layer_norm, h = residual + dropout(x) is also an output, whose gradient is added to dh; then d_residual = dh and
+dx = dh · dropout factor, with the mask drawn again from its seed.
+"""
+
+import triton
+import triton.language as tl
+
+from .forward import dropout_factor, row_indices
+
+
+@triton.jit
+def store_input_gradients(
+    dh, DHout, Seed, DH, DX, row, cols, mask, stride_dhm, threshold, scale, N: tl.constexpr
+):  # fmt: skip
+    """Add the gradient that reaches h directly, and store the gradients of residual and x. dh (block_m, block_n)."""
+    if DHout is not None:
+        dh += tl.load(DHout + row * stride_dhm + cols, mask=mask, other=0.0).to(tl.float32)
+    if DH is not None:
+        tl.store(DH + row * N + cols, dh.to(DH.dtype.element_ty), mask=mask)
+    if DX is not None:
+        if Seed is not None:
+            dh *= dropout_factor(Seed, row, cols, threshold, scale)
+        tl.store(DX + row * N + cols, dh.to(DX.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["M", "threshold"])
+def layer_norm_backward(
+    DY, DHout, H, Weight, Stats, Seed, DH, DX, Partials,
+    M, stride_dym, stride_dhm, stride_hm, threshold, scale,
+    N: tl.constexpr, need_dweight: tl.constexpr, need_dbias: tl.constexpr, aligned: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """A fixed number of programs walk over the rows, `block_m` at a time, each summing its own rows' weight gradients.
+
+    DY, H        (M, N) with row strides; H is what was normalised: x, or the new residual
+    DHout        (M, N) with row stride: the gradient of the new residual, or None
+    Stats        (2, M) float32: mean, rstd
+    DH, DX       (M, N) contiguous, None where not asked for: gradients of h (the residual) and of the dropped x
+    Partials     (need_dweight + need_dbias, programs, N) float32
+    """
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    cols = tl.arange(0, block_n)[None, :]  # (1, block_n)
+    if aligned > 1:
+        stride_dym = tl.multiple_of(stride_dym, aligned)
+        stride_hm = tl.multiple_of(stride_hm, aligned)
+        if DHout is not None:
+            stride_dhm = tl.multiple_of(stride_dhm, aligned)
+    if Weight is not None:
+        weight = tl.load(Weight + cols, mask=cols < N, other=0.0).to(tl.float32)  # (1, block_n)
+    # Summed per row of the tile, and over its rows only once, after the loop: no exchange between threads inside it.
+    dweight = tl.zeros((block_m, block_n), tl.float32)
+    dbias = tl.zeros((block_m, block_n), tl.float32)
+
+    for tile in tl.range(program, tl.cdiv(M, block_m), programs, num_stages=stages):
+        row = row_indices(tile, block_m)  # (block_m, 1)
+        mask = (row < M) & (cols < N)  # (block_m, block_n)
+        h = tl.load(H + row * stride_hm + cols, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(DY + row * stride_dym + cols, mask=mask, other=0.0).to(tl.float32)
+        mean = tl.load(Stats + row, mask=row < M, other=0.0)  # (block_m, 1)
+        rstd = tl.load(Stats + M + row, mask=row < M, other=0.0)
+        xhat = tl.where(mask, (h - mean) * rstd, 0.0)  # (block_m, block_n)
+        if need_dweight:
+            dweight += dy * xhat
+        if need_dbias:
+            dbias += dy
+        if (DH is not None) or (DX is not None):
+            g = dy
+            if Weight is not None:
+                g = dy * weight
+            mean_gx = tl.sum(g * xhat, axis=1, keep_dims=True) / N  # (block_m, 1)
+            mean_g = tl.sum(g, axis=1, keep_dims=True) / N
+            dh = (g - mean_g - xhat * mean_gx) * rstd
+            store_input_gradients(dh, DHout, Seed, DH, DX, row, cols, mask, stride_dhm, threshold, scale, N)
+
+    partial = Partials + program * N + tl.arange(0, block_n)
+    if need_dweight:
+        tl.store(partial, tl.sum(dweight, axis=0), mask=tl.arange(0, block_n) < N)
+        partial += programs * N
+    if need_dbias:
+        tl.store(partial, tl.sum(dbias, axis=0), mask=tl.arange(0, block_n) < N)
+
+
+@triton.jit(do_not_specialize=["P"])
+def reduce_partials(
+    Partials, Out0, Out1, P, N: tl.constexpr, block_p: tl.constexpr, block_n: tl.constexpr
+):  # fmt: skip
+    """Sum (k, P, N) float32 partials over P, always in the same order, into Out0 (and Out1), (N,) of their own dtypes."""
+    which = tl.program_id(1)
+    cols = tl.program_id(0) * block_n + tl.arange(0, block_n)  # (block_n,)
+    total = tl.zeros((block_p, block_n), tl.float32)
+    for start in tl.range(0, P, block_p):
+        p = start + tl.arange(0, block_p)  # (block_p,)
+        mask = (p < P)[:, None] & (cols < N)[None, :]
+        total += tl.load(Partials + (which * P + p)[:, None] * N + cols[None, :], mask=mask, other=0.0)
+    out = tl.sum(total, axis=0)  # (block_n,)
+    if which == 0:
+        tl.store(Out0 + cols, out.to(Out0.dtype.element_ty), mask=cols < N)
+    else:
+        tl.store(Out1 + cols, out.to(Out1.dtype.element_ty), mask=cols < N)

@@ -1,0 +1,163 @@
+"""Launches of the LayerNorm kernels: allocation, grid, tile choice.
+
+Tensors come in their own shapes with `d` trailing normalised dimensions; kernels see them as (M, N) rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+from .. import _runtime
+from .._random import drop_threshold
+from . import tiles
+from .backward import layer_norm_backward, reduce_partials
+from .forward import layer_norm_forward
+from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_forward_long
+
+
+def as_rows(x: Tensor, M: int, N: int) -> tuple[Tensor, int]:
+    """A tensor whose memory is M rows of N neighbouring elements, and the stride of the rows. Copies only if it must."""
+    if x.is_contiguous():
+        return x, N
+    try:
+        rows = x.view(M, N)
+    except RuntimeError:  # leading dimensions that cannot be merged, or normalised ones that are not contiguous
+        return x.contiguous(), N
+    return (rows, rows.stride(0)) if N == 1 or rows.stride(1) == 1 else (x.contiguous(), N)
+
+
+def alignment(N: int, *rows: tuple[Tensor, int]) -> int:
+    """Elements in 16 bytes of the narrowest tensor if every row of every tensor starts on such a boundary, else 1.
+
+    Triton loads 16 bytes per instruction only if it is told, and a row of 1032 columns does not tell by itself. There
+    is nothing in between 1 and 16 bytes, so that a row's bits do not depend on where its tensor happens to start.
+    """
+    elements = 16 // min(tensor.element_size() for tensor, _ in rows)
+    if N % elements:
+        return 1
+    for tensor, stride in rows:
+        if stride % elements or tensor.data_ptr() % 16:
+            return 1
+    return elements
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    d: int,
+    eps: float,
+    dropout_p: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, new_residual, stats): y and new_residual contiguous, in x's shape; stats (2, M) float32 of mean and rstd.
+
+    With residual None, new_residual is an empty tensor. One launch.
+    """
+    M, N = rows_and_columns(x, d)
+    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    new_residual = x.new_empty(0) if residual is None else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
+    stats = torch.empty((2, M), dtype=torch.float32, device=x.device)
+    if y.numel() == 0:
+        return y, new_residual, stats
+    inputs = [as_rows(x, M, N)] + ([] if residual is None else [as_rows(residual, M, N)])
+    (x_rows, stride_xm), (residual_rows, stride_rm) = inputs[0], (inputs[1:] or [(None, 0)])[0]
+    arguments = (
+        x_rows, residual_rows, contiguous(weight), contiguous(bias), seed,
+        y, None if residual is None else new_residual, stats,
+        M, stride_xm, stride_rm, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
+    )  # fmt: skip
+    tile = tiles.forward_tile(N, max(rows.element_size() for rows, _ in inputs))
+    aligned = alignment(N, *inputs)
+    with _runtime.on_device_of(x):
+        if tile.long:
+            layer_norm_forward_long[(M,)](
+                *arguments, N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps
+            )
+        else:
+            layer_norm_forward[(triton.cdiv(M, tile.block_m),)](
+                *arguments, N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps
+            )
+    return y, new_residual, stats
+
+
+def backward(
+    dy: Tensor,
+    dh_out: Tensor | None,
+    h: Tensor,
+    weight: Tensor | None,
+    stats: Tensor,
+    seed: Tensor | None,
+    d: int,
+    dropout_p: float,
+    dh_dtype: torch.dtype | None,
+    dx_dtype: torch.dtype | None,
+    dweight_dtype: torch.dtype | None,
+    dbias_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dh, dx, dweight, dbias) in the dtypes given; a dtype of None: not wanted, and an empty tensor in its place.
+
+    dy is y's gradient, dh_out the gradient of the new residual (or None), h what was normalised. One launch, and a
+    second one that sums the partial sums of dweight and dbias.
+    """
+    M, N = rows_and_columns(h, d)
+
+    def new(dtype: torch.dtype | None, shape: torch.Size) -> Tensor:
+        return torch.empty(shape if dtype is not None else (0,), dtype=dtype or torch.float32, device=h.device)
+
+    dh, dx = new(dh_dtype, h.shape), new(dx_dtype, h.shape)
+    dweight, dbias = (new(dtype, h.shape[h.dim() - d :]) for dtype in (dweight_dtype, dbias_dtype))
+    if h.numel() == 0:
+        return dh, dx, dweight.zero_(), dbias.zero_()
+    DH, DX = (None if dtype is None else t for t, dtype in ((dh, dh_dtype), (dx, dx_dtype)))
+    sums = [t for t, dtype in ((dweight, dweight_dtype), (dbias, dbias_dtype)) if dtype is not None]
+
+    inputs = [as_rows(dy, M, N), as_rows(h, M, N)] + ([] if dh_out is None else [as_rows(dh_out, M, N)])
+    (DY, stride_dym), (H, stride_hm), (DHout, stride_dhm) = (*inputs, (None, 0))[:3]
+    scalars = (M, stride_dym, stride_dhm, stride_hm, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
+    aligned = alignment(N, *inputs)
+    tile = tiles.backward_tile(N, max(rows.element_size() for rows, _ in inputs), _runtime.target_of(h))
+    with _runtime.on_device_of(h):
+        if tile.long:
+            if DH is not None or DX is not None:
+                layer_norm_dh_long[(M,)](
+                    DY, DHout, H, contiguous(weight), stats, seed, DH, DX, *scalars,
+                    N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps,
+                )  # fmt: skip
+            if sums:
+                block = tiles.DWEIGHT_LONG
+                layer_norm_dweight_long[(triton.cdiv(N, block.block_n),)](
+                    DY, H, stats, None if dweight_dtype is None else dweight, None if dbias_dtype is None else dbias,
+                    M, stride_dym, stride_hm,
+                    N=N, aligned=aligned, block_m=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
+                )  # fmt: skip
+            return dh, dx, dweight, dbias
+        programs = min(tile.programs, triton.cdiv(M, tile.block_m))
+        partials = torch.empty((len(sums), programs, N), dtype=torch.float32, device=h.device) if sums else None
+        layer_norm_backward[(programs,)](
+            DY, DHout, H, contiguous(weight), stats, seed, DH, DX, partials, *scalars,
+            N=N, need_dweight=dweight_dtype is not None, need_dbias=dbias_dtype is not None, aligned=aligned,
+            block_m=tile.block_m, block_n=tile.block_n, stages=tile.stages, num_warps=tile.num_warps,
+        )  # fmt: skip
+        if sums:
+            block = tiles.REDUCE
+            reduce_partials[(triton.cdiv(N, block.block_n), len(sums))](
+                partials, sums[0], sums[-1], programs,
+                N=N, block_p=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
+            )  # fmt: skip
+    return dh, dx, dweight, dbias
+
+
+def rows_and_columns(x: Tensor, d: int) -> tuple[int, int]:
+    """(M, N): the products of the leading dimensions and of the `d` trailing ones."""
+    return math.prod(x.shape[: x.dim() - d]), math.prod(x.shape[x.dim() - d :])
+
+
+def contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
