@@ -1,0 +1,79 @@
+"""Argument checks and reductions that both public functions share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_floating(function: str, **tensors: Tensor | None) -> None:
+    """Raise TypeError unless every tensor has a dtype that the kernels take."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"{function}: {name} is {tensor.dtype}, and the kernels take float32, float16 and bfloat16; convert "
+                f"it, or use fastgpt.kernels.reference.{function}"
+            )
+
+
+def check_target(function: str, target: Tensor, shape: torch.Size, of: str) -> None:
+    """Raise unless `target` holds class indices of `shape`, the leading shape of the argument `of`."""
+    if target.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"{function}: target is {target.dtype}, expected int64 or int32 class indices; use target.long(). For "
+            "class probabilities use torch.nn.functional.cross_entropy"
+        )
+    if target.shape != shape:
+        raise ValueError(
+            f"{function}: target has shape {tuple(target.shape)}, expected {tuple(shape)}, the shape of {of} without "
+            "its last dimension; reshape it"
+        )
+
+
+def check_settings(
+    function: str, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float, softcap: float | None
+) -> None:
+    """Raise ValueError or TypeError for a setting out of its range."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'{function}: reduction is {reduction!r}, use "mean", "sum" or "none"')
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | torch.SymInt):
+        raise TypeError(f"{function}: ignore_index is {ignore_index!r}, expected an int (-100 is torch's default)")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{function}: label_smoothing is {label_smoothing}, use a value in [0, 1]")
+    if not 0.0 <= z_loss < float("inf"):
+        raise ValueError(f"{function}: z_loss is {z_loss}, use a finite weight >= 0 (0 switches it off)")
+    if softcap is not None and not 0.0 < softcap < float("inf"):
+        raise ValueError(f"{function}: softcap is {softcap}, use a finite value > 0, or None for no cap")
+
+
+def reduced(losses: Tensor, counts: Tensor, reduction: str) -> Tensor:
+    """losses (N,), 0 where ignored -> their mean over rows that count (NaN if none does), their sum, or themselves."""
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total / counts[0] if reduction == "mean" else total
+
+
+def upstream_rows(grad_loss: Tensor | None, counts: Tensor, reduction: str, N: int) -> Tensor:
+    """(N,) float32, stride 0 where one value serves all rows: d(what is differentiated) / d(each row's loss)."""
+    if grad_loss is None:
+        return torch.zeros((), dtype=torch.float32, device=counts.device).expand(N)
+    if reduction == "none":
+        return grad_loss
+    if reduction == "mean":
+        grad_loss = torch.where(counts[0] > 0, grad_loss / counts[0], 0.0)
+    return grad_loss.expand(N)
+
+
+def raise_if_differentiated_again(grad: Tensor | None) -> Tensor | None:
+    """Under create_graph=True, a gradient through which a second derivative raises rather than coming out as 0.
+
+    The gradients saved by the forward pass have no history, so without this nothing would connect the backward
+    operators, which raise when differentiated, to the graph.
+    """
+    if grad is None or not torch.is_grad_enabled() or grad.requires_grad:
+        return grad
+    return grad.detach().requires_grad_()
