@@ -10,18 +10,21 @@ from . import reference
 from .attention import flash_attention
 from .attention.sdpa import scaled_dot_product_attention
 from .attention.weights import attention_weights
+from .ffn.op import gelu_ffn, linear_gelu
 from .interpreter import interpret
-from .linear_cross_entropy import cross_entropy, linear_cross_entropy
 from .layer_norm import add_layer_norm, layer_norm
+from .linear_cross_entropy import cross_entropy, linear_cross_entropy
 
 __all__ = [
     "add_layer_norm",
     "attention_weights",
     "cross_entropy",
     "flash_attention",
+    "gelu_ffn",
     "interpret",
     "layer_norm",
     "linear_cross_entropy",
+    "linear_gelu",
     "reference",
     "scaled_dot_product_attention",
 ]

@@ -205,8 +205,10 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return F.gelu(x, approximate=approximate)
 
 
-def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None, approximate: str = "none") -> Tensor:
-    """gelu(x wᵀ + b). x (..., d_in), w (d_out, d_in), b (d_out)."""
+def linear_gelu(
+    x: Tensor, w: Tensor, b: Tensor | None = None, approximate: str = "none", *, path: str = "auto"
+) -> Tensor:
+    """gelu(x wᵀ + b). x (..., d_in), w (d_out, d_in), b (d_out). There is one path here: `path` changes nothing."""
     return gelu(F.linear(x, w, b), approximate)
 
 
@@ -217,9 +219,24 @@ def gelu_ffn(
     w2: Tensor,
     b2: Tensor | None,
     approximate: str = "none",
+    *,
+    recompute: bool = False,
+    dropout_p: float = 0.0,
+    residual: Tensor | None = None,
+    path: str = "auto",
+    dropout_mask: Tensor | None = None,
 ) -> Tensor:
-    """gelu(x w1ᵀ + b1) w2ᵀ + b2. x (..., d_in), w1 (d_hidden, d_in), w2 (d_out, d_hidden)."""
-    return F.linear(linear_gelu(x, w1, b1, approximate), w2, b2)
+    """residual + dropout(gelu(x w1ᵀ + b1) w2ᵀ + b2). x (..., d_in), w1 (d_hidden, d_in), w2 (d_out, d_hidden).
+
+    `recompute` and `path` choose how the kernels get there and change nothing here. `dropout_mask` (..., d_out), bool,
+    True = kept, replaces the random mask (tests compare with the kernels' own).
+    """
+    y = F.linear(linear_gelu(x, w1, b1, approximate), w2, b2)
+    if dropout_mask is not None:
+        y = y * dropout_mask / (1.0 - dropout_p)
+    elif dropout_p > 0.0:
+        y = F.dropout(y, dropout_p)
+    return y if residual is None else residual + y
 
 
 def cross_entropy(
@@ -232,15 +249,16 @@ def cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     return_lse: bool = False,
+    inplace: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Cross-entropy of (..., V) logits with (...) targets, in float32 or better.
+    """Cross-entropy of (..., V) logits with (...) targets, in float32 or better. `inplace` changes nothing here.
 
     softcap c: logits -> c · tanh(logits / c), before everything else (Gemma 2). z_loss w: adds w · lse² to each row
     that is not ignored (PaLM, arXiv 2204.02311 §5). Reductions as in torch: "mean" is over rows not ignored.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     wide = wide if softcap is None else softcap * torch.tanh(wide / softcap)
-    rows, flat = wide.reshape(-1, wide.shape[-1]), target.reshape(-1)  # (N, V), (N,)
+    rows, flat = wide.reshape(-1, wide.shape[-1]), target.reshape(-1).long()  # (N, V), (N,)
     loss = F.cross_entropy(rows, flat, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing)
     lse = torch.logsumexp(rows, dim=-1)
     valid = flat != ignore_index
@@ -265,8 +283,10 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     return_lse: bool = False,
+    *,
+    num_chunks: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """cross_entropy(x weightᵀ + bias, target, ...). x (..., d), weight (V, d), bias (V), target (...)."""
+    """cross_entropy(x weightᵀ + bias, target, ...), in one chunk. x (..., d), weight (V, d), bias (V), target (...)."""
     logits = F.linear(x, weight, bias)
     return cross_entropy(
         logits, target, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,

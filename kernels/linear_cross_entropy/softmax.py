@@ -33,7 +33,7 @@ def tanh(z):
 
 @triton.jit
 def load_logits(Row, Bias, offs, V, columns, softcap):
-    """(y, slope): capped logits of columns `offs`, -inf beyond V, and dy/dx (1.0 without a softcap); (block,) float32."""
+    """(y, slope): capped logits of columns `offs`, -inf beyond V; dy/dx, 1.0 without softcap. (block,) float32."""
     inside = offs < columns  # not `offs < V`: a bound that 16 divides lets the compiler read 16 bytes at a time
     x = tl.load(Row + offs, mask=inside, other=0.0).to(tl.float32)  # (block,)
     if Bias is not None:
