@@ -1,0 +1,267 @@
+"""Launch: allocation, tile look-up and grids of the FFN's kernels. Matrices here are 2-D; M counts tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .. import _runtime
+from . import backward as bwd
+from . import elementwise, tiles
+from . import forward as fwd
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def precision_of(x: Tensor) -> str:
+    """How float32 products multiply: "tf32" where torch's flag allows it, else "ieee"."""
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" and _runtime.target_of(x).backend == "cuda"
+    return "tf32" if allowed and x.dtype == torch.float32 else "ieee"
+
+
+def _can_tma(*matrices: Tensor) -> bool:
+    """TMA wants contiguous rows that start on 16-byte boundaries."""
+    return _runtime.target_of(matrices[0]).has_tma and all(
+        m.dtype in _HALF and m.stride(1) == 1 and m.stride(0) > 0 and m.stride(0) % 8 == 0 and m.data_ptr() % 16 == 0
+        for m in matrices
+    )
+
+
+def _operand(matrix: Tensor, block: list[int], tma: bool) -> Any:
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), block) if tma else matrix
+
+
+class _Product:
+    """What the launch of one product needs: its tile, whether operands come by TMA, and who computes it."""
+
+    def __init__(self, role: str, path: str, a: Tensor, b: Tensor, depth: int) -> None:
+        target = _runtime.target_of(a)
+        self.precision = precision_of(a)
+        self.tma = _can_tma(a, b)
+        kind = tiles.kind_of(a.dtype, self.precision, self.tma)
+        self.tile = tiles.product_tile(target, kind, role)
+        self.programs = target.num_sms * self.tile.programs_per_sm
+        empty = a.numel() == 0 or b.numel() == 0
+        self.triton = not empty and tiles.runs_in_triton(path, target, kind, role, depth)
+
+    def count(self, M: int, N: int) -> int:
+        return triton.cdiv(M, self.tile.block_m) * triton.cdiv(N, self.tile.block_n)
+
+    def grid(self, work: int) -> tuple[int]:
+        return (min(work, self.programs),)
+
+    def options(self) -> dict[str, Any]:
+        t = self.tile
+        return dict(
+            tma=self.tma, precision=self.precision, block_m=t.block_m, block_n=t.block_n, block_k=t.block_k,
+            group_m=t.group_m, num_warps=t.num_warps, num_stages=t.num_stages,
+        )  # fmt: skip
+
+    def out(self, tma_out: bool, matrix: Tensor) -> Any:
+        return _operand(matrix, [self.tile.block_m, self.tile.block_n], tma_out)
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def up(x: Tensor, w: Tensor, b: Tensor | None, tanh: bool, save_pre: bool, path: str) -> tuple[Tensor, Tensor | None]:
+    """(gelu(x wᵀ + b), x wᵀ + b or None); x (M, d_in), w (d_hidden, d_in)."""
+    (M, K), N = x.shape, w.shape[0]
+    product = _Product("up", path, x, w, K)
+    if not product.triton:
+        pre = pre_activation(x, w, b)
+        act = torch.empty_like(pre) if save_pre else pre
+        _gelu(pre, act, tanh)
+        return act, pre if save_pre else None
+    act = x.new_empty(M, N)
+    pre = x.new_empty(M, N) if save_pre else None
+    tile, out_tma = product.tile, product.tma and _can_tma(act)
+    fwd.up_kernel[product.grid(product.count(M, N))](
+        _operand(x, [tile.block_m, tile.block_k], product.tma), _operand(w, [tile.block_n, tile.block_k], product.tma),
+        b, product.out(out_tma, pre if save_pre else act), product.out(out_tma, act),
+        x.stride(0), x.stride(1), w.stride(1), w.stride(0), b.stride(0) if b is not None else 0, N, N, M, N, K,
+        has_bias=b is not None, save_pre=save_pre, tanh=tanh, tma_out=out_tma, **product.options(),
+    )  # fmt: skip
+    return act, pre
+
+
+def pre_activation(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """x wᵀ + b by cuBLAS."""
+    return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
+
+
+def _gelu(pre: Tensor, act: Tensor, tanh: bool) -> None:
+    if pre.numel():
+        elementwise.gelu_kernel[(triton.cdiv(pre.numel(), 2048),)](
+            pre, act, pre.numel(), tanh=tanh, block=2048, num_warps=8
+        )
+
+
+def down(
+    a: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, seed: Tensor | None, drop: tuple[int, float],
+    path: str,
+) -> Tensor:  # fmt: skip
+    """residual + dropout(a wᵀ + b); a (M, d_hidden), w (d_out, d_hidden); drop = (threshold, 1 / (1 - p))."""
+    (M, K), N = a.shape, w.shape[0]
+    product = _Product("down", path, a, w, K)
+    dtype = a.dtype if residual is None else residual.dtype
+    residual = None if residual is None else _rows_contiguous(residual)
+    if not product.triton:
+        y = pre_activation(a, w, b)
+        if (residual is None and seed is None) or not y.numel():
+            return y.to(dtype)
+        out = y if dtype == y.dtype else y.new_empty(M, N, dtype=dtype)
+        elementwise.finish_kernel[(triton.cdiv(M, 16), triton.cdiv(N, 128))](
+            y, residual, seed, out, N, residual.stride(0) if residual is not None else 0, N, M, N, *drop,
+            has_dropout=seed is not None, has_residual=residual is not None, block_m=16, block_n=128, num_warps=4,
+        )  # fmt: skip
+        return out
+    out = a.new_empty(M, N, dtype=dtype)
+    tile = product.tile
+    out_tma = product.tma and _can_tma(out) and (residual is None or _can_tma(residual))
+    fwd.down_kernel[product.grid(product.count(M, N))](
+        _operand(a, [tile.block_m, tile.block_k], product.tma), _operand(w, [tile.block_n, tile.block_k], product.tma),
+        b, None if residual is None else product.out(out_tma, residual), seed, product.out(out_tma, out),
+        a.stride(0), a.stride(1), w.stride(1), w.stride(0), b.stride(0) if b is not None else 0,
+        residual.stride(0) if residual is not None else 0, N, M, N, K, *drop,
+        has_bias=b is not None, has_dropout=seed is not None, has_residual=residual is not None, tma_out=out_tma,
+        **product.options(),
+    )  # fmt: skip
+    return out
+
+
+def prepare_grad(
+    dout: Tensor, seed: Tensor | None, drop: tuple[int, float], dtype: torch.dtype, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(dy, sum of dy's rows or None): dropout's mask applied to dout (M, N), in `dtype`, with contiguous rows."""
+    M, N = dout.shape
+    rewrite = seed is not None or dout.dtype != dtype or (N > 1 and dout.stride(1) != 1) or dout.stride(0) == 0
+    if not M or not N:
+        return dout.to(dtype), dout.new_zeros(N, dtype=dtype) if bias else None
+    if not rewrite and not bias:
+        return dout, None
+    dy = dout.new_empty(M, N, dtype=dtype) if rewrite else dout
+    bands, rows = _bands(M)
+    parts = dout.new_empty(bands, N, dtype=torch.float32) if bias else None
+    elementwise.prepare_grad_kernel[(bands, triton.cdiv(N, 128))](
+        dout, seed, dy, parts, dout.stride(0), dout.stride(1), dy.stride(0), M, N, rows, *drop,
+        has_dropout=seed is not None, has_bias=bias, write_dy=rewrite, block_m=16, block_n=128, num_warps=4,
+    )  # fmt: skip
+    return dy, sum_parts(parts, dout.new_empty(N, dtype=dtype)) if bias else None
+
+
+def _bands(M: int) -> tuple[int, int]:
+    """(bands, rows in each): a column sum's partial sums, one a band. Depends on M alone, hence deterministic."""
+    rows = 64 if M <= 8192 else triton.cdiv(M, 128 * 16) * 16
+    return triton.cdiv(M, rows), rows
+
+
+def sum_parts(parts: Tensor, out: Tensor) -> Tensor:
+    """out = the sum over dimension 0 of float32 partial sums, in a fixed order, rounded once."""
+    count, N = parts.shape[0], out.numel()
+    block_p, block_n = (16, 64) if count > 16 else (1, 1024)
+    if N:
+        elementwise.sum_parts_kernel[(triton.cdiv(N, block_n),)](
+            parts, out, count, N, block_p=block_p, block_n=block_n, num_warps=4
+        )
+    return out
+
+
+def dgelu(
+    dy: Tensor, w: Tensor, pre: Tensor, dpre: Tensor, act: bool, bias: bool, tanh: bool, path: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Fill dpre = (dy w) ⊙ gelu'(pre); returns (gelu(pre) or None, partial sums of dpre's rows or None).
+
+    dy (M, d_out); w (d_out, N), pre and dpre (M, N) may be columns of larger matrices; dpre may be pre itself.
+    """
+    (M, K), N = dy.shape, w.shape[1]
+    product = _Product("dgelu", path, dy, w, K)
+    if not product.triton:
+        return dgelu_pass(torch.mm(dy, w), pre, dpre, act, bias, tanh)
+    tile = product.tile
+    out = dy.new_empty(M, N) if act else None
+    parts = dy.new_empty(triton.cdiv(M, tile.block_m), N, dtype=torch.float32) if bias else None
+    out_tma = product.tma and _can_tma(pre, dpre) and (out is None or _can_tma(out))
+    bwd.dgelu_kernel[product.grid(product.count(M, N))](
+        _operand(dy, [tile.block_m, tile.block_k], product.tma), _operand(w, [tile.block_k, tile.block_n], product.tma),
+        product.out(out_tma, pre), product.out(out_tma, dpre), product.out(out_tma, out if act else dpre), parts,
+        dy.stride(0), dy.stride(1), w.stride(0), w.stride(1), pre.stride(0), dpre.stride(0), N, M, N, K,
+        has_bias=bias, write_act=act, tanh=tanh, tma_out=out_tma, **product.options(),
+    )  # fmt: skip
+    return out, parts
+
+
+def dgelu_pass(
+    dact: Tensor, pre: Tensor, dpre: Tensor, act: bool, bias: bool, tanh: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """`dgelu` from dact = dy w, which it overwrites with the activation if that is asked for."""
+    M, N = dact.shape
+    bands, rows = _bands(max(M, 1))
+    parts = dact.new_empty(bands, N, dtype=torch.float32) if bias else None
+    if dact.numel():
+        elementwise.dgelu_pass_kernel[(bands, triton.cdiv(N, 128))](
+            dact, pre, dpre, dact, parts, dact.stride(0), pre.stride(0), dpre.stride(0), dact.stride(0), M, N, rows,
+            has_bias=bias, write_act=act, tanh=tanh, block_m=16, block_n=128, num_warps=4,
+        )  # fmt: skip
+    elif bias:
+        parts.zero_()
+    return dact if act else None, parts
+
+
+def input_grad(dpre: Tensor, w: Tensor, path: str) -> Tensor:
+    """dpre w: (M, N) x (N, d_in)."""
+    product = _Product("dx", path, dpre, w, w.shape[0])
+    if not product.triton:
+        return torch.mm(dpre, w)
+    return _plain_product(product, dpre, w, a_is_km=False)
+
+
+def weight_grad(dy: Tensor, x: Tensor, path: str, out: Tensor | None = None) -> Tensor:
+    """dyᵀ x, summed over tokens in float32: (M, N) x (M, K) -> (N, K); into `out` if given."""
+    product = _Product("dw", path, dy, x, dy.shape[0])
+    if not product.triton:
+        with _float32_reductions():
+            return torch.mm(dy.t(), x) if out is None else torch.mm(dy.t(), x, out=out)
+    return _plain_product(product, dy.t(), x, a_is_km=True, out=out)
+
+
+def _plain_product(product: _Product, a: Tensor, b: Tensor, a_is_km: bool, out: Tensor | None = None) -> Tensor:
+    """a b for a (M, K), b (K, N). With `a_is_km`, a is a transposed view of the memory."""
+    (M, K), N = a.shape, b.shape[1]
+    tile = product.tile
+    splits, k_per_split = 1, triton.cdiv(K, tile.block_k) * tile.block_k
+    if a_is_km:  # a weight's gradient
+        splits, k_per_split = tiles.split_k(product.count(M, N), K, tile.block_k, product.programs)
+    result = a.new_empty(M, N) if out is None else out
+    c = a.new_empty(splits, M, N, dtype=torch.float32) if splits > 1 else result
+    out_tma = product.tma and splits == 1 and _can_tma(result)
+    block_a = [tile.block_k, tile.block_m] if a_is_km else [tile.block_m, tile.block_k]
+    bwd.product_kernel[product.grid(product.count(M, N) * splits)](
+        _operand(a.t() if a_is_km else a, block_a, product.tma), _operand(b, [tile.block_k, tile.block_n], product.tma),
+        product.out(out_tma, c), a.stride(0), a.stride(1), b.stride(0), b.stride(1),
+        M * N, N if splits > 1 else result.stride(0), M, N, K, k_per_split, splits,
+        a_is_km=a_is_km, tma_out=out_tma, **product.options(),
+    )  # fmt: skip
+    if splits == 1:
+        return result
+    summed = sum_parts(c.view(splits, M * N), a.new_empty(M, N))
+    return summed if out is None else out.copy_(summed)
+
+
+@contextlib.contextmanager
+def _float32_reductions() -> Iterator[None]:
+    """cuBLAS may add the parts of a split sum in half precision if torch lets it; a weight's gradient may not."""
+    flags = torch.backends.cuda.matmul
+    saved = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
+    flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = saved

@@ -1,0 +1,87 @@
+"""Tables: the tile of each product by GPU and dtype, and which products run in Triton and which in cuBLAS.
+
+No choice is made by timing at run time. See VARIANTS.md for what the tables are based on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .._runtime import Target
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One program computes block_m x block_n of the output, block_k deep at a time.
+
+    programs_per_sm  how many programs share a multiprocessor: the kernels are persistent, and start no more than
+                     programs_per_sm * num_sms programs
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int = 1
+    group_m: int = 8
+
+
+# (generation, kind of operands) -> tile. "up" also serves "down" and "dx"; kinds are those of `kind_of`.
+_TILES = {
+    ("hopper", "half-tma"): Tile(128, 128, 64, num_warps=8, num_stages=3, programs_per_sm=1),
+    ("hopper", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3),
+    ("hopper", "tf32"): Tile(128, 64, 32, num_warps=4, num_stages=3),
+    ("ampere", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3),
+    ("ampere", "tf32"): Tile(128, 64, 32, num_warps=8, num_stages=2),
+    ("amd", "half"): Tile(128, 128, 32, num_warps=8, num_stages=2),
+    ("any", "ieee"): Tile(64, 64, 16, num_warps=8, num_stages=2),
+}
+
+
+def kind_of(dtype: torch.dtype, precision: str, tma: bool) -> str:
+    """What the main loop multiplies: "half-tma", "half" (fp16, bf16), "tf32" or "ieee" (float32)."""
+    if dtype == torch.float32:
+        return precision
+    return "half-tma" if tma else "half"
+
+
+def product_tile(target: Target, kind: str, role: str) -> Tile:
+    """The tile of the product `role`: "up", "down", "dgelu", "dx" or "dw"."""
+    if kind == "ieee":
+        return _TILES["any", "ieee"]
+    generation = "amd" if target.backend == "hip" else "hopper" if target.has_tma else "ampere"
+    return _TILES[generation, kind]
+
+
+def runs_in_triton(path: str, target: Target, kind: str, role: str, depth: int) -> bool:
+    """Whether the product `role`, `depth` = K deep, is Triton's; cuBLAS computes it otherwise.
+
+    "auto" fuses only where the estimate says that saving a pass over the hidden layer outweighs a main loop that is
+    slower than cuBLAS's by a tenth: half precision through TMA, and a product with GELU in its epilogue that is at most
+    1024 deep. Not yet measured.
+    """
+    if path != "auto":
+        return path == "triton"
+    return target.capability == 90 and kind == "half-tma" and role in ("up", "dgelu") and depth <= 1024
+
+
+def hidden_chunks(M: int, d_hidden: int) -> list[tuple[int, int]]:
+    """[begin, end) ranges of hidden columns that backward handles one after another.
+
+    Only one chunk's activation is in memory at a time. Halves are still large enough to fill a GPU; small layers are
+    not worth the launches.
+    """
+    if M * d_hidden < 1 << 24 or d_hidden < 1024:
+        return [(0, d_hidden)]
+    middle = (d_hidden // 2 + 127) // 128 * 128
+    return [(0, middle), (middle, d_hidden)]
+
+
+def split_k(tiles: int, K: int, block_k: int, programs: int) -> tuple[int, int]:
+    """(splits, k_per_split) that spread a product of few tiles and long K over all programs."""
+    splits = max(1, min(programs // max(1, tiles), K // (8 * block_k), 16))
+    per_split = -(-K // (splits * block_k)) * block_k
+    return -(-K // per_split), per_split
