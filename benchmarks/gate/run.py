@@ -45,6 +45,8 @@ def rows_of(family: str) -> dict[str, Row]:
     """The rows of `benchmarks/gate/<family>.py`, by label."""
     rows = {}
     for row in importlib.import_module(f"benchmarks.gate.{family}").rows():
+        if row.family != family:
+            raise ValueError(f"benchmarks/gate/{family}.py: row {row.label!r} says that its family is {row.family!r}")
         if row.label in rows:
             raise ValueError(f"benchmarks/gate/{family}.py: two rows are labelled {row.label!r}")
         rows[row.label] = row

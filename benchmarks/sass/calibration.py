@@ -1,16 +1,18 @@
 """How far the estimate is from figures that others published, and from our own once a GPU has measured them.
 
 The published points are TFLOP/s on H100 SXM, float16 or bfloat16, forward attention, at the longest sequence (16k),
-where the main loop is nearly all of the time. Four of them fitted `cost.OVERLAP` and `cost.EFFICIENCY`; the others did
-not. The cycles are those of Triton's loop over a 128 x 128 tile by 8 warps; FlashAttention-3 is taken to issue the same.
+where the main loop is nearly all of the time. Four of them fitted `cost.OVERLAP` and `cost.EFFICIENCY`; the others
+did not. The cycles are those of Triton's loop over a 128 x 128 tile by 8 warps; FlashAttention-3 is taken to
+issue the same.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.report import OURS, load
 
 from .cost import Cost, flop_rate
 from .machines import MACHINES
@@ -74,24 +76,37 @@ def worst_error(schedule: str) -> float | None:
     return max((p.error for p in POINTS if p.schedule == schedule), key=abs, default=None)
 
 
+# Which architecture a board is, by a part of the name that it reports.
+BOARDS = {"A100": "sm_80", "A40": "sm_86", "L40S": "sm_89", "H100": "sm_90", "H200": "sm_90", "B200": "sm_100"}
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
 @dataclass(frozen=True)
 class Measured:
     """One of our own figures, from a GPU."""
 
     file: str
-    name: str
+    gpu: str
+    shape: dict[str, int]
     tflops: float
 
 
-def measured(row: str, arch: str, folder: Path = RESULTS) -> Iterator[Measured]:
-    """Figures in `folder`/*.json whose benchmark names this row of the gate.
+def measured(family: str, label: str, arch: str, folder: Path = RESULTS) -> list[Measured]:
+    """Our forward figures in benchmarks/results that belong to a row of the gate: its dtype, and its head_dim if any.
 
-    A benchmark that wants to be compared has, in pytest-benchmark's `extra_info`: "gate_row" ("attention/fwd-..."),
-    "arch" ("sm_90") and "tflops".
+    Only a label that says "fwd" is compared: the benchmarks time the backward together with the forward.
     """
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
-        for benchmark in content.get("benchmarks", ()) if isinstance(content, dict) else ():
-            info = benchmark.get("extra_info", {})
-            if info.get("gate_row") == row and info.get("arch") == arch and "tflops" in info:
-                yield Measured(path.name, benchmark.get("name", ""), float(info["tflops"]))
+    words, found = set(re.split(r"[^a-z0-9]+", label.lower())), []
+    for path in sorted(folder.glob("*.json*")) if words & {"fwd", "forward"} else ():
+        try:
+            environment, rows = load(path)
+        except ValueError:
+            continue  # some other JSON file
+        if not any(board in (environment.get("gpu") or "") and BOARDS[board] == arch for board in BOARDS):
+            continue
+        for row in rows:
+            head_dim = row["shape"].get("head_dim")
+            ours = row["op"] == family and row["impl"] == OURS and row["mode"] == "forward" and row.get("tflop_s")
+            if ours and DTYPES.get(row["dtype"]) in words and (head_dim is None or f"d{head_dim}" in words):
+                found.append(Measured(path.name, environment["gpu"], row["shape"], row["tflop_s"]))
+    return sorted(found, key=lambda m: -m.tflops)

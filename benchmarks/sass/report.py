@@ -12,6 +12,7 @@ from .machines import MACHINES, Machine
 from .parser import Program
 from .units import UNITS, is_tensor
 
+NOT_KNOWN = "not known: no published point"
 PRODUCER_WARPS = 4  # a warpgroup that only issues loads, in a warp-specialised kernel
 
 
@@ -85,7 +86,7 @@ def _column(variant: Variant) -> dict[str, str]:
     elif cost.exact and cost.bytes:
         rate = byte_rate(cost, machine)
         out["estimate"] = f"{min(rate, machine.hbm) / machine.hbm:.0%} of {machine.hbm / 1e12:.2f} TB/s"
-        out["error of the estimate"] = "not known: no published point for it"
+        out["error of the estimate"] = NOT_KNOWN
     return out
 
 
@@ -96,14 +97,17 @@ def _speed(variant: Variant, cost: Cost) -> dict[str, str]:
     error = calibration.worst_error(cost.schedule) if variant.arch == "sm_90" else None
     out = {
         "estimate": f"{rate / machine.peak:.0%} of peak, {rate / 1e12:.0f} TFLOP/s",
-        "error of the estimate": "not known: no published point for it" if error is None else f"up to {error:+.0%}",
+        "error of the estimate": NOT_KNOWN if error is None else f"up to {error:+.0%} (published attention)",
         "ceiling": f"{most / machine.peak:.0%} of peak, if all units overlapped",
     }
-    ours = list(calibration.measured(variant.title, variant.arch))
+    family, label = variant.title.split("/")
+    ours = calibration.measured(family, label, variant.arch)
     out["measured"] = "not yet"
     if ours:
-        best = max(ours, key=lambda m: m.tflops)
-        out["measured"] = f"{best.tflops:.0f} TFLOP/s ({best.file}); estimate {rate / 1e12 / best.tflops - 1:+.0%}"
+        best = ours[0]
+        out["measured"] = (
+            f"{best.tflops:.0f} TFLOP/s ({best.gpu}, {best.file}); estimate {rate / 1e12 / best.tflops - 1:+.0%}"
+        )
     return out
 
 

@@ -1,0 +1,202 @@
+"""The compile gate: what it measures, what it refuses, and that the committed tables hold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import triton
+
+from benchmarks.gate import __main__ as cli
+from benchmarks.gate import run, table
+from benchmarks.gate.limits import LIMITS, ctas_per_sm
+from benchmarks.gate.rows import Row
+
+from .sample_kernels import matmul_row, row_sum_row
+
+compiles = pytest.mark.skipif(
+    bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1 leaves nothing to compile in this process"
+)
+ALL = {"tensor_core", "wide_loads", "no_spills"}
+GOOD = matmul_row("good", 128, 128, 8, expect=ALL)
+SPILLING = matmul_row("spilling", 256, 128, 4, expect={"no_spills"})
+
+
+@pytest.fixture(scope="module")
+def good() -> run.Result:
+    return run.compile_row(GOOD, "sm_90")
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("arch", "kind"), [("sm_80", "mma"), ("sm_90", "wgmma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")]
+)
+def test_usage_of_a_matmul(arch, kind):
+    result = run.compile_row(GOOD, arch)
+    (used,) = result.kernels.values()
+    assert table.problems(result) == []
+    assert used.tensor_core == kind
+    assert used.tensor_core_count > 0
+    assert used.wide_loads >= 8
+    assert used.narrow_loads == 0
+    assert used.spill_bytes == 0
+    assert 0 < used.hot_loop < used.instructions
+    assert 32 <= used.registers <= 256
+    # Two operand tiles of 128 x 64 bfloat16, buffered at least once, and on sm_100 a few words more.
+    assert 2 * 128 * 64 * 2 <= used.shared_bytes <= LIMITS[arch].shared_per_cta
+
+
+@compiles
+def test_deliberate_spills_and_serialized_wgmma_are_refused():
+    result = run.compile_row(SPILLING, "sm_90")
+    (used,) = result.kernels.values()
+    assert used.spill_bytes > 100
+    assert used.wgmma_serialized
+    assert used.warnings == ("C7511",)
+    assert [p.split(": ")[1].split()[0] for p in table.problems(result)] == ["wgmma", "spills"]
+
+
+@compiles
+def test_shared_memory_over_the_limit_is_refused():
+    row = matmul_row("large", 128, 128, 8, block_k=128, expect=set())
+    assert table.problems(run.compile_row(row, "sm_80")) == []
+    (problem,) = table.problems(run.compile_row(row, "sm_86"))
+    assert "shared memory, 101376 is the most" in problem
+
+
+@compiles
+def test_missing_instructions_are_refused():
+    no_dot = run.compile_row(row_sum_row("sum", 4096, expect={"tensor_core", "wide_loads"}), "sm_80")
+    assert table.problems(no_dot) == ["sample sum sm_80: no kernel uses tensor cores"]
+    scalar = run.compile_row(row_sum_row("scalar", 64, block=1, expect={"wide_loads"}), "sm_80")
+    assert [p for p in table.problems(scalar) if "16-bit loads outnumber" in p]
+
+
+@compiles
+def test_a_row_that_does_not_compile_is_a_failure():
+    result = run.compile_row(matmul_row("odd", 100, 128, 4, expect=set()), "sm_80")  # a block must be a power of two
+    (problem,) = table.problems(result)
+    assert "does not compile" in problem
+    assert "power of 2" in problem
+
+
+@compiles
+def test_a_dot_without_tensor_cores_is_refused(good):
+    (name, used), *_ = good.kernels.items()
+    scalar = dataclasses.replace(used, tensor_core="none", tensor_core_count=0)
+    found = table.problems(dataclasses.replace(good, kernels={name: scalar, "other": used}))
+    assert found == ["sample good sm_90 matmul: no tensor-core instruction"]
+
+
+LINE = table.Line("fwd", "kernel", "sm_90", 128, 0, 65536, 2, "wgmma:8", 16, 0, 4, 200, "-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"regs": 129},
+        {"spill": 4},
+        {"shared": 65552},
+        {"ctas": 1},
+        {"tensor": "mma:8"},
+        {"tensor": "-"},
+        {"wide": 0},
+        {"narrow": 1},
+        {"tma": 0},
+        {"hot": 201},
+        {"serial": "C7515"},
+    ],
+    ids=lambda c: "-".join(map(str, *c.items())),
+)
+def test_each_column_that_gets_worse_fails(change):
+    now = dataclasses.replace(LINE, **change)
+    assert table.compare([now], [LINE], whole=True).failures
+    if "tensor" not in change:  # which kind is better is not decided: any change of kind is shown
+        assert not table.compare([LINE], [now], whole=True).failures
+        assert table.compare([LINE], [now], whole=True).better
+
+
+def test_rows_that_appear_or_vanish_fail():
+    other = dataclasses.replace(LINE, label="bwd")
+    assert table.compare([LINE], [LINE], whole=True) == table.Comparison([], [])
+    assert "not in the committed table" in table.compare([LINE, other], [LINE], whole=True).failures[0]
+    assert "compiled no more" in table.compare([LINE], [LINE, other], whole=True).failures[0]
+    assert table.compare([LINE], [LINE, other], whole=False).failures == []
+
+
+def test_a_table_reads_back_as_it_was_written():
+    lines = [LINE, dataclasses.replace(LINE, label="x" * 60, serial="C7510,C7511")]
+    text = table.HEADING.format(versions=table.versions()) + table.render(lines)
+    assert table.read(text) == (table.versions(), lines)
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+@compiles
+def test_the_command_detects_a_regression(monkeypatch, tmp_path, capsys):
+    """The committed table says fewer registers than the kernel takes: --check must fail, and name the row."""
+    monkeypatch.setattr(run, "rows_of", lambda family: {"good": dataclasses.replace(GOOD, family="ffn")})
+    monkeypatch.setattr(table, "table_path", lambda family: tmp_path / f"{family}.txt")
+    every_row = ["--jobs", "1", "--family", "ffn"]
+    monkeypatch.setattr(run, "ARCHES", ("sm_80", "gfx942"))
+    every_row += ["--arch", *run.ARCHES]
+    assert cli.main([*every_row, "--write"]) == 0
+    assert cli.main([*every_row, "--check"]) == 0
+    written = (tmp_path / "ffn.txt").read_text()
+    (line,) = [line for line in table.read(written)[1] if line.arch == "gfx942"]
+    (tmp_path / "ffn.txt").write_text(written.replace(f" {line.regs} ", f" {line.regs - 4} "))
+    capsys.readouterr()
+    assert cli.main([*every_row, "--check"]) == 1
+    out = capsys.readouterr().out
+    assert f"good matmul gfx942: worse than committed: regs {line.regs - 4} -> {line.regs}" in out
+    # Another compiler's figures are not ours to compare with.
+    (tmp_path / "ffn.txt").write_text((tmp_path / "ffn.txt").read_text().replace("# triton ", "# triton 0."))
+    assert cli.main([*every_row, "--check"]) == 0
+
+
+def test_a_sample_is_fixed_and_spread():
+    tasks = [run.Task(f, f"row{i}", a) for f in ("attention", "ffn") for i in range(9) for a in ("sm_80", "sm_90")]
+    chosen = run.sample(tasks, 8, seed=0)
+    assert chosen == run.sample(list(reversed(tasks)), 8, seed=0)
+    assert chosen != run.sample(tasks, 8, seed=1)
+    assert len({(t.family, t.arch) for t in chosen}) == 4
+    assert run.sample(tasks, 1000, seed=0) == sorted(tasks)
+
+
+@pytest.mark.parametrize(
+    ("arch", "registers", "warps", "shared", "ctas"),
+    [
+        ("sm_90", 168, 12, 160 * 1024, 1),  # shared memory binds
+        ("sm_90", 128, 8, 0, 2),  # registers bind: 8 warps x 4096 of 65536
+        ("sm_90", 32, 4, 1024, 16),  # warps bind: 64 of them
+        ("sm_80", 255, 4, 83968 - 1024, 2),  # exactly two with the 1 KiB that the system takes
+        ("sm_80", 255, 4, 83968 - 1023, 1),
+        ("sm_86", 64, 4, 101376 + 1, 0),  # over the limit
+        ("sm_86", 16, 1, 0, 16),  # CTAs bind
+        ("gfx942", 128, 4, 0, 4),  # 512 registers for each lane of a SIMD
+        ("gfx942", 256, 8, 65536, 1),
+    ],
+)
+def test_ctas_per_sm(arch, registers, warps, shared, ctas):
+    assert ctas_per_sm(arch, registers=registers, warps=warps, shared_bytes=shared) == ctas
+
+
+def test_rows_check_themselves():
+    with pytest.raises(ValueError, match="unknown expectation 'tensorcore'"):
+        Row("ffn", "fwd", lambda: None, frozenset({"tensorcore"}))
+    with pytest.raises(ValueError, match="no spaces"):
+        Row("ffn", "fwd bf16", lambda: None)
+
+
+@pytest.mark.parametrize("family", run.FAMILIES)
+def test_the_committed_table_lists_every_row(family):
+    _, lines = table.read(table.table_path(family).read_text())
+    assert {line.label for line in lines} == set(run.rows_of(family))
+    assert {line.arch for line in lines} == set(run.ARCHES)
+    keys = [line.key for line in lines]
+    assert len(keys) == len(set(keys))
+
+
+@compiles
+def test_a_sample_of_the_rows_is_as_committed(capsys):
+    """A handful; CI's gate step and `make gate-check` compile more."""
+    assert cli.main(["--check", "--sample", "8", "--seed", "1", "--jobs", "1"]) == 0, capsys.readouterr().out
