@@ -35,7 +35,6 @@ class Choice(NamedTuple):
     why: str
 
 
-@torch.compiler.assume_constant_result  # a compiled graph keeps the choice made for the device it was traced on
 def choose(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> str:
     """The implementation of `part` ("attn", "norm", "ffn", "loss") for inputs of this device, dtype and head_dim.
 
@@ -47,6 +46,11 @@ def choose(part: str, requested: str, device: torch.device, dtype: torch.dtype, 
     if not name:
         raise RuntimeError(f'{part}_impl="triton" cannot run here: {why}')
     return name
+
+
+# A compiled graph keeps the choice made for the device it was traced on. This is torch.compiler.assume_constant_result
+# without its import of torch._dynamo, which would cost every `import fastgpt` half a second and load triton.
+choose._dynamo_marked_constant = True
 
 
 def explain(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> Choice:

@@ -205,7 +205,7 @@ class GPT(nn.Module):
         return {layer: maps[layer] for layer in chosen}
 
     def use_implementations(self, **requests: str) -> GPT:
-        """Change implementations in place, as in ``use_implementations(attn_impl="sdpa")``; parameters stay as they are.
+        """Change implementations in place, as in ``use_implementations(attn_impl="sdpa")``. Parameters stay. Returns self.
 
         Raises:
             ValueError: not a field of that name, or not an implementation.

@@ -99,12 +99,11 @@ class CausalSelfAttention(nn.Module):
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     """torch's attention with our causal mask: torch aligns is_causal top-left, so T_q < T_k needs a mask."""
     T_q, T_k = q.shape[2], k.shape[2]
-    sees = None
-    if 1 < T_q < T_k:
-        sees = torch.ones(T_q, T_k, dtype=torch.bool, device=q.device).tril(T_k - T_q)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=sees, dropout_p=dropout_p, is_causal=T_q == T_k, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    grouped = q.shape[1] != k.shape[1]
+    if T_q == T_k:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True, enable_gqa=grouped)
+    sees = torch.ones(T_q, T_k, dtype=torch.bool, device=q.device).tril(T_k - T_q) if T_q > 1 else None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=sees, dropout_p=dropout_p, enable_gqa=grouped)
 
 
 class AddLayerNorm(nn.LayerNorm):

@@ -43,8 +43,8 @@ def load(path_or_name: str | os.PathLike[str]) -> tuple[GPTConfig, State]:
             "a nanoGPT checkpoint: nothing is downloaded. For a model of the Hugging Face hub, save it once with "
             f'transformers: GPT2LMHeadModel.from_pretrained("gpt2").save_pretrained("{path.name or "folder"}")'
         )
-    if config.tie_weights:
-        state.setdefault("head.weight", state.get("token_emb.weight", torch.empty(0)))
+    if config.tie_weights and "token_emb.weight" in state:
+        state.setdefault("head.weight", state["token_emb.weight"])
     check_state(config, state, source=str(path_or_name))
     return config, state
 
