@@ -1,0 +1,5 @@
+"""Drop-in modules on the fused kernels: the constructor arguments and state dict names of torch's own."""
+
+from .attention import FlashMultiheadAttention
+
+__all__ = ["FlashMultiheadAttention"]

@@ -1,0 +1,230 @@
+"""`FlashMultiheadAttention`: torch's nn.MultiheadAttention on the fused kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..kernels import attention_weights, flash_attention
+from ..kernels._notice import say_once
+from ..kernels.attention.sdpa import MAX_HEAD_DIM, tensors_why_not, top_left
+
+
+class FlashMultiheadAttention(nn.MultiheadAttention):
+    """nn.MultiheadAttention, argument for argument and parameter for parameter, on `flash_attention`.
+
+    Constructor, parameters, state dict and `forward` are those of the class it extends; so are the results, to rounding.
+    It adds no attribute, so `module.__class__ = FlashMultiheadAttention` converts a trained one in place. Differences:
+
+    - `is_causal=True` needs no `attn_mask`: no (T, T) tensor is ever made. Given one, it is trusted to be causal.
+    - Without that hint, a mask's values are looked at once per mask tensor (one wait for the GPU): a 2-D `attn_mask`
+      that is causal or hides nothing, and a `key_padding_mask` that hides keys at the ends only, run on the kernels.
+    - `need_weights=True` does not leave the fast path: the weights are rebuilt from its log-sum-exp, before dropout.
+    - A query that sees no key gives the output projection's bias and weights 0, where torch may give NaN.
+
+    torch's own implementation takes over, and the "fastgpt" log says why, once per reason, for other masks,
+    `add_bias_kv`, `add_zero_attn`, head_dim above 256, float64, nested tensors, and devices without Triton.
+    """
+
+    def extra_repr(self) -> str:
+        parts = [f"embed_dim={self.embed_dim}", f"num_heads={self.num_heads}"]
+        if self.dropout:
+            parts.append(f"dropout={self.dropout}")
+        if self.in_proj_bias is None:
+            parts.append("bias=False")
+        if not self._qkv_same_embed_dim:
+            parts.append(f"kdim={self.kdim}, vdim={self.vdim}")
+        return ", ".join([*parts, f"batch_first={self.batch_first}"])
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention output and, if asked for, weights; shapes with `batch_first` (else batch and time swap places).
+
+        Args:
+            query: (B, T_q, embed_dim); key: (B, T_k, kdim); value: (B, T_k, vdim). Or all without B.
+            key_padding_mask: (B, T_k) bool, True = hidden; or float, added to the scores.
+            need_weights: also return the weights.
+            attn_mask: (T_q, T_k) or (B * num_heads, T_q, T_k) bool, True = hidden; or float, added to the scores.
+            average_attn_weights: average the weights over the heads.
+            is_causal: query i sees keys 0 ... i only, whatever the values of `attn_mask`.
+
+        Returns:
+            (B, T_q, embed_dim), and (B, T_q, T_k) or (B, num_heads, T_q, T_k) or None.
+        """
+        reason = self._why_not(query, key, value)
+        if reason is None:
+            masks = _read_masks(attn_mask, key_padding_mask, is_causal, query, key, self.batch_first)
+            reason = masks if isinstance(masks, str) else None
+        if reason is not None:
+            say_once(f"FlashMultiheadAttention: torch's own implementation is used, because {reason}")
+            if is_causal and attn_mask is None:
+                time = 0 if query.dim() == 2 or not self.batch_first else 1
+                attn_mask = _hidden_by_causality(query.shape[time], key.shape[time], query.device)
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
+        return self._attend(query, key, value, masks, need_weights, average_attn_weights)
+
+    def _why_not(self, query: Tensor, key: Tensor, value: Tensor) -> str | None:
+        """Why the kernels cannot take this module or these tensors; None if they can."""
+        if self.bias_k is not None or self.add_zero_attn:
+            return "add_bias_kv and add_zero_attn are not supported"
+        if self.head_dim > MAX_HEAD_DIM:
+            return f"head_dim is above {MAX_HEAD_DIM}"
+        reason = tensors_why_not(query, key, value)
+        if reason is not None:
+            return reason
+        if query.dim() not in (2, 3) or key.dim() != query.dim() or value.dim() != query.dim():
+            return "query, key and value are not all 2-D or all 3-D"
+        if key.shape[:-1] != value.shape[:-1]:
+            return "the shapes of key and value differ"
+        return None
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, masks: _Masks, need_weights: bool, average: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        batched = query.dim() == 3
+        q, k, v = self._project(query, key, value)  # (B, H, T, D) views
+        T_q, T_k = q.shape[2], k.shape[2]
+        key_lengths, key_starts = masks.key_lengths, masks.key_starts
+        causal, window = top_left(T_q, T_k) if masks.causal else (False, None)
+        if masks.causal and T_q < T_k:  # nobody sees the keys beyond T_q
+            k, v = k[:, :, :T_q], v[:, :, :T_q]
+        sees = {"causal": causal, "window": window, "key_lengths": key_lengths, "key_starts": key_starts}
+        out, lse = flash_attention(
+            q, k, v, dropout_p=self.dropout if self.training else 0.0, return_lse=True, **sees
+        )  # (B, H, T_q, D) on (B, T_q, H, D) memory, so that the heads merge without a copy
+        out = F.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)  # (B, T_q, E)
+        weights = None
+        if need_weights:
+            weights = attention_weights(q, k, lse, **sees)  # (B, H, T_q, T_k)
+            if masks.causal and T_q < T_k:
+                weights = F.pad(weights, (0, T_k - T_q))
+            weights = weights.mean(dim=1) if average else weights
+        if not batched:
+            return out[0], None if weights is None else weights[0]
+        return out if self.batch_first else out.transpose(0, 1), weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v as (B, H, T, D) views of the projections: self-attention is one product and no copy."""
+        heads, dim = self.num_heads, self.head_dim
+        if self._qkv_same_embed_dim and query is key and key is value:
+            packed = F.linear(query, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3E), (T, B, 3E) or (T, 3E)
+            return tuple(map(self._heads_first, packed.unflatten(-1, (3, heads, dim)).unbind(-3)))
+        if self._qkv_same_embed_dim:
+            weights = self.in_proj_weight.chunk(3)
+        else:
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        projected = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases))
+        return tuple(self._heads_first(x.unflatten(-1, (heads, dim))) for x in projected)
+
+    def _heads_first(self, x: Tensor) -> Tensor:
+        """(B, T, H, D), (T, B, H, D) or unbatched (T, H, D) -> (B, H, T, D), a view."""
+        if x.dim() == 3:
+            return x.transpose(0, 1)[None]
+        return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
+
+
+class _Masks(NamedTuple):
+    """What the masks of a call say, in the kernels' terms."""
+
+    causal: bool
+    key_starts: Tensor | None  # (B,) int32: the keys seen are key_starts <= j < key_lengths
+    key_lengths: Tensor | None
+
+
+def _read_masks(
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    is_causal: bool,
+    query: Tensor,
+    key: Tensor,
+    batch_first: bool,
+) -> _Masks | str:
+    """The masks in the kernels' terms, or the reason why they have no such terms."""
+    causal, key_starts, key_lengths = is_causal, None, None
+    if attn_mask is not None and not is_causal:
+        time = 0 if query.dim() == 2 or not batch_first else 1
+        if attn_mask.shape != (query.shape[time], key.shape[time]):
+            return "attn_mask is not one (T_q, T_k) mask for all"
+        kind = _remembered(attn_mask, _read_attn_mask)
+        if kind is None:
+            return "attn_mask is neither causal nor empty (is_causal=True if it is, but cannot be looked at now)"
+        causal = kind == "causal"
+    if key_padding_mask is not None:
+        if key_padding_mask.dim() != query.dim() - 1:
+            return "key_padding_mask has the wrong number of dims"
+        bounds = _remembered(key_padding_mask, _read_key_padding_mask)
+        if bounds is None:
+            return "key_padding_mask hides keys that are not at the ends (or cannot be looked at now)"
+        key_starts, key_lengths = bounds
+    return _Masks(causal, key_starts, key_lengths)
+
+
+_seen = WeakTensorKeyDictionary()  # mask -> (its version when it was read, what was read)
+
+
+def _remembered(mask: Tensor, read):
+    """`read(mask)`, once for each mask tensor and state of it; None where its values cannot be read."""
+    if (
+        torch.compiler.is_compiling()
+        or mask.requires_grad
+        or type(mask) not in (Tensor, nn.Parameter, nn.Buffer)
+        or mask.device.type == "meta"
+        or (mask.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
+        return None
+    if mask.is_inference():  # it does not count its changes
+        return read(mask)
+    if _seen.get(mask, (None,))[0] != mask._version:
+        with torch.inference_mode(False), torch.no_grad():  # what is kept may be saved for a backward later
+            _seen[mask] = (mask._version, read(mask))
+    return _seen[mask][1]
+
+
+def _hidden(mask: Tensor) -> Tensor | None:
+    """The mask as bool, True = hidden; None if it is float and holds anything but 0 and -inf."""
+    if mask.dtype == torch.bool:
+        return mask
+    hidden = mask == float("-inf")
+    return hidden if bool((hidden | (mask == 0)).all()) else None
+
+
+def _hidden_by_causality(T_q: int, T_k: int, device: torch.device) -> Tensor:
+    return torch.arange(T_k, device=device) > torch.arange(T_q, device=device)[:, None]
+
+
+def _read_attn_mask(mask: Tensor) -> str | None:
+    hidden = _hidden(mask)
+    if hidden is None:
+        return None
+    if torch.equal(hidden, _hidden_by_causality(*mask.shape, mask.device)):
+        return "causal"
+    return None if bool(hidden.any()) else "empty"
+
+
+def _read_key_padding_mask(mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    hidden = _hidden(mask)
+    if hidden is None:
+        return None
+    kept = ~(hidden if hidden.dim() == 2 else hidden[None])  # (B, T_k)
+    j = torch.arange(kept.shape[1], device=mask.device)
+    starts = torch.where(kept, j, kept.shape[1]).amin(dim=1) if j.numel() else kept.sum(dim=1)
+    lengths = starts + kept.sum(dim=1)  # of a row without keys: beyond the end, and starting there
+    if not torch.equal(kept, (j >= starts[:, None]) & (j < lengths[:, None])):
+        return None
+    return starts.int(), lengths.int()
