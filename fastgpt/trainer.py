@@ -132,6 +132,7 @@ class Trainer:
         model: fastgpt.GPT, or any module with `forward(idx, targets) -> .loss` (mean over targets that are not -100)
             and `save_pretrained(folder)`.
         tokenizer: saved with every checkpoint, and needed for bits per byte.
+        settings: written to <run>/settings.json, for people and for `fastgpt train --config`; the config if not given.
         show_progress: a progress bar, and a line at every validation.
 
     Raises:
@@ -147,6 +148,7 @@ class Trainer:
         *,
         val_data: TokenDataset | None = None,
         tokenizer: Tokenizer | None = None,
+        settings: dict[str, Any] | None = None,
         show_progress: bool = True,
     ) -> None:
         self.config = config = config or TrainConfig()
@@ -157,6 +159,7 @@ class Trainer:
         for data in (train_data, val_data):
             _check_vocabulary(model, data)
         self.train_data, self.val_data, self.tokenizer = train_data, val_data, tokenizer
+        self.settings = settings or {"train": {k: v for k, v in dataclasses.asdict(config).items() if v is not None}}
         self.show_progress = show_progress
         self.sampler = BatchSampler(train_data, config.batch_size, self.seq_len, seed=config.seed)
         self.optimizer = build_adamw(
@@ -307,8 +310,7 @@ class Trainer:
                 shutil.rmtree(folder / old, ignore_errors=True)
             torch.manual_seed(self.config.seed)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
-        (folder / "train_config.json").write_text(settings, encoding="utf-8")
+        (folder / "settings.json").write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

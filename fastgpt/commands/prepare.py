@@ -1,0 +1,41 @@
+"""`fastgpt prepare`: tokenize texts into memory-mapped shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+
+@dataclass
+class Command:
+    """Tokenize texts into memory-mapped shards that `fastgpt train --data` reads."""
+
+    sources: Positional[tuple[str, ...]]
+    """Files (.txt, .jsonl, and .gz, .xz, .zst of them) or folders of them."""
+    out: str = "tokens"
+    """Folder to write."""
+    tokenizer: str = "gpt2"
+    """"gpt2", "shakespeare", or a .tiktoken file."""
+    separators: bool = False
+    """Take <|endoftext|> in the texts for the end of a document (otherwise it is ordinary text)."""
+    shard_tokens: int = 1 << 28
+    """Tokens per shard."""
+    threads: int | None = None
+    """Threads of the tokenizer; one per CPU, at most 8, if not given."""
+    overwrite: bool = False
+    """Replace shards that are already there."""
+
+    def run(self) -> int:
+        from ..data import prepare
+        from ..tokenizer import Tokenizer
+
+        dataset = prepare(
+            self.sources, self.out, Tokenizer.load(self.tokenizer), separators=self.separators,
+            shard_tokens=self.shard_tokens, threads=self.threads, overwrite=self.overwrite,
+        )  # fmt: skip
+        print(
+            f"{self.out}: {len(dataset):,} tokens in {len(dataset.documents):,} documents, "
+            f"{len(dataset.shards)} shards of {dataset.shards[0].dtype}"
+        )
+        return 0
