@@ -18,6 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import correlation, linear_regression
 
 OURS = "fastgpt"
 
@@ -74,7 +75,18 @@ def environment_line(environment: dict) -> str:
     )
 
 
-COLUMNS = ("shape", "implementation", "median", "spread", "TFLOP/s", "GB/s", "of floor", "peak memory", "vs best other")
+COLUMNS = (
+    "shape",
+    "implementation",
+    "median",
+    "spread",
+    "TFLOP/s",
+    "GB/s",
+    "tokens/s",
+    "of floor",
+    "peak memory",
+    "vs best other",
+)
 
 
 def cells(row: dict) -> list[str]:
@@ -87,6 +99,7 @@ def cells(row: dict) -> list[str]:
         f"{row['spread']:.1%}",
         number(row["tflop_s"], ".4g"),
         number(row["gb_s"], ".4g"),
+        number(row["tokens_s"], ",.0f"),
         f"{row['of_floor']:.0%}" if row["of_floor"] else "-",
         f"{row['peak_bytes'] / 2**20:.1f} MiB" if row["peak_bytes"] is not None else "-",
         f"{row['ratio']:.2f}x" if row["ratio"] else "-",
@@ -101,11 +114,32 @@ def tables(rows: list[dict]) -> dict[str, list[list[str]]]:
     return dict(result)
 
 
+def depth_fits(rows: list[dict]) -> list[str]:
+    """One line an implementation: training-step time as a + b · layers over the depth study's sizes, with R²."""
+    groups = defaultdict(list)
+    for row in rows:
+        if row["op"] == "train_step" and row["mode"] in ("depth", "cpu"):
+            groups[row["impl"], row["shape"]["d"], row["shape"]["T"]].append((row["shape"]["layers"], row["seconds"]))
+    lines = []
+    for (impl, d, T), points in sorted(groups.items()):
+        if len({layers for layers, _ in points}) < 3:  # two points fit any line
+            continue
+        layers, seconds = zip(*points)
+        (b, a), r = linear_regression(layers, seconds), correlation(layers, seconds)
+        lines.append(
+            f"{impl}, d={d}, T={T}: step time = {a * 1e3:.3g} ms + {b * 1e3:.3g} ms · layers, R² = {r * r:.4f} "
+            f"({len(points)} sizes)"
+        )
+    return lines
+
+
 def markdown(environment: dict, rows: list[dict]) -> str:
     parts = ["# Benchmarks", "", environment_line(environment)]
     for title, body in tables(rows).items():
         parts += ["", f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         parts += ["| " + " | ".join(line) + " |" for line in body]
+    if fits := depth_fits(rows):
+        parts += ["", "## Depth", "", *(f"- {line}" for line in fits)]
     return "\n".join(parts) + "\n"
 
 
@@ -171,6 +205,7 @@ def page(environment: dict, rows: list[dict], images: dict[str, bytes]) -> str:
             ours = ' class="ours"' if line[1].startswith(OURS) else ""
             parts.append(f"<tr{ours}>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>")
         parts.append("</table>")
+    parts += [f"<p>{html.escape(line)}</p>" for line in depth_fits(rows)]
     return "\n".join(parts)
 
 

@@ -15,7 +15,7 @@ ENVIRONMENT = {
 def row(impl: str, seconds: float, T: int = 512, mode: str = "forward") -> dict:
     return {
         "op": "attention", "impl": impl, "version": None, "mode": mode, "dtype": "bfloat16",
-        "shape": {"T": T, "head_dim": 64}, "seconds": seconds, "spread": 0.01, "tflop_s": 1.0, "gb_s": 2.0,
+        "shape": {"T": T, "head_dim": 64}, "seconds": seconds, "spread": 0.01, "tflop_s": 1.0, "gb_s": 2.0, "tokens_s": 3.0,
         "of_floor": 0.5, "peak_bytes": 1 << 20,
     }  # fmt: skip
 
@@ -32,6 +32,17 @@ def test_ratio_is_to_the_best_other_of_the_same_work():
     assert ratios == {
         ("fastgpt", 512): 2.0, ("good", 512): 0.5, ("slow", 512): 0.25, ("fastgpt", 1024): None, ("x", 512): None,
     }  # fmt: skip
+
+
+def test_depth_fit_recovers_a_line():
+    steps = [
+        row("fastgpt", 0.010 + 0.002 * n)
+        | {"op": "train_step", "mode": "depth", "shape": {"layers": n, "d": 256, "T": 64}}
+        for n in (2, 4, 8)
+    ]
+    (line,) = report.depth_fits(steps)
+    assert "10 ms + 2 ms · layers, R² = 1.0000 (3 sizes)" in line
+    assert report.depth_fits(steps[:2]) == []
 
 
 @pytest.fixture

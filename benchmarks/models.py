@@ -1,0 +1,40 @@
+"""Models to benchmark: each implementation is the same GPT with other parts, compiled or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import peers
+from benchmarks.measure import device
+from fastgpt import GPT, GPTConfig
+
+IMPLS = {
+    peers.OURS: dict.fromkeys(("attn_impl", "norm_impl", "ffn_impl", "loss_impl"), "triton"),
+    "torch": {"attn_impl": "sdpa", "norm_impl": "torch", "ffn_impl": "torch", "loss_impl": "torch"},
+    "reference": dict.fromkeys(("attn_impl", "norm_impl", "ffn_impl", "loss_impl"), "reference"),
+}
+COMPILE = "-compile"  # the suffix of what runs under torch.compile; the reference stays plain
+NAMES = [peers.OURS, peers.OURS + COMPILE, "torch", "torch" + COMPILE, "reference"]
+
+
+def make(impl: str, config: GPTConfig, measuring: bool) -> GPT:
+    """The model of `impl`, not compiled. Skips the test, with the reason, where `impl` cannot run."""
+    base = impl.removesuffix(COMPILE)
+    if not torch.cuda.is_available():
+        if impl.endswith(COMPILE):
+            pytest.skip("torch.compile is timed on a GPU only")
+        if base == peers.OURS and measuring:
+            pytest.skip("Triton kernels run on a CPU only through the interpreter, whose speed means nothing")
+    return GPT(config.replace(**IMPLS[base])).to(device())
+
+
+def compiled(impl: str, module: nn.Module) -> nn.Module:
+    """`module` as `impl` calls it: under torch.compile where the name says so."""
+    return torch.compile(module) if impl.endswith(COMPILE) else module
+
+
+def autocast(dtype: torch.dtype):
+    """bf16 autocast on CUDA, as one trains; float32 elsewhere."""
+    return torch.autocast("cuda", dtype, enabled=torch.cuda.is_available())
