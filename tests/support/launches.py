@@ -1,0 +1,30 @@
+"""Everything that the host does for a call, without running the kernels: allocations, checks, Python time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fastgpt.kernels import _runtime
+
+
+@contextlib.contextmanager
+def launches_skipped() -> Iterator[list[str]]:
+    """Inside the block no kernel runs, and CPU tensors pass for GPU tensors; yields the names of what would have run.
+
+    Outputs hold whatever torch.empty gave.
+    """
+    runtime = pytest.importorskip("triton").runtime
+    names: list[str] = []
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        names.append(kernel.fn.__name__)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime.jit.JITFunction, "run", run)
+        patch.setattr(runtime.interpreter.InterpretedFunction, "run", run)  # in a TRITON_INTERPRET=1 process
+        patch.setattr(_runtime, "why_not", lambda tensor: None)
+        yield names
