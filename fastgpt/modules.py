@@ -106,6 +106,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=sees, dropout_p=dropout_p, enable_gqa=grouped)
 
 
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product of x computes: autocast's, where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class AddLayerNorm(nn.LayerNorm):
     """Adds a sub-layer's output to the residual stream, and normalises the sum: one kernel in place of three."""
 
@@ -120,26 +126,29 @@ class AddLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(LayerNorm(new), new) with new = residual + dropout(x); x None: nothing to add. All (B, T, d)."""
         dropout_p = self.dropout if self.training else 0.0
+        affine = (self.weight, self.bias, self.eps)
         impl = choose("norm", self.impl, residual.device, residual.dtype)
-        if impl == "triton" and x is not None:
-            return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps, dropout_p)
+        if impl == "triton":
+            out_dtype = _product_dtype(residual)  # every user of `normed` is a matrix product
+            if x is None:
+                return kernels.layer_norm(residual, self.normalized_shape, *affine, out_dtype=out_dtype), residual
+            return kernels.add_layer_norm(x, residual, *affine, dropout_p, out_dtype=out_dtype)
         if x is not None:
             residual = residual + F.dropout(x, dropout_p)
-        match impl:
-            case "triton":
-                normed = kernels.layer_norm(residual, self.normalized_shape, self.weight, self.bias, self.eps)
-            case "torch":
-                normed = F.layer_norm(residual, self.normalized_shape, self.weight, self.bias, self.eps)
-            case _:
-                normed = reference.layer_norm(residual, self.normalized_shape, self.weight, self.bias, self.eps)
-        return normed, residual
+        if impl == "torch":
+            return F.layer_norm(residual, self.normalized_shape, *affine), residual
+        return reference.layer_norm(residual, self.normalized_shape, *affine), residual
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, impl={self.impl!r}"
 
 
 class FeedForward(nn.Sequential):
-    """gelu(x W1ᵀ + b1) W2ᵀ + b2, with the parameters of nn.Sequential(Linear, GELU, Linear)."""
+    """gelu(x W1ᵀ + b1) W2ᵀ + b2, with the parameters of nn.Sequential(Linear, GELU, Linear).
+
+    Dropout and the residual are left to the AddLayerNorm that follows: it reads the residual stream anyway, and the
+    second product stays one that cuBLAS can compute.
+    """
 
     fastgpt_part = "ffn"
 
