@@ -18,7 +18,8 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
     """nn.MultiheadAttention, argument for argument and parameter for parameter, on `flash_attention`.
 
     Constructor, parameters, state dict and `forward` are those of the class it extends, and so, to rounding, are the
-    results. It adds no attribute, so `module.__class__ = FlashMultiheadAttention` converts a trained one in place. Differences:
+    results. It adds no attribute, so `module.__class__ = FlashMultiheadAttention` converts a trained one in place. What
+    differs:
 
     - `is_causal=True` needs no `attn_mask`: no (T, T) tensor is ever made. Given one, it is trusted to be causal.
     - Without that hint, a mask's values are looked at once per mask tensor (one wait for the GPU): a 2-D `attn_mask`

@@ -17,14 +17,16 @@ def launches_skipped() -> Iterator[list[str]]:
 
     Outputs hold whatever torch.empty gave.
     """
-    runtime = pytest.importorskip("triton").runtime
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    from triton.runtime.jit import JITFunction
+
     names: list[str] = []
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         names.append(kernel.fn.__name__)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime.jit.JITFunction, "run", run)
-        patch.setattr(runtime.interpreter.InterpretedFunction, "run", run)  # in a TRITON_INTERPRET=1 process
+        patch.setattr(JITFunction, "run", run)
+        patch.setattr(interpreter.InterpretedFunction, "run", run)  # in a TRITON_INTERPRET=1 process
         patch.setattr(_runtime, "why_not", lambda tensor: None)
         yield names
