@@ -1,0 +1,29 @@
+"""`fastgpt verify`: compare every Triton kernel with the reference in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Command:
+    """Run every kernel, forward and backward, and compare it with its reference in float64. Exit status 1 if one is
+    over its error budget. On a CPU the kernels run in Triton's interpreter, in a few seconds, with tiny shapes."""
+
+    only: tuple[str, ...] = ()
+    """Kernels to check, e.g. flash_attention layer_norm; all if not given."""
+    device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu" (Triton's interpreter) or "cuda"."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        import dataclasses
+        import json
+
+        from ..trainer import resolve_device
+        from ..verify import verify
+
+        report = verify(resolve_device(self.device), self.only)
+        print(json.dumps(dataclasses.asdict(report) | {"ok": report.ok}) if self.json else report)
+        return 0 if report.ok else 1
