@@ -16,6 +16,13 @@ IMPLEMENTATIONS = {
     "loss": ("auto", "triton", "torch", "reference"),
 }
 
+# The three whole sets that are worth comparing, as fields of GPTConfig: our kernels, torch's own, the plain formulas.
+IMPLEMENTATION_SETS = {
+    "fastgpt": {f"{part}_impl": "triton" for part in IMPLEMENTATIONS},
+    "torch": {f"{part}_impl": "sdpa" if part == "attn" else "torch" for part in IMPLEMENTATIONS},
+    "reference": {f"{part}_impl": "reference" for part in IMPLEMENTATIONS},
+}
+
 
 @dataclass(frozen=True)
 class GPTConfig:

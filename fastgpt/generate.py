@@ -114,7 +114,7 @@ def _next_logits(model: GPT, idx: Tensor, cache: KVCache | None) -> Tensor:
 
 
 def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one token a row: logits (B, V) -> (B,) int64. Ties at a limit of top_k or top_p are all kept in top_k."""
+    """Draw one token a row: logits (B, V) -> (B,) int64. top_k keeps all that tie with the k-th."""
     if config.temperature == 0.0:
         return logits.argmax(dim=-1)
     logits = (logits if logits.dtype == torch.float64 else logits.float()) / config.temperature

@@ -95,7 +95,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """A torch.save file, tensors and plain containers only: nothing in it is executed."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path} is truncated, corrupted or holds more than tensors and plain containers ({reason}); "
@@ -145,7 +145,7 @@ def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
     if config.tie_weights:
         del state["head.weight"]  # safetensors stores no tensor twice
     if format == "hf":
-        state, fields = hf_gpt2.state_to_hf(state, config), hf_gpt2.config_to_hf(config)
+        fields, state = hf_gpt2.config_to_hf(config), hf_gpt2.state_to_hf(state, config)
     else:
         fields = {"model_type": "fastgpt", **config.to_dict()}
     replace_file(path / "model.safetensors", lambda temporary: save_file(state, temporary, {"format": "pt"}))

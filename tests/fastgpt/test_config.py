@@ -7,7 +7,7 @@ import pytest
 import fastgpt
 from fastgpt import GPT, GPTConfig, presets
 
-TINY = dict(vocab_size=50, max_len=16, n_layers=2, n_heads=4, d_model=32)
+TINY = {"vocab_size": 50, "max_len": 16, "n_layers": 2, "n_heads": 4, "d_model": 32}
 
 
 def test_defaults_that_follow_from_other_fields():

@@ -9,7 +9,7 @@ import fastgpt
 from fastgpt import GPT, GPTConfig, impl
 from fastgpt.kernels import _runtime
 
-TINY = dict(vocab_size=128, max_len=16, n_layers=2, n_heads=2, d_model=16)
+TINY = {"vocab_size": 128, "max_len": 16, "n_layers": 2, "n_heads": 2, "d_model": 16}
 PARTS = {"attn": "sdpa", "norm": "torch", "ffn": "torch", "loss": "torch"}
 REFERENCE = {f"{part}_impl": "reference" for part in PARTS}
 TRITON = {f"{part}_impl": "triton" for part in PARTS}
@@ -157,8 +157,11 @@ def test_auto_on_a_gpu_is_triton(monkeypatch):
         model = GPT(GPTConfig(**TINY))
     rows = fastgpt.implementations(model, gpu)
     assert {(r.part, r.layers, r.used) for r in rows} == {
-        ("attn", "0-1", "triton"), ("norm", "0-1, ln_f", "triton"), ("ffn", "0-1", "triton"), ("loss", "head", "triton"),
-    }  # fmt: skip
+        ("attn", "0-1", "triton"),
+        ("norm", "0-1, ln_f", "triton"),
+        ("ffn", "0-1", "triton"),
+        ("loss", "head", "triton"),
+    }
     assert all(r.why == "fused kernels run on meta in float32" for r in rows)
     impl._explain.cache_clear()
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import torch
 from fastgpt import GPT, GPTConfig
 from tests.support.reference_gpt import ReferenceGPT
 
-SHAPE = dict(vocab_size=61, max_len=24, n_layers=3, n_heads=4, d_model=32)
-PLAIN = dict(attn_impl="reference", norm_impl="reference", ffn_impl="reference", loss_impl="reference")
-TORCH = dict(attn_impl="sdpa", norm_impl="torch", ffn_impl="torch", loss_impl="torch")
+SHAPE = {"vocab_size": 61, "max_len": 24, "n_layers": 3, "n_heads": 4, "d_model": 32}
+PLAIN = {"attn_impl": "reference", "norm_impl": "reference", "ffn_impl": "reference", "loss_impl": "reference"}
+TORCH = {"attn_impl": "sdpa", "norm_impl": "torch", "ffn_impl": "torch", "loss_impl": "torch"}
 
 
 def batch(T=17, B=2, V=61):
@@ -195,9 +196,7 @@ def test_attention_maps_are_those_of_multihead_attention(seed):
     reference.blocks[1].attn.register_forward_pre_hook(lambda m, args: seen.update(h=args[0]))
     reference(idx)
     hidden = torch.ones(17, 17, dtype=torch.bool).triu(1)
-    _, weights = reference.blocks[1].attn(
-        seen["h"], seen["h"], seen["h"], attn_mask=hidden, average_attn_weights=False
-    )
+    _, weights = reference.blocks[1].attn(seen["h"], seen["h"], seen["h"], attn_mask=hidden, average_attn_weights=False)
     assert_close(model.attention_maps(idx, layers=1)[1], weights, 1e-12)
 
 
@@ -301,20 +300,23 @@ def test_low_precision_and_autocast(seed, dtype):
 
 
 IMPORT_PROBE = """
-import time, torch, sys
-torch_modules = set(sys.modules)
-start = time.perf_counter()
+import sys, time, torch
+before = set(sys.modules)
+start = time.process_time()
 import fastgpt
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 heavy = {"triton", "transformers", "tyro", "rich", "matplotlib", "tensorboard", "tiktoken", "yaml", "zstandard"}
-print(seconds, sorted((set(sys.modules) - torch_modules) & heavy), torch.cuda.is_initialized())
+print(seconds, sorted((set(sys.modules) - before) & heavy), torch.cuda.is_initialized())
 """
 
 
 def test_import_is_quick_and_touches_neither_gpu_nor_heavy_packages():
-    attempts = [
-        subprocess.run([sys.executable, "-c", IMPORT_PROBE], capture_output=True, text=True, check=True).stdout.split(" ", 1)
-        for _ in range(2)
-    ]
-    assert attempts[0][1].strip() == "[] False"
-    assert min(float(seconds) for seconds, _ in attempts) <= 0.3
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    probe = [sys.executable, "-c", IMPORT_PROBE]
+    for _ in range(2):  # the first may compile bytecode
+        printed = subprocess.run(probe, capture_output=True, text=True, check=True, env=environment).stdout
+        seconds, rest = printed.split(" ", 1)
+        assert rest.strip() == "[] False"
+        if float(seconds) <= 0.3:
+            return
+    pytest.fail(f"import fastgpt took {seconds} s of processor time beyond torch's own import")

@@ -1,0 +1,179 @@
+"""Generation: with and without cache, sampling settings, seeds, batches, streaming, bad input."""
+
+import itertools
+
+import pytest
+import torch
+
+from fastgpt import GPT, GPTConfig
+from fastgpt.generate import KVCache, SamplingConfig, sample
+
+SHAPE = {"vocab_size": 31, "max_len": 20, "n_layers": 2, "n_heads": 4, "d_model": 32}
+
+
+@pytest.fixture
+def model(seed):
+    """A float64 model with decided opinions: ties would hide differences."""
+    model = GPT(GPTConfig(**SHAPE, n_kv_heads=2, attn_impl="sdpa", dropout=0.3)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0.0, 0.3)
+    return model
+
+
+def prompt(B=3, T=5):
+    return torch.randint(0, 31, (B, T))
+
+
+@pytest.mark.parametrize("attn_impl", ["sdpa", "reference"])
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"seed": 3}, {"seed": 3, "top_k": 5, "top_p": 0.9}])
+def test_cache_changes_nothing(model, sampling, attn_impl):
+    """Past max_len too, where the window slides: 5 + 30 tokens with max_len 20."""
+    model.use_implementations(attn_impl=attn_impl)
+    idx = prompt()
+    cached = model.generate(idx, 30, **sampling)
+    assert cached.shape == (3, 35)
+    assert torch.equal(cached, model.generate(idx, 30, use_cache=False, **sampling))
+
+
+@pytest.mark.parametrize("attn_impl", ["sdpa", "reference"])
+@pytest.mark.parametrize("pieces", [(17,), (1,) * 17, (5, 1, 1, 10), (16, 1)])
+def test_cached_hidden_states_are_those_of_one_pass(model, attn_impl, pieces):
+    model.use_implementations(attn_impl=attn_impl).eval()
+    idx = prompt(T=17)
+    cache = KVCache(model, 3, 17)
+    with torch.no_grad():
+        parts = [model.hidden_states(piece, cache) for piece in idx.split(pieces, dim=1)]
+        whole = model.hidden_states(idx)
+    assert cache.length == 17
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
+
+
+def test_greedy_is_the_likeliest_token_of_a_plain_forward(model):
+    model.eval()
+    idx = prompt()
+    for _ in range(6):
+        token = model(idx).logits[:, -1].argmax(-1, keepdim=True)
+        idx = torch.cat([idx, token], dim=1)
+    assert torch.equal(model.generate(idx[:, :5], 6, temperature=0.0), idx)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(model):
+    with pytest.raises(ValueError, match=r"idx has 21 tokens and max_len is 20"):
+        model.generate(prompt(T=21), 1)
+
+
+def test_a_row_of_a_batch_is_what_it_is_alone(model):
+    idx = prompt()
+    together = model.generate(idx, 8, temperature=0.0)
+    for row in range(3):
+        assert torch.equal(model.generate(idx[row : row + 1], 8, temperature=0.0)[0], together[row])
+
+
+def test_seed_and_generator(model):
+    idx = prompt()
+    assert torch.equal(model.generate(idx, 9, seed=1), model.generate(idx, 9, seed=1))
+    assert not torch.equal(model.generate(idx, 9, seed=1), model.generate(idx, 9, seed=2))
+    ours = model.generate(idx, 9, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(ours, model.generate(idx, 9, seed=1))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model.generate(idx, 3, seed=1)
+    assert torch.equal(before, torch.get_rng_state()), "a seeded call must leave torch's own generator alone"
+
+
+def test_stream_yields_the_tokens_of_generate_one_by_one(model):
+    idx = prompt()
+    stream = model.stream(idx, 7, seed=4)
+    first = list(itertools.islice(stream, 2))
+    assert first[0].shape == (3,)
+    new = torch.stack(first + list(stream), dim=1)
+    assert torch.equal(torch.cat([idx, new], dim=1), model.generate(idx, 7, seed=4))
+
+
+def test_generation_leaves_the_training_mode_and_no_graph(model):
+    model.train()
+    stream = model.stream(prompt(), 3)
+    token = next(stream)
+    assert model.training
+    assert not token.requires_grad
+    model.eval()
+    model.generate(prompt(), 2)
+    assert not model.training
+
+
+def test_dropout_is_off(model):
+    model.train()
+    idx = prompt()
+    assert torch.equal(model.generate(idx, 9, temperature=0.0), model.eval().generate(idx, 9, temperature=0.0))
+
+
+def test_eos_stops_a_row_and_then_everything(model):
+    idx = prompt()
+    free = model.generate(idx, 12, seed=2)
+    eos = int(free[0, 7])
+    stopped = model.generate(idx, 12, seed=2, eos=eos)
+    for row in range(3):
+        new, old = stopped[row, 5:].tolist(), free[row, 5:].tolist()
+        end = old.index(eos) if eos in old else None
+        assert new == (old[: len(new)] if end is None else (old[:end] + [eos] * len(new))[: len(new)])
+    alone = model.generate(idx[:1], 12, temperature=0.0, eos=int(model.generate(idx[:1], 1, temperature=0.0)[0, -1]))
+    assert alone.shape[1] == 6
+
+
+def test_zero_new_tokens(model):
+    idx = prompt()
+    assert torch.equal(model.generate(idx, 0), idx)
+
+
+LOGITS = torch.tensor([[3.0, 2.0, 1.0, 0.0, -9.0]])
+
+
+def frequencies(n=20000, **settings):
+    draws = sample(LOGITS.expand(n, -1), SamplingConfig(**settings), torch.Generator().manual_seed(0))
+    return torch.bincount(draws, minlength=5) / n
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, 5),
+        ({"top_k": 2}, 2),
+        ({"top_k": 99}, 5),
+        ({"top_p": 0.6}, 1),  # the likeliest has 0.644
+        ({"top_p": 0.65}, 2),
+        ({"top_p": 0.9}, 3),  # 0.644 + 0.237 = 0.881 is short of it
+        ({"top_k": 3, "top_p": 0.9}, 2),  # of the three kept: 0.665 + 0.245 = 0.910
+        ({"top_p": 1.0}, 5),
+    ],
+)
+def test_top_k_and_top_p_keep_the_likeliest_with_their_ratios(settings, kept):
+    expected = torch.zeros(5)
+    expected[:kept] = LOGITS[0, :kept].softmax(-1)
+    assert (frequencies(**settings) - expected).abs().max() < 0.012
+
+
+def test_temperature_scales_the_logits():
+    assert (frequencies(temperature=2.0) - (LOGITS[0] / 2).softmax(-1)).abs().max() < 0.012
+    assert frequencies(temperature=1e-4)[0] == 1
+    assert frequencies(temperature=0.0)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be 0 .* got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
+        ({"seed": 1, "generator": torch.Generator()}, "seed or generator, not both"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be 0 or more, got -1"),
+        ({"idx": torch.zeros(1, 0, dtype=torch.long)}, "idx has no tokens"),
+        ({"idx": torch.full((1, 2), 31)}, r"token id 31 is outside"),
+    ],
+)
+def test_bad_settings_are_named_at_the_call(model, settings, message):
+    settings = {"idx": prompt(), "max_new_tokens": 1, **settings}
+    with pytest.raises((ValueError, IndexError), match=message):
+        model.stream(**settings)
