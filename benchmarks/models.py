@@ -9,12 +9,8 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.measure import device
 from fastgpt import GPT, GPTConfig
+from fastgpt.config import IMPLEMENTATION_SETS
 
-IMPLS = {
-    peers.OURS: dict.fromkeys(("attn_impl", "norm_impl", "ffn_impl", "loss_impl"), "triton"),
-    "torch": {"attn_impl": "sdpa", "norm_impl": "torch", "ffn_impl": "torch", "loss_impl": "torch"},
-    "reference": dict.fromkeys(("attn_impl", "norm_impl", "ffn_impl", "loss_impl"), "reference"),
-}
 COMPILE = "-compile"  # the suffix of what runs under torch.compile; the reference stays plain
 NAMES = [peers.OURS, peers.OURS + COMPILE, "torch", "torch" + COMPILE, "reference"]
 
@@ -27,7 +23,7 @@ def make(impl: str, config: GPTConfig, measuring: bool) -> GPT:
             pytest.skip("torch.compile is timed on a GPU only")
         if base == peers.OURS and measuring:
             pytest.skip("Triton kernels run on a CPU only through the interpreter, whose speed means nothing")
-    return GPT(config.replace(**IMPLS[base])).to(device())
+    return GPT(config.replace(**IMPLEMENTATION_SETS[base])).to(device())
 
 
 def compiled(impl: str, module: nn.Module) -> nn.Module:

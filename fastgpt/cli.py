@@ -16,6 +16,8 @@ COMMANDS = {
     "sample": "continue a prompt",
     "eval": "loss, perplexity and bits per byte of a model on a text",
     "inspect": "draw a model's attention maps of a prompt",
+    "plan": "count the memory of a training step, and the largest batch that fits a GPU",
+    "bench": "time training steps with each implementation, side by side",
     "verify": "compare every Triton kernel with the reference in float64",
 }
 

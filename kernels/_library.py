@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 _lib = torch.library.Library("fastgpt", "FRAGMENT")
+launches: dict[str, Callable[..., Any]] = {}  # operator name -> its launch implementation, for counting memory
 
 
 def define(
@@ -36,6 +37,7 @@ def define(
         differentiable: positions of the arguments that may require a gradient.
     """
     name = schema.split("(")[0]
+    launches[name] = launch
     _lib.define(schema)
     _lib.impl(name, launch, "CUDA")
     _lib.impl(name, launch, "CPU")

@@ -6,6 +6,7 @@ Nothing here imports triton until it is asked to, so that `import fastgpt` works
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import importlib.util
 from collections.abc import Iterator
@@ -156,6 +157,17 @@ def check_launchable(function: str, **tensors: torch.Tensor | None) -> None:
 @functools.cache
 def _capability_ok(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
+    """The dtype that torch.autocast asks of matrix products on `tensor`'s device; None outside such a region."""
+    device_type = tensor.device.type
+    if device_type == "meta":  # torch knows no autocast there; memory planning says what it wants
+        return paper_autocast.get()
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
+paper_autocast: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("paper_autocast", default=None)
 
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:

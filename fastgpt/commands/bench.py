@@ -32,8 +32,9 @@ class Command:
         from rich.console import Console
         from rich.table import Table
 
+        from ..config import IMPLEMENTATION_SETS
         from ..trainer import autocast, resolve_device, resolve_dtype
-        from .plan import PARTS, read_config
+        from .plan import read_config
 
         device = resolve_device(self.device)
         dtype = resolve_dtype("auto", device)
@@ -43,11 +44,13 @@ class Command:
             if value < 1:
                 raise ValueError(f"bench: {name} must be at least 1, got {value}")
         if device.type == "cpu":
-            print("On a CPU the Triton kernels run only in the interpreter, whose speed means nothing: they are left out.")
+            print(
+                "On a CPU the Triton kernels run only in the interpreter, whose speed means nothing: they are left out."
+            )
         table = Table(title=f"{self.model}: {self.batch_size} x {seq_len} tokens, {dtype} on {device}")
         for column in ("implementation", "median step", "spread (IQR)", "tokens/s", "model TFLOP/s", "peak memory"):
             table.add_column(column, justify="left" if column == "implementation" else "right")
-        for implementation, parts in PARTS.items():
+        for implementation, parts in IMPLEMENTATION_SETS.items():
             if device.type == "cpu" and implementation == "fastgpt":
                 continue
             seconds, flops, peak = _time_steps(
@@ -73,12 +76,12 @@ def _time_steps(config, batch_size, seq_len, steps, compile, device, autocast):
     import torch
 
     from ..model import GPT
-    from ..optim import make_optimizer
+    from ..optim import build_adamw
 
     torch.manual_seed(0)
     model = GPT(config).to(device)
     run = torch.compile(model) if compile else model
-    optimizer = make_optimizer(model)
+    optimizer = build_adamw(model, 1e-4)
     tokens = torch.randint(config.vocab_size, (batch_size, seq_len + 1), device=device)
     idx, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None

@@ -7,11 +7,14 @@ from dataclasses import dataclass, fields
 from tyro.conf import Positional
 
 # Device memory as nvidia-smi reports it, in MiB (the board's nominal size less what the driver keeps).
-GPUS = {"a100-40gb": 40960, "a100-80gb": 81920, "h100": 81559, "h200": 143771, "l4": 23034, "rtx4090": 24564, "t4": 15360}
-PARTS = {
-    "fastgpt": dict.fromkeys(("attn_impl", "norm_impl", "ffn_impl", "loss_impl"), "triton"),
-    "torch": {"attn_impl": "sdpa", "norm_impl": "torch", "ffn_impl": "torch", "loss_impl": "torch"},
-    "reference": dict.fromkeys(("attn_impl", "norm_impl", "ffn_impl", "loss_impl"), "reference"),
+GPUS = {
+    "a100-40gb": 40960,
+    "a100-80gb": 81920,
+    "h100": 81559,
+    "h200": 143771,
+    "l4": 23034,
+    "rtx4090": 24564,
+    "t4": 15360,
 }
 
 
@@ -39,6 +42,7 @@ class Command:
         from rich.table import Table
 
         from .. import memory
+        from ..config import IMPLEMENTATION_SETS
 
         config = read_config(self.model)
         seq_len = self.seq_len or config.max_len
@@ -51,7 +55,7 @@ class Command:
         names = [f.name for f in fields(memory.StepMemory)]
         for column in ("implementation", *names, f"largest batch on {self.gpu}"):
             table.add_column(column, justify="left" if column == "implementation" else "right")
-        for implementation, parts in PARTS.items():
+        for implementation, parts in IMPLEMENTATION_SETS.items():
             candidate = config.replace(**parts)
             autocast = self.dtype == "bfloat16"
             step = memory.training_step(candidate, self.batch_size, seq_len, autocast=autocast)
@@ -72,11 +76,13 @@ def read_config(model: str):
     from ..config import GPTConfig
     from ..presets import names
 
-    if model in names():
+    if model.lower() in names():
         return GPTConfig.preset(model)
     if (Path(model) / "config.json").is_file():
-        return GPTConfig.load(model)
-    raise ValueError(f"plan: {model!r} is neither a folder with a config.json nor a preset; presets: {', '.join(names())}")
+        return GPTConfig.from_json(Path(model) / "config.json")
+    raise ValueError(
+        f"plan: {model!r} is neither a folder with a config.json nor a preset; presets: {', '.join(names())}"
+    )
 
 
 def gpu_bytes(gpu: str) -> int:
