@@ -205,12 +205,12 @@ def _loss(
     N, columns = logits.shape
     if not N:
         return
-    tile = tiles.part_of_row(columns, logits.element_size())
+    tile = tiles.part_of_row(columns, logits.element_size(), target_of(logits))
     softmax.loss_kernel[(N,)](
         logits, bias, target, losses, stats[0], stats[1],
         V, columns, logits.stride(0), settings.ignore_index, settings.label_smoothing, settings.z_loss,
         settings.softcap,
-        has_smoothing=settings.label_smoothing != 0.0, block_v=tile.block_v, num_warps=tile.num_warps,
+        has_smoothing=settings.label_smoothing != 0.0, lanes=tile.lanes, width=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
@@ -225,8 +225,8 @@ def _loss_and_gradient(
         logits, bias, target, losses, stats[0], stats[1],
         V, columns, logits.stride(0), settings.ignore_index, settings.label_smoothing, settings.z_loss,
         settings.softcap,
-        has_smoothing=settings.label_smoothing != 0.0, in_registers=tile.in_registers, block_v=tile.block_v,
-        num_warps=tile.num_warps,
+        has_smoothing=settings.label_smoothing != 0.0, in_registers=tile.in_registers, lanes=tile.lanes,
+        width=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
@@ -237,10 +237,10 @@ def _gradient(
     N, columns = logits.shape
     if not N:
         return
-    tile = tiles.part_of_row(columns, logits.element_size())
-    softmax.gradient_kernel[(N, -(-columns // tile.block_v))](
+    block_v, num_warps = tiles.part_of_gradient(columns, logits.element_size())
+    softmax.gradient_kernel[(N, -(-columns // block_v))](
         logits, out, bias, target, stats[0], stats[1], grad_losses, grad_lse,
         V, columns, logits.stride(0), out.stride(0), grad_losses.stride(0), settings.ignore_index,
         settings.label_smoothing, settings.z_loss, settings.softcap,
-        block_v=tile.block_v, num_warps=tile.num_warps,
+        block_v=block_v, num_warps=num_warps,
     )  # fmt: skip

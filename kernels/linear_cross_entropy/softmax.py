@@ -1,4 +1,4 @@
-"""Device code: cross-entropy of logits, row by row, and its gradient. One program is one row of V logits.
+"""Device code: cross-entropy of logits, row by row, and its gradient. One program takes one row of V logits.
 
 With x a row of logits, y = softcap · tanh(x / softcap) (or y = x), t its target, w the z-loss weight, a the smoothing:
 
@@ -6,9 +6,10 @@ With x a row of logits, y = softcap · tanh(x / softcap) (or y = x), t its targe
     loss = lse - (1 - a) y[t] - a mean(y) + w lse²
     dloss/dy[v] = (1 + 2 w lse) exp(y[v] - lse) - (1 - a) [v = t] - a / V
 
-The maximum and the sum are found in one pass, online (Milakov and Gimelshein 2018, arXiv 1805.02867). Wherever a
-difference decides (lse - y[t], y - lse), m is subtracted before log_sum is added, so that logits that share a large
-offset lose nothing.
+The maximum and the sum are found in one pass, online (Milakov and Gimelshein 2018, arXiv 1805.02867). A tile is
+(lanes, width): width columns are what one thread reads at once, so that each thread keeps a maximum and a sum of its
+own and none waits for another before the row ends. Wherever a difference decides (lse - y[t], y - lse), m is subtracted
+before log_sum is added, so that logits that share a large offset lose nothing.
 
 In memory a row may be wider than V: columns V ... `columns` are padding, which may be read and overwritten, and which
 makes every row start on a 16-byte boundary.
@@ -32,69 +33,112 @@ def tanh(z):
 
 
 @triton.jit
-def load_logits(Row, Bias, offs, V, columns, softcap):
-    """(y, slope): capped logits of columns `offs`, -inf beyond V; dy/dx, 1.0 without softcap. (block,) float32."""
-    inside = offs < columns  # not `offs < V`: a bound that 16 divides lets the compiler read 16 bytes at a time
-    x = tl.load(Row + offs, mask=inside, other=0.0).to(tl.float32)  # (block,)
-    if Bias is not None:
-        x += tl.load(Bias + offs, mask=inside, other=0.0).to(tl.float32)
+def cap(x, softcap):
+    """(y, dy/dx); y = x and 1.0 where softcap is None."""
     slope = 1.0
     if softcap is not None:
         squashed = tanh(x / softcap)
         x = softcap * squashed
         slope = 1.0 - squashed * squashed
-    return tl.where(offs < V, x, -float("inf")), slope
+    return x, slope
 
 
 @triton.jit
-def load_target_logit(Row, Bias, t, softcap):
-    """y[t], a float32 scalar."""
+def load_logits(Row, Bias, offs, V, columns, softcap, masked: tl.constexpr):
+    """(y, dy/dx) of the columns `offs`, float32 of their shape. `masked`: some may lie beyond V; there y = -inf."""
+    if masked:
+        inside = offs < columns  # not `offs < V`: a bound that 16 divides lets the compiler read 16 bytes at a time
+        x = tl.load(Row + offs, mask=inside, other=0.0).to(tl.float32)
+        if Bias is not None:
+            x += tl.load(Bias + offs, mask=inside, other=0.0).to(tl.float32)
+    else:
+        x = tl.load(Row + offs).to(tl.float32)
+        if Bias is not None:
+            x += tl.load(Bias + offs).to(tl.float32)
+    y, slope = cap(x, softcap)
+    if masked:
+        y = tl.where(offs < V, y, -float("inf"))
+    return y, slope
+
+
+@triton.jit
+def load_logit(Row, Bias, t, softcap):
+    """(y, dy/dx) of column t alone: scalars."""
     x = tl.load(Row + t).to(tl.float32)
     if Bias is not None:
         x += tl.load(Bias + t).to(tl.float32)
-    if softcap is not None:
-        x = softcap * tanh(x / softcap)
-    return x
+    return cap(x, softcap)
 
 
 @triton.jit
-def fold(m, s, y):
-    """The running maximum m and s = Σ exp(y - m) after one more tile y (block,)."""
-    m_new = tl.maximum(m, tl.max(y, axis=0))
+def load_target(Target, i, V, ignore_index):
+    """(t, whether row i counts). An ignored row is given column 0 for a target."""
+    t = tl.load(Target + i)
+    return tl.where((t >= 0) & (t < V), t, 0).to(tl.int32), t != ignore_index
+
+
+@triton.jit
+def fold(m, s, pull, y, y_t, offs, V, has_smoothing: tl.constexpr):
+    """Take a tile y (lanes, width) into m = max(y), s = Σ exp(y - m), pull = Σ (y - y[t]) of each lane; (lanes,)."""
+    m_new = tl.maximum(m, tl.max(y, axis=1))
     base = tl.where(m_new == -float("inf"), 0.0, m_new)  # nothing but -inf so far: -inf - -inf would be NaN
-    s = s * tl.exp2((m - base) * LOG2E) + tl.sum(tl.exp2((y - base) * LOG2E), axis=0)
-    return m_new, s
+    s = s * tl.exp2((m - base) * LOG2E) + tl.sum(tl.exp2((y - base[:, None]) * LOG2E), axis=1)
+    if has_smoothing:
+        pull += tl.sum(tl.where(offs < V, y - y_t, 0.0), axis=1)
+    return m_new, s, pull
 
 
 @triton.jit
-def row_loss(m, log_sum, y_t, y_sum, V, smoothing, z_loss):
-    """The loss of a row, given y[t] and y_sum = Σ (y - y[t]), from which mean(y) - y[t] comes without cancellation."""
+def merge(m, s):
+    """(maximum, log of the sum) of the row from those of its lanes, (lanes,) each."""
+    m_row = tl.max(m, axis=0)
+    base = tl.where(m_row == -float("inf"), 0.0, m_row)
+    return m_row, tl.log(tl.sum(s * tl.exp2((m - base) * LOG2E), axis=0))
+
+
+@triton.jit
+def row_statistics(
+    Row, Bias, y_t, V, columns, softcap, has_smoothing: tl.constexpr, lanes: tl.constexpr, width: tl.constexpr
+):
+    """(m, log_sum, Σ (y - y[t])) of a row, in one read."""
+    m = tl.full((lanes,), -float("inf"), tl.float32)
+    s = tl.zeros((lanes,), tl.float32)
+    pull = tl.zeros((lanes,), tl.float32)
+    tile = tl.arange(0, lanes)[:, None] * width + tl.arange(0, width)[None, :]  # (lanes, width) columns
+    inner = V // (lanes * width) * (lanes * width)
+    for start in tl.range(0, inner, lanes * width):
+        y, _ = load_logits(Row, Bias, start + tile, V, columns, softcap, False)
+        m, s, pull = fold(m, s, pull, y, y_t, start + tile, V, has_smoothing)
+    for start in tl.range(inner, columns, lanes * width):
+        y, _ = load_logits(Row, Bias, start + tile, V, columns, softcap, True)
+        m, s, pull = fold(m, s, pull, y, y_t, start + tile, V, has_smoothing)
+    m, log_sum = merge(m, s)
+    return m, log_sum, tl.sum(pull, axis=0)
+
+
+@triton.jit
+def store_row(Loss, Max, LogSum, i, m, log_sum, y_t, pull, valid, V, smoothing, z_loss):
+    """Write the row's loss, 0 if it is ignored, and what its gradient needs."""
     lse = m + log_sum
-    pull = tl.where(y_t == -float("inf"), 0.0, smoothing * (y_sum / V))  # there the loss is +inf already
-    return (log_sum + (m - y_t)) - pull + z_loss * lse * lse
+    loss = (log_sum + (m - y_t)) - tl.where(y_t == -float("inf"), 0.0, smoothing * (pull / V)) + z_loss * lse * lse
+    tl.store(Loss + i, tl.where(valid, loss, 0.0))
+    tl.store(Max + i, m)
+    tl.store(LogSum + i, log_sum)
 
 
 @triton.jit
-def row_gradient(y, slope, offs, t, m, log_sum, g_loss, g_lse, V, smoothing, z_loss):
-    """g_loss · dloss/dx + g_lse · dlse/dx for the columns `offs` of a row: (block,) float32."""
-    p = tl.exp2(((y - m) - log_sum) * LOG2E)  # (block,) softmax
+def row_gradient(y, slope, m, log_sum, g_loss, g_lse, at_target, V, smoothing, z_loss):
+    """g_loss · dloss/dx + g_lse · dlse/dx of logits y, all of them the row's target (at_target 1.0) or none (0.0)."""
+    p = tl.exp2((y - m) * LOG2E - log_sum * LOG2E)  # softmax
     of_p = g_loss * (1.0 + 2.0 * z_loss * (m + log_sum)) + g_lse
-    d = p * of_p - g_loss * smoothing / V
-    d = tl.where(offs == t, d - g_loss * (1.0 - smoothing), d)
-    return d * slope
-
-
-@triton.jit
-def shift_of(y_t):
-    """What Σ (y - shift) subtracts: y[t], unless that is -inf."""
-    return tl.where(y_t == -float("inf"), 0.0, y_t)
+    return (p * of_p - g_loss * (smoothing / V + at_target * (1.0 - smoothing))) * slope
 
 
 @triton.jit
 def loss_kernel(
     Logits, Bias, Target, Loss, Max, LogSum,
     V, columns, stride_n, ignore_index, smoothing, z_loss, softcap,
-    has_smoothing: tl.constexpr, block_v: tl.constexpr,
+    has_smoothing: tl.constexpr, lanes: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """Loss, maximum and log-sum of each row, in one read of the logits.
 
@@ -102,79 +146,55 @@ def loss_kernel(
     """
     i = tl.program_id(0)
     Row = Logits + i.to(tl.int64) * stride_n
-    t = tl.load(Target + i)
-    valid = t != ignore_index
-    t = tl.where((t >= 0) & (t < V), t, 0).to(tl.int32)
-    y_t = load_target_logit(Row, Bias, t, softcap)
-    shift = shift_of(y_t)
-
-    m = -float("inf")
-    s = 0.0
-    y_sum = 0.0
-    for start in tl.range(0, columns, block_v):
-        offs = start + tl.arange(0, block_v)
-        y, _ = load_logits(Row, Bias, offs, V, columns, softcap)  # (block_v,)
-        m, s = fold(m, s, y)
-        if has_smoothing:
-            y_sum += tl.sum(tl.where(offs < V, y - shift, 0.0), axis=0)
-
-    log_sum = tl.log(s)
-    loss = row_loss(m, log_sum, y_t, y_sum, V, smoothing, z_loss)
-    tl.store(Loss + i, tl.where(valid, loss, 0.0))
-    tl.store(Max + i, m)
-    tl.store(LogSum + i, log_sum)
+    t, valid = load_target(Target, i, V, ignore_index)
+    y_t, _ = load_logit(Row, Bias, t, softcap)
+    m, log_sum, pull = row_statistics(Row, Bias, y_t, V, columns, softcap, has_smoothing, lanes, width)
+    store_row(Loss, Max, LogSum, i, m, log_sum, y_t, pull, valid, V, smoothing, z_loss)
 
 
 @triton.jit
 def loss_and_gradient_kernel(
     Logits, Bias, Target, Loss, Max, LogSum,
     V, columns, stride_n, ignore_index, smoothing, z_loss, softcap,
-    has_smoothing: tl.constexpr, in_registers: tl.constexpr, block_v: tl.constexpr,
+    has_smoothing: tl.constexpr, in_registers: tl.constexpr, lanes: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """As `loss_kernel`, and dloss/dlogits (for an upstream gradient of 1) written over the logits.
+    """As `loss_kernel`, and dloss/dlogits (for an upstream gradient of 1) written over the logits; 0 in ignored rows.
 
-    in_registers: block_v >= columns, the row is read once and stays in registers. Else it is read twice, the second
-    time from the L2 cache, where the first pass has just put it. Rows to ignore get gradient 0. Grid (N,).
+    in_registers: a tile holds the whole row, which is read once. Else it is read twice, the second time from the
+    caches, where the first has just put it. Grid (N,).
     """
     i = tl.program_id(0)
     Row = Logits + i.to(tl.int64) * stride_n
-    t = tl.load(Target + i)
-    valid = t != ignore_index
-    t = tl.where((t >= 0) & (t < V), t, 0).to(tl.int32)
-    y_t = load_target_logit(Row, Bias, t, softcap)
-    shift = shift_of(y_t)
-
-    m = -float("inf")
-    s = 0.0
-    y_sum = 0.0
+    t, valid = load_target(Target, i, V, ignore_index)
+    y_t, slope_t = load_logit(Row, Bias, t, softcap)
     g_loss = tl.where(valid, 1.0, 0.0)
-    if in_registers:
-        offs = tl.arange(0, block_v)
-        y, slope = load_logits(Row, Bias, offs, V, columns, softcap)  # (block_v,)
-        m, s = fold(m, s, y)
-        if has_smoothing:
-            y_sum += tl.sum(tl.where(offs < V, y - shift, 0.0), axis=0)
-        log_sum = tl.log(s)
-        d = row_gradient(y, slope, offs, t, m, log_sum, g_loss, 0.0, V, smoothing, z_loss)
-        tl.store(Row + offs, d.to(Logits.dtype.element_ty), mask=offs < columns)
-    else:
-        for start in tl.range(0, columns, block_v):
-            offs = start + tl.arange(0, block_v)
-            y, _ = load_logits(Row, Bias, offs, V, columns, softcap)  # (block_v,)
-            m, s = fold(m, s, y)
-            if has_smoothing:
-                y_sum += tl.sum(tl.where(offs < V, y - shift, 0.0), axis=0)
-        log_sum = tl.log(s)
-        for start in tl.range(0, columns, block_v):
-            offs = start + tl.arange(0, block_v)
-            y, slope = load_logits(Row, Bias, offs, V, columns, softcap)
-            d = row_gradient(y, slope, offs, t, m, log_sum, g_loss, 0.0, V, smoothing, z_loss)
-            tl.store(Row + offs, d.to(Logits.dtype.element_ty), mask=offs < columns)
+    tile = tl.arange(0, lanes)[:, None] * width + tl.arange(0, width)[None, :]  # (lanes, width) columns
 
-    loss = row_loss(m, log_sum, y_t, y_sum, V, smoothing, z_loss)
-    tl.store(Loss + i, tl.where(valid, loss, 0.0))
-    tl.store(Max + i, m)
-    tl.store(LogSum + i, log_sum)
+    if in_registers:
+        y, slope = load_logits(Row, Bias, tile, V, columns, softcap, True)
+        m = tl.full((lanes,), -float("inf"), tl.float32)
+        m, s, pull = fold(m, tl.zeros_like(m), tl.zeros_like(m), y, y_t, tile, V, has_smoothing)
+        m, log_sum = merge(m, s)
+        pull = tl.sum(pull, axis=0)
+        d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, 0.0, V, smoothing, z_loss)
+        tl.store(Row + tile, d.to(Logits.dtype.element_ty), mask=tile < columns)
+    else:
+        m, log_sum, pull = row_statistics(Row, Bias, y_t, V, columns, softcap, has_smoothing, lanes, width)
+        inner = V // (lanes * width) * (lanes * width)
+        for start in tl.range(0, inner, lanes * width):
+            y, slope = load_logits(Row, Bias, start + tile, V, columns, softcap, False)
+            d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, 0.0, V, smoothing, z_loss)
+            tl.store(Row + start + tile, d.to(Logits.dtype.element_ty))
+        for start in tl.range(inner, columns, lanes * width):
+            y, slope = load_logits(Row, Bias, start + tile, V, columns, softcap, True)
+            d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, 0.0, V, smoothing, z_loss)
+            tl.store(Row + start + tile, d.to(Logits.dtype.element_ty), mask=start + tile < columns)
+
+    # The target's column once more: a comparison in every column would cost as much as the softmax does.
+    tl.debug_barrier()  # after the stores above
+    d_t = row_gradient(y_t, slope_t, m, log_sum, g_loss, 0.0, 1.0, V, smoothing, z_loss)
+    tl.store(Row + t, d_t.to(Logits.dtype.element_ty))
+    store_row(Loss, Max, LogSum, i, m, log_sum, y_t, pull, valid, V, smoothing, z_loss)
 
 
 @triton.jit
@@ -189,15 +209,25 @@ def gradient_kernel(
     all rows); GradLse (N,) float32 or None. Grid (N, cdiv(columns, block_v)).
     """
     i = tl.program_id(0)
-    t = tl.load(Target + i)
-    g_loss = tl.where(t != ignore_index, tl.load(GradLoss + i.to(tl.int64) * stride_g), 0.0)
+    Row = Logits + i.to(tl.int64) * stride_n
+    RowOut = Out + i.to(tl.int64) * stride_on
+    start = tl.program_id(1) * block_v
+    offs = start + tl.arange(0, block_v)
+    t, valid = load_target(Target, i, V, ignore_index)
+    m = tl.load(Max + i)
+    log_sum = tl.load(LogSum + i)
+    g_loss = tl.where(valid, tl.load(GradLoss + i.to(tl.int64) * stride_g), 0.0)
     g_lse = 0.0
     if GradLse is not None:
         g_lse = tl.load(GradLse + i)
-    m = tl.load(Max + i)
-    log_sum = tl.load(LogSum + i)
 
-    offs = tl.program_id(1) * block_v + tl.arange(0, block_v)
-    y, slope = load_logits(Logits + i.to(tl.int64) * stride_n, Bias, offs, V, columns, softcap)  # (block_v,)
-    d = row_gradient(y, slope, offs, t.to(tl.int32), m, log_sum, g_loss, g_lse, V, smoothing, z_loss)
-    tl.store(Out + i.to(tl.int64) * stride_on + offs, d.to(Out.dtype.element_ty), mask=offs < columns)
+    here = (t >= start) & (t < start + block_v)  # another program's tile is not ours to read: it may be written by now
+    t = tl.where(here, t, start)
+    y_t, slope_t = load_logit(Row, Bias, t, softcap)
+    y, slope = load_logits(Row, Bias, offs, V, columns, softcap, True)  # (block_v,)
+    d = row_gradient(y, slope, m, log_sum, g_loss, g_lse, 0.0, V, smoothing, z_loss)
+    tl.store(RowOut + offs, d.to(Out.dtype.element_ty), mask=offs < columns)
+
+    tl.debug_barrier()  # after the store above
+    d_t = row_gradient(y_t, slope_t, m, log_sum, g_loss, g_lse, 1.0, V, smoothing, z_loss)
+    tl.store(RowOut + t, d_t.to(Out.dtype.element_ty), mask=here)

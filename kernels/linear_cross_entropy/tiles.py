@@ -18,29 +18,49 @@ ROW_MULTIPLE = 128  # rows of a chunk, so that the GEMMs' tiles are full
 
 @dataclass(frozen=True)
 class RowTile:
-    """How a program goes through its row: block_v columns at a time, `in_registers` when that is the whole row."""
+    """How a program goes through its row: (lanes, width) columns at a time; `in_registers` if that is the whole row."""
 
-    block_v: int
+    lanes: int
+    width: int
     num_warps: int
     in_registers: bool = False
 
 
-# Rows that one program can hold: bytes of the row up to the first entry -> warps. 64 bytes a thread stay in registers.
-_IN_REGISTERS = ((8 * 1024, 4), (16 * 1024, 8), (32 * 1024, 16), (64 * 1024, 32))
+# Bytes of a row (rounded up to a power of two) that one program keeps in registers, 64 a thread, and its warps.
+_IN_REGISTERS = ((8 * 1024, 4), (16 * 1024, 8), (32 * 1024, 16))
 
 
 def whole_row(columns: int, itemsize: int, target: Target) -> RowTile:
-    """For `loss_and_gradient_kernel`: the whole row in registers where it fits, else `part_of_row`."""
-    block_v = max(128, 1 << (columns - 1).bit_length())
+    """For `loss_and_gradient_kernel`: the whole row in registers where it fits, else `part_of_row`.
+
+    Larger rows would fit into 32 warps, but those leave room for one program on a multiprocessor, whose loads, sums
+    and stores nothing else would overlap.
+    """
+    size, width = max(128, _power_of_two(columns)), 16 // itemsize
     for limit, warps in _IN_REGISTERS:
-        if block_v * itemsize <= limit and (warps <= 16 or target.backend == "cuda"):  # a wave of AMD is 64 lanes wide
-            return RowTile(block_v, warps, in_registers=True)
-    return part_of_row(columns, itemsize)
+        if size * itemsize <= limit:
+            return RowTile(size // width, width, warps, in_registers=True)
+    return part_of_row(columns, itemsize, target)
 
 
-def part_of_row(columns: int, itemsize: int) -> RowTile:
-    """8 warps read 16 KiB at a time: 64 bytes a thread, four 16-byte loads."""
-    return RowTile(min(16 * 1024 // itemsize, max(128, 1 << (columns - 1).bit_length())), 8)
+def part_of_row(columns: int, itemsize: int, target: Target) -> RowTile:
+    """For rows that are read twice: programs as wide as two of them fill a multiprocessor.
+
+    Two rows of GPT-2's vocabulary in bfloat16 (100 KB each) are then under way at a time, which its 256 KB of L1 cache
+    hold from the first read to the second. Where a multiprocessor takes fewer threads, or a warp is 64 wide: 16 warps.
+    """
+    width = 16 // itemsize
+    num_warps = 32 if target.capability in (80, 90, 100) else 16
+    return RowTile(min(1024, max(128, _power_of_two(columns)) // width), width, num_warps)
+
+
+def part_of_gradient(columns: int, itemsize: int) -> tuple[int, int]:
+    """(block_v, num_warps) of `gradient_kernel`: 64 bytes a thread."""
+    return min(8 * 1024 // itemsize, max(128, _power_of_two(columns))), 4
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 def padded_columns(V: int, itemsize: int) -> int:
