@@ -4,14 +4,15 @@ import triton
 import triton.language as tl
 
 from .gelu import gelu_and_derivative
-from .gemm import load_tile, product_tile, store_tile, tile_at
+from .gemm import columns_of, load_tile, product_tile, store_tile, tile_at
 
 
 @triton.jit
 def dgelu_kernel(
     Dy, W, Pre, Dpre, Act, Dbias, stride_ym, stride_yk, stride_wk, stride_wn, stride_pm, stride_dm, stride_am, M, N, K,
     has_bias: tl.constexpr, write_act: tl.constexpr, tanh: tl.constexpr, tma: tl.constexpr, tma_out: tl.constexpr,
-    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, group_m: tl.constexpr, precision: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, parts: tl.constexpr, group_m: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
     """Dpre (M, N) = (Dy (M, K) · W (K, N)) ⊙ gelu'(Pre), and Act = gelu(Pre) again for dW2.
 
@@ -26,21 +27,24 @@ def dgelu_kernel(
             Dy, W, stride_ym, stride_yk, stride_wk, stride_wn, M, N, m0, n0, 0, K,
             block_m, block_n, block_k, a_is_km=False, b_is_nk=False, tma=tma, precision=precision,
         )  # fmt: skip
-        act, slope = gelu_and_derivative(load_tile(Pre, stride_pm, M, N, m0, n0, block_m, block_n, tma_out), tanh)
-        dpre = dact * slope
-        if write_act:
-            store_tile(Act, stride_am, M, N, m0, n0, act, block_m, block_n, tma_out)
-        store_tile(Dpre, stride_dm, M, N, m0, n0, dpre, block_m, block_n, tma_out)
-        if has_bias:
-            offs_n = n0 + tl.arange(0, block_n)
-            tl.store(Dbias + i.to(tl.int64) * N + offs_n, tl.sum(dpre, axis=0), mask=offs_n < N)
+        band: tl.constexpr = block_n // parts
+        for p in tl.static_range(parts):
+            n1 = n0 + p * band
+            act, slope = gelu_and_derivative(load_tile(Pre, stride_pm, M, N, m0, n1, block_m, band, tma_out), tanh)
+            dpre = columns_of(dact, p, parts) * slope  # (block_m, band)
+            if write_act:
+                store_tile(Act, stride_am, M, N, m0, n1, act, block_m, band, tma_out)
+            store_tile(Dpre, stride_dm, M, N, m0, n1, dpre, block_m, band, tma_out)
+            if has_bias:
+                offs_n = n1 + tl.arange(0, band)
+                tl.store(Dbias + i.to(tl.int64) * N + offs_n, tl.sum(dpre, axis=0), mask=offs_n < N)
 
 
 @triton.jit
 def product_kernel(
     A, B, C, stride_am, stride_ak, stride_bk, stride_bn, stride_cs, stride_cm, M, N, K, k_per_split, splits,
     a_is_km: tl.constexpr, tma: tl.constexpr, tma_out: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
-    block_k: tl.constexpr, group_m: tl.constexpr, precision: tl.constexpr,
+    block_k: tl.constexpr, parts: tl.constexpr, group_m: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """C[s] (M, N) = A[:, s-th part of K] · B[s-th part of K, :], for s < splits; B's rows lie in memory as they are.
 
@@ -53,11 +57,15 @@ def product_kernel(
         i, j = tile_at(index % (num_m * num_n), num_m, num_n, group_m)
         m0, n0 = i * block_m, j * block_n
         k_begin = s * k_per_split
+        k_end = tl.minimum(k_begin + k_per_split, K)
         c = product_tile(
-            A, B, stride_am, stride_ak, stride_bk, stride_bn, M, N, m0, n0, k_begin, tl.minimum(k_begin + k_per_split, K),
+            A, B, stride_am, stride_ak, stride_bk, stride_bn, M, N, m0, n0, k_begin, k_end,
             block_m, block_n, block_k, a_is_km=a_is_km, b_is_nk=False, tma=tma, precision=precision,
         )  # fmt: skip
-        if tma_out:
-            store_tile(C, stride_cm, M, N, m0, n0, c, block_m, block_n, tma_out)
+        if not tma_out:
+            C_s = C + s.to(tl.int64) * stride_cs
         else:
-            store_tile(C + s.to(tl.int64) * stride_cs, stride_cm, M, N, m0, n0, c, block_m, block_n, tma_out)
+            C_s = C
+        band: tl.constexpr = block_n // parts
+        for p in tl.static_range(parts):
+            store_tile(C_s, stride_cm, M, N, m0, n0 + p * band, columns_of(c, p, parts), block_m, band, tma_out)

@@ -8,31 +8,36 @@ import triton.language as tl
 
 from .._dropout import keep_mask
 from .gelu import gelu
-from .gemm import load_tile, product_tile, store_tile, tile_at
+from .gemm import columns_of, load_tile, product_tile, store_tile, tile_at
 
 
 @triton.jit
 def up_kernel(
     X, W, Bias, Pre, Act, stride_xm, stride_xk, stride_wk, stride_wn, stride_bias, stride_pm, stride_am, M, N, K,
     has_bias: tl.constexpr, save_pre: tl.constexpr, tanh: tl.constexpr, tma: tl.constexpr, tma_out: tl.constexpr,
-    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, group_m: tl.constexpr, precision: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, parts: tl.constexpr, group_m: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
     """Act (M, N) = gelu(Pre), Pre (M, N) = X (M, K) · Wᵀ + Bias; W is (N, K). Pre is written only with `save_pre`."""
     num_m, num_n = tl.cdiv(M, block_m), tl.cdiv(N, block_n)
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0)):
         i, j = tile_at(index, num_m, num_n, group_m)
         m0, n0 = i * block_m, j * block_n
-        pre = product_tile(
+        product = product_tile(
             X, W, stride_xm, stride_xk, stride_wk, stride_wn, M, N, m0, n0, 0, K,
             block_m, block_n, block_k, a_is_km=False, b_is_nk=True, tma=tma, precision=precision,
         )  # fmt: skip
-        if has_bias:
-            offs_n = n0 + tl.arange(0, block_n)
-            bias = tl.load(Bias + offs_n.to(tl.int64) * stride_bias, mask=offs_n < N, other=0.0)
-            pre += bias.to(tl.float32)[None, :]
-        if save_pre:
-            store_tile(Pre, stride_pm, M, N, m0, n0, pre, block_m, block_n, tma_out)
-        store_tile(Act, stride_am, M, N, m0, n0, gelu(pre, tanh), block_m, block_n, tma_out)
+        band: tl.constexpr = block_n // parts
+        for p in tl.static_range(parts):
+            pre = columns_of(product, p, parts)  # (block_m, band)
+            n1 = n0 + p * band
+            if has_bias:
+                offs_n = n1 + tl.arange(0, band)
+                bias = tl.load(Bias + offs_n.to(tl.int64) * stride_bias, mask=offs_n < N, other=0.0)
+                pre += bias.to(tl.float32)[None, :]
+            if save_pre:
+                store_tile(Pre, stride_pm, M, N, m0, n1, pre, block_m, band, tma_out)
+            store_tile(Act, stride_am, M, N, m0, n1, gelu(pre, tanh), block_m, band, tma_out)
 
 
 @triton.jit
@@ -40,7 +45,7 @@ def down_kernel(
     A, W, Bias, Residual, Seed, Out, stride_am, stride_ak, stride_wk, stride_wn, stride_bias, stride_rm, stride_om,
     M, N, K, drop_threshold, keep_scale,
     has_bias: tl.constexpr, has_dropout: tl.constexpr, has_residual: tl.constexpr, tma: tl.constexpr,
-    tma_out: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, group_m: tl.constexpr,
+    tma_out: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, parts: tl.constexpr, group_m: tl.constexpr,
     precision: tl.constexpr,
 ):  # fmt: skip
     """Out (M, N) = Residual + dropout(A (M, K) · Wᵀ + Bias); W is (N, K); `keep_scale` is 1 / (1 - p)."""
@@ -48,19 +53,23 @@ def down_kernel(
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0)):
         i, j = tile_at(index, num_m, num_n, group_m)
         m0, n0 = i * block_m, j * block_n
-        out = product_tile(
+        product = product_tile(
             A, W, stride_am, stride_ak, stride_wk, stride_wn, M, N, m0, n0, 0, K,
             block_m, block_n, block_k, a_is_km=False, b_is_nk=True, tma=tma, precision=precision,
         )  # fmt: skip
-        offs_n = n0 + tl.arange(0, block_n)
-        if has_bias:
-            bias = tl.load(Bias + offs_n.to(tl.int64) * stride_bias, mask=offs_n < N, other=0.0)
-            out += bias.to(tl.float32)[None, :]
-        if has_dropout:
-            out = drop(out, Seed, m0 + tl.arange(0, block_m)[:, None], offs_n[None, :], drop_threshold, keep_scale)
-        if has_residual:
-            out += load_tile(Residual, stride_rm, M, N, m0, n0, block_m, block_n, tma_out)
-        store_tile(Out, stride_om, M, N, m0, n0, out, block_m, block_n, tma_out)
+        band: tl.constexpr = block_n // parts
+        for p in tl.static_range(parts):
+            out = columns_of(product, p, parts)  # (block_m, band)
+            n1 = n0 + p * band
+            offs_n = n1 + tl.arange(0, band)
+            if has_bias:
+                bias = tl.load(Bias + offs_n.to(tl.int64) * stride_bias, mask=offs_n < N, other=0.0)
+                out += bias.to(tl.float32)[None, :]
+            if has_dropout:
+                out = drop(out, Seed, m0 + tl.arange(0, block_m)[:, None], offs_n[None, :], drop_threshold, keep_scale)
+            if has_residual:
+                out += load_tile(Residual, stride_rm, M, N, m0, n1, block_m, band, tma_out)
+            store_tile(Out, stride_om, M, N, m0, n1, out, block_m, band, tma_out)
 
 
 @triton.jit

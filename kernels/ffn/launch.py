@@ -58,13 +58,14 @@ class _Product:
 
     def options(self) -> dict[str, Any]:
         t = self.tile
-        return dict(
-            tma=self.tma, precision=self.precision, block_m=t.block_m, block_n=t.block_n, block_k=t.block_k,
-            group_m=t.group_m, num_warps=t.num_warps, num_stages=t.num_stages,
-        )  # fmt: skip
+        return {
+            "tma": self.tma, "precision": self.precision, "block_m": t.block_m, "block_n": t.block_n,
+            "block_k": t.block_k, "parts": t.parts, "group_m": t.group_m, "num_warps": t.num_warps,
+            "num_stages": t.num_stages,
+        }  # fmt: skip
 
     def out(self, tma_out: bool, matrix: Tensor) -> Any:
-        return _operand(matrix, [self.tile.block_m, self.tile.block_n], tma_out)
+        return _operand(matrix, [self.tile.block_m, self.tile.block_n // self.tile.parts], tma_out)
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def up(x: Tensor, w: Tensor, b: Tensor | None, tanh: bool, save_pre: bool, path:
     if not product.triton:
         pre = pre_activation(x, w, b)
         act = torch.empty_like(pre) if save_pre else pre
-        _gelu(pre, act, tanh)
+        gelu_pass(pre, act, tanh)
         return act, pre if save_pre else None
     act = x.new_empty(M, N)
     pre = x.new_empty(M, N) if save_pre else None
@@ -97,7 +98,8 @@ def pre_activation(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
 
 
-def _gelu(pre: Tensor, act: Tensor, tanh: bool) -> None:
+def gelu_pass(pre: Tensor, act: Tensor, tanh: bool) -> None:
+    """act = gelu(pre), both contiguous; they may be the same."""
     if pre.numel():
         elementwise.gelu_kernel[(triton.cdiv(pre.numel(), 2048),)](
             pre, act, pre.numel(), tanh=tanh, block=2048, num_warps=8
@@ -114,15 +116,7 @@ def down(
     dtype = a.dtype if residual is None else residual.dtype
     residual = None if residual is None else _rows_contiguous(residual)
     if not product.triton:
-        y = pre_activation(a, w, b)
-        if (residual is None and seed is None) or not y.numel():
-            return y.to(dtype)
-        out = y if dtype == y.dtype else y.new_empty(M, N, dtype=dtype)
-        elementwise.finish_kernel[(triton.cdiv(M, 16), triton.cdiv(N, 128))](
-            y, residual, seed, out, N, residual.stride(0) if residual is not None else 0, N, M, N, *drop,
-            has_dropout=seed is not None, has_residual=residual is not None, block_m=16, block_n=128, num_warps=4,
-        )  # fmt: skip
-        return out
+        return finish_pass(pre_activation(a, w, b), residual, seed, drop, dtype)
     out = a.new_empty(M, N, dtype=dtype)
     tile = product.tile
     out_tma = product.tma and _can_tma(out) and (residual is None or _can_tma(residual))
@@ -133,6 +127,21 @@ def down(
         residual.stride(0) if residual is not None else 0, N, M, N, K, *drop,
         has_bias=b is not None, has_dropout=seed is not None, has_residual=residual is not None, tma_out=out_tma,
         **product.options(),
+    )  # fmt: skip
+    return out
+
+
+def finish_pass(
+    y: Tensor, residual: Tensor | None, seed: Tensor | None, drop: tuple[int, float], dtype: torch.dtype
+) -> Tensor:
+    """residual + dropout(y), in y's place if the dtype allows it."""
+    if (residual is None and seed is None) or not y.numel():
+        return y.to(dtype)
+    M, N = y.shape
+    out = y if dtype == y.dtype else y.new_empty(M, N, dtype=dtype)
+    elementwise.finish_kernel[(triton.cdiv(M, 16), triton.cdiv(N, 128))](
+        y, residual, seed, out, N, residual.stride(0) if residual is not None else 0, N, M, N, *drop,
+        has_dropout=seed is not None, has_residual=residual is not None, block_m=16, block_n=128, num_warps=4,
     )  # fmt: skip
     return out
 

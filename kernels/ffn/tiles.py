@@ -16,6 +16,7 @@ from .._runtime import Target
 class Tile:
     """One program computes block_m x block_n of the output, block_k deep at a time.
 
+    parts            the epilogue handles the tile's columns in so many bands (`gemm.columns_of`)
     programs_per_sm  how many programs share a multiprocessor: the kernels are persistent, and start no more than
                      programs_per_sm * num_sms programs
     """
@@ -25,20 +26,32 @@ class Tile:
     block_k: int
     num_warps: int
     num_stages: int
+    parts: int = 2
     programs_per_sm: int = 1
     group_m: int = 8
 
 
-# (generation, kind of operands) -> tile. "up" also serves "down" and "dx"; kinds are those of `kind_of`.
+# (GPU, kind of operands, role) -> tile. "fused" products have GELU in their epilogue and are shallow (K = d_model): two
+# small programs share a multiprocessor, so that the epilogue of one runs under the main loop of the other. "plain" ones
+# are deep (K = 4 d_model, or all the tokens): one large program, whose operands are read fewer times from L2.
 _TILES = {
-    ("hopper", "half-tma"): Tile(128, 128, 64, num_warps=8, num_stages=3, programs_per_sm=1),
-    ("hopper", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3),
-    ("hopper", "tf32"): Tile(128, 64, 32, num_warps=4, num_stages=3),
-    ("ampere", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3),
-    ("ampere", "tf32"): Tile(128, 64, 32, num_warps=8, num_stages=2),
-    ("amd", "half"): Tile(128, 128, 32, num_warps=8, num_stages=2),
-    ("any", "ieee"): Tile(64, 64, 16, num_warps=8, num_stages=2),
+    ("sm_90", "half-tma", "fused"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=4, programs_per_sm=2),
+    ("sm_90", "half-tma", "plain"): Tile(128, 256, 64, num_warps=8, num_stages=4, parts=4),
+    ("sm_90", "half", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_90", "half", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_90", "tf32", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_90", "tf32", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_120", "half-tma", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_120", "half-tma", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_80", "half", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_80", "half", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_80", "tf32", "fused"): Tile(128, 64, 32, num_warps=8, num_stages=2, parts=2),
+    ("sm_80", "tf32", "plain"): Tile(128, 64, 32, num_warps=8, num_stages=2, parts=2),
+    ("amd", "half", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=2, parts=4),
+    ("amd", "half", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=2, parts=4),
 }
+# float32 without tensor cores: multiply-adds, and few registers to hold a tile in.
+_IEEE = Tile(64, 64, 16, num_warps=4, num_stages=3, parts=4)
 
 
 def kind_of(dtype: torch.dtype, precision: str, tma: bool) -> str:
@@ -51,9 +64,13 @@ def kind_of(dtype: torch.dtype, precision: str, tma: bool) -> str:
 def product_tile(target: Target, kind: str, role: str) -> Tile:
     """The tile of the product `role`: "up", "down", "dgelu", "dx" or "dw"."""
     if kind == "ieee":
-        return _TILES["any", "ieee"]
-    generation = "amd" if target.backend == "hip" else "hopper" if target.has_tma else "ampere"
-    return _TILES[generation, kind]
+        return _IEEE
+    gpu = "amd" if target.backend == "hip" else "sm_80"
+    if target.capability >= 120:
+        gpu = "sm_120" if kind == "half-tma" else "sm_80"
+    elif target.capability >= 90:
+        gpu = "sm_90"
+    return _TILES[gpu, kind, "fused" if role in ("up", "dgelu") else "plain"]
 
 
 def runs_in_triton(path: str, target: Target, kind: str, role: str, depth: int) -> bool:

@@ -1,0 +1,103 @@
+"""What the GELU-FFN asks the gate to compile: every product and pass, for GPT widths, dtypes and layouts.
+
+`path="triton"` throughout: the tables may send a product to cuBLAS, and its kernel must still be fit for use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+
+from fastgpt.kernels.ffn import launch, layers
+
+from .rows import Row
+
+TOKENS = 16384
+WIDTHS = (256, 512, 768, 1024, 1600, 2048, 4096)
+TENSOR = frozenset({"tensor_core", "no_spills"})
+WIDE = TENSOR | {"wide_loads"}
+
+
+def rows() -> Iterator[Row]:
+    for d in WIDTHS:
+        yield _row(f"bf16-d{d}-up", _up, WIDE, d=d)
+        yield _row(f"bf16-d{d}-down", _down, WIDE, d=d)
+        yield _row(f"bf16-d{d}-backward", _backward, TENSOR, d=d)
+    for dtype in (torch.bfloat16, torch.float16):
+        name = "bf16" if dtype == torch.bfloat16 else "fp16"
+        yield _row(f"{name}-tanh-up", _up, WIDE, d=768, dtype=dtype, tanh=True)
+        yield _row(f"{name}-tanh-backward", _backward, TENSOR, d=768, dtype=dtype, tanh=True)
+        yield _row(f"{name}-no-grad-up", _up, WIDE, d=768, dtype=dtype, save_pre=False)
+        yield _row(f"{name}-dropout-residual-down", _down, WIDE, d=768, dtype=dtype, dropout=True, residual=dtype)
+        yield _row(f"{name}-odd-up", _up, TENSOR, d=767, dtype=dtype)  # multiples of nothing: pointers, 2-byte loads
+        yield _row(f"{name}-odd-backward", _backward, TENSOR, d=767, dtype=dtype)
+        yield _row(f"{name}-passes", _passes, WIDE - {"tensor_core"}, d=768, dtype=dtype)
+    yield _row("fp16-up", _up, WIDE, d=768, dtype=torch.float16)
+    yield _row("fp16-backward", _backward, TENSOR, d=768, dtype=torch.float16)
+    yield _row("bf16-residual-fp32-down", _down, WIDE, d=768, dropout=True, residual=torch.float32)
+    yield _row("fp32-up", _up, frozenset({"no_spills"}), d=768, dtype=torch.float32)
+    yield _row("fp32-down", _down, frozenset({"no_spills"}), d=768, dtype=torch.float32, dropout=True)
+    yield _row("fp32-backward", _backward, frozenset({"no_spills"}), d=768, dtype=torch.float32)
+    yield _row("fp32-passes", _passes, frozenset({"no_spills", "wide_loads"}), d=768, dtype=torch.float32)
+    yield _row("tf32-up", _up, TENSOR, d=768, dtype=torch.float32, tf32=True)
+    yield _row("tf32-down", _down, TENSOR, d=768, dtype=torch.float32, tf32=True)
+    yield _row("tf32-backward", _backward, TENSOR, d=768, dtype=torch.float32, tf32=True)
+
+
+def _row(label: str, call: Callable[..., None], expect: frozenset[str], *, tf32: bool = False, **options) -> Row:
+    def in_precision() -> None:
+        with _tf32(tf32):
+            call(**options)
+
+    return Row("ffn", label, in_precision if tf32 else functools.partial(call, **options), expect)
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    saved, matmul.fp32_precision = matmul.fp32_precision, "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = saved
+
+
+def _tensors(d: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """x (TOKENS, d), w1 (4d, d), b1 (4d), w2 (d, 4d), b2 (d), pre (TOKENS, 4d), on the meta device."""
+    shapes = (TOKENS, d), (4 * d, d), (4 * d,), (d, 4 * d), (d,), (TOKENS, 4 * d)
+    return tuple(torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
+
+
+def _up(d: int, dtype: torch.dtype = torch.bfloat16, tanh: bool = False, save_pre: bool = True) -> None:
+    x, w1, b1, _, _, _ = _tensors(d, dtype)
+    launch.up(x, w1, b1, tanh, save_pre, "triton")
+
+
+def _down(
+    d: int, dtype: torch.dtype = torch.bfloat16, dropout: bool = False, residual: torch.dtype | None = None
+) -> None:
+    x, _, _, w2, b2, act = _tensors(d, dtype)
+    seed = torch.empty(2, dtype=torch.int64, device="meta") if dropout else None
+    added = None if residual is None else x.to(residual)
+    launch.down(act, w2, b2, added, seed, (429496730, 1.0 / 0.9), "triton")
+
+
+def _backward(d: int, dtype: torch.dtype = torch.bfloat16, tanh: bool = False) -> None:
+    """Everything of the backward pass: bias sums, dY W2 with its epilogue, dX, both weights' gradients."""
+    x, w1, b1, w2, _, pre = _tensors(d, dtype)
+    approximate = "tanh" if tanh else "none"
+    layers.gelu_ffn_backward(x, x, w1, b1, w2, pre, None, 0.0, approximate, [True] * 5, "triton", overwrite_pre=True)
+
+
+def _passes(d: int, dtype: torch.dtype) -> None:
+    """The passes beside cuBLAS's products, exact and tanh."""
+    x, _, _, _, _, pre = _tensors(d, dtype)
+    seed, drop = torch.empty(2, dtype=torch.int64, device="meta"), (429496730, 1.0 / 0.9)
+    for tanh in (False, True):
+        launch.gelu_pass(pre, pre, tanh)
+        launch.dgelu_pass(pre, pre, pre, True, True, tanh)
+    launch.finish_pass(x, x, seed, drop, x.dtype)
+    launch.prepare_grad(x, seed, drop, dtype, True)
