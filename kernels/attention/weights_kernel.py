@@ -3,7 +3,7 @@
 The fast path never writes the T_q x T_k weights; it keeps one number a row, lse_i = log Σ_j exp(s_ij). That number is
 all a tile needs to know of the rest of its row:
 
-    w_ij = exp(s_ij - lse_i),   s = scale · q kᵀ        (base 2 below: exp(x) = 2^(x · log2 e))
+    w_ij = exp(s_ij - lse_i),   s = scale · q kᵀ        (computed as 2^((s - lse) · log2 e))
 
 so every tile is rebuilt alone, in one pass, and only for the heads and rows that somebody wants to look at.
 """
@@ -22,7 +22,7 @@ from .masks import key_bounds, visible
 )  # fmt: skip
 def attention_weights_kernel(
     Q, K, Lse, Weights, KeyLengths, KeyStarts, Documents, stride_q, stride_k, stride_l, stride_w, stride_d,
-    num_heads, num_rows, T_q, T_k, group, head_start, head_step, row_start, row_step, lower, upper, qk_scale,
+    num_heads, num_rows, T_q, T_k, group, head_start, head_step, row_start, row_step, lower, upper, softmax_scale,
     HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -83,7 +83,8 @@ def attention_weights_kernel(
         s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
 
     lse = tl.load(Lse + b * stride_l[0] + h * stride_l[1] + i64 * stride_l[2], mask=r_ok, other=0.0)  # (BLOCK_M,)
-    w = tl.math.exp2(s * qk_scale - (lse * 1.4426950408889634)[:, None])
+    # Subtract in natural units, where lse was rounded: the difference is small, and its product with log2 e exact enough.
+    w = tl.math.exp2((s * softmax_scale - lse[:, None]) * 1.4426950408889634)
     w = tl.where(sees, w, 0.0)  # also in rows that see nothing, where lse = -inf
     Weights += b * stride_w[0] + n * stride_w[1]
     pointers = Weights + r.to(tl.int64)[:, None] * stride_w[2] + j[None, :]

@@ -1,0 +1,245 @@
+"""attention_weights against float64: masks, selections, strides, gradients, refusals."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastgpt.kernels import attention_weights, flash_attention, reference
+from fastgpt.kernels.attention import weights as module
+from tests.support.budget import GRADIENT, OUTPUT, assert_within_budget
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def inputs(device, T_q, T_k, D=20, B=2, H=2, H_kv=1, dtype=torch.float32):
+    q = torch.randn(B, H, T_q, D, device=device).to(dtype)
+    k = torch.randn(B, H_kv, T_k, D, device=device).to(dtype)
+    return q, k
+
+
+def fast_lse(q, k, **options):
+    return flash_attention(q, k, k, return_lse=True, **options)[1]
+
+
+def through_lse(q, k, softmax_scale=None, **mask):
+    """torch by the same route, exp(s - lse): a float32 lse is off by half an ulp of itself, which softmax is spared."""
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    sees = reference.attention_mask(q.shape[2], k.shape[2], **mask, device=q.device)
+    s = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(2, 3) * scale
+    s = s.masked_fill(~sees, float("-inf"))
+    return torch.exp(s - torch.logsumexp(s, dim=-1, keepdim=True)).masked_fill(~sees, 0.0)
+
+
+def assert_right(q, k, lse, options):
+    ours = attention_weights(q, k, lse, **options)
+    torchs = through_lse(q, k, **options) if q.dtype == torch.float32 else reference.attention_weights(q, k, **options)
+    exact = reference.attention_weights(q.double(), k.double(), **options)
+    assert ours.dtype == q.dtype
+    # The fast path's float32 lse is rounded in base 2 and once more in base e, torch's only once.
+    assert_within_budget("weights", ours, torchs, exact, factor=4.0 if q.dtype == torch.float32 else OUTPUT)
+    return ours, exact
+
+
+MASKS = {
+    "causal": lambda T, B: {},
+    "full": lambda T, B: dict(causal=False),
+    "scale": lambda T, B: dict(softmax_scale=0.4),
+    "window": lambda T, B: dict(window=9),
+    "two-sided window": lambda T, B: dict(causal=False, window=(3, 20)),
+    "open window": lambda T, B: dict(causal=False, window=(-1, 2)),
+    "padding": lambda T, B: dict(key_lengths=torch.tensor([T - 30, T]), key_starts=torch.tensor([5, 40])),
+    "documents": lambda T, B: dict(document_ids=torch.arange(B * T).view(B, T) // 37 % 3),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_mask(device, seed, dtype, name):
+    q, k = inputs(device, 40, 140, dtype=dtype)
+    options = {n: x.to(device) if torch.is_tensor(x) else x for n, x in MASKS[name](140, 2).items()}
+    ours, exact = assert_right(q, k, fast_lse(q, k, **options), options)
+    assert torch.equal(ours == 0, exact.to(ours.dtype) == 0), "a key is seen that should not be, or the reverse"
+    total = ours.double().sum(dim=-1)
+    assert (torch.minimum(total, (total - 1).abs()) < 16 * torch.finfo(dtype).eps).all(), "rows sum to 1 or to 0"
+
+
+def test_packed_documents_by_cu_seqlens(device, seed):
+    q, k = inputs(device, 60, 60, B=1)
+    options = dict(cu_seqlens=torch.tensor([0, 7, 7, 40, 60], dtype=torch.int32, device=device))
+    assert_right(q, k, fast_lse(q, k, **options), options)
+
+
+@pytest.mark.parametrize("D", [1, 16, 33, 80, 96, 256])
+def test_head_dims(device, seed, D):
+    q, k = inputs(device, 17, 17, D=D, B=1)
+    assert_right(q, k, fast_lse(q, k), {})
+
+
+@pytest.mark.parametrize(("T_q", "T_k"), [(1, 1), (1, 200), (65, 30), (3, 129)])
+def test_lengths(device, seed, T_q, T_k):
+    """Also T_q > T_k: the first queries see no key, and their weights are 0."""
+    q, k = inputs(device, T_q, T_k)
+    ours, _ = assert_right(q, k, fast_lse(q, k), {})
+    assert (ours[:, :, : max(0, T_q - T_k)] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("heads", "rows"),
+    [
+        (None, slice(-1, None)),
+        ([2], None),
+        ([0, 2], slice(3, 60, 7)),
+        ([3, 1, -4, 0, 0, 2], slice(None, -65)),
+        ([1], slice(1000, None)),
+        (None, slice(-1000, 1)),
+    ],
+)
+def test_chosen_heads_and_rows_are_those_of_the_whole(device, seed, heads, rows):
+    q, k = inputs(device, 70, 130, H=4, H_kv=2)
+    lse = reference.flash_attention(q, k, k, window=50, return_lse=True)[1]
+    ours = attention_weights(q, k, lse, heads=heads, rows=rows, window=50)
+    expected = reference.attention_weights(q, k, heads=heads, rows=rows, window=50)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("T_q", "T_k", "B", "selection"),
+    [(0, 5, 2, {}), (5, 0, 2, {}), (5, 5, 0, {}), (5, 5, 2, {"heads": []}), (5, 5, 2, {"rows": slice(4, 2)})],
+)
+def test_nothing_to_write(device, T_q, T_k, B, selection):
+    q, k = inputs(device, T_q, T_k, B=B)
+    ours = attention_weights(q, k, torch.zeros(B, 2, T_q, device=device), **selection)
+    assert ours.shape == reference.attention_weights(q, k, **selection).shape
+    assert (ours == 0).all()
+
+
+def test_any_strides(device, seed):
+    """Packed projections, an lse that is a view, a broadcast key, documents shared by the batch."""
+    packed = torch.randn(2, 50, 3, 2, 20, device=device)  # (B, T, 3, H, D)
+    q, k, _ = packed.permute(2, 0, 3, 1, 4)
+    k = k[:, :1, :, :1].expand(-1, 2, -1, 20)
+    ids = (torch.arange(50, device=device) // 20)[None]
+    lse = fast_lse(q, k, document_ids=ids.expand(2, -1)).transpose(1, 2).contiguous().transpose(1, 2)
+    assert_right(q, k, lse, dict(document_ids=ids))
+    assert_right(q, k, lse, dict(document_ids=torch.stack([ids, ids], dim=-1)[..., 0].expand(2, -1)))
+
+
+def test_offsets_beyond_2_to_the_31(device, seed):
+    """Rows and heads 2^30 elements apart: the storage is reserved, and but a few pages of it are touched."""
+    if device.type == "cuda":
+        storage = torch.empty(5 * 2**30, dtype=torch.float16, device=device)
+    else:
+        storage = torch.from_numpy(np.empty(5 * 2**30, dtype=np.float16))
+    q = storage.as_strided((1, 2, 3, 16), (0, 2**31, 2**30, 1))
+    k = storage.as_strided((1, 2, 3, 16), (0, 2**31, 2**30, 1), 16)
+    q.copy_(torch.randn(q.shape))
+    k.copy_(torch.randn(k.shape))
+    lse = torch.logsumexp((q.double() @ k.double().transpose(2, 3)) / 4, dim=-1).float()
+    assert_right(q.clone(), k.clone(), lse, dict(causal=False))
+    ours = attention_weights(q, k, lse, causal=False)
+    assert torch.equal(ours, attention_weights(q.clone(), k.clone(), lse, causal=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "rows"), [(None, None), ([3, 0, 3], slice(2, 30, 3))])
+def test_gradients_through_weights_and_lse(device, seed, dtype, heads, rows):
+    """A loss on the weights: its gradient runs through q, k and, in flash_attention's backward, through lse."""
+    q, k = inputs(device, 33, 40, B=1, H=4, H_kv=2, dtype=dtype)
+    mix = torch.randn_like(reference.attention_weights(q, k, heads=heads, rows=rows), dtype=torch.float32)
+
+    def gradients(weights_of, *tensors):
+        tensors = [x.detach().requires_grad_() for x in tensors]
+        weights = weights_of(*tensors)
+        (weights * mix.to(weights.dtype)).sum().backward()
+        return [x.grad for x in tensors]
+
+    def plain(q, k):
+        return reference.attention_weights(q, k, heads=heads, rows=rows)
+
+    ours = gradients(lambda q, k: attention_weights(q, k, fast_lse(q, k), heads=heads, rows=rows), q, k)
+    torchs, exact = gradients(plain, q, k), gradients(plain, q.double(), k.double())
+    for name, a, b, c in zip("qk", ours, torchs, exact):
+        assert_within_budget(f"d{name}", a, b, c, factor=GRADIENT)
+
+
+def test_gradient_of_each_argument_alone(device, seed):
+    q, k = inputs(device, 9, 9)
+    lse = fast_lse(q, k)
+    together = [x.detach().requires_grad_() for x in (q, k, lse)]
+    attention_weights(*together).square().sum().backward()
+    for i, name in enumerate(("q", "k", "lse")):
+        alone = [x.detach().requires_grad_(i == n) for n, x in enumerate((q, k, lse))]
+        attention_weights(*alone).square().sum().backward()
+        assert torch.equal(alone[i].grad, together[i].grad), name
+        assert all(x.grad is None for n, x in enumerate(alone) if n != i)
+
+
+def test_same_bits_every_time(device, seed):
+    q, k = inputs(device, 40, 40, dtype=torch.float16)
+    lse = fast_lse(q, k)
+    first = attention_weights(q, k, lse)
+    assert all(torch.equal(first, attention_weights(q, k, lse)) for _ in range(5))
+
+
+def test_nan_stays_in_the_rows_it_touches(device, seed):
+    q, k = inputs(device, 20, 20, B=1, H_kv=2)
+    q[0, 0, 3, 5] = float("nan")
+    ours = attention_weights(q, k, fast_lse(q, k))
+    touched = ours.isnan().any(dim=-1)[0]
+    assert touched[0, 3]
+    assert touched.sum() == 1
+
+
+def test_autocast_is_that_of_flash_attention(device, seed):
+    q, k = inputs(device, 20, 20)
+    with torch.autocast(device.type, torch.bfloat16):
+        ours = attention_weights(q, k, fast_lse(q, k))
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, attention_weights(q.bfloat16(), k.bfloat16(), fast_lse(q.bfloat16(), k.bfloat16())))
+
+
+def test_one_launch_for_each_progression_of_heads():
+    assert module._runs(list(range(12))) == [(0, 1, 12)]
+    assert module._runs([1, 3, 5, 4]) == [(1, 2, 3), (4, 0, 1)]
+    assert module._runs([5, 5]) == [(5, 0, 2)]
+    assert module._runs([]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (dict(q=torch.float64), TypeError, "q must be float32"),
+        (dict(k=torch.float16), TypeError, "k is torch.float16 but q is"),
+        (dict(lse=torch.float16), TypeError, "lse must be float32"),
+        (dict(q=(2, 4, 9)), ValueError, "q and k must be"),
+        (dict(k=(2, 2, 9, 19)), ValueError, "k must have q's batch size and head_dim"),
+        (dict(k=(1, 2, 9, 20)), ValueError, "k must have q's batch size and head_dim"),
+        (dict(k=(2, 3, 9, 20)), ValueError, "head count 3 must divide q's 4"),
+        (dict(lse=(2, 4, 8)), ValueError, "lse must be"),
+        (dict(heads=[4]), ValueError, "heads must lie in"),
+        (dict(rows=3), TypeError, "rows must be a slice"),
+        (dict(rows=slice(None, None, -1)), ValueError, "positive step"),
+        (dict(key_lengths=torch.ones(3, dtype=torch.int32)), ValueError, "key_lengths must hold one integer"),
+        (dict(key_starts=torch.ones(2)), ValueError, "key_starts must hold one integer"),
+        (dict(document_ids=torch.zeros(2, 8, dtype=torch.int32)), ValueError, "document_ids must be"),
+        (dict(document_ids=torch.zeros(2, 9, dtype=torch.int32), cu_seqlens=torch.zeros(2)), ValueError, "one of them"),
+    ],
+)
+def test_bad_input_names_the_argument(device, change, error, words):
+    arguments = dict(q=torch.zeros(2, 4, 9, 20), k=torch.zeros(2, 2, 9, 20), lse=torch.zeros(2, 4, 9))
+    for name, value in change.items():
+        if isinstance(value, torch.dtype):
+            value = arguments[name].to(value)
+        arguments[name] = torch.zeros(value) if isinstance(value, tuple) else value
+    arguments = {n: x.to(device) if torch.is_tensor(x) else x for n, x in arguments.items()}
+    q, k, lse = (arguments.pop(name) for name in ("q", "k", "lse"))
+    with pytest.raises(error, match=f"attention_weights: .*{words}"):
+        attention_weights(q, k, lse, **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests what a CPU tensor is told")
+def test_a_cpu_without_the_interpreter_is_told_the_way_out(monkeypatch):
+    monkeypatch.setattr("fastgpt.kernels._runtime.is_interpreting", lambda: False)
+    q = torch.zeros(1, 1, 2, 16)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        attention_weights(q, q, torch.zeros(1, 1, 2))
