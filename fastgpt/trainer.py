@@ -208,13 +208,16 @@ class Trainer:
         return loss, norm, lr
 
     @torch.no_grad()
-    def validate(self, *, interruptible: bool = False) -> Validation | None:
-        """Loss over the validation data, every token once; None without such data, or when interrupted."""
+    def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None:
+        """Loss over `eval_batches` of the validation data (`whole`: over all of it, every token once).
+
+        None without such data; also, if `interruptible`, when a signal has arrived.
+        """
         if self.val_data is None:
             return None
         return evaluate(
             self.model, self.val_data, batch_size=self.config.batch_size, seq_len=self.seq_len, device=self.device,
-            dtype=self.dtype, max_batches=self.config.eval_batches, tokenizer=self.tokenizer,
+            dtype=self.dtype, max_batches=None if whole else self.config.eval_batches, tokenizer=self.tokenizer,
             stop=(lambda: self._stopped_by is not None) if interruptible else None,
         )  # fmt: skip
 
@@ -340,8 +343,8 @@ class Trainer:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[status]}"), TextColumn("ETA"),
-            TimeRemainingColumn(),
+            MofNCompleteColumn(), BarColumn(bar_width=12), TextColumn("{task.fields[status]}"), TextColumn("ETA"),
+            TimeRemainingColumn(compact=True),
         )  # fmt: skip
         with Progress(*columns) as bar:
             task = bar.add_task("training", total=self.config.steps, completed=self.step, status="")
@@ -349,7 +352,7 @@ class Trainer:
             def show(line: dict[str, Any]) -> None:
                 bar.update(task, completed=line["step"], status=describe(line))
                 if "val_loss" in line:
-                    bar.console.print(f"step {line['step']:>6}  {describe(line)}", highlight=False)
+                    bar.console.print(describe_validation(line), highlight=False, soft_wrap=True)
 
             yield show
 
@@ -404,15 +407,21 @@ def evaluate(
 
 
 def describe(line: dict[str, Any]) -> str:
-    """A metrics line for people."""
-    parts = [f"loss {line['loss']:.4f}", f"lr {line['lr']:.2e}", f"{line['tokens_per_second']:,.0f} tokens/s"]
-    parts.append("MFU n/a" if line["mfu"] is None else f"MFU {line['mfu']:.1%}")
-    parts.append(f"{line['memory_bytes'] / 1e9:.2f} GB")
-    if "val_loss" in line:
-        parts.append(f"val loss {line['val_loss']:.4f}, perplexity {line['val_perplexity']:.1f}")
-        if line["val_bits_per_byte"] is not None:
-            parts.append(f"{line['val_bits_per_byte']:.3f} bits/byte")
-    return "  ".join(parts)
+    """A line of metrics.jsonl for people."""
+    utilisation = "MFU n/a" if line["mfu"] is None else f"MFU {line['mfu']:.1%}"
+    return (
+        f"loss {line['loss']:.3f}  lr {line['lr']:.1e}  {line['tokens_per_second']:,.0f} tokens/s  {utilisation}  "
+        f"{line['memory_bytes'] / 1e9:.1f} GB"
+    )
+
+
+def describe_validation(line: dict[str, Any]) -> str:
+    """The validation in a line of metrics.jsonl, for people."""
+    per_byte = line["val_bits_per_byte"]
+    return (
+        f"step {line['step']:>6}  validation loss {line['val_loss']:.4f}, perplexity {line['val_perplexity']:.1f}"
+        f"{'' if per_byte is None else f', {per_byte:.3f} bits/byte'}"
+    )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,0 +1,20 @@
+"""`fastgpt demo`: everything once, on this machine, in a few minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..demo import DemoConfig
+
+
+@dataclass
+class Command:
+    """Train a small GPT on the embedded Shakespeare, sample from it, check every kernel, and write
+    <runs-dir>/demo/report.html. Exit status 1 if the loss stays near the unigram entropy or a kernel is off."""
+
+    demo: DemoConfig = field(default_factory=DemoConfig)
+
+    def run(self) -> int:
+        from ..demo import run_demo
+
+        return 0 if run_demo(self.demo).ok else 1

@@ -1,0 +1,268 @@
+"""The demo: train a small GPT on Shakespeare, sample from it, look into it, check the kernels, report.
+
+result = run_demo(DemoConfig())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import verify
+from .config import GPTConfig
+from .data import TokenDataset, shakespeare_tokens
+from .impl import Implementations, implementations
+from .kernels import _runtime
+from .metrics import read_metrics
+from .model import GPT
+from .study import attention_maps
+from .study.report import Report, environment, line_chart
+from .tokenizer import Tokenizer
+from .trainer import TrainConfig, Trainer, Validation, resolve_device
+
+MARGIN = 0.3  # nats per token below the unigram entropy that count as having learned to use context
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Settings of the demo. The model and the number of steps suit two CPU cores, or a GPU where there is one."""
+
+    runs_dir: str = "runs"
+    """Folder of all runs; the demo writes <runs_dir>/demo."""
+    seconds: float = 90.0
+    """Time for training, seconds of this machine: the number of steps is chosen to fit, up to `max_steps`."""
+    max_steps: int = 1000
+    """Most parameter updates."""
+    steps: int | None = None
+    """Exactly so many updates, whatever the machine."""
+    device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+    prompt: str = "MIRANDA.\nO brave new world,"
+    """What the sample continues, and the attention maps show."""
+    sample_tokens: int = 160
+    """Tokens of the sample."""
+    seed: int = 0
+    """Of the weights, the order of the data and the sample."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Model and batch that suit a device. lr: peak learning rate."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    max_len: int
+    dropout: float
+    batch_size: int
+    lr: float
+
+
+SETTINGS = {
+    "cpu": Setting(n_layers=4, n_heads=4, d_model=128, max_len=128, dropout=0.0, batch_size=8, lr=3e-3),
+    "cuda": Setting(n_layers=6, n_heads=6, d_model=384, max_len=256, dropout=0.2, batch_size=64, lr=1e-3),
+}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Losses in nats per token; `unigram_entropy` is the validation text's: the best loss without any context."""
+
+    before: Validation
+    after: Validation
+    unigram_entropy: float
+    steps: int
+    sample: str
+    table: Implementations
+    self_check: verify.Report | None
+    seconds: float
+    report: Path
+    picture: Path | None
+
+    @property
+    def margin(self) -> float:
+        """How far the loss is below the unigram entropy."""
+        return self.unigram_entropy - self.after.loss
+
+    @property
+    def ok(self) -> bool:
+        return self.margin >= MARGIN and (self.self_check is None or self.self_check.ok)
+
+
+def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResult:
+    """Run everything; `say` receives what the demo tells on the way.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted.
+    """
+    began = time.perf_counter()
+    tokenizer = Tokenizer.named("shakespeare")
+    train_data, val_data = (shakespeare_tokens(split, tokenizer) for split in ("train", "val"))
+    trainer = make_trainer(config, tokenizer, train_data, val_data)
+    model, folder = trainer.model, trainer.config.folder
+    say(
+        f"A GPT with {model.num_parameters():,} parameters, {len(train_data):,} tokens of Shakespeare, "
+        f"{trainer.config.steps} steps on {trainer.device}\n"
+    )
+    table = implementations(model)
+    say(f"{table}\n")
+    before = trainer.validate(whole=True)
+    say(f"validation loss before training  {before.loss:.4f} nats/token")
+    if trainer.fit(overwrite=True).stopped_by is not None:
+        raise KeyboardInterrupt
+    after = trainer.validate(whole=True)
+    entropy = val_data.unigram_entropy()
+    say(
+        f"validation loss after training   {after.loss:.4f} nats/token, perplexity {after.perplexity:.1f}, "
+        f"{after.bits_per_byte:.3f} bits/byte"
+    )
+    verdict = f"{entropy - after.loss:.4f} nats below it" if entropy > after.loss else "NOT below it"
+    say(f"unigram entropy of that text     {entropy:.4f} nats/token: the model is {verdict}\n")
+    sample = write_sample(model, tokenizer, config)
+    say(f"{sample}\n")
+    self_check = None
+    if _runtime.has_triton():
+        self_check = verify.verify(trainer.device)
+        say(f"{self_check}\n")
+    else:
+        say("triton is not installed, so there are no kernels to check\n")
+    ids = tokenizer.encode(config.prompt)
+    maps = model.attention_maps(torch.tensor([ids], device=trainer.device))
+    tokens = attention_maps.token_labels(tokenizer, ids)
+    result = DemoResult(
+        before, after, entropy, trainer.step, sample, table, self_check, time.perf_counter() - began,
+        folder / "report.html", folder / "demo.png",
+    )  # fmt: skip
+    lines = read_metrics(folder / "metrics.jsonl")
+    if not draw_picture(result, lines, maps):
+        say("matplotlib is not installed, so no picture; `pip install 'fastgpt-triton[train]'`")
+        result = dataclasses.replace(result, picture=None)
+    make_report(result, trainer, lines, attention_maps.maps_html(maps, tokens)).save(result.report)
+    say(
+        f"{before.loss:.2f} → {after.loss:.2f} nats/token, {result.margin:.2f} below the unigram entropy; "
+        f"{'all kernels within budget' if self_check and self_check.ok else 'see the self-check above'}; "
+        f"{result.seconds:.0f} s"
+    )
+    say(f"{result.report}{'' if result.picture is None else f' and {result.picture}'}")
+    return result
+
+
+def make_trainer(config: DemoConfig, tokenizer: Tokenizer, train_data: TokenDataset, val_data: TokenDataset) -> Trainer:
+    """The run, with as many steps as fit into `config.seconds`: a few steps of a throw-away copy are timed first."""
+    device = resolve_device(config.device)
+    setting = SETTINGS[device.type]
+
+    def make(steps: int) -> Trainer:
+        torch.manual_seed(config.seed)
+        shape = (setting.max_len, setting.n_layers, setting.n_heads, setting.d_model)
+        model = GPT(GPTConfig(tokenizer.vocab_size, *shape, dropout=setting.dropout))
+        train = TrainConfig(
+            name="demo", runs_dir=config.runs_dir, steps=steps, batch_size=setting.batch_size, lr=setting.lr,
+            eval_every=max(1, steps // 5), eval_batches=16, save_every=0, keep=1, seed=config.seed,
+            device=str(device), tensorboard=False,
+        )  # fmt: skip
+        return Trainer(model, train_data, train, val_data=val_data, tokenizer=tokenizer)
+
+    if config.steps is not None:
+        return make(config.steps)
+    probe, times = make(config.max_steps), []
+    for _ in range(6):
+        start = time.perf_counter()
+        probe.train_step()
+        times.append(time.perf_counter() - start)
+    typical = sorted(times)[len(times) // 2]  # the first steps warm up
+    return make(max(50, min(config.max_steps, int(config.seconds / typical))))
+
+
+def write_sample(model: GPT, tokenizer: Tokenizer, config: DemoConfig) -> str:
+    """The prompt and its continuation."""
+    device = next(model.parameters()).device
+    idx = torch.tensor([tokenizer.encode(config.prompt)], device=device)
+    model.eval()
+    out = model.generate(idx, config.sample_tokens, temperature=0.8, top_k=50, seed=config.seed)
+    return tokenizer.decode(out[0].tolist())
+
+
+def draw_picture(result: DemoResult, lines: list[dict], maps: dict[int, torch.Tensor]) -> bool:
+    """The loss and some attention heads, as a PNG; False where matplotlib is not installed."""
+    try:
+        figure_class = attention_maps.import_figure()
+    except ImportError:
+        return False
+    figure = figure_class(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
+    axis = left.subplots()
+    axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], lw=0.8, label="training")
+    points = validation_points(result, lines)
+    axis.plot([x for x, _ in points], [y for _, y in points], "o-", ms=4, label="validation")
+    axis.axhline(result.unigram_entropy, ls="--", color="gray", label=f"unigram entropy {result.unigram_entropy:.2f}")
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss, nats per token")
+    axis.set_title(f"Shakespeare: {result.before.loss:.2f} → {result.after.loss:.2f} nats per token", fontsize=10)
+    axis.legend()
+    attention_maps.draw_panels(right, attention_maps.head_panels(maps)[:16], columns=4)
+    right.suptitle("What each head attends to (rows: queries, columns: keys)", fontsize=10)
+    figure.savefig(result.picture, dpi=110)
+    return True
+
+
+def make_report(result: DemoResult, trainer: Trainer, lines: list[dict], maps_html: str) -> Report:
+    """Loss curve, sample, attention maps, implementations, self-check, environment: one page."""
+    report = Report("fastgpt demo: a small GPT on Shakespeare")
+    report.table(
+        ("", "nats per token", "perplexity", "bits per byte"),
+        [
+            ("validation loss before training", *_figures(result.before)),
+            (f"validation loss after {result.steps} steps", *_figures(result.after)),
+            ("unigram entropy of the validation text", f"{result.unigram_entropy:.4f}", "", ""),
+            ("margin below the unigram entropy", f"{result.margin:.4f}", "", ""),
+        ],
+    )
+    report.heading("Loss")
+    curves = {
+        "training": [(line["step"], line["loss"]) for line in lines],
+        "validation": validation_points(result, lines),
+    }
+    levels = {"unigram entropy": result.unigram_entropy}
+    report.add(line_chart(curves, x_label="step", y_label="loss, nats per token", levels=levels))
+    report.heading("Sample")
+    report.preformatted(result.sample)
+    report.heading("Attention maps")
+    report.add(maps_html)
+    report.heading("Implementations")
+    report.table(
+        ("part", "layers", "requested", "used", "why"),
+        [(row.part, row.layers, row.requested, row.used, row.why) for row in result.table],
+    )
+    report.heading("Self-check of the kernels")
+    if result.self_check is None:
+        report.paragraph("Triton is not installed, so there are no kernels to check.")
+    else:
+        report.paragraph(
+            f"Each kernel against its reference in float64, {result.self_check.where}: at most twice (gradients: three "
+            "times) the error of plain PyTorch in the same dtype."
+        )
+        bad = [n for n, row in enumerate(result.self_check.rows) if not row.ok]
+        report.table(verify.Report.HEADER, result.self_check.table(), bad)
+    report.heading("Settings")
+    settings = dataclasses.asdict(trainer.model.config) | dataclasses.asdict(trainer.config)
+    report.table(("setting", "value"), list(settings.items()))
+    report.heading("Environment")
+    report.table(("what", ""), environment())
+    return report
+
+
+def validation_points(result: DemoResult, lines: list[dict]) -> list[tuple[float, float]]:
+    """(step, loss): before, on the way, after."""
+    way = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line and line["step"] < result.steps]
+    return [(0, result.before.loss), *way, (result.steps, result.after.loss)]
+
+
+def _figures(found: Validation) -> tuple[str, str, str]:
+    per_byte = "n/a" if found.bits_per_byte is None else f"{found.bits_per_byte:.3f}"
+    return f"{found.loss:.4f}", f"{found.perplexity:.1f}", per_byte
