@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import _runtime
 from .._random import drop_threshold
@@ -35,12 +36,12 @@ def forward(
     with _runtime.on_device_of(q):
         ranges = document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False)
         device_forward.attention_forward[(num_tiles * B * H,)](
-            q, k, v, out, lse, q.stride(), k.stride(), v.stride(), out.stride(),
+            q, k, v, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n), out, lse, q.stride(), k.stride(), v.stride(), out.stride(),
             key_starts, key_lengths, document_ids, 0 if document_ids is None else document_ids.stride(0), ranges, seed,
             T_q, T_k, H, H // H_kv, lower or 0, upper or 0, B * H,
             tiles.heads_per_section(target, 2 * T_k * D * q.element_size(), H // H_kv),
             softmax_scale * LOG2_E, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
-            HEAD_DIM=D, D_A=d_a, D_B=d_b, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+            HEAD_DIM=D, D_A=d_a, D_B=d_b, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, EDGE=tile.edge,
             HAS_LOWER=lower is not None, HAS_UPPER=upper is not None, HAS_DROPOUT=dropout_p > 0.0,
             WIDE=has_wide_strides(q, k, v), PRECISION=dot_precision(q.dtype),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -65,7 +66,7 @@ def backward(
     d_a, d_b = tiles.split_head_dim(D)
     lower, upper = band(T_q, T_k, causal, left, right)
     group = H // H_kv
-    delta = torch.empty_like(lse)
+    delta, lse2 = torch.empty_like(lse), torch.empty_like(lse)
     wide = has_wide_strides(q, k, v, d_out)
     document_stride = 0 if document_ids is None else document_ids.stride(0)
     flags = dict(
@@ -76,29 +77,31 @@ def backward(
         block_d = triton.next_power_of_2(D)
         block_m = 32
         device_backward.attention_delta[(triton.cdiv(T_q, block_m) * B * H,)](
-            out, d_out, d_lse, lse, delta, out.stride(), d_out.stride(), None if d_lse is None else d_lse.stride(),
+            out, d_out, d_lse, lse, lse2, delta, out.stride(), d_out.stride(), None if d_lse is None else d_lse.stride(),
             T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=block_d, WIDE=wide, num_warps=4,
         )  # fmt: skip
         if need_dkdv:
             tile = tiles.dkdv(target, itemsize, D, T_q)
             device_backward.attention_dkdv[(triton.cdiv(T_k, tile.block_n) * B * H_kv,)](
-                q, k, v, d_out, lse, delta, d_k, d_v, q.stride(), k.stride(), v.stride(), d_out.stride(),
+                q, k, v, d_out, *descriptors(target, q, tile.block_m), *descriptors(target, d_out, tile.block_m),
+                lse2, delta, d_k, d_v, q.stride(), k.stride(), v.stride(), d_out.stride(),
                 d_k.stride(), d_v.stride(), key_starts, key_lengths, document_ids, document_stride,
                 document_ranges(document_ids, T_q, T_k, tile.block_n, of_keys=True), seed,
                 T_q, T_k, H_kv, lower or 0, upper or 0, B * H_kv,
                 tiles.heads_per_section(target, 2 * group * T_q * D * itemsize, 1), softmax_scale,
                 drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), GROUP=group, BLOCK_M=tile.block_m,
-                BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
+                BLOCK_N=tile.block_n, EDGE=tile.edge, num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
             )  # fmt: skip
         if need_dq:
             tile = tiles.dq(target, itemsize, D, T_q)
             device_backward.attention_dq[(triton.cdiv(T_q, tile.block_m) * B * H,)](
-                q, k, v, d_out, lse, delta, d_q, q.stride(), k.stride(), v.stride(), d_out.stride(), d_q.stride(),
+                q, k, v, d_out, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
+                lse2, delta, d_q, q.stride(), k.stride(), v.stride(), d_out.stride(), d_q.stride(),
                 key_starts, key_lengths, document_ids, document_stride,
                 document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False), seed,
                 T_q, T_k, H, group, lower or 0, upper or 0, B * H,
                 tiles.heads_per_section(target, 2 * T_k * D * itemsize, group), softmax_scale,
-                drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+                drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, EDGE=tile.edge,
                 num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
             )  # fmt: skip
     return d_q, d_k, d_v
@@ -108,6 +111,23 @@ def empty_heads_last(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """(B, H, T, D) on (B, T, H, D) memory, so that merging the heads is a view."""
     B, H, T, D = shape
     return like.new_empty((B, T, H, D)).transpose(1, 2)
+
+
+def descriptors(target: _runtime.Target, x: Tensor, rows: int) -> tuple[TensorDescriptor | None, ...]:
+    """TMA descriptors of x (B, H, T, D) for its two tiles (rows, d_a) and (rows, d_b); None where pointers must serve.
+
+    The copy engine wants a contiguous last dimension, and 16-byte alignment of the address and of every stride.
+    """
+    if not target.has_tma or x.shape[2] < tiles.MIN_TMA_ROWS or x.stride(3) != 1 or x.data_ptr() % 16:
+        return None, None
+    B, H, T, D = x.shape
+    # The stride of a dimension of size 1 is never used, and may be anything.
+    strides = [s if n > 1 else 16 for n, s in zip(x.shape[:3], x.stride())]
+    if any(s * x.element_size() % 16 or s <= 0 for s in strides):
+        return None, None
+    d_a, d_b = tiles.split_head_dim(D)
+    a, b = (TensorDescriptor(x, [B, H, T, D], [*strides, 1], [1, 1, rows, d]) if d else None for d in (d_a, d_b))
+    return a, b
 
 
 def band(T_q: int, T_k: int, causal: bool, left: int, right: int) -> tuple[int | None, int | None]:

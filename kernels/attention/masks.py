@@ -59,12 +59,12 @@ def visible(i, j, first_key, end_key, document_i, document_j, lower, upper,
 
 @triton.jit
 def column_tiles(row, last_row, lower, upper, start, end, Ranges, range_index, BLOCK: tl.constexpr,
-                 HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr):  # fmt: skip
+                 EDGE: tl.constexpr, HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr):  # fmt: skip
     """The column tiles that rows [row, last_row] meet: (left, num_left, full, num_full, right, num_right).
 
-    Three runs of tiles of BLOCK columns, each a first column and a count: `full` tiles are seen by every one of these
-    rows and need no mask; `left` and `right` tiles, before and after them, need one. start <= column < end holds for
-    every row; Ranges holds what `document_ranges` found.
+    Three runs of tiles, each a first column and a count: `full` tiles, of BLOCK columns, are seen by every one of these
+    rows and need no mask; `left` and `right` tiles, of EDGE columns, before and after them, need one.
+    start <= column < end holds for every row; Ranges holds what `document_ranges` found.
     """
     full_start, full_end = start, end
     if HAS_LOWER:
@@ -80,16 +80,25 @@ def column_tiles(row, last_row, lower, upper, start, end, Ranges, range_index, B
         end = tl.minimum(end, documents_end)
         full_start = tl.maximum(full_start, documents_start)
         full_end = tl.where(tl.load(Ranges + range_index * 3 + 2) != 0, tl.minimum(full_end, documents_end), 0)
-    left = tl.maximum(start, 0) // BLOCK * BLOCK
+    left = tl.maximum(start, 0) // EDGE * EDGE
     full = tl.cdiv(tl.maximum(full_start, 0), BLOCK) * BLOCK
     right = tl.maximum(full_end, 0) // BLOCK * BLOCK
     num_full = tl.maximum(right - full, 0) // BLOCK
     # Without a full tile the two masked runs are one.
     full = tl.where(num_full > 0, full, left)
     right = full + num_full * BLOCK
-    num_left = (full - left) // BLOCK
-    num_right = tl.maximum(tl.cdiv(end - right, BLOCK), 0)
+    num_left = (full - left) // EDGE
+    num_right = tl.maximum(tl.cdiv(end - right, EDGE), 0)
     return left, num_left, full, num_full, right, num_right
+
+
+@triton.jit
+def tile_start(step, left, num_left, full, right, BLOCK: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr):
+    """First column of the step-th tile among the full ones, or (MASKED) among those left and right of them."""
+    if MASKED:
+        return tl.where(step < num_left, left + step * EDGE, right + (step - num_left) * EDGE)
+    else:
+        return full + step * BLOCK
 
 
 @triton.jit

@@ -8,10 +8,14 @@ from .. import _runtime
 
 
 class Tile(NamedTuple):
-    """block_m queries by block_n keys per step, and the launch options."""
+    """block_m queries by block_n keys per step, and the launch options.
+
+    The loop runs over keys (over queries in dK/dV), and where a mask cuts it takes steps of `edge` instead.
+    """
 
     block_m: int
     block_n: int
+    edge: int
     num_warps: int
     num_stages: int
 
@@ -30,16 +34,19 @@ def split_head_dim(head_dim: int) -> tuple[int, int]:
 
 
 def forward(target: _runtime.Target, itemsize: int, head_dim: int, T_q: int) -> Tile:
-    return Tile(64, 64, 4, 2)
+    return Tile(64, 64, 32, 4, 2)
 
 
 def dkdv(target: _runtime.Target, itemsize: int, head_dim: int, T_q: int) -> Tile:
-    return Tile(64, 64, 4, 2)
+    return Tile(64, 64, 32, 4, 2)
 
 
 def dq(target: _runtime.Target, itemsize: int, head_dim: int, T_q: int) -> Tile:
-    return Tile(64, 64, 4, 2)
+    return Tile(64, 64, 32, 4, 2)
 
+
+# Fewer rows than this are not worth building a TMA descriptor for (microseconds of Python).
+MIN_TMA_ROWS = 256
 
 # Bytes of L2 cache (vendors' data sheets): how many heads' K and V may be in flight at once.
 L2_BYTES = {

@@ -83,7 +83,7 @@ def attention_weights_kernel(
         s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
 
     lse = tl.load(Lse + b * stride_l[0] + h * stride_l[1] + i64 * stride_l[2], mask=r_ok, other=0.0)  # (BLOCK_M,)
-    # Subtract in natural units, where lse was rounded: the difference is small, and its product with log2 e exact enough.
+    # Subtract in natural units, where lse was rounded: the difference is small, and so is the error of scaling it.
     w = tl.math.exp2((s * softmax_scale - lse[:, None]) * 1.4426950408889634)
     w = tl.where(sees, w, 0.0)  # also in rows that see nothing, where lse = -inf
     Weights += b * stride_w[0] + n * stride_w[1]
