@@ -78,19 +78,19 @@ def layer_norm_backward(
             dh = (g - mean_g - xhat * mean_gx) * rstd
             store_input_gradients(dh, DHout, Seed, DH, DX, row, cols, mask, stride_dhm, threshold, scale, N)
 
-    partial = Partials + program * N + tl.arange(0, block_n)
+    column = tl.arange(0, block_n)  # (block_n,)
     if need_dweight:
-        tl.store(partial, tl.sum(dweight, axis=0), mask=tl.arange(0, block_n) < N)
-        partial += programs * N
+        tl.store(Partials + program * N + column, tl.sum(dweight, axis=0), mask=column < N)
     if need_dbias:
-        tl.store(partial, tl.sum(dbias, axis=0), mask=tl.arange(0, block_n) < N)
+        which = need_dweight * programs + program  # dbias lies behind dweight, if that is there
+        tl.store(Partials + which * N + column, tl.sum(dbias, axis=0), mask=column < N)
 
 
 @triton.jit(do_not_specialize=["P"])
 def reduce_partials(
     Partials, Out0, Out1, P, N: tl.constexpr, block_p: tl.constexpr, block_n: tl.constexpr
 ):  # fmt: skip
-    """Sum (k, P, N) float32 partials over P, always in the same order, into Out0 (and Out1), (N,) of their own dtypes."""
+    """Sum (k, P, N) float32 partials over P, always in the same order, into Out0 (and Out1), (N,) in their dtypes."""
     which = tl.program_id(1)
     cols = tl.program_id(0) * block_n + tl.arange(0, block_n)  # (block_n,)
     total = tl.zeros((block_p, block_n), tl.float32)

@@ -20,7 +20,7 @@ from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_f
 
 
 def as_rows(x: Tensor, M: int, N: int) -> tuple[Tensor, int]:
-    """A tensor whose memory is M rows of N neighbouring elements, and the stride of the rows. Copies only if it must."""
+    """x as M rows of N neighbouring elements each, and the stride of the rows. Copies only if it must."""
     if x.is_contiguous():
         return x, N
     try:
@@ -73,7 +73,7 @@ def forward(
         y, None if residual is None else new_residual, stats,
         M, stride_xm, stride_rm, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
     )  # fmt: skip
-    tile = tiles.forward_tile(N, max(rows.element_size() for rows, _ in inputs))
+    tile = tiles.forward_tile(N, itemsizes(inputs), seed is not None)
     aligned = alignment(N, *inputs)
     with _runtime.on_device_of(x):
         if tile.long:
@@ -122,36 +122,41 @@ def backward(
     (DY, stride_dym), (H, stride_hm), (DHout, stride_dhm) = (*inputs, (None, 0))[:3]
     scalars = (M, stride_dym, stride_dhm, stride_hm, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
     aligned = alignment(N, *inputs)
-    tile = tiles.backward_tile(N, max(rows.element_size() for rows, _ in inputs), _runtime.target_of(h))
+    tile = tiles.backward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(h))
     with _runtime.on_device_of(h):
-        if tile.long:
-            if DH is not None or DX is not None:
-                layer_norm_dh_long[(M,)](
-                    DY, DHout, H, contiguous(weight), stats, seed, DH, DX, *scalars,
-                    N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps,
-                )  # fmt: skip
-            if sums:
-                block = tiles.DWEIGHT_LONG
-                layer_norm_dweight_long[(triton.cdiv(N, block.block_n),)](
-                    DY, H, stats, None if dweight_dtype is None else dweight, None if dbias_dtype is None else dbias,
-                    M, stride_dym, stride_hm,
-                    N=N, aligned=aligned, block_m=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
-                )  # fmt: skip
-            return dh, dx, dweight, dbias
-        programs = min(tile.programs, triton.cdiv(M, tile.block_m))
-        partials = torch.empty((len(sums), programs, N), dtype=torch.float32, device=h.device) if sums else None
-        layer_norm_backward[(programs,)](
-            DY, DHout, H, contiguous(weight), stats, seed, DH, DX, partials, *scalars,
-            N=N, need_dweight=dweight_dtype is not None, need_dbias=dbias_dtype is not None, aligned=aligned,
-            block_m=tile.block_m, block_n=tile.block_n, stages=tile.stages, num_warps=tile.num_warps,
-        )  # fmt: skip
-        if sums:
-            block = tiles.REDUCE
+        summed = bool(sums) and N <= tiles.LONGEST_SUMMED  # on the way, by the kernel that computes dh
+        programs = min(tile.programs or 2**31 - 1, triton.cdiv(M, tile.block_m))
+        partials = torch.empty((len(sums), programs, N), dtype=torch.float32, device=h.device) if summed else None
+        if tile.long and (DH is not None or DX is not None):
+            layer_norm_dh_long[(M,)](
+                DY, DHout, H, contiguous(weight), stats, seed, DH, DX, *scalars,
+                N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps,
+            )  # fmt: skip
+        elif not tile.long and (summed or DH is not None or DX is not None):
+            layer_norm_backward[(programs,)](
+                DY, DHout, H, contiguous(weight), stats, seed, DH, DX, partials, *scalars,
+                N=N, need_dweight=summed and dweight_dtype is not None, need_dbias=summed and dbias_dtype is not None,
+                aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, stages=tile.stages,
+                num_warps=tile.num_warps,
+            )  # fmt: skip
+        if summed:
+            block = tiles.REDUCE_PARTIALS
             reduce_partials[(triton.cdiv(N, block.block_n), len(sums))](
                 partials, sums[0], sums[-1], programs,
                 N=N, block_p=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
             )  # fmt: skip
+        elif sums:
+            block = tiles.DWEIGHT_LONG
+            layer_norm_dweight_long[(triton.cdiv(N, block.block_n),)](
+                DY, H, stats, None if dweight_dtype is None else dweight, None if dbias_dtype is None else dbias,
+                M, stride_dym, stride_hm,
+                N=N, aligned=aligned, block_m=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
+            )  # fmt: skip
     return dh, dx, dweight, dbias
+
+
+def itemsizes(inputs: list[tuple[Tensor, int]]) -> tuple[int, ...]:
+    return tuple(rows.element_size() for rows, _ in inputs)
 
 
 def rows_and_columns(x: Tensor, d: int) -> tuple[int, int]:

@@ -59,7 +59,7 @@ def add_layer_norm(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """new_residual = residual + dropout(x) and its LayerNorm, in one kernel: what a pre-LN block does between sub-layers.
+    """residual + dropout(x) and its LayerNorm in one kernel: what a pre-LN block does between two sub-layers.
 
     The residual stream is read once and written once. Backward is one kernel (and the sum of weight gradients); it
     draws the dropout mask again (Philox4x32-10, seeded from torch's generator) instead of storing it.
@@ -67,7 +67,7 @@ def add_layer_norm(
     Args:
         x: (..., N) the sub-layer's output: float32, float16 or bfloat16, of any strides.
         residual: of x's shape, of any of the three dtypes; float32 keeps the stream exact in low-precision training.
-        weight, bias: of the shape of x's trailing dimensions (those are normalised over; without them the last), or None.
+        weight, bias: of the shape of x's trailing dimensions, which are normalised over, or None. Default: the last.
         eps: added to the variance, >= 0.
         dropout_p: probability of dropping an element of x, in [0, 1); those kept are divided by 1 - dropout_p.
         out_dtype: dtype of `normed`. Default: x's, or float32 under CUDA autocast.
@@ -144,6 +144,10 @@ def _rows(x: Tensor, d: int) -> int:
     return math.prod(x.shape[: x.dim() - d])
 
 
+def _wanted(*gradients: tuple[bool, Tensor]) -> tuple[Tensor | None, ...]:
+    return tuple(gradient if wanted else None for wanted, gradient in gradients)
+
+
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, d, eps, out_dtype):
@@ -160,14 +164,7 @@ class _LayerNorm(torch.autograd.Function):
         dx, dweight, dbias = _layer_norm_bwd(
             dy, x, weight, stats, ctx.d, need_dx, need_dweight, ctx.bias_dtype if need_dbias else None
         )
-        return (
-            dx if need_dx else None,
-            dweight if need_dweight else None,
-            dbias if need_dbias else None,
-            None,
-            None,
-            None,
-        )
+        return _wanted((need_dx, dx), (need_dweight, dweight), (need_dbias, dbias)) + (None,) * 3
 
 
 class _AddLayerNorm(torch.autograd.Function):
@@ -199,13 +196,9 @@ class _AddLayerNorm(torch.autograd.Function):
             ctx.x_dtype if need_dx and not shared else None, need_dresidual or shared, need_dweight,
             ctx.bias_dtype if need_dbias else None,
         )  # fmt: skip
-        return (
-            (dresidual if shared else dx) if need_dx else None,
-            dresidual if need_dresidual else None,
-            dweight if need_dweight else None,
-            dbias if need_dbias else None,
-            *(None,) * 5,
-        )
+        dx = dresidual if shared else dx
+        wanted = (need_dx, dx), (need_dresidual, dresidual), (need_dweight, dweight), (need_dbias, dbias)
+        return _wanted(*wanted) + (None,) * 5
 
 
 # Operators: launches, and what they return for tensors that hold no data.

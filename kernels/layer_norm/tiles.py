@@ -1,5 +1,26 @@
-"""How many rows and warps a LayerNorm program gets. Rules, not tuning: the same on every run, and (except for the depth
-of the pipeline) on every GPU, so that results are equal bit for bit."""
+"""How many rows, columns and warps a LayerNorm program gets: rules that follow from the hardware, without tuning.
+
+LayerNorm does nothing but move bytes, and a GPU moves them at full speed only while enough are on their way: latency x
+bandwidth, which is 800 ns x 4.8 TB/s = 3.8 MB on an H200, 29 KB for each of its 132 multiprocessors (A100: 11 KB, B200:
+43 KB). Every rule below is a way to have 35 to 75 KB of a multiprocessor's loads under way, in 16-byte instructions.
+
+Forward. Each thread holds 128 bytes of the row (64 2-byte or 32 4-byte elements): 8 loads of 16 bytes follow one
+another without waiting, in 60 to 128 registers, with no spills. One *warp* therefore holds 4 KB, which is 2 rows of
+1024 bfloat16 columns (GPT-2's 768 rounded up), 4 rows of 512, or one of 2048. Up to there a program is a single warp:
+its reductions are 5 shuffles, without shared memory or barriers, and rows that share a program share its one read of
+weight and bias. From 4096 columns on a row is shared by 2, 4, ... 16 warps. In flight at 768 columns: 80 registers x 32
+threads fit 25 programs on a multiprocessor, each waiting for 2 rows x 1536 bytes: 75 KB.
+
+Backward. Programs walk over the rows, since each must carry its sums for dweight and dbias; what they carry (two
+float32 registers an element) leaves no room for bytes in flight, so these wait in shared memory instead: `stages` - 1
+tiles of h and dy, 12 to 64 KB a program, fetched asynchronously. The number of programs is fixed by the row length
+alone, never by the GPU, so that dweight and dbias have the same bits on all of them; it is what 96 multiprocessors (any
+data-centre GPU since the A100) hold at once: 4 programs each of 4 warps, 2 of 8 or 1 of 16. The partial sums are 3 MB
+at most at GPT-2's widths (384 programs · 1024 columns · 8 bytes), and stay in the L2 cache until they are added up.
+
+The ten rounds of Philox that decide over each dropped element take more registers than the element itself: with
+dropout a thread holds half as much.
+"""
 
 from __future__ import annotations
 
@@ -8,55 +29,78 @@ from dataclasses import dataclass
 
 from .._runtime import Target
 
+# Longest row that fits into a program's registers without spilling (compiled for sm_80, sm_90 and sm_100). A program
+# has 65536 registers at most: 32768 float32 elements and what it takes to compute with them.
+LONGEST_FORWARD = 32768
+LONGEST_BACKWARD = 16384  # h and dy
+LONGEST_SUMMED = 8192  # h, dy, dweight and dbias
+
+# Shared memory that one program can have, in KB (CUDA programming guide, compute capabilities; AMD's CDNA ISA guides).
+_SHARED_MEMORY = {"sm_75": 64, "sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx950": 160, "gfx942": 64}
+_SHARED_MEMORY_ELSEWHERE = 99
+
 
 @dataclass(frozen=True)
 class Tile:
-    block_m: int  # rows
-    block_n: int  # columns, a power of two; the whole row unless `long`
+    """What one program works on.
+
+    block_m    rows
+    block_n    columns, a power of two: the whole row, or a chunk of it where `long`
+    stages     tiles in shared memory, one in use and the others on their way; 1: none
+    programs   upper limit of the grid; 0: as many as there are tiles
+    long       the row does not fit, and is walked over twice, in chunks
+    """
+
+    block_m: int
+    block_n: int
     num_warps: int
-    stages: int = 1  # tiles in flight: the one in use, and those being fetched into shared memory
-    programs: int = 0  # backward: upper limit of the grid
-    long: bool = False  # the row is walked over in chunks of block_n
+    stages: int = 1
+    programs: int = 0
+    long: bool = False
 
 
-SHARED_MEMORY = {
-    "sm_75": 64,
-    "sm_80": 163,
-    "sm_86": 99,
-    "sm_89": 99,
-    "sm_90": 227,
-    "sm_100": 227,
-    "sm_120": 99,
-    "gfx942": 64,
-    "gfx950": 160,
-}
+REDUCE_PARTIALS = Tile(64, 32, 4)  # partials x columns
+DWEIGHT_LONG = Tile(64, 64, 8)  # rows x columns: 128 bytes of each row, so that whole cache lines are read
+
+
+@functools.cache
+def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool) -> Tile:
+    """Tile for rows of N elements, of which each tensor read has as many bytes as `itemsizes` says."""
+    if N > LONGEST_FORWARD // (1 + dropout):
+        return Tile(1, 4096 if dropout else 8192, 8, long=True)
+    block_n = power_of_two(N)
+    per_warp = 32 * (64 if dropout else 128) // max(itemsizes)  # elements; Philox needs registers too
+    return Tile(between(1, per_warp // block_n, 16), block_n, between(1, block_n // per_warp, 32))
+
+
+@functools.cache
+def backward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Target) -> Tile:
+    """As `forward_tile`. Only `stages`, which does not change results, depends on the target."""
+    added = len(itemsizes) > 2  # the new residual's gradient is read, too
+    if N > (LONGEST_SUMMED if added or dropout else LONGEST_BACKWARD):
+        return Tile(1, 4096, 8, long=True)
+    block_n = power_of_two(N)
+    if N > LONGEST_SUMMED:
+        return Tile(1, block_n, 16)
+    if N <= 1024:
+        num_warps, programs = 4, 384
+    elif N <= (2048 if added else 4096):
+        num_warps, programs = 8, 192
+    else:
+        num_warps, programs = (32 if added and N > 4096 else 16), 96
+    block_m = between(1, num_warps * (512 if dropout else 1024) // (block_n * max(itemsizes)), 16)
+    stages = _shared_memory_kb(target) * 1024 // (block_m * block_n * sum(itemsizes))
+    return Tile(block_m, block_n, num_warps, between(1, stages, 3), programs)
+
+
+def _shared_memory_kb(target: Target) -> int:
+    return _SHARED_MEMORY.get(target.arch, _SHARED_MEMORY_ELSEWHERE)
 
 
 def power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
+    """The smallest power of two that is >= n, and at least 16."""
+    return max(16, 1 << (n - 1).bit_length())
 
 
-@functools.cache
-def forward_tile(n: int, itemsize: int) -> Tile:
-    block_n = max(power_of_two(n), 16)
-    if block_n > 65536 * 2 // itemsize:
-        return Tile(1, 8192, 8, long=True)
-    per_warp = 32 * 64 * 2 // itemsize
-    return Tile(max(1, min(16, per_warp // block_n)), block_n, max(1, min(32, block_n // per_warp)))
-
-
-@functools.cache
-def backward_tile(n: int, itemsize: int, target: Target) -> Tile:
-    block_n = max(power_of_two(n), 16)
-    if block_n > 16384 * 2 // itemsize:
-        return Tile(1, 4096, 8, long=True)
-    tile = 4096 * 2 // itemsize
-    block_m = max(1, min(16, tile // block_n))
-    warps = 8 if block_n <= 4096 else 16
-    stage = 2 * itemsize * block_m * block_n / 1024
-    stages = int(min(3, SHARED_MEMORY.get(target.arch, 64) // stage))
-    return Tile(block_m, block_n, warps, max(1, stages), programs=192 if block_n <= 4096 else 96)
-
-
-DWEIGHT_LONG = Tile(64, 64, 8)
-REDUCE = Tile(64, 32, 4)
+def between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))
