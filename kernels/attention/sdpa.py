@@ -138,9 +138,9 @@ def tensors_why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return "nested tensors are not supported; flash_attention takes packed documents by cu_seqlens"
     if not query.device == key.device == value.device:
         return "query, key and value are on different devices"
-    dtypes = {query.dtype, key.dtype, value.dtype}
-    if torch.is_autocast_enabled(query.device.type) and torch.float64 not in dtypes:
-        dtypes = {torch.get_autocast_dtype(query.device.type)}
+    dtypes, device_type = {query.dtype, key.dtype, value.dtype}, query.device.type
+    if device_type != "meta" and torch.float64 not in dtypes and torch.is_autocast_enabled(device_type):
+        dtypes = {torch.get_autocast_dtype(device_type)}
     if len(dtypes) > 1:
         return "query, key and value have different dtypes"
     if not dtypes <= {*_DTYPES}:

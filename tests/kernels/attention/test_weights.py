@@ -42,13 +42,13 @@ def assert_right(q, k, lse, options):
 
 MASKS = {
     "causal": lambda T, B: {},
-    "full": lambda T, B: dict(causal=False),
-    "scale": lambda T, B: dict(softmax_scale=0.4),
-    "window": lambda T, B: dict(window=9),
-    "two-sided window": lambda T, B: dict(causal=False, window=(3, 20)),
-    "open window": lambda T, B: dict(causal=False, window=(-1, 2)),
-    "padding": lambda T, B: dict(key_lengths=torch.tensor([T - 30, T]), key_starts=torch.tensor([5, 40])),
-    "documents": lambda T, B: dict(document_ids=torch.arange(B * T).view(B, T) // 37 % 3),
+    "full": lambda T, B: {"causal": False},
+    "scale": lambda T, B: {"softmax_scale": 0.4},
+    "window": lambda T, B: {"window": 9},
+    "two-sided window": lambda T, B: {"causal": False, "window": (3, 20)},
+    "open window": lambda T, B: {"causal": False, "window": (-1, 2)},
+    "padding": lambda T, B: {"key_lengths": torch.tensor([T - 30, T]), "key_starts": torch.tensor([5, 40])},
+    "documents": lambda T, B: {"document_ids": torch.arange(B * T).view(B, T) // 37 % 3},
 }
 
 
@@ -65,7 +65,7 @@ def test_every_mask(device, seed, dtype, name):
 
 def test_packed_documents_by_cu_seqlens(device, seed):
     q, k = inputs(device, 60, 60, B=1)
-    options = dict(cu_seqlens=torch.tensor([0, 7, 7, 40, 60], dtype=torch.int32, device=device))
+    options = {"cu_seqlens": torch.tensor([0, 7, 7, 40, 60], dtype=torch.int32, device=device)}
     assert_right(q, k, fast_lse(q, k, **options), options)
 
 
@@ -120,8 +120,8 @@ def test_any_strides(device, seed):
     k = k[:, :1, :, :1].expand(-1, 2, -1, 20)
     ids = (torch.arange(50, device=device) // 20)[None]
     lse = fast_lse(q, k, document_ids=ids.expand(2, -1)).transpose(1, 2).contiguous().transpose(1, 2)
-    assert_right(q, k, lse, dict(document_ids=ids))
-    assert_right(q, k, lse, dict(document_ids=torch.stack([ids, ids], dim=-1)[..., 0].expand(2, -1)))
+    assert_right(q, k, lse, {"document_ids": ids})
+    assert_right(q, k, lse, {"document_ids": torch.stack([ids, ids], dim=-1)[..., 0].expand(2, -1)})
 
 
 def test_offsets_beyond_2_to_the_31(device, seed):
@@ -135,7 +135,7 @@ def test_offsets_beyond_2_to_the_31(device, seed):
     q.copy_(torch.randn(q.shape))
     k.copy_(torch.randn(k.shape))
     lse = torch.logsumexp((q.double() @ k.double().transpose(2, 3)) / 4, dim=-1).float()
-    assert_right(q.clone(), k.clone(), lse, dict(causal=False))
+    assert_right(q.clone(), k.clone(), lse, {"causal": False})
     ours = attention_weights(q, k, lse, causal=False)
     assert torch.equal(ours, attention_weights(q.clone(), k.clone(), lse, causal=False))
 
@@ -208,25 +208,29 @@ def test_one_launch_for_each_progression_of_heads():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (dict(q=torch.float64), TypeError, "q must be float32"),
-        (dict(k=torch.float16), TypeError, "k is torch.float16 but q is"),
-        (dict(lse=torch.float16), TypeError, "lse must be float32"),
-        (dict(q=(2, 4, 9)), ValueError, "q and k must be"),
-        (dict(k=(2, 2, 9, 19)), ValueError, "k must have q's batch size and head_dim"),
-        (dict(k=(1, 2, 9, 20)), ValueError, "k must have q's batch size and head_dim"),
-        (dict(k=(2, 3, 9, 20)), ValueError, "head count 3 must divide q's 4"),
-        (dict(lse=(2, 4, 8)), ValueError, "lse must be"),
-        (dict(heads=[4]), ValueError, "heads must lie in"),
-        (dict(rows=3), TypeError, "rows must be a slice"),
-        (dict(rows=slice(None, None, -1)), ValueError, "positive step"),
-        (dict(key_lengths=torch.ones(3, dtype=torch.int32)), ValueError, "key_lengths must hold one integer"),
-        (dict(key_starts=torch.ones(2)), ValueError, "key_starts must hold one integer"),
-        (dict(document_ids=torch.zeros(2, 8, dtype=torch.int32)), ValueError, "document_ids must be"),
-        (dict(document_ids=torch.zeros(2, 9, dtype=torch.int32), cu_seqlens=torch.zeros(2)), ValueError, "one of them"),
+        ({"q": torch.float64}, TypeError, "q must be float32"),
+        ({"k": torch.float16}, TypeError, "k is torch.float16 but q is"),
+        ({"lse": torch.float16}, TypeError, "lse must be float32"),
+        ({"q": (2, 4, 9)}, ValueError, "q and k must be"),
+        ({"k": (2, 2, 9, 19)}, ValueError, "k must have q's batch size and head_dim"),
+        ({"k": (1, 2, 9, 20)}, ValueError, "k must have q's batch size and head_dim"),
+        ({"k": (2, 3, 9, 20)}, ValueError, "head count 3 must divide q's 4"),
+        ({"lse": (2, 4, 8)}, ValueError, "lse must be"),
+        ({"heads": [4]}, ValueError, "heads must lie in"),
+        ({"rows": 3}, TypeError, "rows must be a slice"),
+        ({"rows": slice(None, None, -1)}, ValueError, "positive step"),
+        ({"key_lengths": torch.ones(3, dtype=torch.int32)}, ValueError, "key_lengths must hold one integer"),
+        ({"key_starts": torch.ones(2)}, ValueError, "key_starts must hold one integer"),
+        ({"document_ids": torch.zeros(2, 8, dtype=torch.int32)}, ValueError, "document_ids must be"),
+        (
+            {"document_ids": torch.zeros(2, 9, dtype=torch.int32), "cu_seqlens": torch.zeros(2)},
+            ValueError,
+            "one of them",
+        ),
     ],
 )
 def test_bad_input_names_the_argument(device, change, error, words):
-    arguments = dict(q=torch.zeros(2, 4, 9, 20), k=torch.zeros(2, 2, 9, 20), lse=torch.zeros(2, 4, 9))
+    arguments = {"q": torch.zeros(2, 4, 9, 20), "k": torch.zeros(2, 2, 9, 20), "lse": torch.zeros(2, 4, 9)}
     for name, value in change.items():
         if isinstance(value, torch.dtype):
             value = arguments[name].to(value)
