@@ -12,7 +12,7 @@ from .attention.sdpa import scaled_dot_product_attention
 from .attention.weights import attention_weights
 from .ffn.op import gelu_ffn, linear_gelu
 from .interpreter import interpret
-from .layer_norm import add_layer_norm, layer_norm
+from .layer_norm import add_layer_norm, layer_norm, recompute_normed
 from .linear_cross_entropy import cross_entropy, linear_cross_entropy
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "linear_gelu",
+    "recompute_normed",
     "reference",
     "scaled_dot_product_attention",
 ]

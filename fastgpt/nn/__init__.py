@@ -1,5 +1,6 @@
 """Drop-in modules on the fused kernels: the constructor arguments and state dict names of torch's own."""
 
 from .attention import FlashMultiheadAttention
+from .layer_norm import LayerNorm
 
-__all__ = ["FlashMultiheadAttention"]
+__all__ = ["FlashMultiheadAttention", "LayerNorm"]

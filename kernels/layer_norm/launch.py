@@ -15,7 +15,7 @@ from .. import _runtime
 from .._random import drop_threshold
 from . import tiles
 from .backward import layer_norm_backward, reduce_partials
-from .forward import layer_norm_forward
+from .forward import layer_norm_forward, normalise_rows_again
 from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_forward_long
 
 
@@ -85,6 +85,24 @@ def forward(
                 *arguments, N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps
             )
     return y, new_residual, stats
+
+
+def normalise_again(
+    h: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, d: int, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
+    """y as `forward` made it from h (x, or the new residual), given the stats of that time. One launch."""
+    M, N = rows_and_columns(h, d)
+    y = torch.empty(h.shape, dtype=dtype, device=h.device)
+    if y.numel() == 0:
+        return y
+    (H, stride_hm), tile = as_rows(h, M, N), tiles.NORMALISE_AGAIN
+    with _runtime.on_device_of(h):
+        normalise_rows_again[(triton.cdiv(M, tile.block_m), triton.cdiv(N, tile.block_n))](
+            H, contiguous(weight), contiguous(bias), y, stats, M, stride_hm,
+            N=N, aligned=alignment(N, (H, stride_hm)), block_m=tile.block_m, block_n=tile.block_n,
+            num_warps=tile.num_warps,
+        )  # fmt: skip
+    return y
 
 
 def backward(

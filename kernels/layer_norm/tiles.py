@@ -60,13 +60,15 @@ class Tile:
 
 
 REDUCE_PARTIALS = Tile(64, 32, 4)  # partials x columns
+NORMALISE_AGAIN = Tile(4, 1024, 4)
 DWEIGHT_LONG = Tile(64, 64, 8)  # rows x columns: 128 bytes of each row, so that whole cache lines are read
 
 
 @functools.cache
 def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool) -> Tile:
     """Tile for rows of N elements, of which each tensor read has as many bytes as `itemsizes` says."""
-    if N > LONGEST_FORWARD // (1 + dropout):
+    longest = LONGEST_FORWARD // 2 if dropout else LONGEST_FORWARD
+    if longest < N:
         return Tile(1, 4096 if dropout else 8192, 8, long=True)
     block_n = power_of_two(N)
     per_warp = 32 * (64 if dropout else 128) // max(itemsizes)  # elements; Philox needs registers too
@@ -77,14 +79,15 @@ def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool) -> Tile:
 def backward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Target) -> Tile:
     """As `forward_tile`. Only `stages`, which does not change results, depends on the target."""
     added = len(itemsizes) > 2  # the new residual's gradient is read, too
-    if N > (LONGEST_SUMMED if added or dropout else LONGEST_BACKWARD):
+    longest = LONGEST_SUMMED if added or dropout else LONGEST_BACKWARD
+    if longest < N:
         return Tile(1, 4096, 8, long=True)
     block_n = power_of_two(N)
     if N > LONGEST_SUMMED:
         return Tile(1, block_n, 16)
     if N <= 1024:
         num_warps, programs = 4, 384
-    elif N <= (2048 if added else 4096):
+    elif N <= 2048 or (N <= 4096 and not added):
         num_warps, programs = 8, 192
     else:
         num_warps, programs = (32 if added and N > 4096 else 16), 96
