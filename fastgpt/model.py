@@ -205,7 +205,7 @@ class GPT(nn.Module):
         return {layer: maps[layer] for layer in chosen}
 
     def use_implementations(self, **requests: str) -> GPT:
-        """Change implementations in place, as in ``use_implementations(attn_impl="sdpa")``. Parameters stay. Returns self.
+        """Change implementations in place, as in ``use_implementations(attn_impl="sdpa")``, and return the model.
 
         Raises:
             ValueError: not a field of that name, or not an implementation.

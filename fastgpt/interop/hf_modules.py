@@ -1,0 +1,87 @@
+"""transformers' GPT-2 modules with fused forwards. They add no state: `patch` converts modules by their class.
+
+The class names stay transformers' own, so that a patched model saves the same config.json.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import activations
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.models.gpt2 import modeling_gpt2
+
+from ..kernels import gelu_ffn, linear_cross_entropy
+from ..kernels._notice import say_once
+from ..kernels.attention.sdpa import tensors_why_not
+
+# By name: transformers 5 renamed PytorchGELUTanh to GELUTanh.
+_APPROXIMATE = {
+    "NewGELUActivation": "tanh",
+    "GELUTanh": "tanh",
+    "PytorchGELUTanh": "tanh",
+    "GELUActivation": "none",
+}
+
+
+def approximate_of(activation: nn.Module) -> str | None:
+    """ "tanh" or "none" for the GELUs that the kernel computes; None for any other activation."""
+    if type(activation) is nn.GELU:
+        return activation.approximate
+    kind = type(activation)
+    return _APPROXIMATE.get(kind.__name__) if kind.__module__ == activations.__name__ else None
+
+
+class GPT2MLP(modeling_gpt2.GPT2MLP):
+    """c_proj(gelu(c_fc(x))) with dropout, in `gelu_ffn`. Conv1D keeps weights as (in, out): a transpose, not a copy."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        approximate = approximate_of(self.act)
+        reason = tensors_why_not(hidden_states, self.c_fc.weight, self.c_proj.weight)
+        if approximate is None or reason is not None:
+            say_once(f"GPT2MLP: transformers' own is used, because {reason or 'its activation is not a GELU'}")
+            return super().forward(hidden_states)
+        return gelu_ffn(
+            hidden_states, self.c_fc.weight.t(), self.c_fc.bias, self.c_proj.weight.t(), self.c_proj.bias,
+            approximate=approximate, dropout_p=self.dropout.p if self.training else 0.0,
+        )  # fmt: skip
+
+
+class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
+    """In training with labels: the loss without the logits, which are then None. Otherwise transformers' own."""
+
+    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        if labels is None or not self.training or not self._loss_is_plain(kwargs):
+            return super().forward(*args, labels=labels, **kwargs)
+        if tensors_why_not(self.lm_head.weight, self.lm_head.weight, self.lm_head.weight) is not None:
+            return super().forward(*args, labels=labels, **kwargs)
+        shifted = kwargs.pop("shift_labels", None)
+        tokens = kwargs.pop("num_items_in_batch", None)
+        ignore_index = kwargs.pop("ignore_index", -100)
+        return_dict = kwargs.pop("return_dict", None)
+        outputs = self.transformer(*args, **kwargs)
+        if shifted is None:  # tokens before n predict token n
+            shifted = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        loss = linear_cross_entropy(
+            outputs.last_hidden_state, self.lm_head.weight, shifted.to(outputs.last_hidden_state.device),
+            ignore_index=ignore_index, reduction="mean" if tokens is None else "sum",
+        )  # fmt: skip
+        loss = loss if tokens is None else loss / tokens
+        output = CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=None,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+        use_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return output if use_dict else output.to_tuple()
+
+    def _loss_is_plain(self, kwargs: dict[str, Any]) -> bool:
+        """The stock causal loss over all positions, which the fused function computes."""
+        plain = getattr(self.loss_function, "__name__", "") == "ForCausalLMLoss"
+        keep = kwargs.get("logits_to_keep", 0)
+        return plain and isinstance(keep, int) and keep == 0
