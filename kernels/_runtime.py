@@ -147,7 +147,7 @@ def check_launchable(function: str, **tensors: torch.Tensor | None) -> None:
     # The common case, a CUDA tensor, must not pay for the explanations below.
     if first.is_cuda and not torch.version.hip and _capability_ok(first.get_device()) and has_triton():
         return
-    if torch.compiler.is_compiling() or isinstance(first, torch._subclasses.FakeTensor):
+    if torch.compiler.is_compiling() or isinstance(first, torch._subclasses.FakeTensor) or first.is_meta:
         return  # shapes only: the launch itself, later, checks real tensors
     reason = why_not(first)
     if reason is not None:
