@@ -2,5 +2,6 @@
 
 from .attention import FlashMultiheadAttention
 from .layer_norm import LayerNorm
+from .loss import LinearCrossEntropyLoss
 
-__all__ = ["FlashMultiheadAttention", "LayerNorm"]
+__all__ = ["FlashMultiheadAttention", "LayerNorm", "LinearCrossEntropyLoss"]

@@ -1,0 +1,208 @@
+"""What autograd asks of the two functions: which gradients, how often, in place or not, and through lse."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastgpt.kernels import cross_entropy, linear_cross_entropy, reference
+from tests.support.budget import GRADIENT, assert_all_within_budget
+
+from .cases import FLOAT_DTYPES, problem, run
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_second_backward_through_a_retained_graph(device, seed, reduction):
+    p = problem(device, torch.bfloat16)
+    loss = linear_cross_entropy(p.x, p.weight, p.target, p.bias, reduction=reduction)
+    upstream = torch.randn_like(loss)
+    first = torch.autograd.grad(loss, p.leaves, upstream, retain_graph=True)
+    doubled = torch.autograd.grad(loss, p.leaves, upstream * 2, retain_graph=True)
+    again = torch.autograd.grad(loss, p.leaves, upstream)
+    for a, b, c in zip(first, doubled, again):
+        assert torch.equal(a * 2, b)
+        assert torch.equal(a, c)
+
+
+@pytest.fixture
+def products(monkeypatch) -> set[tuple[int, ...]]:
+    """The shapes of all matrix products that have been made."""
+    shapes = set()
+    for name in ("mm", "addmm"):
+
+        def recorded(*args, original=getattr(torch, name), **kwargs):
+            out = original(*args, **kwargs)
+            shapes.add(tuple(out.shape))
+            return out
+
+        monkeypatch.setattr(torch, name, recorded)
+    return shapes
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("wanted", ["x", "weight", "bias", "x weight", "weight bias"])
+def test_only_the_gradients_asked_for(device, seed, products, wanted, reduction):
+    p = problem(device, torch.float32)
+    _, full = run(linear_cross_entropy, p, reduction=reduction)
+    p.x.requires_grad_("x" in wanted.split())
+    p.weight.requires_grad_("weight" in wanted)
+    p.bias.requires_grad_("bias" in wanted)
+    products.clear()
+    linear_cross_entropy(p.x, p.weight, p.target, p.bias, reduction=reduction).sum().backward()
+    assert ((15, 16) in products) == ("x" in wanted.split())
+    assert ((99, 16) in products) == ("weight" in wanted)
+    for leaf, gradient in zip((p.x, p.weight, p.bias), full):
+        assert (leaf.grad is None) == (not leaf.requires_grad)
+        if leaf.requires_grad:
+            torch.testing.assert_close(leaf.grad, gradient)
+
+
+def test_forward_without_gradients_computes_the_loss_only(device, seed, monkeypatch):
+    from fastgpt.kernels.linear_cross_entropy import launch
+
+    p = problem(device, torch.float32)
+    expected = linear_cross_entropy(p.x, p.weight, p.target, p.bias, z_loss=0.1).detach()
+    monkeypatch.setattr(launch, "_loss_and_gradient", None)
+    monkeypatch.setattr(launch._Gradients, "add", None)
+    with torch.no_grad():
+        loss = linear_cross_entropy(p.x, p.weight, p.target, p.bias, z_loss=0.1)
+    frozen = [t.detach() for t in (p.x, p.weight)]
+    again = linear_cross_entropy(*frozen, p.target, p.bias.detach(), z_loss=0.1)
+    assert loss.grad_fn is None
+    assert again.grad_fn is None
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(again, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_accumulation_is_exact(device, seed, dtype):
+    """32 sequences at once, or 4 x 8 of them summed and divided by all tokens: one gradient, whatever is hidden."""
+    p = problem(device, dtype, (32, 2), 33, 8, bias=False)
+    lengths = torch.randint(0, 3, (32, 1), device=device)
+    p.target = torch.where(torch.arange(2, device=device) < lengths, p.target, -100)
+    p.target[0, 0] = 1
+    tokens = (p.target != -100).sum()
+    whole = linear_cross_entropy(p.x, p.weight, p.target)
+    whole.backward()
+    at_once, p.weight.grad = p.weight.grad.clone(), None
+
+    micro = [linear_cross_entropy(p.x[i : i + 8], p.weight, p.target[i : i + 8], reduction="sum") / tokens
+             for i in range(0, 32, 8)]  # fmt: skip
+    for loss in micro:
+        loss.backward()
+    torch.testing.assert_close(sum(micro), whole)
+
+    q = p.to(torch.float64)
+    (exact,) = torch.autograd.grad(reference.linear_cross_entropy(q.x, q.weight, q.target), q.weight)
+    tolerance = torch.finfo(dtype).eps * exact.abs().max().item()
+    # Each of the four gradients, and each of the sums that autograd makes of them, is rounded to the dtype once.
+    for gradient, roundings in ((at_once, 2), (p.weight.grad, 8)):
+        torch.testing.assert_close(gradient.double(), exact, atol=roundings * tolerance, rtol=0.0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_lse_is_differentiable(device, seed, dtype, reduction):
+    p = problem(device, dtype)
+    g_loss, g_lse = torch.randn(3, 5, device=device), torch.randn(3, 5, device=device)
+
+    def gradients(function, p, **settings):
+        loss, lse = function(p.x, p.weight, p.target, p.bias, reduction=reduction, return_lse=True, **settings)
+        assert lse.shape == p.target.shape
+        return [lse, *torch.autograd.grad((loss * g_loss).sum() + (lse * g_lse).sum(), p.leaves)]
+
+    assert_all_within_budget(
+        ("lse", "dx", "dweight", "dbias"),
+        gradients(linear_cross_entropy, p, softcap=9.0, num_chunks=2),
+        gradients(reference.linear_cross_entropy, p.to(dtype), softcap=9.0),
+        gradients(reference.linear_cross_entropy, p.to(torch.float64), softcap=9.0),
+        factor=GRADIENT, dtype=dtype,
+    )  # fmt: skip
+
+
+def test_lse_alone_and_unused(device, seed):
+    p = problem(device, torch.float32, bias=False)
+    loss, lse = linear_cross_entropy(p.x, p.weight, p.target, return_lse=True)
+    alone = torch.autograd.grad(lse.sum(), p.leaves, retain_graph=True)
+    expected = torch.autograd.grad(torch.logsumexp(F.linear(p.x, p.weight), -1).sum(), p.leaves)
+    torch.testing.assert_close(alone, expected)
+    unused = torch.autograd.grad(loss, p.leaves)
+    _, without = run(linear_cross_entropy, p)
+    for a, b in zip(unused, without):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("trainable", ["all", "weight"])
+def test_double_backward_raises(device, seed, reduction, trainable):
+    p = problem(device, torch.float32, bias=False)
+    p.x.requires_grad_(trainable == "all")
+    loss = linear_cross_entropy(p.x, p.weight, p.target, reduction=reduction).sum()
+    (dweight,) = torch.autograd.grad(loss, p.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiable once.*reference"):
+        dweight.square().sum().backward()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_double_backward_of_cross_entropy_raises(device, seed, inplace):
+    leaf = torch.randn(3, 9, device=device, requires_grad=True)
+    loss = cross_entropy(leaf * 1.0, torch.zeros(3, dtype=torch.int64, device=device), inplace=inplace)
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiable once.*reference"):
+        gradient.sum().backward()
+
+
+class TestInplace:
+    """cross_entropy(..., inplace=True): the backward pass writes over the logits, and autograd knows it."""
+
+    @pytest.fixture
+    def leaf(self, device, seed):
+        return torch.randn(4, 300, device=device, requires_grad=True)
+
+    @pytest.fixture
+    def target(self, device):
+        return torch.tensor([0, 299, -100, 7], device=device)
+
+    def test_writes_over_the_logits_and_nowhere_else(self, leaf, target):
+        storage = torch.full((4, 320), 7.0, device=leaf.device)
+        logits = storage[:, :300].copy_(leaf)  # rows wider than V: what lies between belongs to the user
+        logits.retain_grad()
+        before = logits.detach().clone()
+        loss = cross_entropy(logits, target, inplace=True)
+        assert torch.equal(logits, before)
+        loss.backward()
+        (expected,) = torch.autograd.grad(F.cross_entropy(leaf, target), leaf)
+        torch.testing.assert_close(leaf.grad, expected)
+        torch.testing.assert_close(logits.detach(), expected)
+        assert (storage[:, 300:] == 7.0).all()
+
+    def test_default_leaves_the_logits_alone(self, leaf, target):
+        logits = leaf * 1.0
+        before = logits.detach().clone()
+        loss = cross_entropy(logits, target)
+        first = torch.autograd.grad(loss, leaf, retain_graph=True)
+        assert torch.equal(logits, before)
+        assert torch.equal(*first, *torch.autograd.grad(loss, leaf))
+
+    def test_second_backward_raises(self, leaf, target):
+        loss = cross_entropy(leaf * 1.0, target, inplace=True)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match=r"second backward.*inplace=False"):
+            loss.backward()
+
+    def test_other_users_of_the_logits_raise(self, leaf, target):
+        logits = leaf * 1.0
+        other = logits.square().sum()  # saves the logits
+        cross_entropy(logits, target, inplace=True).backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            other.backward()
+
+    def test_backward_after_a_change_of_the_logits_raises(self, leaf, target):
+        logits = leaf * 1.0
+        loss = cross_entropy(logits, target, inplace=True)
+        logits.add_(1.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+    def test_without_gradients_it_changes_nothing(self, leaf, target):
+        with torch.no_grad():
+            torch.testing.assert_close(cross_entropy(leaf, target, inplace=True), F.cross_entropy(leaf, target))
