@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import kernels
 from .config import GPTConfig
 from .impl import check_constructible, choose
-from .kernels import reference
+from .kernels import _runtime, reference
 
 IGNORE_INDEX = -100  # targets with this value do not count, as in torch
 
@@ -108,8 +108,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a matrix product of x computes: autocast's, where that is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return _runtime.autocast_dtype(x) or x.dtype
 
 
 class AddLayerNorm(nn.LayerNorm):

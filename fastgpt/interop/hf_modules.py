@@ -5,6 +5,7 @@ The class names stay transformers' own, so that a patched model saves the same c
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch.nn.functional as F
@@ -52,6 +53,7 @@ class GPT2MLP(modeling_gpt2.GPT2MLP):
 class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
     """In training with labels: the loss without the logits, which are then None. Otherwise transformers' own."""
 
+    @functools.wraps(modeling_gpt2.GPT2LMHeadModel.forward)  # generate() and Trainer read the signature
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         if labels is None or not self.training or not self._loss_is_plain(kwargs):
             return super().forward(*args, labels=labels, **kwargs)
