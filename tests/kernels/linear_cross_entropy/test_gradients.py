@@ -27,14 +27,17 @@ def test_second_backward_through_a_retained_graph(device, seed, reduction):
 def products(monkeypatch) -> set[tuple[int, ...]]:
     """The shapes of all matrix products that have been made."""
     shapes = set()
-    for name in ("mm", "addmm"):
 
-        def recorded(*args, original=getattr(torch, name), **kwargs):
+    def recorded(original):
+        def product(*args, **kwargs):
             out = original(*args, **kwargs)
             shapes.add(tuple(out.shape))
             return out
 
-        monkeypatch.setattr(torch, name, recorded)
+        return product
+
+    for name in ("mm", "addmm"):
+        monkeypatch.setattr(torch, name, recorded(getattr(torch, name)))
     return shapes
 
 

@@ -14,8 +14,7 @@ from .cases import problem, run
 REDUCTIONS = ("mean", "sum", "none")
 
 
-@pytest.mark.parametrize("return_lse", [False, True])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("reduction", "return_lse"), [("mean", False), ("none", True)])
 def test_opcheck(device, seed, reduction, return_lse):
     p = problem(device, torch.float32, (6,), 33, 8)
     op = torch.ops.fastgpt.linear_cross_entropy.default
@@ -36,9 +35,8 @@ def test_opcheck_of_the_backward_operators(device, seed):
             ops.linear_cross_entropy_with_gradients.default,
             (*inputs, -100, "mean", 0.1, 0.1, 9.0, True, 2, *need), test_utils=_NO_AUTOGRAD,
         )  # fmt: skip
-        *_, stats, counts, dx, dweight, dbias = ops.linear_cross_entropy_with_gradients(
-            *inputs, -100, "mean", 0.1, 0.1, 9.0, True, 2, *need
-        )
+        made = ops.linear_cross_entropy_with_gradients(*inputs, -100, "mean", 0.1, 0.1, 9.0, True, 2, *need)
+        _, _, stats, counts, _, dweight, _ = made
         upstream = torch.randn(6, device=device)
         torch.library.opcheck(
             ops.linear_cross_entropy_bwd.default, (upstream, upstream, *inputs, stats, *settings, 2, *need),
@@ -63,7 +61,7 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compiles_without_a_graph_break(device, seed, reduction):
     p = problem(device, torch.float32, bias=False)
     settings = {"reduction": reduction, "label_smoothing": 0.1, "softcap": 8.0}
@@ -137,7 +135,7 @@ def test_activation_checkpointing(device, seed, reduction, use_reentrant):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_autocast(device, seed, dtype, reduction):
-    """As F.linear + F.cross_entropy: products in the autocast dtype, loss in float32, gradients in the leaves' dtype."""
+    """As F.linear + F.cross_entropy: products in the autocast dtype, loss float32, gradients in the leaves' dtype."""
     p = problem(device, torch.float32)
     q = p.to(torch.float32)
     exact, exact_grads = run(reference.linear_cross_entropy, p.to(torch.float64), reduction=reduction)
