@@ -90,8 +90,14 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
             return reason
         if query.dim() not in (2, 3) or key.dim() != query.dim() or value.dim() != query.dim():
             return "query, key and value are not all 2-D or all 3-D"
-        if key.shape[:-1] != value.shape[:-1]:
-            return "the shapes of key and value differ"
+        widths = (query.shape[-1], key.shape[-1], value.shape[-1])
+        batch = 0 if self.batch_first else 1
+        if (
+            widths != (self.embed_dim, self.kdim, self.vdim)
+            or key.shape[:-1] != value.shape[:-1]
+            or (query.dim() == 3 and query.shape[batch] != key.shape[batch])
+        ):
+            return "the shapes of query, key and value do not fit"
         return None
 
     def _attend(
@@ -158,8 +164,8 @@ def _read_masks(
 ) -> _Masks | str:
     """The masks in the kernels' terms, or the reason why they have no such terms."""
     causal, key_starts, key_lengths = is_causal, None, None
+    time = 0 if query.dim() == 2 or not batch_first else 1
     if attn_mask is not None and not is_causal:
-        time = 0 if query.dim() == 2 or not batch_first else 1
         if attn_mask.shape != (query.shape[time], key.shape[time]):
             return "attn_mask is not one (T_q, T_k) mask for all"
         kind = _remembered(attn_mask, _read_attn_mask)
@@ -167,8 +173,9 @@ def _read_masks(
             return "attn_mask is neither causal nor empty (is_causal=True if it is, but cannot be looked at now)"
         causal = kind == "causal"
     if key_padding_mask is not None:
-        if key_padding_mask.dim() != query.dim() - 1:
-            return "key_padding_mask has the wrong number of dims"
+        expected = (key.shape[0],) if key.dim() == 2 else (key.shape[1 - time], key.shape[time])
+        if key_padding_mask.shape != expected:
+            return "key_padding_mask is not (B, T_k)"
         bounds = _remembered(key_padding_mask, _read_key_padding_mask)
         if bounds is None:
             return "key_padding_mask hides keys that are not at the ends (or cannot be looked at now)"

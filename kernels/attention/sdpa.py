@@ -138,12 +138,11 @@ def tensors_why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return "nested tensors are not supported; flash_attention takes packed documents by cu_seqlens"
     if not query.device == key.device == value.device:
         return "query, key and value are on different devices"
-    dtypes, device_type = {query.dtype, key.dtype, value.dtype}, query.device.type
-    if device_type != "meta" and torch.float64 not in dtypes and torch.is_autocast_enabled(device_type):
-        dtypes = {torch.get_autocast_dtype(device_type)}
-    if len(dtypes) > 1:
+    dtype, device_type = query.dtype, query.device.type
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    if not autocast and not dtype == key.dtype == value.dtype:
         return "query, key and value have different dtypes"
-    if not dtypes <= {*_DTYPES}:
+    if dtype not in _DTYPES or (autocast and torch.float64 in (key.dtype, value.dtype)):
         return "only float32, float16 and bfloat16 are supported"
     return _device_why_not(query)
 
@@ -153,6 +152,8 @@ def _device_why_not(x: Tensor) -> str | None:
         return _compiled_why_not(x.device.type)
     if x.device.type == "meta" or isinstance(x, torch._subclasses.FakeTensor):
         return None  # shapes only
+    if x.is_cuda and not torch.version.hip and _runtime.has_triton() and _runtime._capability_ok(x.get_device()):
+        return None  # the common case must not pay for the explanations
     return _runtime.why_not(x)
 
 
@@ -187,4 +188,4 @@ def _to_4d(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> tuple[Tensor, T
     if not q.shape[:kept] == k.shape[:kept] == v.shape[:kept]:
         shape = torch.broadcast_shapes(q.shape[:kept], k.shape[:kept], v.shape[:kept])
         q, k, v = (x.expand(*shape, *x.shape[kept:]) for x in (q, k, v))
-    return q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4)
+    return (q, k, v) if q.dim() == 4 else (q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4))
