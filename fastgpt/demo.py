@@ -43,7 +43,7 @@ class DemoConfig:
     device: str = "auto"
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
     prompt: str = "MIRANDA.\nO brave new world,"
-    """What the sample continues, and the attention maps show."""
+    """What the sample continues; the attention maps show its beginning."""
     sample_tokens: int = 160
     """Tokens of the sample."""
     seed: int = 0
@@ -131,7 +131,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
         say(f"{self_check}\n")
     else:
         say("triton is not installed, so there are no kernels to check\n")
-    ids = tokenizer.encode(config.prompt)
+    ids = tokenizer.encode(sample)[:48]
     maps = model.attention_maps(torch.tensor([ids], device=trainer.device))
     tokens = attention_maps.token_labels(tokenizer, ids)
     result = DemoResult(

@@ -1,0 +1,75 @@
+"""AdamW's parameter groups and update, the learning rate's curve."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastgpt import GPT, GPTConfig
+from fastgpt.optim import build_adamw, decay_groups, learning_rate
+
+
+def test_only_matrices_decay():
+    model = GPT(GPTConfig(vocab_size=11, max_len=4, n_layers=2, n_heads=2, d_model=8))
+    decayed, kept = decay_groups(model, 0.1)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0.0
+    assert all(names[id(p)].endswith("weight") and ".ln" not in names[id(p)] for p in decayed["params"])
+    assert all(names[id(p)].endswith("bias") or "ln" in names[id(p)] for p in kept["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)  # a tied weight once
+
+
+def test_update_is_adamw_in_float64():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer = build_adamw(model, 0.1, weight_decay=0.5, betas=(0.8, 0.9), eps=1e-6)
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in start]
+    expected = [p.clone() for p in start]
+    for step in range(1, 4):
+        loss = sum((p.pow(2) * (n + 1)).sum() for n, p in enumerate(model.parameters()))
+        loss.backward()
+        for n, p in enumerate(model.parameters()):
+            m, v = moments[n]
+            m.mul_(0.8).add_(0.2 * p.grad)
+            v.mul_(0.9).add_(0.1 * p.grad**2)
+            decay = 0.5 if p.dim() >= 2 else 0.0
+            expected[n] = expected[n] * (1 - 0.1 * decay)
+            expected[n] = expected[n] - 0.1 * (m / (1 - 0.8**step)) / ((v / (1 - 0.9**step)).sqrt() + 1e-6)
+        optimizer.step()
+        optimizer.zero_grad()
+    for p, e in zip(model.parameters(), expected):
+        torch.testing.assert_close(p.detach(), e, rtol=1e-12, atol=1e-12)
+
+
+def test_fused_where_torch_has_it():
+    assert build_adamw(nn.Linear(2, 2), 0.1).defaults["fused"]
+
+
+def test_nothing_to_train():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        build_adamw(model, 0.1)
+
+
+def test_learning_rate_curve():
+    lrs = [learning_rate(s, steps=200, peak=1.0) for s in range(200)]
+    assert lrs[0] == pytest.approx(0.1)  # 10 warm-up steps
+    assert lrs[9] == lrs[10] == 1.0
+    assert all(a <= b for a, b in zip(lrs[:10], lrs[1:10]))
+    assert all(a >= b for a, b in zip(lrs[10:], lrs[11:]))
+    middle = (10 + 199) / 2
+    assert learning_rate(int(middle), steps=200, peak=1.0) == pytest.approx(0.55, abs=0.01)
+    assert lrs[-1] == pytest.approx(0.1)
+    assert learning_rate(500, steps=200, peak=1.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_learning_rate_of_very_short_runs(steps):
+    for s in range(steps):
+        assert 0 < learning_rate(s, steps=steps, peak=1.0) <= 1.0
+        assert math.isfinite(learning_rate(s, steps=steps, peak=1.0, warmup_fraction=0.0))

@@ -1,0 +1,168 @@
+"""Tokenizers: known ids, exact round trips, special tokens, damaged and foreign files."""
+
+from __future__ import annotations
+
+import base64
+import lzma
+import pickle
+import socket
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastgpt import assets
+from fastgpt.tokenizer import BUNDLED, END_OF_TEXT, Tokenizer
+
+
+@pytest.fixture(scope="module", params=sorted(BUNDLED))
+def tokenizer(request) -> Tokenizer:
+    return Tokenizer.named(request.param)
+
+
+def write_ranks(path, tokens: list[bytes]):
+    path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % n for n, t in enumerate(tokens)))
+    return path
+
+
+BYTES = [bytes([b]) for b in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("hello world", [31373, 995]),
+        ("Hello, world!", [15496, 11, 995, 0]),
+        ("", []),
+    ],
+)
+def test_gpt2_known_ids(text, ids):
+    assert Tokenizer.named("gpt2").encode(text) == ids
+
+
+def test_gpt2_sizes():
+    gpt2 = Tokenizer.named("gpt2")
+    assert (gpt2.vocab_size, gpt2.end_of_text) == (50257, 50256)
+    assert Tokenizer.named("shakespeare").vocab_size == 4096
+
+
+def test_end_of_text_is_ordinary_text_unless_allowed(tokenizer):
+    text = f"a{END_OF_TEXT}b"
+    plain = tokenizer.encode(text)
+    assert tokenizer.end_of_text not in plain
+    assert tokenizer.end_of_text not in tokenizer.encode_batch([text])[0]
+    assert tokenizer.decode(plain) == text
+    special = tokenizer.encode(text, allow_special=True)
+    assert special == [*tokenizer.encode("a"), tokenizer.end_of_text, *tokenizer.encode("b")]
+    assert tokenizer.decode(special) == text
+
+
+@given(st.text(max_size=200))
+@settings(deadline=None, max_examples=60)
+def test_round_trip(text):
+    for name in BUNDLED:
+        tokenizer = Tokenizer.named(name)
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert "".join(tokenizer.decode_stream(ids)) == text
+        assert sum(tokenizer.token_bytes()[ids]) == len(text.encode())
+
+
+def test_stream_never_cuts_a_character(tokenizer):
+    pieces = list(tokenizer.decode_stream(tokenizer.encode("naïve 🤖 ✓")))
+    assert "".join(pieces) == "naïve 🤖 ✓"
+    assert not any("�" in piece for piece in pieces)
+
+
+def test_batch_equals_one_by_one(tokenizer):
+    texts = [f"Line {n}, to be or not to be.\n" * (n % 7) for n in range(100)]
+    assert tokenizer.encode_batch(texts, threads=4) == [tokenizer.encode(t) for t in texts]
+
+
+def test_nothing_touches_the_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a tokenizer opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    from fastgpt.tokenizer import _bundled
+
+    _bundled.cache_clear()
+    assert Tokenizer.named("gpt2").encode("hello world") == [31373, 995]
+
+
+def test_pickles_and_compares(tokenizer):
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy == tokenizer
+    assert copy.encode("good morrow") == tokenizer.encode("good morrow")
+    assert copy != "gpt2"
+
+
+def test_own_vocabulary_from_a_file(tmp_path):
+    path = write_ranks(tmp_path / "own.tiktoken", [*BYTES, b"th", b"the"])
+    own = Tokenizer.from_file(path)
+    assert own.encode("the") == [257]
+    assert (own.vocab_size, own.end_of_text) == (259, 258)
+    packed = tmp_path / "own.tiktoken.xz"
+    packed.write_bytes(lzma.compress(path.read_bytes()))
+    assert Tokenizer.load(packed) == own
+    own.save(tmp_path)
+    assert Tokenizer.load(tmp_path) == own
+
+
+def test_bundled_tokenizer_is_saved_by_name(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    assert not (tmp_path / "tokenizer.tiktoken").exists()
+    assert Tokenizer.from_pretrained(tmp_path) == tokenizer
+
+
+def test_saved_tokenizer_of_other_ranks_is_refused(tmp_path):
+    Tokenizer.from_file(write_ranks(tmp_path / "own.tiktoken", [*BYTES, b"th"])).save(tmp_path)
+    write_ranks(tmp_path / "tokenizer.tiktoken", [*BYTES, b"he"])
+    with pytest.raises(ValueError, match="records sha256"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a ranks file at all\n", "line 1"),
+        (b"!!!! 0\n", "line 1"),
+        (b"YQ== 0\nYg== 2\n", "ranks are not 0"),
+        (b"YQ== 0\n", "single bytes have no rank"),
+        (b"", "single bytes have no rank"),
+    ],
+)
+def test_malformed_ranks_file(tmp_path, content, message):
+    path = tmp_path / "bad.tiktoken"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_file(path)
+
+
+def test_missing_and_unknown(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.tiktoken"):
+        Tokenizer.from_file(tmp_path / "no.tiktoken")
+    with pytest.raises(ValueError, match="'gpt9' is not bundled; choose from gpt2, shakespeare"):
+        Tokenizer.named("gpt9")
+    with pytest.raises(ValueError, match="neither a bundled tokenizer"):
+        Tokenizer.load("gpt9")
+    with pytest.raises(FileNotFoundError, match="no tokenizer in"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "cut.tiktoken.xz").write_bytes(lzma.compress(b"YQ== 0\n")[:-9])
+    with pytest.raises(ValueError, match=r"not a whole \.xz"):
+        Tokenizer.from_file(tmp_path / "cut.tiktoken.xz")
+
+
+def test_id_out_of_range(tokenizer):
+    with pytest.raises(ValueError, match=f"id {tokenizer.vocab_size} is outside"):
+        tokenizer.decode([tokenizer.vocab_size])
+    with pytest.raises(ValueError, match="id -1 is outside"):
+        tokenizer.decode_bytes([-1])
+
+
+@pytest.mark.parametrize("damaged", [b"garbage", lzma.compress(b"YQ== 0\n")])
+def test_damaged_asset_is_refused(tmp_path, monkeypatch, damaged):
+    (tmp_path / "x.xz").write_bytes(damaged)
+    monkeypatch.setattr(assets.resources, "files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match=r"x\.xz is damaged.*reinstall"):
+        assets.read_asset("x.xz", "0" * 64)
