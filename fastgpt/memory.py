@@ -61,7 +61,9 @@ class PeakMemory(TorchDispatchMode):
                 out = _library.launches[func._opname](*args, **(kwargs or {}))
         else:
             out = func(*args, **(kwargs or {}))
-        self.track(out)
+        # A view of something older than this block is not made here.
+        old = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        self.track([t for t in tree_leaves(out) if isinstance(t, Tensor) and t.untyped_storage()._cdata not in old])
         return out
 
 
@@ -76,6 +78,7 @@ def on_paper(arch: str = "sm_90") -> Iterator[PeakMemory]:
             stack.callback(setattr, JITFunction, "run", JITFunction.run)
             JITFunction.run = lambda *args, **kwargs: None
         stack.enter_context(torch.device("meta"))
+        stack.enter_context(_FlashSdpa())
         yield stack.enter_context(PeakMemory())
 
 
@@ -169,6 +172,22 @@ def training_step(
         gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
         peak = memory.peak
     return StepMemory(parameters, gradients, optimizer, activations, peak)
+
+
+class _FlashSdpa(TorchFunctionMode):
+    """torch's attention as a GPU computes it, in O(T) memory; on meta tensors torch itself takes the plain formula."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self._attention(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _attention(
+        q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    ):  # torch's names
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v)) if enable_gqa else (k, v)
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
 
 
 class _Autocast(TorchFunctionMode):

@@ -61,9 +61,8 @@ def flash_attention(
 
     Dao et al. 2022 (arXiv 2205.14135), Dao 2023 (arXiv 2307.08691), Shah et al. 2024 (arXiv 2407.08608).
     """
-    device_type = q.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
+    dtype = _runtime.autocast_dtype(q)
+    if dtype is not None:
         q, k, v = (x.to(dtype) if x.dtype != torch.float64 else x for x in (q, k, v))
     B, T_q, T_k = _check_qkv(q, k, v)
     if dropout_p != 0.0:

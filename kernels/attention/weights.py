@@ -55,9 +55,8 @@ def attention_weights(
         ValueError: shapes that do not fit, a head out of range, a slice with a step below 1, tensors on two devices.
         RuntimeError: no Triton, a CPU without the interpreter, or a GPU older than sm_75.
     """
-    device_type = q.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)  # as in flash_attention, whose lse belongs to the rounded q and k
+    dtype = _runtime.autocast_dtype(q)  # as in flash_attention, whose lse belongs to the rounded q and k
+    if dtype is not None:
         q, k = q.to(dtype), k.to(dtype)
     _check_tensors(q, k, lse)
     batch, num_heads, T_q, head_dim = q.shape
@@ -77,10 +76,9 @@ def attention_weights(
             f"{_NAME}: document_ids must be ({batch}, {T_k}) or (1, {T_k}), with T_q <= T_k, so that every query has "
             f"an id; got {tuple(document_ids.shape)} and T_q = {T_q}"
         )
-    if device_type != "meta":
-        _runtime.check_launchable(
-            _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, document_ids=document_ids
-        )
+    _runtime.check_launchable(
+        _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, document_ids=document_ids
+    )
     left, right = window_bounds(window, causal)
     right = 0 if causal else right
     row_start, row_count, row_step = _resolve_rows(rows, T_q)

@@ -109,10 +109,9 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def _autocast(function: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, cast to its dtype, as F.linear does."""
-    kind = tensors[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
+    dtype = _runtime.autocast_dtype(tensors[0])
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
 
 

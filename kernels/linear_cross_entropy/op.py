@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._runtime import check_launchable
+from .._runtime import autocast_dtype, check_launchable
 from .checks import (
     check_floating,
     check_settings,
@@ -71,8 +71,8 @@ def linear_cross_entropy(
         RuntimeError: Triton cannot run on x's device; the message says what to do.
     """
     function = "linear_cross_entropy"
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
         check_floating(function, x=x, weight=weight, bias=bias)
         x = x.to(dtype)
     else:

@@ -1,0 +1,148 @@
+"""Memory counted on paper: what is counted, the formulas that it must meet, and how it grows with T."""
+
+import pytest
+import torch
+
+from benchmarks import memory as table
+from fastgpt import GPT, GPTConfig
+from fastgpt.cli import main
+from fastgpt.config import IMPLEMENTATION_SETS
+from fastgpt.kernels import add_layer_norm, flash_attention, gelu_ffn, layer_norm, linear_cross_entropy
+from fastgpt.memory import PeakMemory, largest_batch, on_paper, peak_bytes, saved_bytes, training_step
+
+pytest.importorskip("triton")
+SMALL = GPTConfig(vocab_size=101, max_len=32, n_layers=2, n_heads=2, d_model=32, **IMPLEMENTATION_SETS["reference"])
+BF16 = torch.bfloat16
+
+
+def meta(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=True)
+
+
+def test_storages_are_counted_once_and_forgotten():
+    with PeakMemory() as memory:
+        a = torch.empty(100)
+        b = a[:50].view(5, 10)
+        assert memory.live == 400
+        c = b + 1
+        assert memory.live == memory.peak == 600
+        del a, b
+        assert memory.live == 200
+        del c
+    assert (memory.live, memory.peak) == (0, 600)
+
+
+def test_paper_equals_a_real_step():
+    """The same step on real CPU tensors has the same peak: nothing is lost by laying it out on paper."""
+    model = GPT(SMALL)
+    weights = sum(p.nbytes for p in model.parameters())
+    idx = torch.randint(101, (3, 32))
+    model(idx, idx, return_logits=False).loss.backward()  # the first call makes what later ones keep
+    model.zero_grad()
+    with PeakMemory() as memory:
+        model(idx, idx, return_logits=False).loss.backward()
+    paper = training_step(SMALL, 3, 32, autocast=False)
+    assert paper.parameters == paper.gradients == weights
+    assert paper.optimizer == 2 * weights
+    assert paper.peak - paper.parameters - paper.optimizer - idx.nbytes == memory.peak
+
+
+def test_workspaces_count():
+    """A launch allocates more than it returns (delta, in attention's backward): the paper must show it."""
+    q, k, v = (meta(1, 4, 512, 64) for _ in range(3))
+    peak = peak_bytes(flash_attention, [q, k, v])
+    outputs = 4 * q.nbytes + 4 * 512 * 4  # out, lse and the three gradients
+    assert peak > outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "inputs", "extra"),
+    [
+        # out and the float32 log-sum-exp
+        ("attention", flash_attention, [(2, 4, 128, 64)] * 3, 2 * 4 * 128 * (64 * 2 + 4)),
+        # mean and rstd, float32
+        ("layer_norm", lambda x, w: layer_norm(x, (64,), w), [(256, 64), (64,)], 256 * 2 * 4),
+        # the new residual stream, mean and rstd
+        ("add_layer_norm", lambda x, r, w: add_layer_norm(x, r, w)[0], [(256, 64)] * 2 + [(64,)], 256 * (64 * 2 + 8)),
+        # the pre-activation
+        ("ffn", gelu_ffn, [(256, 64), (128, 64), (128,), (64, 128), (64,)], 256 * 128 * 2),
+    ],
+)
+def test_saved_bytes_follow_the_formula(name, function, inputs, extra):
+    assert saved_bytes(function, [meta(*shape) for shape in inputs])["extra"] == extra
+
+
+def test_attention_grows_with_T():
+    lengths = [1024, 8192, 65536]
+    assert table.slope(lengths, table.attention_peaks("fastgpt", lengths)) <= 1.05
+    assert table.slope(lengths, table.attention_peaks("reference", lengths)) >= 1.9
+
+
+def test_model_grows_with_T():
+    lengths = [4096, 16384, 131072]
+    ours = table.model_peaks("fastgpt", lengths, n_layers=1)
+    assert table.slope(lengths, ours) <= 1.05
+    plain = table.model_peaks("reference", lengths, n_layers=1)
+    assert table.slope(lengths[1:], plain[1:]) >= 1.9
+    assert all(a < b for a, b in zip(ours, plain))
+
+
+def test_loss_needs_a_sixth_of_eager_and_falls_with_chunks():
+    peaks = table.loss_peaks((1, 2, 4, 8))
+    with torch.device("meta"):
+        x, weight = meta(16384, 768), meta(50257, 768)
+        target = torch.empty(16384, dtype=torch.int64)
+    default = peak_bytes(linear_cross_entropy, [x, weight, target])
+    assert default <= peaks["eager"] / 6
+    assert peaks["1"] > peaks["2"] > peaks["4"] > peaks["8"]
+
+
+def test_largest_batch_is_the_largest():
+    config = SMALL.replace(**IMPLEMENTATION_SETS["torch"])
+    size = training_step(config, 20, 32).peak
+    assert largest_batch(config, 32, size) == 20
+    assert largest_batch(config, 32, size - 1) == 19
+    assert largest_batch(config, 32, 1000) == 0
+
+
+def test_nothing_is_left_behind():
+    from triton.runtime.jit import JITFunction
+
+    run = JITFunction.run
+    with on_paper():
+        assert JITFunction.run is not run
+    assert JITFunction.run is run
+    assert torch.empty(1).device.type == "cpu"
+
+
+def test_plan_command(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["plan", "depth-2x256x4", "--batch-size", "2", "--gpu", "8"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("fastgpt", "torch", "reference", "largest batch on 8"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "gpt5"], "'gpt5' is neither"),
+        (["plan", "--gpu", "cray"], "gpu must be one of"),
+        (["plan", "--batch-size", "0"], "batch_size must be at least 1"),
+        (["plan", "--seq-len", "9999"], "9999 is beyond max_len 1024"),
+        (["plan", "--dtype", "int4"], "dtype must be"),
+        (["bench", "depth-2x256x4", "--steps", "0"], "steps must be at least 1"),
+    ],
+)
+def test_bad_input(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bench_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    SMALL.to_json(tmp_path / "config.json")
+    arguments = ["bench", str(tmp_path), "--batch-size", "1", "--steps", "2", "--device", "cpu"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "torch" in text
+    assert "reference" in text
