@@ -80,8 +80,10 @@ def layer_norm_forward(
     if Residual is not None:
         tl.store(NewResidual + row * N + cols, h.to(NewResidual.dtype.element_ty), mask=mask)
 
-    # Two passes over the registers: E[h²] - E[h]² would lose every digit at mean 1000 and variance 1.
+    # Passes over the registers cost nothing: E[h²] - E[h]² would lose every digit at mean 1000 and variance 1. A second
+    # look at the mean takes back the rounding of the first sum, so that a constant row gives exactly the bias.
     mean = tl.sum(h, axis=1, keep_dims=True) / N  # (block_m, 1)
+    mean += tl.sum(tl.where(mask, h - mean, 0.0), axis=1, keep_dims=True) / N
     centred = tl.where(mask, h - mean, 0.0)  # columns past N must not count
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / N + eps)  # (block_m, 1)
 

@@ -107,7 +107,8 @@ def add_layer_norm(
 
 def _torch_out_dtype(x: Tensor) -> torch.dtype:
     """layer_norm is on the float32 list of CUDA's autocast, and on no list of the CPU's."""
-    return torch.float32 if x.is_cuda and torch.is_autocast_enabled("cuda") else x.dtype
+    on_list = x.device.type in ("cuda", "meta")
+    return torch.float32 if on_list and _runtime.autocast_dtype(x) is not None else x.dtype
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
