@@ -46,16 +46,16 @@ def dgelu_pass_kernel(
 
 @triton.jit
 def finish_kernel(
-    Y, Residual, Seed, Out, stride_ym, stride_rm, stride_om, M, N, drop_threshold, keep_scale,
+    Y, Residual, Seed, Out, stride_ym, stride_rm, stride_om, M, N, row0, drop_threshold, keep_scale,
     has_dropout: tl.constexpr, has_residual: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """Out = Residual + dropout(Y), (M, N) each; Out may be Y itself."""
+    """Out = Residual + dropout(Y), (M, N) each, rows row0, ... of the dropout mask; Out may be Y itself."""
     offs_m = tl.program_id(0) * block_m + tl.arange(0, block_m)[:, None]
     offs_n = tl.program_id(1) * block_n + tl.arange(0, block_n)[None, :]
     inside, row = (offs_m < M) & (offs_n < N), offs_m.to(tl.int64)
     y = tl.load(Y + row * stride_ym + offs_n, mask=inside, other=0.0).to(tl.float32)
     if has_dropout:
-        y = drop(y, Seed, offs_m, offs_n, drop_threshold, keep_scale)
+        y = drop(y, Seed, row0 + offs_m, offs_n, drop_threshold, keep_scale)
     if has_residual:
         y += tl.load(Residual + row * stride_rm + offs_n, mask=inside, other=0.0).to(tl.float32)
     tl.store(Out + row * stride_om + offs_n, y.to(Out.dtype.element_ty), mask=inside)
@@ -67,7 +67,7 @@ def prepare_grad_kernel(
     has_dropout: tl.constexpr, has_bias: tl.constexpr, write_dy: tl.constexpr, block_m: tl.constexpr,
     block_n: tl.constexpr,
 ):  # fmt: skip
-    """Dy = dropout's mask applied to Dout, in the dtype of the products, and sums of Dy's columns over a band of rows."""
+    """Dy = dropout's mask applied to Dout, in the products' dtype, and sums of Dy's columns over a band of rows."""
     band = tl.program_id(0)
     offs_n = tl.program_id(1) * block_n + tl.arange(0, block_n)[None, :]
     sums = tl.zeros((block_m, block_n), tl.float32)

@@ -43,12 +43,15 @@ def up_kernel(
 @triton.jit
 def down_kernel(
     A, W, Bias, Residual, Seed, Out, stride_am, stride_ak, stride_wk, stride_wn, stride_bias, stride_rm, stride_om,
-    M, N, K, drop_threshold, keep_scale,
+    M, N, K, row0, drop_threshold, keep_scale,
     has_bias: tl.constexpr, has_dropout: tl.constexpr, has_residual: tl.constexpr, tma: tl.constexpr,
-    tma_out: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, parts: tl.constexpr, group_m: tl.constexpr,
-    precision: tl.constexpr,
+    tma_out: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, parts: tl.constexpr,
+    group_m: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """Out (M, N) = Residual + dropout(A (M, K) · Wᵀ + Bias); W is (N, K); `keep_scale` is 1 / (1 - p)."""
+    """Out (M, N) = Residual + dropout(A (M, K) · Wᵀ + Bias); W is (N, K).
+
+    These are rows row0, row0 + 1, ... of the dropout mask; `keep_scale` is 1 / (1 - p).
+    """
     num_m, num_n = tl.cdiv(M, block_m), tl.cdiv(N, block_n)
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0)):
         i, j = tile_at(index, num_m, num_n, group_m)
@@ -66,7 +69,8 @@ def down_kernel(
                 bias = tl.load(Bias + offs_n.to(tl.int64) * stride_bias, mask=offs_n < N, other=0.0)
                 out += bias.to(tl.float32)[None, :]
             if has_dropout:
-                out = drop(out, Seed, m0 + tl.arange(0, block_m)[:, None], offs_n[None, :], drop_threshold, keep_scale)
+                offs_m = row0 + m0 + tl.arange(0, block_m)
+                out = drop(out, Seed, offs_m[:, None], offs_n[None, :], drop_threshold, keep_scale)
             if has_residual:
                 out += load_tile(Residual, stride_rm, M, N, m0, n1, block_m, band, tma_out)
             store_tile(Out, stride_om, M, N, m0, n1, out, block_m, band, tma_out)

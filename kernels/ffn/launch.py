@@ -68,34 +68,38 @@ class _Product:
         return _operand(matrix, [self.tile.block_m, self.tile.block_n // self.tile.parts], tma_out)
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """(..., d) -> (M, d): a view whenever the leading dimensions share one stride."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
 def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def up(x: Tensor, w: Tensor, b: Tensor | None, tanh: bool, save_pre: bool, path: str) -> tuple[Tensor, Tensor | None]:
-    """(gelu(x wᵀ + b), x wᵀ + b or None); x (M, d_in), w (d_hidden, d_in)."""
+def up(x: Tensor, w: Tensor, b: Tensor | None, tanh: bool, pre: Tensor | None, path: str) -> Tensor:
+    """gelu(x wᵀ + b), and x wᵀ + b into `pre` if given; x (M, d_in), w (d_hidden, d_in), pre (M, d_hidden)."""
     (M, K), N = x.shape, w.shape[0]
+    act = x.new_empty(M, N)
     product = _Product("up", path, x, w, K)
     if not product.triton:
-        pre = pre_activation(x, w, b)
-        act = torch.empty_like(pre) if save_pre else pre
+        pre = act if pre is None else pre
+        linear(x, w, b, pre)
         gelu_pass(pre, act, tanh)
-        return act, pre if save_pre else None
-    act = x.new_empty(M, N)
-    pre = x.new_empty(M, N) if save_pre else None
+        return act
     tile, out_tma = product.tile, product.tma and _can_tma(act)
     fwd.up_kernel[product.grid(product.count(M, N))](
         _operand(x, [tile.block_m, tile.block_k], product.tma), _operand(w, [tile.block_n, tile.block_k], product.tma),
-        b, product.out(out_tma, pre if save_pre else act), product.out(out_tma, act),
+        b, product.out(out_tma, act if pre is None else pre), product.out(out_tma, act),
         x.stride(0), x.stride(1), w.stride(1), w.stride(0), b.stride(0) if b is not None else 0, N, N, M, N, K,
-        has_bias=b is not None, save_pre=save_pre, tanh=tanh, tma_out=out_tma, **product.options(),
+        has_bias=b is not None, save_pre=pre is not None, tanh=tanh, tma_out=out_tma, **product.options(),
     )  # fmt: skip
-    return act, pre
+    return act
 
 
-def pre_activation(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """x wᵀ + b by cuBLAS."""
-    return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
+def linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
+    """x wᵀ + b by cuBLAS, into `out`."""
+    return torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
 
 
 def gelu_pass(pre: Tensor, act: Tensor, tanh: bool) -> None:
@@ -108,42 +112,42 @@ def gelu_pass(pre: Tensor, act: Tensor, tanh: bool) -> None:
 
 def down(
     a: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, seed: Tensor | None, drop: tuple[int, float],
-    path: str,
-) -> Tensor:  # fmt: skip
-    """residual + dropout(a wᵀ + b); a (M, d_hidden), w (d_out, d_hidden); drop = (threshold, 1 / (1 - p))."""
+    out: Tensor, row0: int, path: str,
+) -> None:  # fmt: skip
+    """out = residual + dropout(a wᵀ + b); a (M, d_hidden), w (d_out, d_hidden); drop = (threshold, 1 / (1 - p)).
+
+    `row0` is the row of a whole matrix at which these M rows start: dropout's mask depends on it.
+    """
     (M, K), N = a.shape, w.shape[0]
     product = _Product("down", path, a, w, K)
-    dtype = a.dtype if residual is None else residual.dtype
     residual = None if residual is None else _rows_contiguous(residual)
     if not product.triton:
-        return finish_pass(pre_activation(a, w, b), residual, seed, drop, dtype)
-    out = a.new_empty(M, N, dtype=dtype)
+        y = linear(a, w, b, out if out.dtype == a.dtype else a.new_empty(M, N))
+        finish_pass(y, residual, seed, drop, out, row0)
+        return
     tile = product.tile
     out_tma = product.tma and _can_tma(out) and (residual is None or _can_tma(residual))
     fwd.down_kernel[product.grid(product.count(M, N))](
         _operand(a, [tile.block_m, tile.block_k], product.tma), _operand(w, [tile.block_n, tile.block_k], product.tma),
         b, None if residual is None else product.out(out_tma, residual), seed, product.out(out_tma, out),
         a.stride(0), a.stride(1), w.stride(1), w.stride(0), b.stride(0) if b is not None else 0,
-        residual.stride(0) if residual is not None else 0, N, M, N, K, *drop,
+        residual.stride(0) if residual is not None else 0, N, M, N, K, row0, *drop,
         has_bias=b is not None, has_dropout=seed is not None, has_residual=residual is not None, tma_out=out_tma,
         **product.options(),
     )  # fmt: skip
-    return out
 
 
 def finish_pass(
-    y: Tensor, residual: Tensor | None, seed: Tensor | None, drop: tuple[int, float], dtype: torch.dtype
-) -> Tensor:
-    """residual + dropout(y), in y's place if the dtype allows it."""
-    if (residual is None and seed is None) or not y.numel():
-        return y.to(dtype)
+    y: Tensor, residual: Tensor | None, seed: Tensor | None, drop: tuple[int, float], out: Tensor, row0: int
+) -> None:
+    """out = residual + dropout(y); out may be y."""
     M, N = y.shape
-    out = y if dtype == y.dtype else y.new_empty(M, N, dtype=dtype)
+    if (residual is None and seed is None) or not y.numel():
+        return  # then y is out
     elementwise.finish_kernel[(triton.cdiv(M, 16), triton.cdiv(N, 128))](
-        y, residual, seed, out, N, residual.stride(0) if residual is not None else 0, N, M, N, *drop,
+        y, residual, seed, out, N, residual.stride(0) if residual is not None else 0, N, M, N, row0, *drop,
         has_dropout=seed is not None, has_residual=residual is not None, block_m=16, block_n=128, num_warps=4,
     )  # fmt: skip
-    return out
 
 
 def prepare_grad(

@@ -19,11 +19,6 @@ from .._random import drop_threshold
 from . import launch, tiles
 
 
-def _flat(x: Tensor) -> Tensor:
-    """(..., d) -> (M, d): a view whenever the leading dimensions share one stride."""
-    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
-
-
 def _drop(dropout_p: float) -> tuple[int, float]:
     return drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p)
 
@@ -33,7 +28,9 @@ def linear_gelu_forward(
 ) -> tuple[Tensor, Tensor]:
     """(gelu(x wᵀ + b), pre-activation (M, d_out) or an empty tensor)."""
     with _runtime.on_device_of(x):
-        act, pre = launch.up(_flat(x), w, b, approximate == "tanh", save_pre, path)
+        flat = launch.rows_of(x)
+        pre = x.new_empty(flat.shape[0], w.shape[0]) if save_pre else None
+        act = launch.up(flat, w, b, approximate == "tanh", pre, path)
     return act.view(*x.shape[:-1], w.shape[0]), x.new_empty(0) if pre is None else pre
 
 
@@ -44,10 +41,10 @@ def linear_gelu_backward(
     """(dx, dw, db) of `linear_gelu`; `grads` says which are wanted, `pre` None recomputes the pre-activation."""
     with _runtime.on_device_of(x):
         want_x, want_w, want_b = grads
-        flat = _flat(x)
-        dact = _flat(dact)
+        flat = launch.rows_of(x)
+        dact = launch.rows_of(dact)
         dact = dact if dact.stride(1) == 1 else dact.contiguous()
-        pre = launch.pre_activation(flat, w, b) if pre is None else pre
+        pre = launch.linear(flat, w, b, x.new_empty(flat.shape[0], w.shape[0])) if pre is None else pre
         dpre = torch.empty_like(pre)
         _, parts = launch.dgelu_pass(dact, pre, dpre, False, want_b, approximate == "tanh")
         db = launch.sum_parts(parts, x.new_empty(w.shape[0])) if want_b else x.new_empty(0)
@@ -62,10 +59,18 @@ def gelu_ffn_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y, pre-activation (M, d_hidden) or an empty tensor)."""
     with _runtime.on_device_of(x):
-        act, pre = launch.up(_flat(x), w1, b1, approximate == "tanh", save_pre, path)
-        flat_residual = None if residual is None else _flat(residual)
-        y = launch.down(act, w2, b2, flat_residual, seed, _drop(dropout_p), path)
-    return y.view(*x.shape[:-1], w2.shape[0]), x.new_empty(0) if pre is None else pre
+        flat, d_hidden, d_out = launch.rows_of(x), w1.shape[0], w2.shape[0]
+        M = flat.shape[0]
+        flat_residual = None if residual is None else launch.rows_of(residual)
+        pre = x.new_empty(M, d_hidden) if save_pre else None
+        y = x.new_empty(M, d_out, dtype=x.dtype if residual is None else residual.dtype)
+        for begin, end in tiles.token_chunks(M, d_hidden):
+            pre_, y_, x_ = (None if t is None else t[begin:end] for t in (pre, y, flat))
+            residual_ = None if flat_residual is None else flat_residual[begin:end]
+            act = launch.up(x_, w1, b1, approximate == "tanh", pre_, path)
+            launch.down(act, w2, b2, residual_, seed, _drop(dropout_p), y_, begin, path)
+            del act  # before the next chunk's is allocated
+    return y.view(*x.shape[:-1], d_out), x.new_empty(0) if pre is None else pre
 
 
 def gelu_ffn_backward(
@@ -80,14 +85,14 @@ def gelu_ffn_backward(
     with _runtime.on_device_of(x):
         want_x, want_w1, want_b1, want_w2, want_b2 = grads
         empty, dtype, tanh = x.new_empty(0), x.dtype, approximate == "tanh"
-        flat, (d_hidden, M) = _flat(x), (w1.shape[0], x.shape[:-1].numel())
-        dy, db2 = launch.prepare_grad(_flat(dout), seed, _drop(dropout_p), dtype, want_b2)
+        flat, (d_hidden, M) = launch.rows_of(x), (w1.shape[0], x.shape[:-1].numel())
+        dy, db2 = launch.prepare_grad(launch.rows_of(dout), seed, _drop(dropout_p), dtype, want_b2)
         db2 = db2 if want_b2 else empty
         want_dpre = want_x or want_w1 or want_b1
         if not (want_dpre or want_w2):
             return empty, empty.clone(), empty.clone(), empty.clone(), db2
         if pre is None:
-            pre, overwrite_pre = launch.pre_activation(flat, w1, b1), True
+            pre, overwrite_pre = launch.linear(flat, w1, b1, x.new_empty(M, d_hidden)), True
         dpre = pre if overwrite_pre else torch.empty_like(pre)
         dw2 = x.new_empty(w2.shape) if want_w2 else x.new_empty(0)
         db1 = x.new_empty(d_hidden) if want_b1 else x.new_empty(0)

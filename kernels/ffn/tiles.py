@@ -85,16 +85,29 @@ def runs_in_triton(path: str, target: Target, kind: str, role: str, depth: int) 
     return target.capability == 90 and kind == "half-tma" and role in ("up", "dgelu") and depth <= 1024
 
 
-def hidden_chunks(M: int, d_hidden: int) -> list[tuple[int, int]]:
-    """[begin, end) ranges of hidden columns that backward handles one after another.
+_WORTH_HALVING = 1 << 25  # elements of a hidden-sized matrix
 
-    Only one chunk's activation is in memory at a time. Halves are still large enough to fill a GPU; small layers are
-    not worth the launches.
+
+def token_chunks(M: int, d_hidden: int) -> list[tuple[int, int]]:
+    """[begin, end) ranges of tokens that forward takes through both products one after another.
+
+    Only one chunk's activation is in memory at a time. Halves of a large layer still fill a GPU; those of a small
+    one are not worth the launches.
     """
-    if M * d_hidden < 1 << 24 or d_hidden < 1024:
-        return [(0, d_hidden)]
-    middle = (d_hidden // 2 + 127) // 128 * 128
-    return [(0, middle), (middle, d_hidden)]
+    return _halves(M) if M * d_hidden >= _WORTH_HALVING else [(0, M)]
+
+
+def hidden_chunks(M: int, d_hidden: int) -> list[tuple[int, int]]:
+    """[begin, end) ranges of hidden columns that backward handles one after another, for the same reason.
+
+    Columns, not tokens: then every weight's gradient is one sum over all tokens.
+    """
+    return _halves(d_hidden) if M * d_hidden >= _WORTH_HALVING else [(0, d_hidden)]
+
+
+def _halves(n: int) -> list[tuple[int, int]]:
+    middle = (n // 2 + 127) // 128 * 128  # whole tiles, and TMA's alignment survives
+    return [(0, middle), (middle, n)] if middle < n else [(0, n)]
 
 
 def split_k(tiles: int, K: int, block_k: int, programs: int) -> tuple[int, int]:

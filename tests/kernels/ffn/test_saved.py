@@ -1,0 +1,131 @@
+"""What the layer keeps between forward and backward, and the most it ever holds."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+from fastgpt.kernels import gelu_ffn, linear_gelu, reference
+from tests.kernels.ffn.cases import ffn_inputs
+from tests.support.launches import launches_skipped
+from tests.support.memory import PeakMemory
+
+M, D, HIDDEN = 64, 32, 128
+
+
+def saved_bytes(function, inputs, weights):
+    """Bytes of the tensors kept for backward, without weights; two views of one storage count once."""
+    known, kept = {w.untyped_storage().data_ptr() for w in weights if w is not None}, {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = function(*inputs)
+    del out
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("path", ["triton", "cublas"])
+def test_x_and_the_pre_activation_and_nothing_else(device, dtype, path):
+    tensors = ffn_inputs(device, dtype, (M, D), HIDDEN, D)
+    x, weights = tensors[0], tensors[1:]
+    size = dtype.itemsize
+    assert saved_bytes(lambda x: gelu_ffn(x, *weights, path=path), [x], weights) == M * (D + HIDDEN) * size
+    assert saved_bytes(lambda x: gelu_ffn(x, *weights, path=path, recompute=True), [x], weights) == M * D * size
+    assert saved_bytes(lambda x: linear_gelu(x, *weights[:2], path=path), [x], weights) == M * (D + HIDDEN) * size
+    eager = saved_bytes(lambda x: reference.gelu_ffn(x, *weights), [x], weights)
+    assert eager == M * (D + 2 * HIDDEN) * size
+    seed = 2 * 8  # dropout adds its Philox key, not a mask
+    assert saved_bytes(lambda x: gelu_ffn(x, *weights, path=path, dropout_p=0.1), [x], weights) == (
+        M * (D + HIDDEN) * size + seed
+    )
+    residual = torch.randn(M, D, device=device, dtype=dtype)
+    assert saved_bytes(lambda x: gelu_ffn(x, *weights, path=path, residual=residual), [x], weights) == (
+        M * (D + HIDDEN) * size
+    )
+
+
+def test_nothing_hidden_is_saved_when_only_output_bias_learns(device):
+    x, w1, b1, w2, b2 = ffn_inputs(device, torch.float32, (M, D), HIDDEN, D, grad=False)
+    b2.requires_grad_()
+    assert saved_bytes(lambda x: gelu_ffn(x, w1, b1, w2, b2), [x], [w1, b1, w2, b2]) == M * D * 4
+
+
+def test_no_more_than_the_compilers_partitioner(device):
+    """torch.compile's min-cut partitioner keeps x and the pre-activation too: eager's 4d more is what we save."""
+    kept = []
+
+    def partition(*args, **kwargs):
+        forward, backward = min_cut_rematerialization_partition(*args, **kwargs)
+        outputs = next(n for n in forward.graph.nodes if n.op == "output").args[0]
+        kept.extend(n for n in outputs[1:] if n is not None)
+        return forward, backward
+
+    keep = make_boxed_compiler(lambda graph, _: graph)
+    tensors = ffn_inputs(torch.device("cpu"), torch.float32, (M, D), HIDDEN, D)
+    run = aot_function(lambda *t: reference.gelu_ffn(*t), fw_compiler=keep, bw_compiler=keep, partition_fn=partition)
+    run(*tensors).sum().backward()
+    shapes = [tuple(n.meta["val"].shape) for n in kept if hasattr(n, "meta") and "val" in n.meta]
+    elements = sum(s[0] * s[1] for s in shapes if M in s)
+    assert elements >= M * (D + HIDDEN), shapes
+    device_tensors = ffn_inputs(device, torch.float32, (M, D), HIDDEN, D)
+    ours = saved_bytes(lambda x: gelu_ffn(x, *device_tensors[1:]), device_tensors[:1], device_tensors[1:])
+    assert ours <= elements * 4
+
+
+def _peak(run):
+    with PeakMemory() as memory:
+        run()
+    return memory.peak
+
+
+def _eager(x, w1, b1, w2, b2, dout):
+    F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2).backward(dout)
+
+
+def _ours(x, w1, b1, w2, b2, dout):
+    """Both passes, step by step, so that what they allocate inside is counted too."""
+    from fastgpt.kernels.ffn import layers
+
+    y, pre = layers.gelu_ffn_forward(x, w1, b1, w2, b2, None, None, 0.0, "none", True, "auto")
+    layers.gelu_ffn_backward(dout, x, w1, b1, w2, pre, None, 0.0, "none", [True] * 5, "auto", overwrite_pre=True)
+    return y
+
+
+@pytest.mark.parametrize("d", [64, 256])
+def test_peak_is_a_third_under_eager(d, monkeypatch):
+    """With M = 16 d, as for d = 1024 and 16384 tokens; the kernels are skipped, products are torch's on the CPU."""
+    pytest.importorskip("triton")
+    from fastgpt.kernels.ffn import tiles
+
+    monkeypatch.setattr(tiles, "_WORTH_HALVING", 1)  # as for layers of that size
+    tokens = 16 * d
+    shapes = (tokens, d), (4 * d, d), (4 * d,), (d, 4 * d), (d,), (tokens, d)
+    *tensors, dout = [torch.zeros(s, dtype=torch.bfloat16) for s in shapes]
+    with launches_skipped(), torch.no_grad():
+        ours = _peak(lambda: _ours(*tensors, dout))
+    leaves = [t.requires_grad_() for t in tensors]
+    eager = _peak(lambda: _eager(*leaves, dout))
+    given = sum(t.numel() * t.element_size() for t in (*tensors, dout))
+    assert ours + given <= 0.70 * (eager + given), (ours, eager, given)
+
+
+@pytest.mark.cuda
+def test_peak_on_a_gpu():
+    d, tokens = 1024, 16384
+    tensors = ffn_inputs(torch.device("cuda"), torch.bfloat16, (tokens, d), 4 * d, d)
+    dout = torch.randn(tokens, d, device="cuda", dtype=torch.bfloat16)
+    peaks = []
+    for function in (gelu_ffn, reference.gelu_ffn):
+        for t in tensors:
+            t.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        function(*tensors).backward(dout)
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[0] <= 0.70 * peaks[1], peaks
