@@ -35,7 +35,9 @@ def evaluate(function: Callable[..., Tensor | tuple], inputs: Sequence[Tensor | 
 
 def converted(inputs: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> list[Tensor | None]:
     """Fresh leaves on the CPU, in `dtype` or each in its own."""
-    return [None if t is None else t.detach().cpu().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in inputs]
+    return [
+        None if t is None else t.detach().cpu().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in inputs
+    ]
 
 
 def check(ours, torchs, exact, inputs, upstream, names) -> Results:
@@ -53,7 +55,9 @@ def check(ours, torchs, exact, inputs, upstream, names) -> Results:
     return mine
 
 
-def layer_norm_case(x: Tensor, weight: Tensor | None, bias: Tensor | None, d: int = 1, eps: float = 1e-5, dy=None, grad=True):
+def layer_norm_case(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, d: int = 1, eps: float = 1e-5, dy=None, grad=True
+):
     """Check layer_norm over the last d dimensions of x, and all gradients. dy: upstream (default: random)."""
     shape = tuple(x.shape[x.dim() - d :])
     inputs = [None if t is None else t.requires_grad_(grad) for t in (x, weight, bias)]

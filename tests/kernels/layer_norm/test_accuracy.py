@@ -25,9 +25,7 @@ def test_gpt_widths(device, seed, N):
     layer_norm_case(torch.randn(3, N).to(device, bf16), *parameters(N, bf16, device))
 
 
-@pytest.mark.parametrize(
-    ("x_dtype", "weight_dtype"), [(bf16, fp32), (fp16, fp32), (fp32, bf16), (bf16, fp16)], ids=str
-)
+@pytest.mark.parametrize(("x_dtype", "weight_dtype"), [(bf16, fp32), (fp16, fp32), (fp32, bf16), (bf16, fp16)], ids=str)
 def test_mixed_dtypes(device, seed, x_dtype, weight_dtype):
     x = torch.randn(5, 96).to(device, x_dtype)
     weight, bias = parameters(96, weight_dtype, device)

@@ -60,7 +60,9 @@ def test_equals_its_two_halves_bit_for_bit(device, seed):
 
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize(
-    ("x_dtype", "residual_dtype", "N"), [(fp32, fp32, 50), (bf16, bf16, 64), (bf16, fp32, 300), (fp32, fp32, 8200)], ids=str
+    ("x_dtype", "residual_dtype", "N"),
+    [(fp32, fp32, 50), (bf16, bf16, 64), (bf16, fp32, 300), (fp32, fp32, 8200)],
+    ids=str,
 )
 def test_dropout_is_exact(device, seed, monkeypatch, dropout_p, x_dtype, residual_dtype, N):
     """Forward and backward use the mask that an independent Philox draws from the seed, at (0, row, column)."""
