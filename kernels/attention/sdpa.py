@@ -17,10 +17,7 @@ from torch import Tensor
 
 from .. import _runtime
 from .._notice import say_once
-from .op import flash_attention
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_HEAD_DIM = 256
+from .op import DTYPES, MAX_HEAD_DIM, flash_attention
 
 
 def scaled_dot_product_attention(
@@ -138,11 +135,10 @@ def tensors_why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return "nested tensors are not supported; flash_attention takes packed documents by cu_seqlens"
     if not query.device == key.device == value.device:
         return "query, key and value are on different devices"
-    dtype, device_type = query.dtype, query.device.type
-    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
-    if not autocast and not dtype == key.dtype == value.dtype:
+    dtype, autocast = query.dtype, _runtime.autocast_dtype(query)
+    if autocast is None and not dtype == key.dtype == value.dtype:
         return "query, key and value have different dtypes"
-    if dtype not in _DTYPES or (autocast and torch.float64 in (key.dtype, value.dtype)):
+    if dtype not in DTYPES or (autocast is not None and torch.float64 in (key.dtype, value.dtype)):
         return "only float32, float16 and bfloat16 are supported"
     return _device_why_not(query)
 

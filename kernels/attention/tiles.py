@@ -1,7 +1,16 @@
-"""Block shapes by GPU, dtype and head_dim: a table, nothing is tuned at run time. Plain Python, no Triton."""
+"""Block shapes by GPU, dtype and head_dim: a table, nothing is tuned at run time. Plain Python, no Triton.
+
+Each row was compiled for every GPU that uses it (gate.txt) and is the largest of those tried whose operands stay in
+registers; VARIANTS.md lists what was tried. Three rules behind it:
+
+- An SM's shared memory holds the resident tiles and num_stages of the streamed ones; its registers the accumulators.
+- Hopper's wgmma wants block_m (block_n in dK/dV) >= 64 per 4 warps; 8 warps share a tile of 128.
+- The steps at the edges of a mask hold more (indices, the mask, operands cleaned of NaN): they are narrower.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from .. import _runtime
@@ -20,30 +29,66 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-def split_head_dim(head_dim: int) -> tuple[int, int]:
-    """(d_a, d_b) powers of two (d_b may be 0) whose sum is at least head_dim, with the least padding.
+class Tiles(NamedTuple):
+    """The three kernels' tiles for one kind of GPU, size of number and largest head_dim."""
 
-    Tiles have power-of-two sides, so that one tile of 128 would spend 60 % more tensor-core work than head_dim 80 needs.
-    Two tiles side by side, 64 + 16, spend none: 80 = 64+16, 96 = 64+32, 160 = 128+32, 192 = 128+64. Head dims with more
-    than two ones in binary are rounded up a little: 112 -> 64+64.
-    """
-    padded = -(-head_dim // 16) * 16
-    d_a = 1 << (padded.bit_length() - 1)
-    rest = padded - d_a
-    return (d_a, 0) if rest == 0 else (d_a, max(16, 1 << (rest - 1).bit_length()))
+    forward: Tile
+    dkdv: Tile
+    dq: Tile
 
 
-def forward(target: _runtime.Target, itemsize: int, head_dim: int, T_q: int) -> Tile:
-    return Tile(64, 64, 32, 4, 2)
+# kind of GPU -> bytes per number -> largest head_dim -> tiles
+TABLE: dict[str, dict[int, dict[int, Tiles]]] = {
+    # mma.sync: sm_80, and sm_86, sm_89, sm_120 with 99 KB of shared memory per CTA
+    "mma": {
+        2: {
+            64: Tiles(Tile(128, 64, 32, 4, 3), Tile(64, 128, 16, 8, 2), Tile(64, 64, 32, 4, 2)),
+            128: Tiles(Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2)),
+            256: Tiles(Tile(64, 32, 16, 8, 2), Tile(32, 32, 16, 8, 2), Tile(32, 32, 16, 4, 2)),
+        },
+        4: {
+            64: Tiles(Tile(64, 32, 16, 4, 2), Tile(32, 32, 16, 4, 1), Tile(32, 32, 16, 4, 1)),
+            128: Tiles(Tile(32, 32, 16, 4, 1), Tile(16, 32, 16, 4, 1), Tile(32, 16, 16, 4, 1)),
+            256: Tiles(Tile(32, 16, 16, 8, 1), Tile(16, 16, 16, 4, 1), Tile(16, 16, 16, 4, 1)),
+        },
+    },
+    # wgmma: sm_90
+    "wgmma": {
+        2: {
+            64: Tiles(Tile(128, 128, 64, 8, 2), Tile(128, 128, 32, 8, 2), Tile(128, 128, 64, 8, 2)),
+            128: Tiles(Tile(128, 128, 64, 8, 2), Tile(64, 128, 32, 8, 2), Tile(128, 128, 64, 8, 2)),
+            256: Tiles(Tile(128, 64, 16, 8, 2), Tile(64, 64, 16, 8, 1), Tile(64, 64, 16, 8, 1)),
+        },
+    },
+    # tcgen05: sm_100
+    "tcgen05": {
+        2: {
+            128: Tiles(Tile(128, 128, 64, 8, 2), Tile(64, 128, 32, 8, 2), Tile(128, 64, 32, 8, 2)),
+            256: Tiles(Tile(128, 64, 32, 8, 2), Tile(64, 64, 16, 8, 1), Tile(64, 64, 32, 8, 1)),
+        },
+    },
+    # mfma: gfx942 with 64 KB of LDS, gfx950
+    "mfma": {
+        2: {
+            64: Tiles(Tile(128, 64, 32, 4, 2), Tile(64, 64, 32, 4, 1), Tile(64, 64, 32, 4, 1)),
+            128: Tiles(Tile(128, 64, 32, 8, 1), Tile(32, 64, 32, 4, 1), Tile(64, 64, 32, 4, 1)),
+            256: Tiles(Tile(64, 32, 16, 4, 1), Tile(32, 32, 16, 4, 1), Tile(32, 32, 16, 4, 1)),
+        },
+    },
+}
+for _kind in ("wgmma", "tcgen05", "mfma"):
+    TABLE[_kind][4] = TABLE["mma"][4]
 
+# With dropout, ten rounds of Philox need registers too.
+DROPOUT: dict[str, dict[int, Tiles]] = {}
 
-def dkdv(target: _runtime.Target, itemsize: int, head_dim: int, T_q: int) -> Tile:
-    return Tile(64, 64, 32, 4, 2)
-
-
-def dq(target: _runtime.Target, itemsize: int, head_dim: int, T_q: int) -> Tile:
-    return Tile(64, 64, 32, 4, 2)
-
+# When the table's tiles do not give every SM a program: half as tall.
+SMALL: dict[str, dict[int, Tiles]] = {
+    "wgmma": {
+        64: Tiles(Tile(64, 64, 32, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 32, 4, 2)),
+        128: Tiles(Tile(64, 64, 32, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 32, 4, 2)),
+    },
+}
 
 # Fewer rows than this are not worth building a TMA descriptor for (microseconds of Python).
 MIN_TMA_ROWS = 256
@@ -53,6 +98,69 @@ L2_BYTES = {
     "sm_75": 4 << 20, "sm_80": 40 << 20, "sm_86": 6 << 20, "sm_89": 48 << 20, "sm_90": 50 << 20, "sm_100": 126 << 20,
     "sm_120": 96 << 20, "gfx942": 256 << 20, "gfx950": 256 << 20,
 }  # fmt: skip
+
+
+def kind_of(target: _runtime.Target) -> str:
+    """Which part of TABLE serves `target`: named after its tensor-core instruction."""
+    if target.backend == "hip":
+        return "mfma"
+    if 90 <= target.capability < 100:
+        return "wgmma"
+    return "tcgen05" if 100 <= target.capability < 120 else "mma"
+
+
+def forward(
+    target: _runtime.Target, itemsize: int, head_dim: int, *, dropout: bool = False, T_q: int, heads: int
+) -> Tile:
+    """Tile of the forward for T_q queries in each of `heads` = B · H heads."""
+    return _for_rows(_large_and_small(target, itemsize, head_dim, dropout), 0, target, T_q, heads)
+
+
+def dkdv(
+    target: _runtime.Target, itemsize: int, head_dim: int, *, dropout: bool = False, T_k: int, heads: int
+) -> Tile:
+    """Tile of dK/dV for T_k keys in each of `heads` = B · H_kv heads."""
+    return _for_rows(_large_and_small(target, itemsize, head_dim, dropout), 1, target, T_k, heads)
+
+
+def dq(target: _runtime.Target, itemsize: int, head_dim: int, *, dropout: bool = False, T_q: int, heads: int) -> Tile:
+    """Tile of dQ for T_q queries in each of `heads` = B · H heads."""
+    return _for_rows(_large_and_small(target, itemsize, head_dim, dropout), 2, target, T_q, heads)
+
+
+@functools.cache
+def _large_and_small(target: _runtime.Target, itemsize: int, head_dim: int, dropout: bool) -> tuple[Tiles, Tiles]:
+    kind = kind_of(target)
+    rows = TABLE[kind][itemsize]
+    if target.arch == "sm_75":  # 64 KB of shared memory: the tiles of twice the head_dim
+        head_dim = min(2 * head_dim, 256)
+    large = rows[min(d for d in rows if d >= head_dim)]
+    if dropout and itemsize == 2:
+        large = next((t for d, t in DROPOUT.get(kind, {}).items() if d >= head_dim), large)
+    small = next((t for d, t in SMALL.get(kind, {}).items() if d >= head_dim), large) if itemsize == 2 else large
+    return large, small
+
+
+def _for_rows(tiles: tuple[Tiles, Tiles], kernel: int, target: _runtime.Target, rows: int, heads: int) -> Tile:
+    """The large tile, unless it leaves SMs idle and the small one leaves fewer."""
+    large, small = tiles[0][kernel], tiles[1][kernel]
+    side = 1 if kernel == 1 else 0  # dK/dV tiles its programs by keys, the others by queries
+    if kernel != 1 and rows <= 16:  # decoding: one tile of the least height that tensor cores take
+        return small._replace(block_m=16, num_warps=4)
+    return small if -(-rows // large[side]) * heads < target.num_sms else large
+
+
+def split_head_dim(head_dim: int) -> tuple[int, int]:
+    """(d_a, d_b) powers of two (d_b may be 0) whose sum is at least head_dim, with the least padding.
+
+    Tiles have power-of-two sides, and one tile of 128 would spend 60 % more tensor-core work than head_dim 80 needs.
+    Two tiles side by side, 64 + 16, waste none: 80 = 64+16, 96 = 64+32, 160 = 128+32, 192 = 128+64. Head dims with
+    more than two ones in binary are rounded up a little: 112 -> 64+64.
+    """
+    padded = -(-head_dim // 16) * 16
+    d_a = 1 << (padded.bit_length() - 1)
+    rest = padded - d_a
+    return (d_a, 0) if rest == 0 else (d_a, max(16, 1 << (rest - 1).bit_length()))
 
 
 def heads_per_section(target: _runtime.Target, bytes_per_head: int, group: int) -> int:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .. import _library, _runtime
 from ..reference import window_bounds
+from .op import DTYPES
 
 _NAME = "attention_weights"
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def attention_weights(
@@ -94,7 +94,7 @@ def _say(x: Tensor) -> str:
 
 
 def _check_tensors(q: Tensor, k: Tensor, lse: Tensor) -> None:
-    if q.dtype not in _DTYPES:
+    if q.dtype not in DTYPES:
         raise TypeError(f"{_NAME}: q must be float32, float16 or bfloat16, got {q.dtype}; cast it, or use reference")
     if k.dtype != q.dtype:
         raise TypeError(f"{_NAME}: k is {k.dtype} but q is {q.dtype}; cast one of them")
@@ -169,7 +169,8 @@ def _launch(
     upper = None if right is None else diagonal + right
     head_dim = q.shape[3]
     padded = (head_dim + 15) // 16 * 16  # tensor cores work in steps of 16
-    block_d = next(size for size in (64, 32, 16) if padded % size == 0)
+    # float32 products run on registers, so that a wide step would spill.
+    block_d = next(size for size in (64, 32, 16) if padded % size == 0 and size * q.element_size() <= 128)
     block_m, block_n = (16 if row_count <= 16 else 64), 128
     tiles = ((row_count + block_m - 1) // block_m) * ((T_k + block_n - 1) // block_n)
     stride_d = (0, 0)

@@ -1,0 +1,73 @@
+"""What must compile of the attention family: every tile of kernels/attention/tiles.py, and every kind of mask."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastgpt.kernels import _runtime
+from fastgpt.kernels.attention import launch
+
+from .rows import Row
+
+ALL = frozenset({"tensor_core", "wide_loads", "no_spills"})
+LARGE_HEAD = frozenset({"tensor_core", "wide_loads"})  # beyond head_dim 128 a spill is allowed, and recorded
+FLOAT32 = frozenset()  # ieee products run on the CUDA cores
+
+
+def rows() -> Iterator[Row]:
+    """Forward and backward of each case: four kernels (five with documents)."""
+
+    def row(label: str, expect: frozenset[str], **case) -> Row:
+        return Row("attention", label, functools.partial(_call, **case), expect)
+
+    for head_dim in (64, 80, 96, 128):
+        yield row(f"bf16-d{head_dim}-causal", ALL, head_dim=head_dim)
+    for head_dim in (192, 256):
+        yield row(f"bf16-d{head_dim}-causal", LARGE_HEAD, head_dim=head_dim)
+    for head_dim in (64, 128):
+        yield row(f"fp16-d{head_dim}-full", ALL, head_dim=head_dim, dtype=torch.float16, causal=False)
+        yield row(f"bf16-d{head_dim}-dropout", ALL, head_dim=head_dim, dropout_p=0.1)
+        yield row(f"fp32-d{head_dim}-causal", FLOAT32, head_dim=head_dim, dtype=torch.float32)
+    yield row("fp32-d256-causal", FLOAT32, head_dim=256, dtype=torch.float32)
+    # What masks and layouts change is the same everywhere: one GPU of each kind of tensor core is enough.
+    kinds = ("sm_80", "sm_90", "sm_100", "gfx942")
+    for head_dim in (64, 128):
+        yield row(f"bf16-d{head_dim}-window-padding", ALL, head_dim=head_dim, left=512, padding=True, arches=kinds)
+        yield row(f"bf16-d{head_dim}-documents", ALL, head_dim=head_dim, documents=True, arches=kinds)
+        yield row(f"bf16-d{head_dim}-gqa", ALL, head_dim=head_dim, group=4, arches=kinds)
+        yield row(f"bf16-d{head_dim}-small", ALL, head_dim=head_dim, B=1, T=256, arches=kinds)
+        yield row(f"bf16-d{head_dim}-decode", LARGE_HEAD, head_dim=head_dim, T_q=1, backward=False, arches=kinds)
+    yield row("bf16-d64-packed-qkv", ALL, head_dim=64, packed=True, arches=kinds)
+    yield row("bf16-d72-causal", frozenset({"tensor_core"}), head_dim=72, arches=kinds)
+
+
+def _call(
+    *, head_dim: int, dtype: torch.dtype = torch.bfloat16, causal: bool = True, dropout_p: float = 0.0, left: int = -1,
+    padding: bool = False, documents: bool = False, group: int = 1, B: int = 4, H: int = 16, T: int = 2048,
+    T_q: int | None = None, packed: bool = False, backward: bool = True, arches: tuple[str, ...] = (),
+) -> None:  # fmt: skip
+    T_q = T if T_q is None else T_q
+
+    def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    q = meta(B, T_q, H, head_dim).transpose(1, 2)
+    if arches and _runtime.target_of(q).arch not in arches:
+        return
+    k, v = (meta(B, T, H // group, head_dim).transpose(1, 2) for _ in "kv")
+    if packed:
+        q, k, v = meta(B, T, 3, H, head_dim).permute(2, 0, 3, 1, 4)
+    masks = (
+        meta(B, dtype=torch.int32) if padding else None,
+        meta(B, dtype=torch.int32) if padding else None,
+        meta(B, T, dtype=torch.int32) if documents else None,
+        meta(2, dtype=torch.int64) if dropout_p else None,
+    )
+    numbers = (head_dim**-0.5, dropout_p, causal, left, -1)
+    out, lse = launch.forward(q, k, v, *masks, *numbers)
+    if backward:
+        launch.backward(torch.empty_like(out), None, q, k, v, out, lse, *masks, *numbers, True, True)
