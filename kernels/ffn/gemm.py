@@ -88,7 +88,7 @@ def store_tile(C, stride_cm, M, N, m0, n0, tile, block_m: tl.constexpr, block_n:
 
 @triton.jit
 def columns_of(tile, index: tl.constexpr, parts: tl.constexpr):
-    """The index-th of `parts` (1, 2 or 4) equal bands of a tile's columns.
+    """The index-th of `parts` (1, 2, 4 or 8) equal bands of a tile's columns.
 
     Epilogues work on one band after the other: fewer values are alive at a time, and the staging buffers of the stores
     are smaller, which leaves room for a second program on the multiprocessor. No data moves between threads.

@@ -31,27 +31,23 @@ class Tile:
     group_m: int = 8
 
 
-# (GPU, kind of operands, role) -> tile. "fused" products have GELU in their epilogue and are shallow (K = d_model): two
-# small programs share a multiprocessor, so that the epilogue of one runs under the main loop of the other. "plain" ones
-# are deep (K = 4 d_model, or all the tokens): one large program, whose operands are read fewer times from L2.
+# (GPU, kind of operands[, role]) -> tile; the role where it matters. On sm_90 "up" and "dgelu", which have GELU in their
+# epilogue, are shallow (K = d_model): two small programs share a multiprocessor, so that the epilogue of one runs under
+# the main loop of the other. The others are deep (K = 4 d_model, or all the tokens): one large program, whose operands
+# are read fewer times from L2.
 _TILES = {
-    ("sm_90", "half-tma", "fused"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=4, programs_per_sm=2),
-    ("sm_90", "half-tma", "plain"): Tile(128, 256, 64, num_warps=8, num_stages=4, parts=4),
-    ("sm_90", "half", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_90", "half", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_90", "tf32", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_90", "tf32", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_120", "half-tma", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_120", "half-tma", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_80", "half", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_80", "half", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_80", "tf32", "fused"): Tile(128, 64, 32, num_warps=8, num_stages=2, parts=2),
-    ("sm_80", "tf32", "plain"): Tile(128, 64, 32, num_warps=8, num_stages=2, parts=2),
-    ("amd", "half", "fused"): Tile(128, 128, 32, num_warps=8, num_stages=2, parts=4),
-    ("amd", "half", "plain"): Tile(128, 128, 32, num_warps=8, num_stages=2, parts=4),
+    ("sm_90", "half-tma", "up"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=4, programs_per_sm=2),
+    ("sm_90", "half-tma", "dgelu"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=8, programs_per_sm=2),
+    ("sm_90", "half-tma"): Tile(128, 256, 64, num_warps=8, num_stages=4, parts=4),
+    ("sm_90", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_90", "tf32"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_120", "half-tma"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_80", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+    ("sm_80", "tf32"): Tile(128, 64, 32, num_warps=8, num_stages=2, parts=2),
+    ("amd", "half"): Tile(128, 128, 32, num_warps=8, num_stages=2, parts=4),
 }
 # float32 without tensor cores: multiply-adds, and few registers to hold a tile in.
-_IEEE = Tile(64, 64, 16, num_warps=4, num_stages=3, parts=4)
+_IEEE = Tile(64, 32, 16, num_warps=4, num_stages=3)
 
 
 def kind_of(dtype: torch.dtype, precision: str, tma: bool) -> str:
@@ -70,7 +66,7 @@ def product_tile(target: Target, kind: str, role: str) -> Tile:
         gpu = "sm_120" if kind == "half-tma" else "sm_80"
     elif target.capability >= 90:
         gpu = "sm_90"
-    return _TILES[gpu, kind, "fused" if role in ("up", "dgelu") else "plain"]
+    return _TILES.get((gpu, kind, role)) or _TILES[gpu, kind]
 
 
 def runs_in_triton(path: str, target: Target, kind: str, role: str, depth: int) -> bool:
