@@ -49,7 +49,7 @@ def attention_peaks(implementation: str, lengths: Sequence[int] = LENGTHS) -> li
 
 
 def model_peaks(implementation: str, lengths: Sequence[int] = LENGTHS, n_layers: int = 12) -> list[int]:
-    """Peak bytes of a training step beyond weights, gradients and optimizer state; GPT-2 124M's width, batch 1."""
+    """Peak bytes of a training step beyond weights and optimizer state; GPT-2 124M's width, batch 1."""
     peaks = []
     for T in lengths:
         config = GPTConfig(50257, T, n_layers, HEADS, HEADS * HEAD_DIM, **IMPLEMENTATION_SETS[implementation])

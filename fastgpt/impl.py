@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -55,7 +53,7 @@ choose._dynamo_marked_constant = True
 
 def explain(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> Choice:
     """As `choose`, with the reason. The name is empty where "triton" is requested and cannot run."""
-    interpreting = device.type == "cpu" and _is_interpreting()
+    interpreting = device.type == "cpu" and _runtime.is_interpreting()
     return _explain(part, requested, device, dtype, head_dim, interpreting, _runtime._pretended is not None)
 
 
@@ -99,11 +97,6 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     if head_dim > MAX_HEAD_DIM:
         return f"head_dim {head_dim} is over the kernels' limit of {MAX_HEAD_DIM}; use more heads"
     return None
-
-
-def _is_interpreting() -> bool:
-    """`_runtime.is_interpreting`, without importing triton only to learn that nobody is interpreting."""
-    return ("triton" in sys.modules or "TRITON_INTERPRET" in os.environ) and _runtime.is_interpreting()
 
 
 @functools.cache

@@ -4,9 +4,7 @@ Every function works on CUDA tensors (and on CPU tensors inside `interpret()`), 
 the same name and signature in `fastgpt.kernels.reference`.
 """
 
-import os as _os
-
-from . import reference
+from . import _runtime, reference
 from .attention import flash_attention
 from .attention.sdpa import scaled_dot_product_attention
 from .attention.weights import attention_weights
@@ -30,7 +28,7 @@ __all__ = [
     "scaled_dot_product_attention",
 ]
 
-if _os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
+if _runtime.INTERPRETED_PROCESS:
     from .interpreter.context import prepare_process as _prepare_process
 
     _prepare_process()

@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import functools
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -97,11 +98,11 @@ def has_triton() -> bool:
 
 def is_interpreting() -> bool:
     """True inside `fastgpt.kernels.interpret()`, or in a process started with TRITON_INTERPRET=1."""
-    if not has_triton():
-        return False
-    import triton
+    return interpreting or INTERPRETED_PROCESS
 
-    return bool(triton.knobs.runtime.interpret)
+
+interpreting = False  # what `interpret()` sets
+INTERPRETED_PROCESS = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def why_not(tensor: torch.Tensor) -> str | None:

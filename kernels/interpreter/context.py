@@ -7,7 +7,6 @@ leaves the process able to compile and launch afterwards, so that one test run c
 from __future__ import annotations
 
 import contextlib
-import os
 import types
 from collections.abc import Iterator
 
@@ -39,7 +38,7 @@ def interpret(*, check_bounds: bool = True, target: _runtime.Target | None = Non
     if not _runtime.has_triton():
         raise RuntimeError("interpret: triton is not installed; `pip install triton` (Linux)")
     pretended = contextlib.nullcontext() if target is None else _runtime.pretend(target)
-    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
+    if _runtime.INTERPRETED_PROCESS:
         prepare_process()
         with pretended:
             yield
@@ -62,7 +61,7 @@ def _patched(check_bounds: bool) -> Iterator[None]:
     from triton.runtime import interpreter as upstream
     from triton.runtime.jit import JITFunction
 
-    if triton.knobs.runtime.interpret:  # nested
+    if _runtime.interpreting:  # nested
         yield
         return
     prepare_process()
@@ -82,7 +81,12 @@ def _patched(check_bounds: bool) -> Iterator[None]:
         return (upstream._implicit_cvt(i) for i in range(as_int(first), as_int(last), as_int(step)))
 
     def run(jit, *args, grid, warmup, **kwargs):
-        return interpreted(jit).run(*args, grid=grid, warmup=warmup, **kwargs)
+        # Only while a kernel runs: a module that is imported meanwhile would keep interpreted functions for good.
+        triton.knobs.runtime.interpret = True
+        try:
+            return interpreted(jit).run(*args, grid=grid, warmup=warmup, **kwargs)
+        finally:
+            triton.knobs.runtime.interpret = False
 
     with contextlib.ExitStack() as undo:
 
@@ -99,8 +103,7 @@ def _patched(check_bounds: bool) -> Iterator[None]:
         patch(upstream, "_patch_lang", lambda fn: types.SimpleNamespace(restore=lambda: None))
         patch(JITFunction, "__call__", lambda jit, *args, **kwargs: interpreted(jit)(*args, **kwargs))
         patch(JITFunction, "run", run)
-        undo.callback(setattr, triton.knobs.runtime, "interpret", triton.knobs.runtime.interpret)
-        triton.knobs.runtime.interpret = True
+        patch(_runtime, "interpreting", True)
         # Raise what happened inside the kernel itself (OutOfBounds, ...), not an InterpreterError of its repr.
         patch(triton.knobs.compilation, "front_end_debugging", True)
         if check_bounds:

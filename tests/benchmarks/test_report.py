@@ -15,8 +15,8 @@ ENVIRONMENT = {
 def row(impl: str, seconds: float, T: int = 512, mode: str = "forward") -> dict:
     return {
         "op": "attention", "impl": impl, "version": None, "mode": mode, "dtype": "bfloat16",
-        "shape": {"T": T, "head_dim": 64}, "seconds": seconds, "spread": 0.01, "tflop_s": 1.0, "gb_s": 2.0, "tokens_s": 3.0,
-        "of_floor": 0.5, "peak_bytes": 1 << 20,
+        "shape": {"T": T, "head_dim": 64}, "seconds": seconds, "spread": 0.01, "tflop_s": 1.0, "gb_s": 2.0,
+        "tokens_s": 3.0, "of_floor": 0.5, "peak_bytes": 1 << 20,
     }  # fmt: skip
 
 

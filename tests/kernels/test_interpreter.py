@@ -1,6 +1,6 @@
 """The interpreter's mends: bfloat16 arithmetic, and the memory checker that upstream lacks."""
 
-import os
+import importlib
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import torch
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
+from fastgpt.kernels import _runtime  # noqa: E402
 from fastgpt.kernels.interpreter import OutOfBounds, interpret  # noqa: E402
 
 
@@ -48,17 +49,29 @@ def test_bfloat16_dot():
     torch.testing.assert_close(y, x.float() @ x.float().T)
 
 
-@pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="the checker works only inside interpret()")
+@pytest.mark.skipif(_runtime.INTERPRETED_PROCESS, reason="the checker works only inside interpret()")
 def test_out_of_bounds_access_raises():
     x, y = torch.zeros(8), torch.zeros(16)
     with interpret(), pytest.raises(OutOfBounds, match="load of bytes"):
         _overrun[(1,)](x, y, 16)
 
 
-def test_context_leaves_kernels_as_they_were():
+def test_context_leaves_kernels_as_they_were(tmp_path, monkeypatch):
+    """Neither existing kernels nor those of a module that is first imported inside the context stay interpreted."""
+    (tmp_path / "late_kernel.py").write_text(
+        "import triton, triton.language as tl\n@triton.jit\ndef nothing(X):\n    tl.store(X, 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    x = torch.zeros(1)
     with interpret():
-        assert triton.knobs.runtime.interpret
-    assert not triton.knobs.runtime.interpret or os.environ.get("TRITON_INTERPRET")
+        assert _runtime.is_interpreting()
+        late = importlib.import_module("late_kernel")
+        late.nothing[(1,)](x)
+    assert x.item() == 1.0
+    if not _runtime.INTERPRETED_PROCESS:
+        assert not _runtime.is_interpreting()
+        assert not triton.knobs.runtime.interpret
+        assert isinstance(late.nothing, triton.runtime.JITFunction)
 
 
 def test_empty_memory_is_poisoned(device):
