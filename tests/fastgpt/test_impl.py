@@ -34,6 +34,13 @@ def text_batches(steps, B=2, T=16):
     return [(w[:, :-1], w[:, 1:]) for w in windows]
 
 
+def away_from_init(model):
+    """Random values everywhere, large enough that a forgotten bias or the wrong GELU shows."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0.0, 0.3)
+
+
 def train(model, batches, device, lr=1e-2):
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     losses = []
@@ -62,6 +69,7 @@ def test_each_part_in_triton_gives_the_references_gradients(device, seed, part):
     shape = {**TINY, "n_kv_heads": 1, "gelu": "tanh"}
     reference = GPT(GPTConfig(**shape, **REFERENCE)).to(device)
     model = GPT(GPTConfig(**shape, **{**REFERENCE, f"{part}_impl": "triton"})).to(device)
+    away_from_init(reference)
     model.load_state_dict(reference.state_dict())
     ((idx, targets),) = text_batches(1)
     idx, targets = idx.to(device), targets.to(device)
@@ -74,9 +82,7 @@ def test_each_part_in_triton_gives_the_references_gradients(device, seed, part):
 def test_attention_maps_and_generation_in_triton(device, seed):
     reference = GPT(GPTConfig(**TINY, **REFERENCE, n_kv_heads=1)).to(device)
     model = GPT(GPTConfig(**TINY, **TRITON, n_kv_heads=1)).to(device)
-    with torch.no_grad():
-        for p in reference.parameters():
-            p.normal_(0.0, 0.3)
+    away_from_init(reference)
     model.load_state_dict(reference.state_dict())
     idx = text_batches(1)[0][0].to(device)
     ours, theirs = model.attention_maps(idx, heads=[1]), reference.attention_maps(idx, heads=[1])
@@ -102,9 +108,8 @@ def test_autocast_keeps_the_residual_stream_in_float32(device, seed):
     exact = model(idx, targets).loss
     with torch.autocast(device.type, dtype=torch.bfloat16):
         output = model(idx, targets)
-        normed, residual = model.blocks[0].ln2(
-            torch.ones(1, 2, 16, device=device).bfloat16(), torch.ones(1, 2, 16, device=device)
-        )
+        x = torch.ones(1, 2, 16, device=device)
+        normed, residual = model.blocks[0].ln2(x, x)
     assert (output.hidden.dtype, output.loss.dtype) == (torch.bfloat16, torch.float32)
     assert (normed.dtype, residual.dtype) == (torch.bfloat16, torch.float32)
     assert abs(output.loss - exact) < 0.05
@@ -178,6 +183,15 @@ def test_auto_on_a_gpu_passes_over_what_kernels_cannot_take(monkeypatch, caplog,
     with pytest.raises(RuntimeError, match=why):
         impl.choose("attn", "triton", gpu, dtype, head_dim)
     impl._explain.cache_clear()
+
+
+def test_auto_does_not_interpret(device):
+    """Inside interpret() too: a whole model in the interpreter is what nobody wants by default."""
+    if device.type == "cuda":
+        pytest.skip("a GPU does not interpret")
+    choice = impl.explain("attn", "auto", device, torch.float32, 64)
+    assert choice.name == "sdpa"
+    assert "the CPU interpreter is for tests and teaching" in choice.why
 
 
 def test_table_names_layer_request_and_reason(seed):
