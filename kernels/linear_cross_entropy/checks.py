@@ -64,7 +64,7 @@ def upstream_rows(grad_loss: Tensor | None, counts: Tensor, reduction: str, N: i
     if reduction == "none":
         return grad_loss
     if reduction == "mean":
-        grad_loss = torch.where(counts[0] > 0, grad_loss / counts[0], 0.0)
+        grad_loss = grad_loss / counts[0]  # 1 / 0 reaches no row: where none counts, the kernel ignores them all
     return grad_loss.expand(N)
 
 
