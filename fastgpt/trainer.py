@@ -187,16 +187,16 @@ class Trainer:
         batches = [self.sampler.next_batch() for _ in range(config.grad_accum)]
         n_targets = sum(_count(targets) for _, targets in batches)
         self.model.train()
-        total = torch.zeros((), device=self.device)
+        shares = []
         for idx, targets in batches:
             with self._autocast():
                 loss = self._forward(self._move(idx), self._move(targets)).loss
             # Each micro-batch weighs as its tokens do: accumulating equals one large batch.
             share = loss * (_count(targets) / n_targets)
             share.backward()
-            total += share.detach()
+            shares.append(share.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
-        loss, norm = torch.stack([total, norm.to(total)]).tolist()  # the step's only wait for the device
+        loss, norm = torch.stack([sum(shares), norm.to(shares[0])]).tolist()  # the step's only wait for the device
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
                 f"Trainer: loss {loss}, gradient norm {norm} at step {self.step + 1}; lower lr ({config.lr}), or set "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -60,8 +61,8 @@ def test_learning_rate_curve():
     lrs = [learning_rate(s, steps=200, peak=1.0) for s in range(200)]
     assert lrs[0] == pytest.approx(0.1)  # 10 warm-up steps
     assert lrs[9] == lrs[10] == 1.0
-    assert all(a <= b for a, b in zip(lrs[:10], lrs[1:10]))
-    assert all(a >= b for a, b in zip(lrs[10:], lrs[11:]))
+    assert all(a <= b for a, b in itertools.pairwise(lrs[:10]))
+    assert all(a >= b for a, b in itertools.pairwise(lrs[10:]))
     middle = (10 + 199) / 2
     assert learning_rate(int(middle), steps=200, peak=1.0) == pytest.approx(0.55, abs=0.01)
     assert lrs[-1] == pytest.approx(0.1)

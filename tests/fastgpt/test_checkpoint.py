@@ -1,0 +1,186 @@
+"""Checkpoints are whole or absent: full disks, corruption, foreign shapes; nothing is pickled."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+
+import pytest
+import torch
+
+from fastgpt import GPT, checkpoint
+from fastgpt.checkpoint import CheckpointError
+from fastgpt.tokenizer import Tokenizer
+
+from .training import tiny_model, tiny_trainer
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with checkpoints of steps 4 and 8."""
+    trainer = tiny_trainer(tmp_path, name="a", save_every=4, tokenizer=Tokenizer.named("shakespeare"))
+    trainer.fit()
+    return tmp_path / "a" / "checkpoints"
+
+
+def names(root) -> list[str]:
+    return sorted(p.name for p in root.iterdir())
+
+
+def test_layout(run):
+    assert names(run) == ["step-00000004", "step-00000008"]
+    assert names(run / "step-00000008") == [
+        "checksums.json", "config.json", "fastgpt_tokenizer.json", "model.safetensors", "training.json",
+        "training.safetensors",
+    ]  # fmt: skip
+    assert checkpoint.latest(run).name == "step-00000008"
+    assert checkpoint.latest(run / "nowhere") is None
+
+
+def test_a_checkpoint_is_a_model_folder(run):
+    model = GPT.from_pretrained(run / "step-00000008")
+    trained = tiny_model()
+    checkpoint.load_weights(run / "step-00000008", trained)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+    assert Tokenizer.from_pretrained(run / "step-00000008") == Tokenizer.named("shakespeare")
+
+
+def test_nothing_is_pickled(run):
+    for path in (run / "step-00000008").iterdir():
+        start = path.read_bytes()[:16]
+        assert start[:2] not in (b"PK", b"\x80\x02", b"\x80\x04"), path
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    tiny_trainer(tmp_path, name="a", steps=8, save_every=1, keep=3).fit()
+    assert names(tmp_path / "a" / "checkpoints") == [f"step-{n:08d}" for n in (6, 7, 8)]
+
+
+def full_disk(path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.mark.parametrize("where", ["model", "optimizer", "state", "flush"])
+def test_full_disk_leaves_the_earlier_checkpoints_intact(tmp_path, run, monkeypatch, where):
+    trainer = tiny_trainer(tmp_path, name="a", steps=12)
+    if where == "model":
+        monkeypatch.setattr(GPT, "save_pretrained", lambda self, folder: full_disk(folder))
+    elif where == "optimizer":
+        monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path: full_disk(path))
+    elif where == "state":
+        write = type(run).write_text
+        monkeypatch.setattr(
+            type(run), "write_text",
+            lambda self, *a, **k: full_disk(self) if self.name == "training.json" else write(self, *a, **k),
+        )  # fmt: skip
+    else:
+        monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(CheckpointError, match=r"could not save .*step-00000012: .*No space left.*GB free.*--resume"):
+        trainer.fit(resume=True)
+    monkeypatch.undo()
+    assert names(run) == ["step-00000004", "step-00000008"]
+    for folder in run.iterdir():
+        checkpoint.verify(folder)
+    assert tiny_trainer(tmp_path, name="a", steps=12).fit(resume=True).step == 12
+
+
+def test_the_writer_of_safetensors_fails_for_real(tmp_path, run):
+    """A limit on file sizes makes the operating system refuse the write, as a full disk does."""
+    trainer = tiny_trainer(tmp_path, name="a", steps=9)
+    trainer.load(run / "step-00000008")
+    trainer.train_step()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"could not save .*step-00000009"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(run) == ["step-00000004", "step-00000008"]
+
+
+def test_leftovers_of_a_killed_process_are_no_checkpoint(run, tmp_path):
+    (run / ".writing-dead").mkdir()
+    (run / ".writing-dead" / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.latest(run).name == "step-00000008"
+    tiny_trainer(tmp_path, name="a", steps=9).fit(resume=True)
+    assert names(run) == ["step-00000008", "step-00000009"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json"])
+def test_corrupted_file_is_named_with_the_way_out(tmp_path, run, name):
+    path = run / "step-00000008" / name
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    message = rf"{name}: corrupted.*delete .*step-00000008 and go on from .*step-00000004"
+    with pytest.raises(CheckpointError, match=message):
+        tiny_trainer(tmp_path, name="a").fit(resume=True)
+    shutil.rmtree(run / "step-00000008")  # the way out works
+    assert tiny_trainer(tmp_path, name="a").fit(resume=True).step == 8
+
+
+def test_truncated_and_missing_files(tmp_path, run):
+    path = run / "step-00000008" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="corrupted"):
+        tiny_trainer(tmp_path, name="a").fit(resume=True)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load_weights(path.parent, tiny_model())
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing"):
+        tiny_trainer(tmp_path, name="a").fit(resume=True)
+    (path.parent / "checksums.json").unlink()
+    with pytest.raises(CheckpointError, match="not a training checkpoint"):
+        tiny_trainer(tmp_path, name="a").fit(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"d_model": 32}, r"in_proj_weight \(48, 16\) against the model's \(96, 32\)"),
+        ({"n_layers": 2}, r"missing blocks\.1\."),
+        ({"tie_weights": False}, r"missing head\.weight"),
+    ],
+)
+def test_checkpoint_of_another_shape(tmp_path, run, options, message):
+    trainer = tiny_trainer(tmp_path, model=tiny_model(**options), name="a")
+    with pytest.raises(CheckpointError, match=rf"made by a model of another shape.*({message})"):
+        trainer.fit(resume=True)
+
+
+def test_fewer_layers_than_the_checkpoint(tmp_path):
+    tiny_trainer(tmp_path, model=tiny_model(n_layers=2), name="b", steps=1).fit()
+    with pytest.raises(CheckpointError, match=r"unknown blocks\.1\."):
+        tiny_trainer(tmp_path, name="b", steps=2).fit(resume=True)
+
+
+def test_other_data_is_refused(tmp_path, run):
+    trainer = tiny_trainer(tmp_path, name="a")
+    object.__setattr__(trainer.train_data, "tokenizer_sha256", "other-hash-of-ranks")
+    with pytest.raises(CheckpointError, match=r"trained with the tokenizer hash.*made with other-hash-o"):
+        trainer.fit(resume=True)
+    with pytest.raises(ValueError, match="seq_len=16, this run has 8"):
+        tiny_trainer(tmp_path, name="a", seq_len=8).fit(resume=True)
+
+
+def test_other_frozen_parameters_are_refused(tmp_path, run):
+    model = tiny_model()
+    model.pos_emb.weight.requires_grad_(False)
+    with pytest.raises(CheckpointError, match="same parameters frozen"):
+        tiny_trainer(tmp_path, model=model, name="a").fit(resume=True)
+
+
+def test_replacing_a_checkpoint_of_the_same_step(run, tmp_path):
+    trainer = tiny_trainer(tmp_path, name="a")
+    trainer.load(run / "step-00000008")
+    with torch.no_grad():
+        trainer.model.ln_f.weight.fill_(3.0)
+    trainer.save()
+    assert names(run) == ["step-00000004", "step-00000008"]
+    model = tiny_model()
+    checkpoint.load_weights(run / "step-00000008", model)
+    assert (model.ln_f.weight == 3.0).all()

@@ -1,0 +1,311 @@
+"""Training: it learns, accumulates as one batch would, logs, resumes bit for bit, and stops on signals."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+
+from fastgpt import metrics
+from fastgpt.data import TokenDataset, shakespeare, shakespeare_tokens
+from fastgpt.metrics import read_metrics
+from fastgpt.tokenizer import Tokenizer
+from fastgpt.trainer import TrainConfig, Trainer, evaluate, resolve_device, resolve_dtype
+
+from .training import tiny_data, tiny_model, tiny_trainer
+
+
+def weights(trainer) -> dict:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_loss_falls_below_the_unigram_entropy_of_real_text(tmp_path):
+    """Byte by byte, a bigram's knowledge is worth about half a nat: 200 small steps must find it."""
+    tokenizer = Tokenizer("bytes", b"".join(base64.b64encode(bytes([n])) + b" %d\n" % n for n in range(256)))
+    train, val = TokenDataset.from_documents([tokenizer.encode(shakespeare("val"))], tokenizer).split(0.02)
+    model = tiny_model(vocab_size=tokenizer.vocab_size, d_model=64, max_len=32, dropout=0.0)
+    config = TrainConfig(
+        runs_dir=str(tmp_path), steps=200, batch_size=16, lr=1e-2, eval_every=0, tensorboard=False, device="cpu"
+    )
+    trainer = Trainer(model, train, config, val_data=val, tokenizer=tokenizer, show_progress=False)
+    before = trainer.validate()
+    assert before.loss == pytest.approx(math.log(257), rel=0.02)
+    after = trainer.fit().validation
+    assert after.loss < val.unigram_entropy() - 0.4
+    assert after.perplexity == pytest.approx(math.exp(after.loss))
+
+
+def test_bits_per_byte_is_the_loss_over_the_bytes(tmp_path):
+    tokenizer = Tokenizer.named("shakespeare")
+    _, data = shakespeare_tokens("val", tokenizer).split(0.005)
+    found = evaluate(tiny_model(), data, batch_size=4, seq_len=16, device=torch.device("cpu"), tokenizer=tokenizer)
+    text = tokenizer.decode_bytes(t for t in data.read(1, len(data)) if t != tokenizer.end_of_text)
+    assert found.tokens == len(data) - 1
+    assert found.bits_per_byte == pytest.approx(found.loss * found.tokens / math.log(2) / len(text))
+    assert evaluate(tiny_model(), data, batch_size=4, seq_len=16, device=torch.device("cpu")).bits_per_byte is None
+
+
+def test_evaluation_does_not_depend_on_the_batch_size():
+    model, data, cpu = tiny_model(), tiny_data(205), torch.device("cpu")
+    losses = [evaluate(model, data, batch_size=b, seq_len=16, device=cpu).loss for b in (1, 3, 50)]
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("accum", [2, 4])
+def test_accumulated_micro_batches_equal_one_batch(tmp_path, accum):
+    def after_steps(batch_size: int, grad_accum: int):
+        model = tiny_model(dropout=0.0).double()
+        trainer = tiny_trainer(
+            tmp_path, model=model, batch_size=batch_size, grad_accum=grad_accum, seq_len=13, grad_clip=0.5
+        )
+        # 700 tokens in windows of 13: the last has 10 targets, so micro-batches differ in their number of tokens.
+        return [trainer.train_step()[:2] for _ in range(8)], weights(trainer)
+
+    one, many = after_steps(4 * 3, 1), after_steps(12 // accum, accum)
+    torch.testing.assert_close(torch.tensor(one[0]), torch.tensor(many[0]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(one[1], many[1], rtol=1e-7, atol=1e-9)
+
+
+def test_same_seed_same_bits(tmp_path):
+    a, b = tiny_trainer(tmp_path, name="a"), tiny_trainer(tmp_path, name="b")
+    assert a.fit().losses == b.fit().losses
+    assert_same_bits(weights(a), weights(b))
+    other = tiny_trainer(tmp_path, name="c", seed=1)
+    assert other.fit().losses != a.fit(overwrite=True).losses
+
+
+@pytest.mark.parametrize("stop_after", [1, 5])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_after):
+    straight = tiny_trainer(tmp_path, name="straight", eval_every=3)
+    losses = straight.fit().losses
+
+    class Stopping(Trainer):
+        def train_step(self):
+            result = super().train_step()
+            if self.step == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+    first = tiny_trainer(tmp_path, name="broken", eval_every=3)
+    first.__class__ = Stopping
+    result = first.fit()
+    assert (result.step, result.stopped_by) == (stop_after, "SIGTERM")
+    torch.manual_seed(999)  # another process starts from another random state
+    second = tiny_trainer(tmp_path, model=tiny_model(seed=7), name="broken", eval_every=3)
+    rest = second.fit(resume=True)
+    assert result.losses + rest.losses == losses
+    assert_same_bits(weights(straight), weights(second))
+    for (_, p), (_, q) in zip(straight.model.named_parameters(), second.model.named_parameters()):
+        for key, value in straight.optimizer.state[p].items():
+            assert torch.equal(value, second.optimizer.state[q][key]), key
+    logged = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("straight", "broken")]
+    assert [x["loss"] for x in logged[0]] == [x["loss"] for x in logged[1]]
+    assert [x.get("val_loss") for x in logged[0]][stop_after:] == [x.get("val_loss") for x in logged[1]][stop_after:]
+
+
+def test_log_of_steps_after_the_checkpoint_is_dropped_on_resume(tmp_path):
+    trainer = tiny_trainer(tmp_path, name="a", save_every=4)
+    trainer.fit()
+    log = tmp_path / "a" / "metrics.jsonl"
+    before = read_metrics(log)
+    with open(log, "a") as file:
+        file.write(json.dumps({"step": 9, "loss": 0.0}) + '\n{"step": 1')  # beyond the checkpoint, and cut by a crash
+    tiny_trainer(tmp_path, name="a", steps=10).fit(resume=True)
+    after = read_metrics(log)
+    assert [line["step"] for line in after] == list(range(1, 11))
+    assert after[:8] == before
+
+
+def test_metrics_lines(tmp_path):
+    trainer = tiny_trainer(tmp_path, name="a", eval_every=4)
+    trainer.fit()
+    lines = read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert {"loss", "lr", "grad_norm", "epoch", "tokens_per_second", "mfu", "memory_bytes"} <= lines[0].keys()
+    assert all(line["mfu"] is None for line in lines)  # no table row for a CPU
+    assert all(line["tokens_per_second"] > 0 and line["memory_bytes"] > 1e6 for line in lines)
+    assert [line["step"] for line in lines if "val_loss" in line] == [4, 8]
+    assert lines[-1]["epoch"] == pytest.approx(8 * 3 / 44)
+
+
+def test_tensorboard_scalars(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tiny_trainer(tmp_path, name="a", eval_every=4, tensorboard=True).fit()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "a" / "tensorboard"))
+    events.Reload()
+    logged = [line["loss"] for line in read_metrics(tmp_path / "a" / "metrics.jsonl")]
+    assert [e.step for e in events.Scalars("loss")] == list(range(1, 9))
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(logged)
+    assert len(events.Scalars("val_loss")) == 2
+
+
+def test_without_tensorboard_there_is_a_hint_and_training_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert tiny_trainer(tmp_path, name="a", steps=1, tensorboard=True).fit().step == 1
+    assert "fastgpt-triton[train]" in caplog.text
+
+
+def test_progress_bar_says_what_matters(tmp_path, capsys):
+    trainer = tiny_trainer(tmp_path, name="a", steps=2)
+    trainer.show_progress = True
+    trainer.fit()
+    out = capsys.readouterr().out
+    for word in ("loss", "lr", "tokens/s", "MFU n/a", "GB", "ETA", "validation loss", "perplexity"):
+        assert word in out
+
+
+def test_compile_goes_through_torch_compile(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda model: seen.append(model) or model)
+    trainer = tiny_trainer(tmp_path, compile=True)
+    trainer.train_step()
+    assert seen == [trainer.model]
+
+
+def test_autocast_to_bfloat16_keeps_float32_weights(tmp_path):
+    trainer = tiny_trainer(tmp_path, dtype="bfloat16")
+    loss, _, _ = trainer.train_step()
+    exact, _, _ = tiny_trainer(tmp_path).train_step()
+    assert loss != exact
+    assert loss == pytest.approx(exact, rel=1e-2)
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_works_in_another_thread(tmp_path):
+    results = []
+    trainer = tiny_trainer(tmp_path, name="a", steps=2)
+    thread = threading.Thread(target=lambda: results.append(trainer.fit()))
+    thread.start()
+    thread.join()
+    assert results[0].step == 2
+
+
+def test_not_a_number_stops_before_the_weights_change(tmp_path):
+    trainer = tiny_trainer(tmp_path, name="a")
+    with torch.no_grad():
+        trainer.model.pos_emb.weight[3] = math.nan
+    before = weights(trainer)
+    with pytest.raises(FloatingPointError, match=r"at step 1; lower lr \(0.01\)"):
+        trainer.fit()
+    torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_existing_run_is_not_overwritten_by_accident(tmp_path):
+    tiny_trainer(tmp_path, name="a", steps=2).fit()
+    with pytest.raises(FileExistsError, match=r"holds a run of 2 steps.*--resume.*--overwrite"):
+        tiny_trainer(tmp_path, name="a", steps=2).fit()
+    tiny_trainer(tmp_path, name="a", steps=3).fit(overwrite=True)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        tiny_trainer(tmp_path, name="b").fit(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"beta2": 1.5}, "beta2=1.5"),
+        ({"dtype": "float8"}, "dtype='float8'"),
+        ({"name": "a/b"}, "name='a/b'"),
+        ({"name": ""}, "name=''"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
+
+
+def test_data_that_does_not_fit_the_model(tmp_path):
+    with pytest.raises(ValueError, match=r"ids up to 4095, the model's vocab_size is 100; build .*vocab_size=4096"):
+        tiny_trainer(tmp_path, model=tiny_model(vocab_size=100))
+    with pytest.raises(ValueError, match=r"seq_len=17 exceeds the model's max_len=16"):
+        tiny_trainer(tmp_path, seq_len=17)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_where_there_is_none():
+    assert resolve_device("auto").type == "cpu"
+    with pytest.raises(RuntimeError, match="sees no CUDA GPU"):
+        resolve_device("cuda")
+
+
+def test_auto_dtype_on_a_cpu():
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+_RUN = """
+    import sys
+    from tests.fastgpt.training import tiny_trainer
+    trainer = tiny_trainer(sys.argv[1], name="killed", steps=100000)
+    print("ready", flush=True)
+    result = trainer.fit()
+    print(result.stopped_by, result.step, result.checkpoint, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_RUN), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        log, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 60
+        while not (log.exists() and len(read_metrics(log)) >= 3):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        stopped_by, step, _ = process.communicate(timeout=60)[0].split()
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert stopped_by == number.name
+    assert int(step) == len(read_metrics(log)) < 100000
+    again = tiny_trainer(tmp_path, name="killed", steps=int(step) + 2)
+    assert again.fit(resume=True).step == int(step) + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756.5e12),
+        ("NVIDIA H200", 989.5e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("AMD Instinct MI300X", 1307.4e12),
+        ("Some GPU of next year", None),
+    ],
+)
+def test_peak_table(name, peak):
+    assert metrics.peak_flops(name, torch.bfloat16) == peak
+    assert metrics.peak_flops(name, torch.float32) is None
+
+
+def test_mfu_formula(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    cuda = torch.device("cuda")
+    assert metrics.mfu(1e5, 1e9, cuda, torch.bfloat16) == pytest.approx(1e14 / 312e12)
+    assert metrics.mfu(1e5, 1e9, torch.device("cpu"), torch.bfloat16) is None
