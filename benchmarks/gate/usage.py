@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
+import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import triton
 
+from benchmarks.sass import loops, parser
 from benchmarks.sass.loops import find_loops, hot_loop
 from benchmarks.sass.parser import Instruction, program_of
 
+from . import limits
 from .limits import ctas_per_sm
 from .offline import Compiled
 
@@ -56,13 +63,24 @@ class Usage:
 
 
 def usage(compiled: Compiled | Any, arch: str) -> Usage:
-    """Usage of a kernel compiled for `arch`: a `Compiled` of `offline()`, or Triton's own compiled kernel."""
+    """Usage of a kernel compiled for `arch`: a `Compiled` of `offline()`, or Triton's own compiled kernel.
+
+    Kept in Triton's cache beside the kernel, for as long as neither the machine code nor this analysis changes.
+    """
     kernel = compiled.kernel if isinstance(compiled, Compiled) else compiled
+    binary = kernel.asm["cubin"] if "cubin" in kernel.asm else kernel.asm["amdgcn"].encode()
+    key = [binary, arch.encode(), _analysis(), str((kernel.metadata.shared, kernel.metadata.num_warps)).encode()]
+    text = _remembered("usage", key, lambda: json.dumps(asdict(_analyse(kernel, arch))))
+    known = json.loads(text)
+    return Usage(**known | {"warnings": tuple(known["warnings"])})
+
+
+def _analyse(kernel: Any, arch: str) -> Usage:
     program = program_of(kernel)
-    code, loops = program.instructions, find_loops(program)
+    code, found = program.instructions, find_loops(program)
     kinds = {kind: sum(bool(p.match(i.opcode)) for i in code) for kind, p in _TENSOR.items()}
     kind = max(kinds, key=lambda k: (kinds[k], k))
-    hot = hot_loop(loops, is_tensor)
+    hot = hot_loop(found, is_tensor)
     if "cubin" in kernel.asm:
         registers, spills, log = _nvidia(kernel, uses_wgmma=kinds["wgmma"] > 0)
     else:
@@ -82,10 +100,32 @@ def usage(compiled: Compiled | Any, arch: str) -> Usage:
         tma=sum(bool(_TMA.match(i.opcode)) for i in code),
         instructions=len(code),
         hot_loop=len(hot.instructions) if hot else 0,
-        wgmma_serialized="serialized" in log or any(waits_each_wgmma(loop.instructions) for loop in loops),
+        wgmma_serialized="serialized" in log or any(waits_each_wgmma(loop.instructions) for loop in found),
         warnings=warnings,
         has_dot=bool(re.search(r"\btt\.dot", kernel.asm.get("ttir", ""))),
     )
+
+
+@functools.cache
+def _analysis() -> bytes:
+    """The source of everything that a `Usage` depends on besides the machine code."""
+    return b"".join(
+        Path(inspect.getfile(module)).read_bytes() for module in (sys.modules[__name__], limits, loops, parser)
+    )
+
+
+def _remembered(kind: str, key: Sequence[bytes], compute: Callable[[], str]) -> str:
+    """compute(), or what it returned for this key before: a file in Triton's cache."""
+    name = hashlib.sha256(b"\0".join([triton.__version__.encode(), *key])).hexdigest()
+    cached = Path(triton.knobs.cache.dir) / f"gate_{kind}" / name
+    if cached.exists():
+        return cached.read_text()
+    text = compute()
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    partial = cached.with_suffix(f".{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(cached)  # at once: another process may look
+    return text
 
 
 def is_tensor(instruction: Instruction) -> bool:
@@ -129,21 +169,15 @@ def ptxas_log(kernel: Any) -> str:
         flags.append("--fmad=false")
     flags += (getattr(metadata, "ptx_options", None) or "").split()
 
-    key = hashlib.sha256("\0".join([ptx, tool, triton.__version__, *flags]).encode()).hexdigest()
-    cached = Path(triton.knobs.cache.dir) / "ptxas_logs" / key
-    if cached.exists():
-        return cached.read_text()
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        command = [tool, *flags, str(source), "-o", f"{folder}/kernel.cubin"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-    log = done.stdout + done.stderr
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(f".{id(log)}")
-    partial.write_text(log)
-    partial.replace(cached)
-    return log
+    def run() -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "kernel.ptx")
+            source.write_text(ptx)
+            command = [tool, *flags, str(source), "-o", f"{folder}/kernel.cubin"]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    return _remembered("ptxas", [text.encode() for text in (ptx, tool, *flags)], run)
 
 
 def _amd(text: str) -> tuple[int, int, str]:
