@@ -31,10 +31,10 @@ class Tile:
     group_m: int = 8
 
 
-# (GPU, kind of operands[, role]) -> tile; the role where it matters. On sm_90 "up" and "dgelu", which have GELU in their
-# epilogue, are shallow (K = d_model): two small programs share a multiprocessor, so that the epilogue of one runs under
-# the main loop of the other. The others are deep (K = 4 d_model, or all the tokens): one large program, whose operands
-# are read fewer times from L2.
+# (GPU, kind of operands[, role]) -> tile; the role where it matters. On sm_90 "up" and "dgelu" have GELU in their
+# epilogue and are shallow (K = d_model): two small programs share a multiprocessor, so that the epilogue of one runs
+# under the main loop of the other. The others are deep (K = 4 d_model, or all the tokens): one large program, whose
+# operands are read fewer times from L2.
 _TILES = {
     ("sm_90", "half-tma", "up"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=4, programs_per_sm=2),
     ("sm_90", "half-tma", "dgelu"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=8, programs_per_sm=2),
