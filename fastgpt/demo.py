@@ -27,6 +27,8 @@ from .trainer import TrainConfig, Trainer, Validation, resolve_device
 
 MARGIN = 0.3  # nats per token below the unigram entropy that count as having learned to use context
 
+MIN_STEPS = 300  # fewer do not show what the model can learn, however slow the machine is
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -176,7 +178,7 @@ def make_trainer(config: DemoConfig, tokenizer: Tokenizer, train_data: TokenData
         probe.train_step()
         times.append(time.perf_counter() - start)
     typical = sorted(times)[len(times) // 2]  # the first steps warm up
-    return make(max(50, min(config.max_steps, int(config.seconds / typical))))
+    return make(min(config.max_steps, max(MIN_STEPS, int(config.seconds / typical))))
 
 
 def write_sample(model: GPT, tokenizer: Tokenizer, config: DemoConfig) -> str:

@@ -102,7 +102,7 @@ def _options(group: type, values: dict[str, Any], path: Path, prefix: str) -> It
             yield from _options(known[name], value, path, f"{prefix}{key}.")
             continue
         option = name.replace("_", "-")
-        if isinstance(value, bool):
+        if known[name] is bool and isinstance(value, bool):
             yield f"--{option}" if value else f"--no-{option}"
         elif isinstance(value, list):
             yield from [f"--{option}", *map(str, value)]

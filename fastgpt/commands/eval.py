@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass
 class Command:
     """Loss, perplexity and bits per byte of a model on a text, every token scored once."""
 
-    model: Positional[str]
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A run (runs/<name>: its newest checkpoint), or a model's folder."""
     data: tuple[str, ...] = ("shakespeare",)
     """"shakespeare" (its validation split), a folder of `fastgpt prepare`, or text files and folders."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass
 class Command:
     """Draw a model's attention weights on a prompt: <out>/attention.html and <out>/attention.png."""
 
-    model: Positional[str]
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A run (runs/<name>: its newest checkpoint), or a model's folder."""
-    prompt: Positional[str | None] = None
+    prompt: Positional[Annotated[str | None, arg(metavar="PROMPT")]] = None
     """The text to look at; "-" (or nothing, in a pipe): read it from stdin."""
     layers: tuple[int, ...] = ()
     """Layers to draw, from 0; negative numbers count from the end; all if not given."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass
 class Command:
     """Tokenize texts into memory-mapped shards that `fastgpt train --data` reads."""
 
-    sources: Positional[tuple[str, ...]]
+    sources: Positional[Annotated[tuple[str, ...], arg(metavar="SOURCES")]]
     """Files (.txt, .jsonl, and .gz, .xz, .zst of them) or folders of them."""
     out: str = "tokens"
     """Folder to write."""

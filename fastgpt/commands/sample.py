@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass
 class Command:
     """Continue a prompt, token by token, on stdout."""
 
-    model: Positional[str]
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A run (runs/<name>: its newest checkpoint), or a model's folder, ours or GPT-2's from transformers."""
-    prompt: Positional[str | None] = None
+    prompt: Positional[Annotated[str | None, arg(metavar="PROMPT")]] = None
     """The text to continue; "-" (or nothing, in a pipe): read it from stdin; empty: start a new document."""
     max_new_tokens: int = 200
     """Tokens to generate."""
