@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def gelu_ffn(
     _runtime.check_launchable("gelu_ffn", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
     save_pre = not recompute and _needs_grad(x, w1, b1, w2)
     seed = new_seed(x.device) if dropout_p > 0.0 else None
-    return _gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, path)[0]
+    return _gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, True, path)[0]
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -176,7 +177,7 @@ def _launch_linear_gelu_bwd(*args: Any) -> Any:
 
 
 def _fake_linear_gelu_fwd(x, w, b, approximate, save_pre, path):
-    rows = x.shape[:-1].numel()
+    rows = math.prod(x.shape[:-1])
     return x.new_empty(*x.shape[:-1], w.shape[0]), x.new_empty(rows, w.shape[0]) if save_pre else x.new_empty(0)
 
 
@@ -201,29 +202,29 @@ _linear_gelu_bwd = define(
 
 class _GeluFFN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, path):
+    def forward(ctx: Any, x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, overwrite_pre, path):
         y, pre = below_autograd(
-            _gelu_ffn_fwd, x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, path
+            _gelu_ffn_fwd, x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, overwrite_pre, path
         )
         ctx.mark_non_differentiable(pre)
         ctx.save_for_backward(x, w1, b1, w2, pre if save_pre else None, seed)
-        ctx.options = dropout_p, approximate, path
+        ctx.options = dropout_p, approximate, overwrite_pre, path
         return y, pre
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout, _dpre):
         x, w1, b1, w2, pre, seed = ctx.saved_tensors
-        dropout_p, approximate, path = ctx.options
+        dropout_p, approximate, overwrite_pre, path = ctx.options
         grads = list(ctx.needs_input_grad[:5])
         dresidual = dout if ctx.needs_input_grad[5] else None
-        op = _gelu_ffn_bwd_ if _is_ours_to_overwrite(pre) else _gelu_ffn_bwd
+        op = _gelu_ffn_bwd_ if overwrite_pre and _dies_with_this_backward(pre) else _gelu_ffn_bwd
         out = op(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, grads, path)
-        return *(g if want else None for g, want in zip(out, grads)), dresidual, None, None, None, None, None
+        return *(g if want else None for g, want in zip(out, grads)), dresidual, *(None,) * 6
 
 
-def _is_ours_to_overwrite(pre: Tensor | None) -> bool:
-    """True when backward may write over the saved pre-activation: the graph dies with this backward pass.
+def _dies_with_this_backward(pre: Tensor | None) -> bool:
+    """Whether the graph, and the pre-activation that it saved, ends with the backward pass that is running.
 
     Not with retain_graph=True, and not while torch.compile or export traces (they plan memory themselves).
     """
@@ -233,7 +234,8 @@ def _is_ours_to_overwrite(pre: Tensor | None) -> bool:
 def _launch_gelu_ffn_fwd(*args: Any) -> Any:
     from .layers import gelu_ffn_forward
 
-    return gelu_ffn_forward(*args)
+    *others, _overwrite_pre, path = args
+    return gelu_ffn_forward(*others, path)
 
 
 def _launch_gelu_ffn_bwd(*args: Any) -> Any:
@@ -248,8 +250,8 @@ def _launch_gelu_ffn_bwd_overwriting(*args: Any) -> Any:
     return gelu_ffn_backward(*args, overwrite_pre=True)
 
 
-def _fake_gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, path):
-    rows, dtype = x.shape[:-1].numel(), x.dtype if residual is None else residual.dtype
+def _fake_gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, overwrite_pre, path):
+    rows, dtype = math.prod(x.shape[:-1]), x.dtype if residual is None else residual.dtype
     y = x.new_empty(*x.shape[:-1], w2.shape[0], dtype=dtype)
     return y, x.new_empty(rows, w1.shape[0]) if save_pre else x.new_empty(0)
 
@@ -259,9 +261,10 @@ def _fake_gelu_ffn_bwd(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, g
     return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, grads))
 
 
+# `overwrite_pre` promises that the caller drops the pre-activation that this returns: backward may write over it.
 _gelu_ffn_fwd = define(
     "gelu_ffn_fwd(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? residual, Tensor? seed, "
-    "float dropout_p, str approximate, bool save_pre, str path) -> (Tensor, Tensor)",
+    "float dropout_p, str approximate, bool save_pre, bool overwrite_pre, str path) -> (Tensor, Tensor)",
     launch=_launch_gelu_ffn_fwd, fake=_fake_gelu_ffn_fwd, autograd=_GeluFFN, differentiable=(0, 1, 2, 3, 4, 5),
 )  # fmt: skip
 _gelu_ffn_bwd = define(
