@@ -29,8 +29,7 @@ def rows() -> Iterator[Row]:
     for n in (768, 1600, 4096, 8192):
         for p in (0.0, 0.1):
             yield from _both(n, bf16, bf16, WIDE, residual=bf16, p=p)
-            # 8192 columns of which two tensors are float32: 8 to 40 bytes a thread spill, cheaper than reading h twice.
-            yield from _both(n, bf16, bf16, WIDE - NO_SPILLS if n == 8192 else WIDE, residual=fp32, p=p)
+            yield from _both(n, bf16, bf16, WIDE, residual=fp32, p=p)
     # Sizes where a row holds no whole number of 16 bytes, and both sides of the limits in tiles.py.
     yield from _both(17, bf16, bf16, NO_SPILLS)
     yield from _both(1001, bf16, bf16, NO_SPILLS)
@@ -51,6 +50,8 @@ def _row(
     direction: str, n: int, dtype: torch.dtype, weight: torch.dtype, expect: frozenset[str],
     residual: torch.dtype | None = None, p: float = 0.0,
 ) -> Row:  # fmt: skip
+    if direction == "bwd" and n == 8192 and residual is not None and (p or residual == fp32):
+        expect -= NO_SPILLS  # 1024 threads with 64 registers each: a few spill, which costs less than reading h twice
     name = f"{direction}-n{n}-{NAMES[dtype]}"
     if weight != dtype:
         name += f"-weight-{NAMES[weight]}"

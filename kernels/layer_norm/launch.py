@@ -73,7 +73,7 @@ def forward(
         y, None if residual is None else new_residual, stats,
         M, stride_xm, stride_rm, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
     )  # fmt: skip
-    tile = tiles.forward_tile(N, itemsizes(inputs), seed is not None)
+    tile = tiles.forward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(x))
     aligned = alignment(N, *inputs)
     with _runtime.on_device_of(x):
         if tile.long:

@@ -65,35 +65,41 @@ DWEIGHT_LONG = Tile(64, 64, 8)  # rows x columns: 128 bytes of each row, so that
 
 
 @functools.cache
-def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool) -> Tile:
+def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Target) -> Tile:
     """Tile for rows of N elements, of which each tensor read has as many bytes as `itemsizes` says."""
     longest = LONGEST_FORWARD // 2 if dropout else LONGEST_FORWARD
     if longest < N:
-        return Tile(1, 4096 if dropout else 8192, 8, long=True)
+        return Tile(1, 4096 if dropout else 8192, _warps(8, target), long=True)
     block_n = power_of_two(N)
     per_warp = 32 * (64 if dropout else 128) // max(itemsizes)  # elements; Philox needs registers too
-    return Tile(between(1, per_warp // block_n, 16), block_n, between(1, block_n // per_warp, 32))
+    return Tile(between(1, per_warp // block_n, 16), block_n, _warps(between(1, block_n // per_warp, 32), target))
 
 
 @functools.cache
 def backward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Target) -> Tile:
-    """As `forward_tile`. Only `stages`, which does not change results, depends on the target."""
+    """As `forward_tile`. Of NVIDIA's GPUs only `stages` depends on the target, and that does not change results."""
     added = len(itemsizes) > 2  # the new residual's gradient is read, too
     longest = LONGEST_SUMMED if added or dropout else LONGEST_BACKWARD
     if longest < N:
-        return Tile(1, 4096, 8, long=True)
+        return Tile(1, 4096, _warps(8, target), long=True)
     block_n = power_of_two(N)
-    if N > LONGEST_SUMMED:
-        return Tile(1, block_n, 16)
     if N <= 1024:
         num_warps, programs = 4, 384
     elif N <= 2048 or (N <= 4096 and not added):
         num_warps, programs = 8, 192
     else:
         num_warps, programs = (32 if added and N > 4096 else 16), 96
-    block_m = between(1, num_warps * (512 if dropout else 1024) // (block_n * max(itemsizes)), 16)
+    # 32 bytes of each tensor a thread; half of it where Philox, or a limit of 64 registers, leaves room for no more.
+    per_warp = 512 if dropout or num_warps == 32 else 1024
+    block_m = between(1, num_warps * per_warp // (block_n * max(itemsizes)), 16)
     stages = _shared_memory_kb(target) * 1024 // (block_m * block_n * sum(itemsizes))
-    return Tile(block_m, block_n, num_warps, between(1, stages, 3), programs)
+    stages = between(1, stages, 2 if N > 4096 and per_warp == 512 else 3)
+    return Tile(block_m, block_n, _warps(num_warps, target), stages, programs)
+
+
+def _warps(count: int, target: Target) -> int:
+    """As many threads as `count` warps of NVIDIA's: AMD's have 64 threads, and 1024 is the limit of both."""
+    return max(1, count // 2) if target.backend == "hip" else count
 
 
 def _shared_memory_kb(target: Target) -> int:

@@ -71,6 +71,7 @@ def test_constant_rows_give_the_bias(device, seed, value, N):
         assert dx.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, where the last program's empty rows divide by zero
 @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5, 1.0])
 def test_eps(device, seed, eps):
     layer_norm_case(torch.randn(4, 33, device=device), *parameters(33, fp32, device), eps=eps)
@@ -87,12 +88,22 @@ def test_both_sides_of_the_forward_limit(device, seed, N, dtype):
     layer_norm_case(torch.randn(2, N).to(device, dtype), weight, bias, grad=False)
 
 
-@pytest.mark.parametrize("N", [40, 1000])
-def test_programs_that_walk_over_many_rows(device, seed, monkeypatch, N):
-    """As with 100 000 rows: 3 programs, several tiles each, and the last tile half empty."""
+@pytest.mark.parametrize(("N", "programs"), [(40, 3), (1000, 70)])
+def test_programs_that_walk_over_many_rows(device, seed, monkeypatch, N, programs):
+    """As with 100 000 rows: several tiles for each program, the last one half empty; more partials than fit a tile."""
     rule = tiles.backward_tile
-    monkeypatch.setattr(tiles, "backward_tile", lambda *args: dataclasses.replace(rule(*args), programs=3))
+    monkeypatch.setattr(tiles, "backward_tile", lambda *args: dataclasses.replace(rule(*args), programs=programs))
     layer_norm_case(torch.randn(133, N, device=device), *parameters(N, fp32, device))
+
+
+@pytest.mark.parametrize("N", [40, 100])
+def test_kernels_of_long_rows_on_many_rows(device, seed, monkeypatch, N):
+    """Rows that are long if a program holds 64 columns: one chunk and two, three blocks of rows in the sums."""
+    long = tiles.Tile(1, 64, 4, long=True)
+    monkeypatch.setattr(tiles, "forward_tile", lambda *args: long)
+    monkeypatch.setattr(tiles, "backward_tile", lambda *args: long)
+    monkeypatch.setattr(tiles, "LONGEST_SUMMED", 1)
+    layer_norm_case(10 + torch.randn(133, N, device=device), *parameters(N, fp32, device))
 
 
 @pytest.mark.slow

@@ -135,7 +135,11 @@ def test_saves_nothing_but_its_input_and_two_numbers_a_row(device, seed):
 @pytest.mark.parametrize("itemsizes", [(2, 2), (4, 4), (2, 4, 4), (2, 2, 2)])
 @pytest.mark.parametrize("dropout", [False, True])
 def test_tile_rules(N, itemsizes, dropout):
-    forward = tiles.forward_tile(N, itemsizes[1:], dropout)
+    forward = tiles.forward_tile(N, itemsizes[1:], dropout, GPUS[0])
+    for target in _runtime.KNOWN_TARGETS.values():
+        threads = 64 if target.backend == "hip" else 32
+        assert tiles.forward_tile(N, itemsizes[1:], dropout, target).num_warps * threads <= 1024
+        assert tiles.backward_tile(N, itemsizes, dropout, target).num_warps * threads <= 1024
     found = {tiles.backward_tile(N, itemsizes, dropout, target) for target in GPUS}
     assert len({(t.block_m, t.block_n, t.num_warps, t.programs, t.long) for t in found}) == 1, "bits depend on the GPU"
     for tile in (forward, *found):
@@ -150,7 +154,14 @@ def test_tile_rules(N, itemsizes, dropout):
 
 
 def test_small_rows_share_a_program():
-    assert [tiles.forward_tile(N, (2,), False).block_m for N in (64, 256, 512, 768, 1024, 1600)] == [16, 8, 4, 2, 2, 1]
+    assert [tiles.forward_tile(N, (2,), False, GPUS[0]).block_m for N in (64, 256, 512, 768, 1024, 1600)] == [
+        16,
+        8,
+        4,
+        2,
+        2,
+        1,
+    ]
 
 
 def test_programs_do_not_depend_on_the_number_of_multiprocessors():
