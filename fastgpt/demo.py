@@ -37,7 +37,7 @@ class DemoConfig:
     runs_dir: str = "runs"
     """Folder of all runs; the demo writes <runs_dir>/demo."""
     seconds: float = 90.0
-    """Time for training, seconds of this machine: the number of steps is chosen to fit, up to `max_steps`."""
+    """Time for training, seconds of this machine: the number of steps is chosen to fit, 300 to `max_steps`."""
     max_steps: int = 1000
     """Most parameter updates."""
     steps: int | None = None

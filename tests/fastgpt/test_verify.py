@@ -1,0 +1,103 @@
+"""The self-check covers every public kernel, passes here, and notices a kernel that is wrong, broken or missing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fastgpt import cli, kernels, verify
+from fastgpt.kernels import _runtime
+
+pytest.importorskip("triton")
+
+CHEAP = ("layer_norm", "cross_entropy")
+
+
+def test_every_public_kernel_has_a_case():
+    required = {
+        "flash_attention", "layer_norm", "add_layer_norm", "gelu_ffn", "linear_gelu", "linear_cross_entropy",
+        "cross_entropy", "scaled_dot_product_attention", "attention_weights",
+    }  # fmt: skip
+    assert required <= set(verify.names()) <= set(verify.CASES)
+
+
+def test_all_kernels_pass():
+    report = verify.verify()
+    assert report.ok, str(report)
+    assert {row.kernel for row in report.rows} == set(verify.names())
+    assert {row.dtype for row in report.rows} == {"float32", "bfloat16"}
+    assert all(0 < row.error < 0.1 for row in report.rows)
+    assert any(row.grad_error > 0 for row in report.rows)
+
+
+def wrong_output(*args, **kwargs):
+    return kernels.reference.layer_norm(*args, **kwargs) * 1.001
+
+
+def wrong_gradient(x, **kwargs):
+    return kernels.reference.layer_norm(x, **kwargs) + (x - x.detach()) * 0.01
+
+
+def nan_output(*args, **kwargs):
+    return kernels.reference.layer_norm(*args, **kwargs) * torch.nan
+
+
+@pytest.mark.parametrize("wrong", [wrong_output, wrong_gradient, nan_output])
+def test_a_wrong_kernel_is_noticed(monkeypatch, wrong):
+    assert verify.verify(only=("layer_norm",)).ok
+    monkeypatch.setattr(kernels, "layer_norm", wrong)
+    report = verify.verify(only=("layer_norm",))
+    assert not report.ok
+    assert all(row.used > 1 for row in report.rows if row.dtype == "float32")
+    assert "OVER BUDGET" in str(report)
+    assert "FAILED" in str(report)
+
+
+def test_a_kernel_that_raises_is_a_row_and_the_others_still_count(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("out of everything\nsecond line")
+
+    monkeypatch.setattr(kernels, "layer_norm", broken)
+    report = verify.verify(only=CHEAP)
+    assert not report.ok
+    assert {row.problem for row in report.rows if row.kernel == "layer_norm"} == {"RuntimeError: out of everything"}
+    assert all(row.ok for row in report.rows if row.kernel == "cross_entropy")
+
+
+def test_a_kernel_without_a_case_is_a_failure(monkeypatch):
+    monkeypatch.delitem(verify.CASES, "layer_norm")
+    report = verify.verify(only=("layer_norm",))
+    assert not report.ok
+    assert "no self-check" in str(report)
+
+
+def test_unknown_kernel():
+    with pytest.raises(ValueError, match=r"'rms_norm' is not a kernel; choose from .*layer_norm"):
+        verify.verify(only=("rms_norm",))
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(_runtime, "has_triton", lambda: False)
+    with pytest.raises(RuntimeError, match="pip install triton"):
+        verify.verify()
+
+
+def test_leaves_torchs_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    verify.verify(only=("cross_entropy",))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_command(capsys, monkeypatch):
+    assert cli.main(["verify", "--only", *CHEAP]) == 0
+    assert "6 checks, all within budget" in capsys.readouterr().out
+    assert cli.main(["verify", "--only", "cross_entropy", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"]
+    assert [row["kernel"] for row in found["rows"]] == ["cross_entropy"] * 2
+    monkeypatch.setattr(kernels, "layer_norm", wrong_output)
+    assert cli.main(["verify", "--only", "layer_norm"]) == 1
