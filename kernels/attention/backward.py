@@ -104,16 +104,29 @@ def dkdv_step(
     return dk_a, dk_b, dv_a, dv_b
 
 
-@triton.jit(do_not_specialize=["T_q", "T_k", "H_kv", "lower", "upper", "num_heads", "heads_per_section"])
+@triton.jit(
+    do_not_specialize=[
+        "T_q",
+        "T_k",
+        "H_kv",
+        "lower",
+        "upper",
+        "num_heads",
+        "heads_per_section",
+        "threshold",
+        "stride_document",
+    ],
+)
 def attention_dkdv(
-    Q, K, V, D_out, Q_a, Q_b, D_out_a, D_out_b, Lse2, Delta, D_k, D_v, stride_q, stride_k, stride_v, stride_do, stride_dk, stride_dv,
+    Q, K, V, D_out, Q_a, Q_b, D_out_a, D_out_b, Lse2, Delta, D_k, D_v,
+    stride_q, stride_k, stride_v, stride_do, stride_dk, stride_dv,
     KeyStarts, KeyLengths, Documents, stride_document, Ranges, Seed,
     T_q, T_k, H_kv, lower, upper, num_heads, heads_per_section, softmax_scale, threshold, keep_scale,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, EDGE: tl.constexpr, HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, EDGE: tl.constexpr, HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: dK and dV of BLOCK_N keys of one key head, over all the queries that see them, of all GROUP heads."""
+    """One program: dK and dV of BLOCK_N keys of one key head, over the queries of all GROUP heads that see them."""
     HAS_DOCUMENTS: tl.constexpr = Documents is not None
     MASK_A: tl.constexpr = HEAD_DIM < D_A
     MASK_B: tl.constexpr = HEAD_DIM < D_A + D_B
@@ -132,8 +145,6 @@ def attention_dkdv(
     D_out += head_offset(stride_do, b, h_kv * GROUP)
     K += head_offset(stride_k, b, h_kv) + column.to(tl.int64) * stride_k[2]
     V += head_offset(stride_v, b, h_kv) + column.to(tl.int64) * stride_v[2]
-    D_k += head_offset(stride_dk, b, h_kv) + column.to(tl.int64) * stride_dk[2]
-    D_v += head_offset(stride_dv, b, h_kv) + column.to(tl.int64) * stride_dv[2]
     first_head = kv_head * GROUP  # = b * H + h of the first query head
     Lse2 += first_head.to(tl.int64) * T_q
     Delta += first_head.to(tl.int64) * T_q
@@ -174,12 +185,15 @@ def attention_dkdv(
             g64 = tl.zeros([], tl.int64) + g
             dk_a, dk_b, dv_a, dv_b = dkdv_step(
                 dk_a, dk_b, dv_a, dv_b, k_a, k_b, v_a, v_b, Q + g64 * stride_q[1], D_out + g64 * stride_do[1],
-                None if MASKED else Q_a, None if MASKED else Q_b, None if MASKED else D_out_a, None if MASKED else D_out_b, Lse2 + g64 * T_q, Delta + g64 * T_q, b, h_kv * GROUP + g, m, j, rows_edge if MASKED else rows_m,
-                cols_a, cols_b, stride_q, stride_do, document_j, Documents, T_q, lower, upper, qk_scale, HEAD_DIM,
-                seed, offset, first_head + g, threshold, keep_scale, HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS, HAS_DROPOUT,
-                D_A, D_B, MASK_A, MASK_B, MASKED, PRECISION,
+                None if MASKED else Q_a, None if MASKED else Q_b, None if MASKED else D_out_a,
+                None if MASKED else D_out_b, Lse2 + g64 * T_q, Delta + g64 * T_q, b, h_kv * GROUP + g, m, j,
+                rows_edge if MASKED else rows_m, cols_a, cols_b, stride_q, stride_do, document_j, Documents, T_q,
+                lower, upper, qk_scale, HEAD_DIM, seed, offset, first_head + g, threshold, keep_scale,
+                HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS, HAS_DROPOUT, D_A, D_B, MASK_A, MASK_B, MASKED, PRECISION,
             )  # fmt: skip
 
+    D_k += head_offset(stride_dk, b, h_kv) + column.to(tl.int64) * stride_dk[2]
+    D_v += head_offset(stride_dv, b, h_kv) + column.to(tl.int64) * stride_dv[2]
     # Padding keys were computed like the others, each in its own row; their gradient is 0.
     dk_a = tl.where(key_ok[:, None], dk_a * softmax_scale, 0.0)
     dv_a = tl.where(key_ok[:, None], dv_a, 0.0)
@@ -237,7 +251,20 @@ def dq_step(
     return dq_a, dq_b
 
 
-@triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "num_heads", "heads_per_section"])
+@triton.jit(
+    do_not_specialize=[
+        "T_q",
+        "T_k",
+        "H",
+        "group",
+        "lower",
+        "upper",
+        "num_heads",
+        "heads_per_section",
+        "threshold",
+        "stride_document",
+    ],
+)
 def attention_dq(
     Q, K, V, D_out, K_a, K_b, V_a, V_b, Lse2, Delta, D_q, stride_q, stride_k, stride_v, stride_do, stride_dq,
     KeyStarts, KeyLengths, Documents, stride_document, Ranges, Seed,
@@ -263,7 +290,6 @@ def attention_dq(
     i_ok = i < T_q
     Q += head_offset(stride_q, b, h) + row.to(tl.int64) * stride_q[2]
     D_out += head_offset(stride_do, b, h) + row.to(tl.int64) * stride_do[2]
-    D_q += head_offset(stride_dq, b, h) + row.to(tl.int64) * stride_dq[2]
     K += head_offset(stride_k, b, h // group)
     V += head_offset(stride_v, b, h // group)
     offs = head.to(tl.int64) * T_q + i
@@ -297,11 +323,13 @@ def attention_dq(
         for step in tl.range(0, steps, num_stages=1 if MASKED else None):
             n = tile_start(step, left, num_left, full, right, BLOCK_N, EDGE, MASKED)
             dq_a, dq_b = dq_step(
-                dq_a, dq_b, q_a, q_b, do_a, do_b, lse, delta, K, V, None if MASKED else K_a, None if MASKED else K_b, None if MASKED else V_a, None if MASKED else V_b, b, h // group, n, i, rows_edge if MASKED else rows_n,
+                dq_a, dq_b, q_a, q_b, do_a, do_b, lse, delta, K, V, None if MASKED else K_a, None if MASKED else K_b,
+                None if MASKED else V_a, None if MASKED else V_b, b, h // group, n, i, rows_edge if MASKED else rows_n,
                 cols_a, cols_b, stride_k, stride_v, document_i, Documents, T_k, first_key, end_key, lower, upper,
                 qk_scale, HEAD_DIM, seed, offset, head, threshold, keep_scale, HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
                 HAS_DROPOUT, D_A, D_B, MASK_A, MASK_B, MASKED, PRECISION,
             )  # fmt: skip
+    D_q += head_offset(stride_dq, b, h) + row.to(tl.int64) * stride_dq[2]
     store_tile(D_q, dq_a * softmax_scale, rows_m, cols_a, stride_dq[2], stride_dq[3], i_ok, HEAD_DIM,
                MASK_A)  # fmt: skip
     if D_B > 0:

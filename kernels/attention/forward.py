@@ -24,8 +24,10 @@ def load_tile(Base, rows, columns, stride_row, stride_column, row_ok, head_dim,
 @triton.jit
 def stream_tile(Base, Descriptor, b, h, row, rows, columns, strides, row_ok, head_dim,
                 COLUMN: tl.constexpr, MASK_ROWS: tl.constexpr, MASK_COLUMNS: tl.constexpr):  # fmt: skip
-    """(rows, columns) tile from `row` of head h: by TMA if there is a Descriptor, else by pointers from Base, the head's
-    first row. The copy engine computes addresses by itself, which frees 16 to 60 registers per thread."""
+    """(rows, columns) tile from `row` of head h: by TMA if there is a Descriptor, else by pointers from Base.
+
+    Base is the head's first row. The copy engine computes addresses by itself, which frees 16 to 60 registers a thread.
+    """
     if Descriptor is not None:
         return Descriptor.load([b, h, row, COLUMN]).reshape(rows.shape[0], columns.shape[0])
     else:
@@ -120,7 +122,20 @@ def forward_step(
     return acc_a, acc_b, l, m_new
 
 
-@triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "num_heads", "heads_per_section"])
+@triton.jit(
+    do_not_specialize=[
+        "T_q",
+        "T_k",
+        "H",
+        "group",
+        "lower",
+        "upper",
+        "num_heads",
+        "heads_per_section",
+        "threshold",
+        "stride_document",
+    ],
+)
 def attention_forward(
     Q, K, V, K_a, K_b, V_a, V_b, Out, Lse, stride_q, stride_k, stride_v, stride_o,
     KeyStarts, KeyLengths, Documents, stride_document, Ranges, Seed,
@@ -147,7 +162,6 @@ def attention_forward(
     Q += head_offset(stride_q, b, h) + row.to(tl.int64) * stride_q[2]
     K += head_offset(stride_k, b, h // group)
     V += head_offset(stride_v, b, h // group)
-    Out += head_offset(stride_o, b, h) + row.to(tl.int64) * stride_o[2]
     Lse += head.to(tl.int64) * T_q
 
     q_a = load_tile(Q, rows_m, cols_a, stride_q[2], stride_q[3], i_ok, HEAD_DIM, True, MASK_A)
@@ -179,16 +193,17 @@ def attention_forward(
             n = tile_start(step, left, num_left, full, right, BLOCK_N, EDGE, MASKED)
             acc_a, acc_b, l, m = forward_step(
                 acc_a, acc_b, l, m, q_a, q_b, K, V, None if MASKED else K_a, None if MASKED else K_b,
-                None if MASKED else V_a, None if MASKED else V_b, b, h // group, n, i, rows_edge if MASKED else rows_n, cols_a, cols_b,
-                stride_k, stride_v, document_i, Documents, T_k, first_key, end_key, lower, upper, qk_scale, HEAD_DIM,
-                seed, offset, head, threshold, HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS, HAS_DROPOUT, D_A, D_B,
-                MASK_A, MASK_B, MASKED, PRECISION,
+                None if MASKED else V_a, None if MASKED else V_b, b, h // group, n, i, rows_edge if MASKED else rows_n,
+                cols_a, cols_b, stride_k, stride_v, document_i, Documents, T_k, first_key, end_key, lower, upper,
+                qk_scale, HEAD_DIM, seed, offset, head, threshold, HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS, HAS_DROPOUT,
+                D_A, D_B, MASK_A, MASK_B, MASKED, PRECISION,
             )  # fmt: skip
 
     # A row that saw nothing has l = 0 and m = -inf: its output is 0 / 1 and its lse -inf + log2(1).
     l = tl.where(l == 0.0, 1.0, l)
     inverse = out_scale / l
     tl.store(Lse + i, (m + tl.math.log2(l)) * 0.6931471805599453, mask=i_ok)
+    Out += head_offset(stride_o, b, h) + row.to(tl.int64) * stride_o[2]
     store_tile(Out, acc_a * inverse[:, None], rows_m, cols_a, stride_o[2], stride_o[3], i_ok, HEAD_DIM,
                MASK_A)  # fmt: skip
     if D_B > 0:

@@ -36,7 +36,8 @@ def forward(
     with _runtime.on_device_of(q):
         ranges = document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False)
         device_forward.attention_forward[(num_tiles * B * H,)](
-            q, k, v, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n), out, lse, q.stride(), k.stride(), v.stride(), out.stride(),
+            q, k, v, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n), out, lse,
+            q.stride(), k.stride(), v.stride(), out.stride(),
             key_starts, key_lengths, document_ids, 0 if document_ids is None else document_ids.stride(0), ranges, seed,
             T_q, T_k, H, H // H_kv, lower or 0, upper or 0, B * H,
             tiles.heads_per_section(target, 2 * T_k * D * q.element_size(), H // H_kv),
@@ -69,15 +70,16 @@ def backward(
     delta, lse2 = torch.empty_like(lse), torch.empty_like(lse)
     wide = has_wide_strides(q, k, v, d_out)
     document_stride = 0 if document_ids is None else document_ids.stride(0)
-    flags = dict(
-        HEAD_DIM=D, D_A=d_a, D_B=d_b, HAS_LOWER=lower is not None, HAS_UPPER=upper is not None,
-        HAS_DROPOUT=dropout_p > 0.0, WIDE=wide, PRECISION=dot_precision(q.dtype),
-    )  # fmt: skip
+    flags = {
+        "HEAD_DIM": D, "D_A": d_a, "D_B": d_b, "HAS_LOWER": lower is not None, "HAS_UPPER": upper is not None,
+        "HAS_DROPOUT": dropout_p > 0.0, "WIDE": wide, "PRECISION": dot_precision(q.dtype),
+    }  # fmt: skip
     with _runtime.on_device_of(q):
         block_d = triton.next_power_of_2(D)
         block_m = 32
         device_backward.attention_delta[(triton.cdiv(T_q, block_m) * B * H,)](
-            out, d_out, d_lse, lse, lse2, delta, out.stride(), d_out.stride(), None if d_lse is None else d_lse.stride(),
+            out, d_out, d_lse, lse, lse2, delta,
+            out.stride(), d_out.stride(), None if d_lse is None else d_lse.stride(),
             T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=block_d, WIDE=wide, num_warps=4,
         )  # fmt: skip
         if need_dkdv:
@@ -101,8 +103,8 @@ def backward(
                 document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False), seed,
                 T_q, T_k, H, group, lower or 0, upper or 0, B * H,
                 tiles.heads_per_section(target, 2 * T_k * D * itemsize, group), softmax_scale,
-                drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, EDGE=tile.edge,
-                num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
+                drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+                EDGE=tile.edge, num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
             )  # fmt: skip
     return d_q, d_k, d_v
 
@@ -142,7 +144,7 @@ def band(T_q: int, T_k: int, causal: bool, left: int, right: int) -> tuple[int |
 
 
 def document_ranges(document_ids: Tensor | None, T_q: int, T_k: int, block: int, *, of_keys: bool) -> Tensor | None:
-    """For each tile of `block` queries, which keys may share a document with it; for each tile of keys, which queries."""
+    """For each tile of `block` queries, the keys that may share a document with it; of keys, the queries."""
     if document_ids is None:
         return None
     rows, columns = (T_k, T_q) if of_keys else (T_q, T_k)

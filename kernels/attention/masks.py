@@ -1,7 +1,7 @@
 """Device code: which keys a query sees, for single elements, for tiles, and for whole documents.
 
-Row i of the score matrix is a query and column j a key. Query i stands at key i + T_k - T_q (bottom-right alignment), so
-causality and sliding windows are a band, `i + lower <= j <= i + upper`, with both bounds computed by the launch:
+Row i of the score matrix is a query and column j a key. Query i stands at key i + T_k - T_q (bottom-right alignment),
+so causality and sliding windows are a band, `i + lower <= j <= i + upper`, with both bounds computed by the launch:
 
     causal          upper = T_k - T_q
     window w        lower = T_k - T_q - (w - 1)
@@ -58,8 +58,8 @@ def visible(i, j, first_key, end_key, document_i, document_j, lower, upper,
 
 
 @triton.jit
-def column_tiles(row, last_row, lower, upper, start, end, Ranges, range_index, BLOCK: tl.constexpr,
-                 EDGE: tl.constexpr, HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr):  # fmt: skip
+def column_tiles(row, last_row, lower, upper, start, end, Ranges, range_index, BLOCK: tl.constexpr, EDGE: tl.constexpr,
+                 HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr):  # fmt: skip
     """The column tiles that rows [row, last_row] meet: (left, num_left, full, num_full, right, num_right).
 
     Three runs of tiles, each a first column and a count: `full` tiles, of BLOCK columns, are seen by every one of these

@@ -42,8 +42,8 @@ def flash_attention(
         dropout_p: share of the weights that is dropped, in [0, 1). Follows torch.manual_seed.
         window: w = the last w keys, the query's own included (and as many to the right if not causal); or flash-attn's
             pair (left, right), -1 = no bound.
-        key_lengths, key_starts: (B,) integers. Sequence b's keys are key_starts[b] <= j < key_lengths[b]: right and left
-            padding. Padding hides keys and never moves the diagonal; hidden keys may hold anything, NaN too.
+        key_lengths, key_starts: (B,) integers. Sequence b's keys are key_starts[b] <= j < key_lengths[b]: right and
+            left padding. Padding hides keys and never moves the diagonal; hidden keys may hold anything, NaN too.
         cu_seqlens: (N + 1,) int32, 0 = first < ... < last = T_k: the tokens of B = 1 are N documents end to end.
             Values are checked on CPU tensors only (a check on a GPU would have to wait for it).
         document_ids: (B, T_k) integers: a query sees the keys with its own id. Ids may come in any order; documents
@@ -67,6 +67,7 @@ def flash_attention(
     B, T_q, T_k = _check_qkv(q, k, v)
     if dropout_p != 0.0:
         check_dropout("flash_attention", dropout_p)
+    _check_window(window)
     left, right = window_bounds(window, causal)
     key_starts = _check_per_sequence("key_starts", key_starts, B)
     key_lengths = _check_per_sequence("key_lengths", key_lengths, B)
@@ -116,6 +117,17 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
     return B, T_q, T_k
 
 
+def _check_window(window: int | tuple[int, int] | None) -> None:
+    if window is None:
+        return
+    pair = (window, 0) if isinstance(window, int) else tuple(window)
+    if len(pair) != 2 or min(pair) < -1 or (isinstance(window, int) and window < 1):
+        raise ValueError(
+            "flash_attention: window must be the number of keys a query sees, at least 1, or a pair (left, right) with "
+            f"-1 for no bound; got {window}"
+        )
+
+
 def _check_integers(name: str, x: Tensor) -> None:
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"flash_attention: {name} must hold integers, got {x.dtype}")
@@ -159,7 +171,7 @@ def _documents_of(cu_seqlens: Tensor, B: int, T_q: int, T_k: int) -> Tensor:
         raise ValueError(f"flash_attention: cu_seqlens needs T_q = T_k, got T_q = {T_q} and T_k = {T_k}")
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling() and type(cu_seqlens) is Tensor:
         values = cu_seqlens.tolist()
-        if values[0] != 0 or values[-1] != T_k or any(a > b for a, b in zip(values, values[1:])):
+        if values[0] != 0 or values[-1] != T_k or values != sorted(values):
             raise ValueError(
                 f"flash_attention: cu_seqlens must rise from 0 to the number of tokens, {T_k}; got {values}"
             )

@@ -42,13 +42,14 @@ TABLE: dict[str, dict[int, dict[int, Tiles]]] = {
     # mma.sync: sm_80, and sm_86, sm_89, sm_120 with 99 KB of shared memory per CTA
     "mma": {
         2: {
-            64: Tiles(Tile(128, 64, 32, 4, 3), Tile(64, 128, 16, 8, 2), Tile(64, 64, 32, 4, 2)),
-            128: Tiles(Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2)),
+            64: Tiles(Tile(128, 64, 32, 8, 3), Tile(64, 128, 16, 8, 2), Tile(64, 64, 32, 8, 2)),
+            127: Tiles(Tile(64, 64, 32, 8, 2), Tile(32, 32, 16, 4, 2), Tile(64, 64, 32, 8, 2)),
+            128: Tiles(Tile(64, 64, 32, 8, 2), Tile(64, 64, 16, 8, 2), Tile(64, 64, 32, 8, 2)),
             256: Tiles(Tile(64, 32, 16, 8, 2), Tile(32, 32, 16, 8, 2), Tile(32, 32, 16, 4, 2)),
         },
         4: {
-            64: Tiles(Tile(64, 32, 16, 4, 2), Tile(32, 32, 16, 4, 1), Tile(32, 32, 16, 4, 1)),
-            128: Tiles(Tile(32, 32, 16, 4, 1), Tile(16, 32, 16, 4, 1), Tile(32, 16, 16, 4, 1)),
+            64: Tiles(Tile(32, 32, 16, 8, 1), Tile(16, 32, 16, 4, 1), Tile(32, 32, 16, 4, 1)),
+            128: Tiles(Tile(32, 16, 16, 4, 1), Tile(16, 32, 16, 4, 1), Tile(32, 16, 16, 4, 1)),
             256: Tiles(Tile(32, 16, 16, 8, 1), Tile(16, 16, 16, 4, 1), Tile(16, 16, 16, 4, 1)),
         },
     },
@@ -80,7 +81,12 @@ for _kind in ("wgmma", "tcgen05", "mfma"):
     TABLE[_kind][4] = TABLE["mma"][4]
 
 # With dropout, ten rounds of Philox need registers too.
-DROPOUT: dict[str, dict[int, Tiles]] = {}
+DROPOUT: dict[str, dict[int, Tiles]] = {
+    "wgmma": {
+        64: Tiles(Tile(128, 128, 64, 8, 2), Tile(64, 128, 32, 8, 2), Tile(128, 64, 32, 8, 2)),
+        128: Tiles(Tile(128, 128, 64, 8, 2), Tile(64, 64, 16, 8, 2), Tile(128, 64, 32, 8, 2)),
+    },
+}
 
 # When the table's tiles do not give every SM a program: half as tall.
 SMALL: dict[str, dict[int, Tiles]] = {
@@ -116,9 +122,7 @@ def forward(
     return _for_rows(_large_and_small(target, itemsize, head_dim, dropout), 0, target, T_q, heads)
 
 
-def dkdv(
-    target: _runtime.Target, itemsize: int, head_dim: int, *, dropout: bool = False, T_k: int, heads: int
-) -> Tile:
+def dkdv(target: _runtime.Target, itemsize: int, head_dim: int, *, dropout: bool = False, T_k: int, heads: int) -> Tile:
     """Tile of dK/dV for T_k keys in each of `heads` = B · H_kv heads."""
     return _for_rows(_large_and_small(target, itemsize, head_dim, dropout), 1, target, T_k, heads)
 
