@@ -194,7 +194,7 @@ def _has_float32_output(backend: str, dtype: torch.dtype, device: torch.device) 
     a, out = torch.zeros(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
     try:
         torch.addmm(out, a, a, out_dtype=torch.float32, out=out)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         return False
     return True
 

@@ -44,13 +44,14 @@ def whole_row(columns: int, itemsize: int, target: Target) -> RowTile:
 
 
 def part_of_row(columns: int, itemsize: int, target: Target) -> RowTile:
-    """For rows that are read twice: programs as wide as two of them fill a multiprocessor.
+    """For rows that are read twice: programs so wide that two of them fill a multiprocessor.
 
-    Two rows of GPT-2's vocabulary in bfloat16 (100 KB each) are then under way at a time, which its 256 KB of L1 cache
-    hold from the first read to the second. Where a multiprocessor takes fewer threads, or a warp is 64 wide: 16 warps.
+    Two rows of GPT-2's vocabulary in 16 bits (100 KB each) are then under way at a time, which its L1 cache of 192 to
+    256 KB holds from the first read to the second. Rows of float32 are too long for that; and where a multiprocessor
+    takes fewer threads, or a warp is 64 wide, 32 warps would leave room for one program: 16 warps.
     """
     width = 16 // itemsize
-    num_warps = 32 if target.capability in (80, 90, 100) else 16
+    num_warps = 32 if itemsize == 2 and target.capability in (80, 90, 100) else 16
     return RowTile(min(1024, max(128, _power_of_two(columns)) // width), width, num_warps)
 
 
