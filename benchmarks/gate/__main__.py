@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 
@@ -77,7 +78,7 @@ def _check(family: str, lines: list[table.Line], tasks: set[run.Task], partial: 
 
 
 class _Progress:
-    """A counter on standard error, for people; silent in a log."""
+    """A counter on standard error: in place on a terminal, a line every 50 rows in a log."""
 
     def __init__(self, total: int) -> None:
         self.done, self.total = 0, total
@@ -87,7 +88,10 @@ class _Progress:
         if sys.stderr.isatty():
             end = "\n" if self.done == self.total else ""
             print(f"\r{self.done}/{self.total} {result.task.label:<40.40}", end=end, file=sys.stderr, flush=True)
+        elif self.done % 50 == 0:
+            print(f"{self.done}/{self.total}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the pool must end its workers
     sys.exit(main())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import importlib.util
 import multiprocessing
 import random
 from collections import defaultdict
@@ -135,5 +135,11 @@ def _stream(tasks: list[Task], jobs: int) -> Iterator[Result]:
                 yield Result(task, {}, error="the compiler crashed, and ended its process")
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+@contextlib.contextmanager
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that end with this one: an interrupt lets them finish the row at hand and start no other."""
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
