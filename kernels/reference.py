@@ -162,9 +162,15 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    out_dtype: torch.dtype | None = None,
+    recompute: bool = False,
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) · weight + bias over the trailing `normalized_shape` dims (default: last)."""
-    shape = _normalized_shape(x, normalized_shape, weight)
+    """(x - mean) / sqrt(var + eps) · weight + bias over the trailing `normalized_shape` dims (default: last).
+
+    Computed in float32 or better; the result has x's dtype, or out_dtype. `recompute` changes nothing here.
+    """
+    shape = _normalized_shape(x, normalized_shape, weight, bias)
     dims = tuple(range(x.dim() - len(shape), x.dim()))
     wide = x if x.dtype == torch.float64 else x.float()
     mean = wide.mean(dims, keepdim=True)
@@ -172,12 +178,13 @@ def layer_norm(
     y = (wide - mean) * torch.rsqrt(var + eps)
     y = y if weight is None else y * weight
     y = y if bias is None else y + bias
-    return y.to(x.dtype)
+    return y.to(out_dtype or x.dtype)
 
 
-def _normalized_shape(x: Tensor, normalized_shape, weight: Tensor | None) -> tuple[int, ...]:
+def _normalized_shape(x: Tensor, normalized_shape, weight: Tensor | None, bias: Tensor | None) -> tuple[int, ...]:
     if normalized_shape is None:
-        return tuple(weight.shape) if weight is not None else (x.shape[-1],)
+        given = weight if weight is not None else bias
+        return tuple(x.shape[-1:] if given is None else given.shape)
     return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
 
 
@@ -189,15 +196,17 @@ def add_layer_norm(
     eps: float = 1e-5,
     dropout_p: float = 0.0,
     *,
+    out_dtype: torch.dtype | None = None,
+    recompute: bool = False,
     dropout_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """new = residual + dropout(x), in residual's dtype; returns (layer_norm(new) in x's dtype, new)."""
+    """new = residual + dropout(x), in residual's dtype; returns (layer_norm(new) in x's dtype or out_dtype, new)."""
     if dropout_mask is not None:
         x_kept = x * dropout_mask / (1.0 - dropout_p)
     else:
         x_kept = F.dropout(x, dropout_p) if dropout_p > 0.0 else x
     new_residual = (residual + x_kept).to(residual.dtype)
-    return layer_norm(new_residual, None, weight, bias, eps).to(x.dtype), new_residual
+    return layer_norm(new_residual, None, weight, bias, eps, out_dtype=out_dtype or x.dtype), new_residual
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
