@@ -13,10 +13,10 @@ def attention_delta(
     Out, D_out, D_lse, Lse, Lse2, Delta, stride_o, stride_do, stride_dlse, T_q, H,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """delta_i = sum_d dO_id O_id - dlse_i and lse_i / ln 2, (B, H, T_q) float32; both 0 for a row that saw no key.
+    """delta_i = sum_d dO_id O_id - dlse_i and lse_i / ln 2, (B, H, T_q) float32.
 
-    Where dO is not finite, delta is NaN and makes lse / ln 2 NaN too: through it the gradients of exactly those keys
-    that the row sees become NaN.
+    A row that saw no key has delta 0 and lse +inf, so that its weights, exp(S - lse), are 0. Where dO is not finite,
+    delta is NaN and makes lse NaN too: through it the gradients of exactly those keys that the row sees become NaN.
     """
     num_tiles = tl.cdiv(T_q, BLOCK_M)
     tile, head = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
@@ -37,7 +37,7 @@ def attention_delta(
     lse = tl.load(Lse + offs, mask=i_ok, other=0.0)
     empty = lse == -float("inf")
     tl.store(Delta + offs, tl.where(empty, 0.0, delta), mask=i_ok)
-    tl.store(Lse2 + offs, tl.where(empty, 0.0, lse * 1.4426950408889634 + delta * 0.0), mask=i_ok)
+    tl.store(Lse2 + offs, tl.where(empty, float("inf"), lse * 1.4426950408889634 + delta * 0.0), mask=i_ok)
 
 
 @triton.jit
@@ -52,14 +52,17 @@ def dkdv_step(
     """Queries [m, m + block_m) of one head."""
     i = m + tl.arange(0, rows_m.shape[0])  # (block_m,)
     i_ok = i < T_q
+    if MASKED:
+        # Rows with inf or NaN read as 0: 0 · NaN would carry them to keys that they do not see. The keys that they do
+        # see get NaN through lse.
+        lse = tl.load(Lse2 + i, mask=i_ok, other=float("inf"))
+        i_ok = tl.abs(lse) < float("inf")
     q_a = stream_tile(Q, Q_a, b, h, m, rows_m, cols_a, stride_q, i_ok, head_dim, 0, MASKED, MASK_A)
     sT = tl.dot(k_a, tl.trans(q_a), input_precision=PRECISION)  # (block_n, block_m)
     if D_B > 0:
         q_b = stream_tile(Q, Q_b, b, h, m, rows_m, cols_b, stride_q, i_ok, head_dim, D_A, MASKED, MASK_B)
         sT = tl.dot(k_b, tl.trans(q_b), sT, input_precision=PRECISION)
-    if MASKED:
-        lse = tl.load(Lse2 + i, mask=i_ok, other=0.0)
-    else:
+    if not MASKED:
         lse = tl.load(Lse2 + i)
     do_a = stream_tile(D_out, D_out_a, b, h, m, rows_m, cols_a, stride_do, i_ok, head_dim, 0, MASKED, MASK_A)
     if D_B > 0:
@@ -68,16 +71,12 @@ def dkdv_step(
     if MASKED:
         document_i = 0
         if HAS_DOCUMENTS:
-            document_i = tl.load(Documents + i, mask=i_ok, other=0)[None, :]
+            document_i = tl.load(Documents + i, mask=i < T_q, other=0)[None, :]
         sees = visible(
             i[None, :], j[:, None], 0, 2147483647, document_i, document_j, lower, upper,
             HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
         )  # fmt: skip
-        sees = sees & i_ok[None, :]
         pT = tl.where(sees, pT, 0.0)
-        q_a, do_a = without_nonfinite(q_a), without_nonfinite(do_a)
-        if D_B > 0:
-            q_b, do_b = without_nonfinite(q_b), without_nonfinite(do_b)
     pT_kept = pT
     if HAS_DROPOUT:
         keep = keep_mask(seed, offset, head, i[None, :], j[:, None], threshold)
@@ -91,7 +90,7 @@ def dkdv_step(
     if HAS_DROPOUT:
         dpT = tl.where(keep, dpT * keep_scale, 0.0)
     if MASKED:
-        delta = tl.load(Delta + i, mask=i_ok, other=0.0)
+        delta = tl.load(Delta + i, mask=i < T_q, other=0.0)
     else:
         delta = tl.load(Delta + i)
     dsT = pT * (dpT - delta[None, :])

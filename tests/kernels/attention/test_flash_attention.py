@@ -9,7 +9,6 @@ import torch
 from fastgpt.kernels import _runtime, reference
 from fastgpt.kernels.attention import flash_attention, launch, tiles
 from fastgpt.kernels.attention.__main__ import main
-
 from tests.support.budget import assert_all_within_budget
 
 from .support import check, random_qkv
