@@ -82,6 +82,7 @@ class Command:
     def run(self) -> int:
         import torch
 
+        from .. import metrics
         from ..model import GPT
         from ..tokenizer import Tokenizer
         from ..trainer import Trainer
@@ -109,6 +110,9 @@ class Command:
             f"{model.num_parameters():,} parameters, {len(train_data):,} training and {len(val_data):,} validation "
             f"tokens, {str(trainer.dtype).removeprefix('torch.')} on {trainer.device}; writing {self.train.folder}"
         )
+        if trainer.device.type == "cuda":
+            peak = metrics.peak_flops(torch.cuda.get_device_name(trainer.device), trainer.dtype)
+            print(f"{metrics.MFU_FORMULA} = {'unknown, so n/a' if peak is None else f'{peak:.4g} FLOP/s'}")
         result = trainer.fit(resume=self.resume, overwrite=self.overwrite)
         if result.validation is not None:
             print(f"validation {_summary(dataclasses.asdict(result.validation))}")

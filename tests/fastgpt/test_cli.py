@@ -21,6 +21,7 @@ from fastgpt.commands import _options
 from fastgpt.commands.train import Command as Train
 from fastgpt.commands.train import ModelOptions
 from fastgpt.demo import DemoConfig
+from fastgpt.kernels import _runtime
 from fastgpt.metrics import read_metrics
 from fastgpt.trainer import TrainConfig
 
@@ -144,6 +145,12 @@ def test_config_file_and_overrides(here, suffix):
 def test_bad_config_file(here, capsys, name, content, message):
     (here / name).write_text(content)
     assert message in error_of(capsys, "train", "--config", name)
+
+
+def test_yaml_without_pyyaml(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    (here / "a.yaml").write_text("val_fraction: 0.1\n")
+    assert "pip install 'fastgpt-triton[train]'" in error_of(capsys, "train", "--config", "a.yaml")
 
 
 def test_missing_config_file(here, capsys):
@@ -284,7 +291,7 @@ def test_clear_errors(here, trained, capsys):
         (["train", *TINY, "--data", "gone"], "gone: no such file or folder"),
         (["train", *TINY, "--resume", "--name", "new"], "nothing to resume"),
     ):  # fmt: skip
-        if "triton" in argv and torch.cuda.is_available():
+        if "triton" in argv and (torch.cuda.is_available() or _runtime.is_interpreting()):
             continue
         assert message in error_of(capsys, *argv), argv
     (here / "binary.txt").write_bytes(b"\0\1\2")

@@ -7,6 +7,7 @@ import json
 import lzma
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -169,6 +170,13 @@ def test_bad_source(tmp_path, gpt2, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=message):
         prepare(tmp_path / name, tmp_path / "out", gpt2, progress=False)
+
+
+def test_zst_without_zstandard(tmp_path, gpt2, monkeypatch):
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"text"))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(SourceError, match=r"pip install 'fastgpt-triton\[train\]'"):
+        prepare(tmp_path / "a.txt.zst", tmp_path / "out", gpt2, progress=False)
 
 
 def test_missing_source_and_useless_folder(tmp_path, gpt2):
