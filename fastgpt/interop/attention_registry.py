@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ..kernels import attention_weights, flash_attention, reference
 from ..kernels._notice import say_once
-from ..kernels.attention.sdpa import MAX_HEAD_DIM, tensors_why_not
+from ..kernels.attention.op import MAX_HEAD_DIM
+from ..kernels.attention.sdpa import tensors_why_not
 
 NAME = "fastgpt"
 
