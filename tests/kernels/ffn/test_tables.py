@@ -33,7 +33,7 @@ def test_auto_uses_triton_only_where_the_estimate_is_in_its_favour():
         )
         if tiles.runs_in_triton("auto", KNOWN_TARGETS[arch], kind, role, depth)
     }
-    assert chosen == {("sm_90", "half-tma", role, d) for role in ("up", "dgelu") for d in (256, 768, 1024)}
+    assert chosen == {("sm_90", "half-tma", "dgelu", d) for d in (256, 768, 1024)}
     assert tiles.runs_in_triton("triton", KNOWN_TARGETS["sm_80"], "ieee", "dw", 4096)
     assert not tiles.runs_in_triton("cublas", KNOWN_TARGETS["sm_90"], "half-tma", "up", 256)
 
