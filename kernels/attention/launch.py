@@ -29,7 +29,7 @@ def forward(
     if out.numel() == 0:
         return out, lse
     target = _runtime.target_of(q)
-    tile = tiles.forward(target, q.element_size(), D, dropout=dropout_p > 0.0, T_q=T_q, heads=B * H)
+    tile = tiles.forward(target, q.element_size(), D, roomy=dropout_p > 0.0, T_q=T_q, heads=B * H)
     d_a, d_b = tiles.split_head_dim(D)
     num_tiles = triton.cdiv(T_q, tile.block_m)
     lower, upper = band(T_q, T_k, causal, left, right)
@@ -83,7 +83,7 @@ def backward(
             T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=block_d, WIDE=wide, num_warps=4,
         )  # fmt: skip
         if need_dkdv:
-            tile = tiles.dkdv(target, itemsize, D, dropout=dropout_p > 0.0, T_k=T_k, heads=B * H_kv)
+            tile = tiles.dkdv(target, itemsize, D, roomy=dropout_p > 0.0, T_k=T_k, heads=B * H_kv)
             device_backward.attention_dkdv[(triton.cdiv(T_k, tile.block_n) * B * H_kv,)](
                 q, k, v, d_out, *descriptors(target, q, tile.block_m), *descriptors(target, d_out, tile.block_m),
                 lse2, delta, d_k, d_v, q.stride(), k.stride(), v.stride(), d_out.stride(),
@@ -95,7 +95,8 @@ def backward(
                 BLOCK_N=tile.block_n, EDGE=tile.edge, num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
             )  # fmt: skip
         if need_dq:
-            tile = tiles.dq(target, itemsize, D, dropout=dropout_p > 0.0, T_q=T_q, heads=B * H)
+            roomy = dropout_p > 0.0 or document_ids is not None
+            tile = tiles.dq(target, itemsize, D, roomy=roomy, T_q=T_q, heads=B * H)
             device_backward.attention_dq[(triton.cdiv(T_q, tile.block_m) * B * H,)](
                 q, k, v, d_out, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
                 lse2, delta, d_q, q.stride(), k.stride(), v.stride(), d_out.stride(), d_q.stride(),

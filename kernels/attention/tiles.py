@@ -43,7 +43,8 @@ TABLE: dict[str, dict[int, dict[int, Tiles]]] = {
     "mma": {
         2: {
             64: Tiles(Tile(128, 64, 32, 8, 3), Tile(64, 128, 16, 8, 2), Tile(64, 64, 32, 8, 2)),
-            127: Tiles(Tile(64, 64, 32, 8, 2), Tile(32, 32, 16, 4, 2), Tile(64, 64, 32, 8, 2)),
+            80: Tiles(Tile(64, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2)),
+            127: Tiles(Tile(64, 64, 32, 8, 2), Tile(32, 64, 16, 8, 2), Tile(64, 64, 32, 8, 2)),
             128: Tiles(Tile(64, 64, 32, 8, 2), Tile(64, 64, 16, 8, 2), Tile(64, 64, 32, 8, 2)),
             256: Tiles(Tile(64, 32, 16, 8, 2), Tile(32, 32, 16, 8, 2), Tile(32, 32, 16, 4, 2)),
         },
@@ -57,7 +58,7 @@ TABLE: dict[str, dict[int, dict[int, Tiles]]] = {
     "wgmma": {
         2: {
             64: Tiles(Tile(128, 128, 64, 8, 2), Tile(128, 128, 32, 8, 2), Tile(128, 128, 64, 8, 2)),
-            128: Tiles(Tile(128, 128, 64, 8, 2), Tile(64, 128, 32, 8, 2), Tile(128, 128, 64, 8, 2)),
+            128: Tiles(Tile(128, 128, 64, 8, 2), Tile(64, 128, 16, 8, 2), Tile(128, 128, 64, 8, 2)),
             256: Tiles(Tile(128, 64, 16, 8, 2), Tile(64, 64, 16, 8, 1), Tile(64, 64, 16, 8, 1)),
         },
     },
@@ -80,8 +81,8 @@ TABLE: dict[str, dict[int, dict[int, Tiles]]] = {
 for _kind in ("wgmma", "tcgen05", "mfma"):
     TABLE[_kind][4] = TABLE["mma"][4]
 
-# With dropout, ten rounds of Philox need registers too.
-DROPOUT: dict[str, dict[int, Tiles]] = {
+# With dropout, ten rounds of Philox need registers too; so do document ids in dQ.
+ROOMY: dict[str, dict[int, Tiles]] = {
     "wgmma": {
         64: Tiles(Tile(128, 128, 64, 8, 2), Tile(64, 128, 32, 8, 2), Tile(128, 64, 32, 8, 2)),
         128: Tiles(Tile(128, 128, 64, 8, 2), Tile(64, 64, 16, 8, 2), Tile(128, 64, 32, 8, 2)),
@@ -116,31 +117,31 @@ def kind_of(target: _runtime.Target) -> str:
 
 
 def forward(
-    target: _runtime.Target, itemsize: int, head_dim: int, *, dropout: bool = False, T_q: int, heads: int
+    target: _runtime.Target, itemsize: int, head_dim: int, *, roomy: bool = False, T_q: int, heads: int
 ) -> Tile:
     """Tile of the forward for T_q queries in each of `heads` = B · H heads."""
-    return _for_rows(_large_and_small(target, itemsize, head_dim, dropout), 0, target, T_q, heads)
+    return _for_rows(_large_and_small(target, itemsize, head_dim, roomy), 0, target, T_q, heads)
 
 
-def dkdv(target: _runtime.Target, itemsize: int, head_dim: int, *, dropout: bool = False, T_k: int, heads: int) -> Tile:
+def dkdv(target: _runtime.Target, itemsize: int, head_dim: int, *, roomy: bool = False, T_k: int, heads: int) -> Tile:
     """Tile of dK/dV for T_k keys in each of `heads` = B · H_kv heads."""
-    return _for_rows(_large_and_small(target, itemsize, head_dim, dropout), 1, target, T_k, heads)
+    return _for_rows(_large_and_small(target, itemsize, head_dim, roomy), 1, target, T_k, heads)
 
 
-def dq(target: _runtime.Target, itemsize: int, head_dim: int, *, dropout: bool = False, T_q: int, heads: int) -> Tile:
+def dq(target: _runtime.Target, itemsize: int, head_dim: int, *, roomy: bool = False, T_q: int, heads: int) -> Tile:
     """Tile of dQ for T_q queries in each of `heads` = B · H heads."""
-    return _for_rows(_large_and_small(target, itemsize, head_dim, dropout), 2, target, T_q, heads)
+    return _for_rows(_large_and_small(target, itemsize, head_dim, roomy), 2, target, T_q, heads)
 
 
 @functools.cache
-def _large_and_small(target: _runtime.Target, itemsize: int, head_dim: int, dropout: bool) -> tuple[Tiles, Tiles]:
+def _large_and_small(target: _runtime.Target, itemsize: int, head_dim: int, roomy: bool) -> tuple[Tiles, Tiles]:
     kind = kind_of(target)
     rows = TABLE[kind][itemsize]
     if target.arch == "sm_75":  # 64 KB of shared memory: the tiles of twice the head_dim
         head_dim = min(2 * head_dim, 256)
     large = rows[min(d for d in rows if d >= head_dim)]
-    if dropout and itemsize == 2:
-        large = next((t for d, t in DROPOUT.get(kind, {}).items() if d >= head_dim), large)
+    if roomy and itemsize == 2:
+        large = next((t for d, t in ROOMY.get(kind, {}).items() if d >= head_dim), large)
     small = next((t for d, t in SMALL.get(kind, {}).items() if d >= head_dim), large) if itemsize == 2 else large
     return large, small
 

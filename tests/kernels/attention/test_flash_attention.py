@@ -231,11 +231,11 @@ def test_every_head_dim_has_tiles(arch, itemsize, table_tiles):
     target = _runtime.KNOWN_TARGETS[arch]
     for head_dim in (1, 64, 65, 100, 128, 129, 256):
         for rows in (1, 300, 10**5):
-            for dropout in (False, True):
+            for roomy in (False, True):
                 for tile, step in (
-                    (tiles.forward(target, itemsize, head_dim, dropout=dropout, T_q=rows, heads=8), "block_n"),
-                    (tiles.dkdv(target, itemsize, head_dim, dropout=dropout, T_k=rows, heads=8), "block_m"),
-                    (tiles.dq(target, itemsize, head_dim, dropout=dropout, T_q=rows, heads=8), "block_n"),
+                    (tiles.forward(target, itemsize, head_dim, roomy=roomy, T_q=rows, heads=8), "block_n"),
+                    (tiles.dkdv(target, itemsize, head_dim, roomy=roomy, T_k=rows, heads=8), "block_m"),
+                    (tiles.dq(target, itemsize, head_dim, roomy=roomy, T_q=rows, heads=8), "block_n"),
                 ):
                     assert all(n >= 16 and n & (n - 1) == 0 for n in tile[:3])
                     assert getattr(tile, step) % tile.edge == 0  # full tiles begin where edge tiles end
