@@ -11,7 +11,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..kernels import attention_weights, flash_attention
 from ..kernels._notice import say_once
-from ..kernels.attention.sdpa import MAX_HEAD_DIM, tensors_why_not, top_left
+from ..kernels.attention.op import MAX_HEAD_DIM
+from ..kernels.attention.sdpa import tensors_why_not, top_left
 
 
 class FlashMultiheadAttention(nn.MultiheadAttention):

@@ -79,6 +79,10 @@ def attention_weights(
     _runtime.check_launchable(
         _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, document_ids=document_ids
     )
+    if isinstance(window, int) and window < 1:
+        raise ValueError(
+            f"{_NAME}: window must be the number of keys a query sees, at least 1, or a pair; got {window}"
+        )
     left, right = window_bounds(window, causal)
     right = 0 if causal else right
     row_start, row_count, row_step = _resolve_rows(rows, T_q)

@@ -217,6 +217,7 @@ def test_one_launch_for_each_progression_of_heads():
         ({"k": (2, 3, 9, 20)}, ValueError, "head count 3 must divide q's 4"),
         ({"lse": (2, 4, 8)}, ValueError, "lse must be"),
         ({"heads": [4]}, ValueError, "heads must lie in"),
+        ({"window": 0}, ValueError, "window must be"),
         ({"rows": 3}, TypeError, "rows must be a slice"),
         ({"rows": slice(None, None, -1)}, ValueError, "positive step"),
         ({"key_lengths": torch.ones(3, dtype=torch.int32)}, ValueError, "key_lengths must hold one integer"),
