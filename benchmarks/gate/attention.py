@@ -11,6 +11,7 @@ from torch import Tensor
 from fastgpt.kernels import _runtime
 from fastgpt.kernels.attention import launch
 
+from . import attention_weights
 from .rows import Row
 
 ALL = frozenset({"tensor_core", "wide_loads", "no_spills"})
@@ -43,6 +44,7 @@ def rows() -> Iterator[Row]:
         yield row(f"bf16-d{head_dim}-decode", LARGE_HEAD, head_dim=head_dim, T_q=1, backward=False, arches=kinds)
     yield row("bf16-d64-packed-qkv", ALL, head_dim=64, packed=True, arches=kinds)
     yield row("bf16-d72-causal", frozenset({"tensor_core"}), head_dim=72, arches=kinds)
+    yield from attention_weights.rows()
 
 
 def _call(

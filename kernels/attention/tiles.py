@@ -116,6 +116,15 @@ def kind_of(target: _runtime.Target) -> str:
     return "tcgen05" if 100 <= target.capability < 120 else "mma"
 
 
+def loads_by_tma(target: _runtime.Target, rows: int) -> bool:
+    """Whether K and V (Q and dO in dK/dV) of this length are loaded by the copy engine, alignment permitting.
+
+    sm_120 has one too, but feeds mma.sync from registers: there the loads that TMA replaces are not what limits it, and
+    ptxas spilled up to 60 bytes with it and none without.
+    """
+    return target.has_tma and kind_of(target) != "mma" and rows >= MIN_TMA_ROWS
+
+
 def forward(
     target: _runtime.Target, itemsize: int, head_dim: int, *, roomy: bool = False, T_q: int, heads: int
 ) -> Tile:
