@@ -18,6 +18,7 @@ from benchmarks.gate.offline import offline
 from benchmarks.gate.usage import usage
 
 from . import calibration
+from .cost import announced_bytes
 from .machines import MACHINES
 from .parser import program_of
 from .report import Variant, render
@@ -78,7 +79,8 @@ def _variant(title: str, name: str, arch: str, compiled: object) -> Variant:
         "CTAs per SM": u.ctas_per_sm,
         "wgmma serialized": "YES " + ",".join(u.warnings) if u.wgmma_serialized else "no",
     }
-    return Variant(title, name, arch, program_of(compiled.kernel), u.warps, facts)
+    kernel = compiled.kernel
+    return Variant(title, name, arch, program_of(kernel), u.warps, facts, announced_bytes(kernel.asm["ptx"]))
 
 
 if __name__ == "__main__":

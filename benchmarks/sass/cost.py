@@ -9,6 +9,7 @@ estimate, for comparing two variants of a kernel and seeing what binds them.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +45,19 @@ class Cost:
         return max(self.cycles[unit] for unit in ("fma", "alu", "mufu", "lsu", "issue"))
 
 
-def cost_of(instructions: Sequence[Instruction], warps: int, machine: Machine, *, specialised: bool = False) -> Cost:
-    """Cost of one iteration that `warps` warps of a CTA execute in step."""
+def cost_of(
+    instructions: Sequence[Instruction],
+    warps: int,
+    machine: Machine,
+    *,
+    specialised: bool = False,
+    bulk_bytes: int = 0,
+) -> Cost:
+    """Cost of one iteration that `warps` warps of a CTA execute in step.
+
+    bulk_bytes  what each barrier of a bulk copy (TMA) waits for, which SASS keeps in a register: `announced_bytes`.
+                Without it, every B operand of the tensor cores is taken to be loaded once.
+    """
     mix = Counter(dict.fromkeys(UNITS, 0))
     mix.update(map(unit_of, instructions))
     opcodes = Counter(i.base for i in instructions)
@@ -70,10 +82,10 @@ def cost_of(instructions: Sequence[Instruction], warps: int, machine: Machine, *
         return count * warps * WARP / width
 
     shared = sum(_shared_cycles(i, machine) for i in instructions)
-    # L1 is on the way of every load; of bulk copies only the tensor cores' B operand tells the size.
     loaded = sum(access_bytes(i) * WARP * warps for i in instructions if i.base in ("LDG", "LDGSTS", "STG"))
     if any(i.base == "UTMALDG" for i in instructions):
-        loaded += operand_bytes
+        barriers = sum(i.opcode == "SYNCS.ARRIVE.TRANS64" for i in instructions)
+        loaded += barriers * bulk_bytes or operand_bytes
     bandwidth = machine.l2 if flop or not exact else machine.hbm
     per_cycle = bandwidth / machine.sms / (machine.clock * SUSTAINED)
     return Cost(
@@ -92,6 +104,12 @@ def cost_of(instructions: Sequence[Instruction], warps: int, machine: Machine, *
         schedule=schedule_of(instructions, specialised),
         exact=exact,
     )
+
+
+def announced_bytes(ptx: str) -> int:
+    """Bytes that a barrier of the kernel's bulk copies is told to expect: their mean, 0 without such copies."""
+    sizes = [int(n) for n in re.findall(r"mbarrier\.arrive\.expect_tx\S* [^;]*?(\d+);", ptx)]
+    return round(sum(sizes) / len(sizes)) if sizes else 0
 
 
 def _shared_cycles(instruction: Instruction, machine: Machine) -> float:

@@ -23,8 +23,9 @@ class Loop:
     instructions: tuple[Instruction, ...]
     innermost: bool  # holds no other loop, spin loops aside
 
-    def count(self, matches: Callable[[Instruction], bool]) -> int:
-        return sum(map(matches, self.instructions))
+    def count(self, weight: Callable[[Instruction], int]) -> int:
+        """How many instructions satisfy a predicate, or the sum of their weights."""
+        return sum(map(weight, self.instructions))
 
 
 def find_loops(program: Program) -> list[Loop]:
@@ -58,13 +59,13 @@ def find_loops(program: Program) -> list[Loop]:
     ]
 
 
-def hot_loop(loops: list[Loop], is_tensor: Callable[[Instruction], bool]) -> Loop | None:
+def hot_loop(loops: list[Loop], tensor_work: Callable[[Instruction], int]) -> Loop | None:
     """The innermost loop that a kernel spends its time in: most tensor-core work for its length, else the longest."""
     inner = [loop for loop in loops if loop.innermost]
-    tensor = [loop for loop in inner if loop.count(is_tensor)]
+    tensor = [loop for loop in inner if loop.count(tensor_work)]
     if tensor:
         # A masked copy of the main loop holds the same tensor-core work and more of everything else.
-        return max(tensor, key=lambda loop: (loop.count(is_tensor) / len(loop.instructions), -loop.header))
+        return max(tensor, key=lambda loop: (loop.count(tensor_work) / len(loop.instructions), -loop.header))
     return max(inner, key=lambda loop: (len(loop.instructions), -loop.header), default=None)
 
 

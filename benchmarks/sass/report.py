@@ -10,7 +10,7 @@ from .cost import Cost, byte_rate, ceiling, cost_of, flop_rate
 from .loops import Loop, find_loops, hot_loop
 from .machines import MACHINES, Machine
 from .parser import Program
-from .units import UNITS, is_tensor
+from .units import UNITS, tensor_work
 
 NOT_KNOWN = "not known: no published point"
 PRODUCER_WARPS = 4  # a warpgroup that only issues loads, in a warp-specialised kernel
@@ -26,6 +26,7 @@ class Variant:
     program: Program
     warps: int
     facts: dict[str, object]  # registers, spills, ...: printed as they are
+    bulk_bytes: int = 0  # `cost.announced_bytes` of its PTX
 
     @property
     def machine(self) -> Machine:
@@ -38,15 +39,15 @@ class Variant:
     def loops(self) -> list[Loop]:
         """The innermost loops, the hot one first; a kernel without a loop counts as one iteration of itself."""
         loops = find_loops(self.program)
-        hot = hot_loop(loops, is_tensor)
+        hot = hot_loop(loops, tensor_work)
         if hot is None:
             return [Loop(0, tuple(self.program.instructions), innermost=True)]
         others = [loop for loop in loops if loop.innermost and loop is not hot]
-        return [hot, *sorted(others, key=lambda loop: -loop.count(is_tensor))]
+        return [hot, *sorted(others, key=lambda loop: -loop.count(tensor_work))]
 
     def cost(self, loop: Loop) -> Cost:
         warps = self.warps - PRODUCER_WARPS if self.specialised else self.warps
-        return cost_of(loop.instructions, warps, self.machine, specialised=self.specialised)
+        return cost_of(loop.instructions, warps, self.machine, specialised=self.specialised, bulk_bytes=self.bulk_bytes)
 
 
 def render(variants: list[Variant]) -> str:
@@ -96,7 +97,7 @@ def _speed(variant: Variant, cost: Cost) -> dict[str, str]:
     rate, most = flop_rate(cost, machine), ceiling(cost, machine)
     error = calibration.worst_error(cost.schedule) if variant.arch == "sm_90" else None
     out = {
-        "estimate": f"{rate / machine.peak:.0%} of peak, {rate / 1e12:.0f} TFLOP/s",
+        "estimate": f"{rate / machine.peak:.0%} of peak, {rate / 1e12:.0f} TFLOP/s executed",
         "error of the estimate": NOT_KNOWN if error is None else f"up to {error:+.0%} (published attention)",
         "ceiling": f"{most / machine.peak:.0%} of peak, if all units overlapped",
     }

@@ -79,3 +79,11 @@ def tensor_op(instruction: Instruction) -> TensorOp | None:
         if part in _MMA_SHAPES:
             return TensorOp(*_MMA_SHAPES[part], element, 1, True)
     return None
+
+
+def tensor_work(instruction: Instruction) -> int:
+    """FLOPs of a tensor-core instruction, 1 where SASS does not tell its shape, 0 for any other instruction."""
+    if not is_tensor(instruction):
+        return 0
+    op = tensor_op(instruction)
+    return 1 if op is None else op.flop

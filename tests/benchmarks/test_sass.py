@@ -10,11 +10,11 @@ import triton
 from benchmarks.gate import run
 from benchmarks.sass import __main__ as cli
 from benchmarks.sass import calibration
-from benchmarks.sass.cost import OVERLAP, ceiling, cost_of, flop_rate, iteration_cycles, schedule_of
-from benchmarks.sass.loops import find_loops, hot_loop
+from benchmarks.sass.cost import OVERLAP, announced_bytes, ceiling, cost_of, flop_rate, iteration_cycles, schedule_of
+from benchmarks.sass.loops import Loop, find_loops, hot_loop
 from benchmarks.sass.machines import MACHINES
 from benchmarks.sass.parser import Instruction, parse_amdgcn, parse_sass
-from benchmarks.sass.units import access_bytes, is_tensor, tensor_op, unit_of
+from benchmarks.sass.units import access_bytes, is_tensor, tensor_op, tensor_work, unit_of
 
 from .sample_kernels import matmul_row, row_sum_row
 
@@ -96,6 +96,14 @@ def test_the_hot_loop_is_the_one_with_the_most_tensor_work_for_its_length():
     assert hot_loop([], is_tensor) is None
 
 
+def test_narrow_tensor_instructions_do_not_pass_for_much_work():
+    narrow, wide = (Instruction(f"HGMMA.64x{n}x16.F32.BF16", "R24, R4, gdesc[UR8], R24") for n in (32, 128))
+    filler = (Instruction("FADD"),)
+    loops = [Loop(0, (narrow,) * 3 + filler * 9, True), Loop(20, (wide,) * 2 + filler * 10, True)]
+    assert hot_loop(loops, tensor_work) is loops[1]
+    assert tensor_work(Instruction("UTCHMMA")) == 1
+
+
 def test_amd_assembly():
     program = parse_amdgcn(
         "kernel:\n\ts_load_dwordx2 s[2:3], s[0:1], 0x0\n.LBB0_1: ; =>This Inner Loop\n"
@@ -160,6 +168,16 @@ def test_operands_from_shared_memory_can_bind_a_narrow_mma():
     narrow = Instruction("HGMMA.64x32x16.F32.BF16", "R24, gdesc[UR8], R24")
     cost = cost_of([narrow], 4, MACHINES["sm_90"])
     assert cost.cycles["tensor"] == (64 * 16 * 2 + 32 * 16 * 2) / 128  # not 32 / 2
+
+
+def test_bytes_of_bulk_copies():
+    ptx = "@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 32768;\n" * 3
+    assert announced_bytes(ptx) == 32768
+    assert announced_bytes("ld.global.v4.b32 {%r1}, [%rd1];") == 0
+    loop = [Instruction("HGMMA.64x128x16.F32.BF16", "R24, R4, gdesc[UR8], R24")] * 8
+    loop += [Instruction("UTMALDG.4D"), Instruction("SYNCS.ARRIVE.TRANS64"), Instruction("SYNCS.ARRIVE.TRANS64.A1T0")]
+    assert cost_of(loop, 8, MACHINES["sm_90"], bulk_bytes=32768).bytes == 32768
+    assert cost_of(loop, 8, MACHINES["sm_90"]).bytes == 8 * 128 * 16 * 2
 
 
 def test_peaks_are_those_of_the_data_sheets():
