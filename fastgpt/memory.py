@@ -30,10 +30,13 @@ class PeakMemory(TorchDispatchMode):
     with PeakMemory() as memory:
         ...
     memory.peak
+
+    With launch_code, our operators' own allocations count too; without it (fake tensors), only what they return.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, launch_code: bool = True) -> None:
         super().__init__()
+        self.launch_code = launch_code
         self.live = self.peak = 0
         self._alive: set[int] = set()
 
@@ -56,7 +59,7 @@ class PeakMemory(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func.namespace == "fastgpt":
+        if func.namespace == "fastgpt" and self.launch_code:
             with self:  # the launch function's own allocations are what we are after
                 out = _library.launches[func._opname](*args, **(kwargs or {}))
         else:
@@ -73,10 +76,12 @@ def on_paper(arch: str = "sm_90") -> Iterator[PeakMemory]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_runtime.pretend(_runtime.KNOWN_TARGETS[arch]))
         if _runtime.has_triton():
+            from triton.runtime.interpreter import InterpretedFunction
             from triton.runtime.jit import JITFunction
 
-            stack.callback(setattr, JITFunction, "run", JITFunction.run)
-            JITFunction.run = lambda *args, **kwargs: None
+            for kind in (JITFunction, InterpretedFunction):  # the second in a process of TRITON_INTERPRET=1
+                stack.callback(setattr, kind, "run", kind.run)
+                kind.run = lambda *args, **kwargs: None
         stack.enter_context(torch.device("meta"))
         stack.enter_context(_FlashSdpa())
         yield stack.enter_context(PeakMemory())

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from fastgpt.kernels import _runtime
+from fastgpt.memory import PeakMemory
 from tests.support.launches import launches_skipped
-from tests.support.memory import PeakMemory
 
 pytest.importorskip("triton")
 from fastgpt.kernels.linear_cross_entropy import launch, tiles
