@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 from benchmarks import sweep
 from fastgpt.kernels import layer_norm
+from fastgpt.memory import on_paper
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fold_results.py"
 
@@ -22,9 +23,16 @@ def fold():
     return module
 
 
+def asked(work: sweep.Workload) -> list:
+    """The table's answers while `work` runs on paper."""
+    with sweep.answering(work, None) as given, on_paper():
+        sweep.make(work, torch.device("meta"))()
+    return given
+
+
 def test_neighbours_come_first():
     work = next(w for w in sweep.workloads() if w.name == "layer_norm.forward_tile")
-    own = work.tiles.forward_tile(768, (2, 2), False)
+    own = asked(work)[0]
     tiles = sweep.candidates(own, work.fields)
     differences = [sum(a != b for a, b in zip(sweep._as_dict(t).values(), sweep._as_dict(own).values())) for t in tiles]
     assert differences == sorted(differences)
@@ -49,10 +57,7 @@ def test_a_candidate_reaches_the_launch_and_computes_the_same(device, seed):
 @pytest.mark.parametrize("work", {w.name: w for w in sweep.workloads()}.values(), ids=lambda w: w.name)
 def test_every_workload_asks_its_table(work):
     """A renamed table function, or one that is asked no more, would silently sweep nothing."""
-    from fastgpt.memory import on_paper
-
-    with sweep.answering(work, None) as given, on_paper():
-        sweep.make(work, torch.device("meta"))()
+    given = asked(work)
     assert given
     assert set(work.fields) <= set(sweep._as_dict(given[0]))
 
