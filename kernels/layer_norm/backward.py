@@ -45,14 +45,16 @@ def layer_norm_backward(
     Partials     (need_dweight + need_dbias, programs, N) float32
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
-    cols = tl.arange(0, block_n)[None, :]  # (1, block_n)
+    column = tl.arange(0, block_n)  # (block_n,)
+    cols = column[None, :]  # (1, block_n)
     if aligned > 1:
         stride_dym = tl.multiple_of(stride_dym, aligned)
         stride_hm = tl.multiple_of(stride_hm, aligned)
         if DHout is not None:
             stride_dhm = tl.multiple_of(stride_dhm, aligned)
     if Weight is not None:
-        weight = tl.load(Weight + cols, mask=cols < N, other=0.0).to(tl.float32)  # (1, block_n)
+        # One-dimensional, so that a weight of a wider dtype does not impose its layout on the tiles of the loop.
+        weight = tl.load(Weight + column, mask=column < N, other=0.0).to(tl.float32)[None, :]  # (1, block_n)
     # Summed per row of the tile, and over its rows only once, after the loop: no exchange between threads inside it.
     dweight = tl.zeros((block_m, block_n), tl.float32)
     dbias = tl.zeros((block_m, block_n), tl.float32)
@@ -78,7 +80,6 @@ def layer_norm_backward(
             dh = (g - mean_g - xhat * mean_gx) * rstd
             store_input_gradients(dh, DHout, Seed, DH, DX, row, cols, mask, stride_dhm, threshold, scale, N)
 
-    column = tl.arange(0, block_n)  # (block_n,)
     if need_dweight:
         tl.store(Partials + program * N + column, tl.sum(dweight, axis=0), mask=column < N)
     if need_dbias:
