@@ -215,7 +215,7 @@ def sweep(out: Path, seconds: float, only: str | None, arch: str) -> int:
                     error = compiled.result(timeout=max(1.0, stop - time.monotonic()))
                 except (concurrent.futures.TimeoutError, concurrent.futures.process.BrokenProcessPool):
                     break
-                row = {"workload": work.name, "shape": work.shape, "mode": work.mode, "tile": _as_dict(tile)}
+                row = {"workload": work.name, "shape": work.shape, "arch": arch, "tile": _as_dict(tile)}
                 if error is None:
                     error, row["seconds"] = _measure(work, tile)
                 append_row(out, row | {"default": tile == tiles[0][0], "error": error})

@@ -1,26 +1,40 @@
 #!/usr/bin/env python3
 """Put what `gpu_session.sh` brought home into the repository.
 
-    scripts/fold_results.py OUT
+    scripts/fold_results.py OUT [--apply]
 
 Copies OUT/benchmarks.jsonl and OUT/sweep.jsonl to benchmarks/results/ under a name that says GPU, date and commit, and
-prints, for each swept workload, the best tile beside the table's own. The tables in kernels/*/tiles.py give a reason
-with each entry, so a person changes them: take what wins by more than its spread, recompile with `make gate`, and
-commit results, tables and gate together. Then `make readme`.
+prints, for each swept workload, the best tile beside the table's own. With --apply it also rewrites the entries of the
+tables in kernels/attention/tiles.py and kernels/ffn/tiles.py that lost; the other families have rules with reasons, not
+tables, and a person changes those. Then: `make gate`, `make readme`, and one commit with results, tables and gate.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 WORTH_IT = 1.02  # a smaller gain is within the spread of a short sweep
+
+
+class Finding(NamedTuple):
+    """The best tile of one workload; gain is the table's own tile's time over its time."""
+
+    workload: str
+    shape: tuple[int, ...]
+    arch: str
+    own: dict
+    best: dict
+    gain: float
 
 
 def read(path: Path) -> tuple[dict, list[dict]]:
@@ -41,39 +55,103 @@ def stem(environment: dict) -> str:
     return f"gpu-{gpu}-{environment['date']}-{environment['commit']}"
 
 
-def best_tiles(rows: list[dict]) -> list[tuple[str, dict, dict, float]]:
-    """(workload and shape, the table's tile, the best tile, gain) of each workload that has both figures."""
+def best_tiles(rows: list[dict]) -> list[Finding]:
+    """The winner of each workload and shape whose own tile was measured too, in the order of the sweep."""
     groups = defaultdict(list)
     for row in rows:
         if row["error"] is None:
-            groups[f"{row['workload']} {tuple(row['shape'])}"].append(row)
+            groups[row["workload"], tuple(row["shape"]), row["arch"]].append(row)
     found = []
-    for name, members in groups.items():
+    for (workload, shape, arch), members in groups.items():
         own = next((r for r in members if r["default"]), None)
         best = min(members, key=lambda r: r["seconds"])
         if own is not None:
-            found.append((name, own["tile"], best["tile"], own["seconds"] / best["seconds"]))
+            found.append(Finding(workload, shape, arch, own["tile"], best["tile"], own["seconds"] / best["seconds"]))
     return found
+
+
+def entry(finding: Finding, source: str) -> ast.Call | None:
+    """The `Tile(...)` in the source of a tiles.py that answered this workload; None where a rule did."""
+    family, function, *role = finding.workload.split(".")
+    tables = {
+        target.id: node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name) and isinstance(node.value, ast.Dict)
+    }
+    if family == "attention":
+        kind = {"sm_90": "wgmma", "sm_100": "tcgen05"}.get(finding.arch, "mma")
+        rows = _at(_at(tables["TABLE"], kind), 2)
+        head_dims = [ast.literal_eval(key) for key in rows.keys]
+        tiles = _at(rows, min(d for d in head_dims if d >= finding.shape[-1]))
+        return tiles.args[("forward", "dkdv", "dq").index(function)]
+    if family == "ffn":
+        for key in ((finding.arch, "half-tma", *role), (finding.arch, "half-tma"), (finding.arch, "half")):
+            if any(ast.literal_eval(k) == key for k in tables["_TILES"].keys):
+                return _at(tables["_TILES"], key)
+    return None
+
+
+def _at(table: ast.Dict, wanted: object) -> ast.expr:
+    return next(value for key, value in zip(table.keys, table.values) if ast.literal_eval(key) == wanted)
+
+
+def replaced(source: str, call: ast.Call, own: dict, best: dict) -> str:
+    """`source` with this Tile's numbers changed to `best`, in the style in which it is written."""
+    names = list(best)
+    positional, keywords = names[: len(call.args)], {k.arg for k in call.keywords}
+    named = [n for n in names[len(call.args) :] if n in keywords or own[n] != best[n]]
+    text = f"Tile({', '.join([*(str(best[n]) for n in positional), *(f'{n}={best[n]}' for n in named)])})"
+    start = _offset(source, call)
+    return source[:start] + text + source[start + len(ast.get_source_segment(source, call)) :]
+
+
+def _offset(source: str, call: ast.Call) -> int:
+    """Where the call begins, in characters."""
+    lines = source.splitlines(keepends=True)
+    return sum(map(len, lines[: call.lineno - 1])) + len(lines[call.lineno - 1].encode()[: call.col_offset].decode())
+
+
+def apply(findings: list[Finding]) -> None:
+    """Rewrite the table entries that lost. Of shapes that share an entry, the first swept decides."""
+    decided = set()
+    for finding in findings:
+        path = ROOT / "kernels" / finding.workload.split(".")[0] / "tiles.py"
+        source = path.read_text()
+        call = entry(finding, source)
+        # Columns move as entries change; how many tiles stand before this one does not.
+        name = call and (path, source[: _offset(source, call)].count("Tile("))
+        if call is None or name in decided:
+            continue
+        decided.add(name)
+        if finding.gain >= WORTH_IT:
+            path.write_text(replaced(source, call, finding.own, finding.best))
+            print(f"  {path.relative_to(ROOT)}:{call.lineno} changed for {finding.workload}")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path, help="the folder that gpu_session.sh wrote")
-    out = parser.parse_args(argv).out
-    found = [p for p in (out / "benchmarks.jsonl", out / "sweep.jsonl") if p.is_file()]
-    if not found:
-        print(f"error: {out} holds neither benchmarks.jsonl nor sweep.jsonl", file=sys.stderr)
+    parser.add_argument("--apply", action="store_true", help="rewrite the table entries that lost")
+    args = parser.parse_args(argv)
+    paths = [p for p in (args.out / "benchmarks.jsonl", args.out / "sweep.jsonl") if p.is_file()]
+    if not paths:
+        print(f"error: {args.out} holds neither benchmarks.jsonl nor sweep.jsonl", file=sys.stderr)
         return 2
-    for path in found:
+    for path in paths:
         environment, rows = read(path)
         name = stem(environment) if path.stem == "benchmarks" else f"sweep-{stem(environment)}"
         shutil.copyfile(path, RESULTS / f"{name}.jsonl")
         print(f"{len(rows)} figures -> benchmarks/results/{name}.jsonl")
         if path.stem == "sweep":
-            for workload, own, best, gain in best_tiles(rows):
-                changes = {k: (own[k], v) for k, v in best.items() if own[k] != v}
-                verdict = f"{gain:.2f}x with {changes}" if gain >= WORTH_IT else "the table's tile is best"
-                print(f"  {workload}: {verdict}")
+            findings = best_tiles(rows)
+            for f in findings:
+                changes = {k: (f.own[k], v) for k, v in f.best.items() if f.own[k] != v}
+                verdict = f"{f.gain:.2f}x with {changes}" if f.gain >= WORTH_IT else "the table's tile is best"
+                print(f"  {f.workload} {f.shape}: {verdict}")
+            if args.apply:
+                apply(findings)
     return 0
 
 

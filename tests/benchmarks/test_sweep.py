@@ -68,20 +68,56 @@ def test_no_gpu_is_said(capsys, monkeypatch):
     assert "no CUDA GPU" in capsys.readouterr().err
 
 
+ENVIRONMENT = {"environment": {"gpu": "NVIDIA H200", "date": "2026-01-01", "commit": "abc"}}
+
+
+def figure(seconds: float | None, tile: dict, *, default: bool = False, workload: str = "w", shape=(1,)) -> dict:
+    error = None if seconds else "out of resources"
+    return {
+        "workload": workload, "shape": shape, "arch": "sm_90", "tile": tile, "seconds": seconds, "default": default,
+        "error": error,
+    }  # fmt: skip
+
+
 def test_fold_names_the_winner(fold, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fold, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
-    environment = {"environment": {"gpu": "NVIDIA H200", "date": "2026-01-01", "commit": "abc"}}
-    row = {"workload": "w", "shape": [1], "tile": {"block_m": 64}, "seconds": 2.0, "default": True, "error": None}
-    faster = row | {"tile": {"block_m": 128}, "seconds": 1.0, "default": False}
-    failed = row | {"tile": {"block_m": 256}, "seconds": None, "default": False, "error": "out of resources"}
-    lines = [json.dumps(r) for r in (environment, row, faster, failed)]
+    rows = [figure(2.0, {"block_m": 64}, default=True), figure(1.0, {"block_m": 128}), figure(None, {"block_m": 256})]
+    lines = [json.dumps(r) for r in (ENVIRONMENT, *rows)]
     (tmp_path / "sweep.jsonl").write_text("\n".join(lines) + '\n{"workload": "cut')
     assert fold.main([str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert "2.00x with {'block_m': (64, 128)}" in said.out
     assert "line 5 is cut off" in said.err
     assert (tmp_path / "results" / "sweep-gpu-nvidia-h200-2026-01-01-abc.jsonl").is_file()
+
+
+@pytest.mark.parametrize("name", ["attention.forward", "attention.dkdv", "attention.dq", "ffn.product_tile.up"])
+def test_apply_changes_the_entry_that_answered_and_no_other(fold, tmp_path, monkeypatch, name):
+    work = next(w for w in sweep.workloads() if w.name == name)
+    own = sweep._as_dict(asked(work)[0])
+    best = own | {"num_stages": own["num_stages"] + 1}
+    family = tmp_path / "kernels" / work.family
+    family.mkdir(parents=True)
+    old = (SCRIPT.parents[1] / "kernels" / work.family / "tiles.py").read_text()
+    (family / "tiles.py").write_text(old)
+    monkeypatch.setattr(fold, "ROOT", tmp_path)
+    rows = [figure(2.0, own, default=True, workload=name, shape=work.shape)]
+    rows += [figure(1.0, best, workload=name, shape=work.shape)]
+    fold.apply(fold.best_tiles(rows))
+    new = (family / "tiles.py").read_text()
+    before, after = ({}, {})
+    for source, names in ((old, before), (new, after)):
+        module = type(work.tiles)(work.tiles.__name__)
+        module.__package__ = work.tiles.__package__
+        exec(compile(source, "tiles.py", "exec"), module.__dict__)
+        names.update(module.__dict__)
+    # As the launch asks: through a module that holds the new table.
+    monkeypatch.setattr(work.tiles, work.function, after[work.function])
+    assert sweep._as_dict(asked(work)[0]) == best
+    changed = [(a, b) for a, b in zip(old.splitlines(), new.splitlines()) if a != b]
+    assert len(changed) == 1
+    assert len(old.splitlines()) == len(new.splitlines())
 
 
 def test_fold_refuses_an_empty_folder(fold, tmp_path, capsys):

@@ -47,6 +47,26 @@ def test_paper_equals_a_real_step():
     assert paper.peak - paper.parameters - paper.optimizer - idx.nbytes == memory.peak
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["fastgpt", "torch"])
+def test_paper_agrees_with_a_gpu(name):
+    """GPT-2's width and vocabulary, four layers: the allocator rounds, and libraries take workspaces, within a tenth."""
+    config = GPTConfig(50257, 512, 4, 12, 768, **IMPLEMENTATION_SETS[name])
+    paper = training_step(config, 8, 512)
+    model = GPT(config).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    idx = torch.randint(50257, (8, 512), device="cuda")
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(idx, idx, return_logits=False).loss
+        loss.backward()
+        measured = torch.cuda.max_memory_allocated()
+        optimizer.step()
+    assert abs(paper.peak - measured) <= 0.1 * measured
+
+
 def test_workspaces_count():
     """A launch allocates more than it returns (delta, in attention's backward): the paper must show it."""
     q, k, v = (meta(1, 4, 512, 64) for _ in range(3))
