@@ -50,7 +50,7 @@ def test_paper_equals_a_real_step():
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["fastgpt", "torch"])
 def test_paper_agrees_with_a_gpu(name):
-    """GPT-2's width and vocabulary, four layers: the allocator rounds, and libraries take workspaces, within a tenth."""
+    """GPT-2's width and vocabulary, four layers: allocator and libraries add less than a tenth."""
     config = GPTConfig(50257, 512, 4, 12, 768, **IMPLEMENTATION_SETS[name])
     paper = training_step(config, 8, 512)
     model = GPT(config).cuda()
