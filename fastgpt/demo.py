@@ -36,7 +36,7 @@ class DemoConfig:
 
     runs_dir: str = "runs"
     """Folder of all runs; the demo writes <runs_dir>/demo."""
-    seconds: float = 90.0
+    seconds: float = 60.0
     """Time for training, seconds of this machine: the number of steps is chosen to fit, 300 to `max_steps`."""
     max_steps: int = 1000
     """Most parameter updates."""
