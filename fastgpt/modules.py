@@ -69,9 +69,10 @@ class CausalSelfAttention(nn.Module):
         """q (B, H, T, D) and k, v (B, H_kv, T, D): views of one packed projection, none of them copied."""
         H, H_kv = self.n_heads, self.n_kv_heads
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, (H + 2 H_kv) · D)
-        heads = qkv.unflatten(-1, (H + 2 * H_kv, self.head_dim)).transpose(1, 2)  # (B, H + 2 H_kv, T, D)
-        q, k, v = heads.split((H, H_kv, H_kv), dim=1)
-        return q, k, v
+        heads = qkv.unflatten(-1, (H + 2 * H_kv, self.head_dim))  # (B, T, H + 2 H_kv, D)
+        # Split, then transpose: the gradients come laid out as (B, T, heads, D), and are put together in one copy.
+        q, k, v = heads.split((H, H_kv, H_kv), dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, H, T_q, D); k, v (B, H_kv, T_k, D); the last query stands at the last key. Returns (B, H, T_q, D)."""

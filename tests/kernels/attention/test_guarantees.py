@@ -217,6 +217,8 @@ def test_more_elements_than_int32_counts(device):
     pytest.importorskip("triton")
     from benchmarks.gate.offline import offline
 
+    if op._runtime.INTERPRETED_PROCESS:
+        pytest.skip("TRITON_INTERPRET=1 leaves nothing to compile in this process")
     with offline("sm_80") as compiled:
         q, k, v = (
             torch.empty(1, 1, 1, 64, dtype=torch.float16, device="meta").expand(512, 2**15, 4, 64) for _ in "qkv"
