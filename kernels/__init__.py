@@ -4,6 +4,9 @@ Every function works on CUDA tensors (and on CPU tensors inside `interpret()`), 
 the same name and signature in `fastgpt.kernels.reference`.
 """
 
+if __name__ == "kernels":  # the root of the source tree is on sys.path, and somebody wants another project's package
+    raise ImportError("this folder is fastgpt.kernels, and not the package called `kernels`")
+
 from . import _runtime, reference
 from .attention import flash_attention
 from .attention.sdpa import scaled_dot_product_attention

@@ -32,6 +32,8 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
     `add_bias_kv`, `add_zero_attn`, head_dim above 256, float64, nested tensors, and devices without Triton.
     """
 
+    fastgpt_part = "attn"  # for `fastgpt.implementations`
+
     def extra_repr(self) -> str:
         parts = [f"embed_dim={self.embed_dim}", f"num_heads={self.num_heads}"]
         if self.dropout:

@@ -86,6 +86,7 @@ def attention_weights(
     left, right = window_bounds(window, causal)
     right = 0 if causal else right
     row_start, row_count, row_step = _resolve_rows(rows, T_q)
+    key_lengths, key_starts = (None if x is None else x.contiguous() for x in (key_lengths, key_starts))
     return _OP(
         q, k, lse, _resolve_heads(heads, num_heads), row_start, row_count, row_step,
         1.0 / math.sqrt(head_dim) if softmax_scale is None else float(softmax_scale),

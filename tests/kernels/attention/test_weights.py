@@ -124,6 +124,16 @@ def test_any_strides(device, seed):
     assert_right(q, k, lse, {"document_ids": torch.stack([ids, ids], dim=-1)[..., 0].expand(2, -1)})
 
 
+def test_strided_lengths(device, seed):
+    """Lengths that are a column of a larger tensor: every other number belongs to somebody else."""
+    q, k = inputs(device, 40, 40)
+    columns = torch.tensor([[30, 5], [40, 9]], device=device)
+    options = {"key_lengths": columns[:, 0], "key_starts": columns[:, 1]}
+    dense = {name: x.contiguous() for name, x in options.items()}
+    lse = fast_lse(q, k, **dense)
+    assert torch.equal(attention_weights(q, k, lse, **options), attention_weights(q, k, lse, **dense))
+
+
 def test_offsets_beyond_2_to_the_31(device, seed):
     """Rows and heads 2^30 elements apart: the storage is reserved, and but a few pages of it are touched."""
     if device.type == "cuda":
