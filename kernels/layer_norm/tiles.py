@@ -31,6 +31,9 @@ from .._runtime import Target
 
 # Longest row that fits into a program's registers without spilling (compiled for sm_80, sm_90 and sm_100). A program
 # has 65536 registers at most: 32768 float32 elements and what it takes to compute with them.
+# Beyond, the forward walks over a row twice: 65536 float32 elements are 256 KB, the whole register file. As 16-bit
+# elements they fit, but without spills only where rows start on 16-byte boundaries (VARIANTS.md). A row's bits must not
+# depend on that, and so all dtypes are walked over twice.
 LONGEST_FORWARD = 32768
 LONGEST_BACKWARD = 16384  # h and dy
 LONGEST_SUMMED = 8192  # h, dy, dweight and dbias
