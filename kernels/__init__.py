@@ -4,18 +4,6 @@ Every function works on CUDA tensors (and on CPU tensors inside `interpret()`), 
 the same name and signature in `fastgpt.kernels.reference`.
 """
 
-if __name__ == "kernels":  # the root of the source tree is on sys.path, and somebody wants another project's package
-    raise ImportError("this folder is fastgpt.kernels, and not the package called `kernels`")
-
-from . import _runtime, reference
-from .attention import flash_attention
-from .attention.sdpa import scaled_dot_product_attention
-from .attention.weights import attention_weights
-from .ffn.op import gelu_ffn, linear_gelu
-from .interpreter import interpret
-from .layer_norm import add_layer_norm, layer_norm, recompute_normed
-from .linear_cross_entropy import cross_entropy, linear_cross_entropy
-
 __all__ = [
     "add_layer_norm",
     "attention_weights",
@@ -31,7 +19,19 @@ __all__ = [
     "scaled_dot_product_attention",
 ]
 
-if _runtime.INTERPRETED_PROCESS:
-    from .interpreter.context import prepare_process as _prepare_process
+# With the root of the source tree on sys.path, this folder is also found as `kernels`, a package of Hugging Face's that
+# transformers looks for. Under that name it is empty, and transformers goes on without.
+if __name__ != "kernels":
+    from . import _runtime, reference
+    from .attention import flash_attention
+    from .attention.sdpa import scaled_dot_product_attention
+    from .attention.weights import attention_weights
+    from .ffn.op import gelu_ffn, linear_gelu
+    from .interpreter import interpret
+    from .layer_norm import add_layer_norm, layer_norm, recompute_normed
+    from .linear_cross_entropy import cross_entropy, linear_cross_entropy
 
-    _prepare_process()
+    if _runtime.INTERPRETED_PROCESS:
+        from .interpreter.context import prepare_process as _prepare_process
+
+        _prepare_process()

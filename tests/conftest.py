@@ -7,7 +7,6 @@ checker) switched on for the test. The same test files serve both.
 from __future__ import annotations
 
 import os
-import sys
 import zlib
 
 import pytest
@@ -16,9 +15,6 @@ import torch
 # The interpreter's many small matrix products run slower, not faster, on contending BLAS threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 torch.set_num_threads(1)
-
-# pytest puts the repository root on sys.path, where transformers would take our folder for Hugging Face's `kernels`.
-sys.modules.setdefault("kernels", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
