@@ -48,7 +48,10 @@ def interpret(*, check_bounds: bool = True, target: _runtime.Target | None = Non
 
 
 def prepare_process() -> None:
-    """In a process started with TRITON_INTERPRET=1: mend bfloat16. Launch modules call it when they are imported."""
+    """Mend bfloat16; what `interpret()` does, and `fastgpt.kernels` itself in a process with TRITON_INTERPRET=1."""
+    # Triton imports this at the first launch, when the language is patched; Python 3.10 cannot inspect the patches.
+    import triton.experimental.gluon  # noqa: F401
+
     from . import bfloat16
 
     bfloat16.install()
