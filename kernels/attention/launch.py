@@ -121,7 +121,7 @@ def descriptors(target: _runtime.Target, x: Tensor, rows: int) -> tuple[TensorDe
 
     The copy engine wants a contiguous last dimension, and 16-byte alignment of the address and of every stride.
     """
-    if not tiles.loads_by_tma(target, x.shape[2]) or x.stride(3) != 1 or x.data_ptr() % 16:
+    if not tiles.loads_by_tma(target, x.element_size(), x.shape[2]) or x.stride(3) != 1 or x.data_ptr() % 16:
         return None, None
     B, H, T, D = x.shape
     # The stride of a dimension of size 1 is never used, and may be anything.

@@ -119,13 +119,16 @@ def kind_of(target: _runtime.Target) -> str:
     return "tcgen05" if 100 <= target.capability < 120 else "mma"
 
 
-def loads_by_tma(target: _runtime.Target, rows: int) -> bool:
+def loads_by_tma(target: _runtime.Target, itemsize: int, rows: int) -> bool:
     """Whether K and V (Q and dO in dK/dV) of this length are loaded by the copy engine, alignment permitting.
+
+    Not float32: its products run on the CUDA cores, whose operands go through registers, and a tile that arrives whole
+    spills (up to 2.7 KB a thread).
 
     sm_120 has one too, but feeds mma.sync from registers: there the loads that TMA replaces are not what limits it, and
     ptxas spilled up to 60 bytes with it and none without.
     """
-    return target.has_tma and kind_of(target) != "mma" and rows >= MIN_TMA_ROWS
+    return rows >= MIN_TMA_ROWS and itemsize == 2 and kind_of(target) in ("wgmma", "tcgen05")
 
 
 def forward(
@@ -151,6 +154,8 @@ def _large_and_small(target: _runtime.Target, itemsize: int, head_dim: int, room
     rows = TABLE[kind][itemsize]
     if target.arch == "sm_75":  # 64 KB of shared memory: the tiles of twice the head_dim
         head_dim = min(2 * head_dim, 256)
+    if itemsize == 2 and head_dim > 64 and head_dim % 16:  # masks of the head_dim take registers too
+        head_dim = 256
     large = rows[min(d for d in rows if d >= head_dim)]
     if roomy and itemsize == 2:
         large = next((t for d, t in ROOMY.get(kind, {}).items() if d >= head_dim), large)
