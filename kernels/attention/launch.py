@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 from torch import Tensor
@@ -31,7 +33,7 @@ def forward(
     target = _runtime.target_of(q)
     tile = tiles.forward(target, q.element_size(), D, roomy=dropout_p > 0.0, T_q=T_q, heads=B * H)
     d_a, d_b = tiles.split_head_dim(D)
-    num_tiles = triton.cdiv(T_q, tile.block_m)
+    num_tiles = -(-T_q // tile.block_m)
     lower, upper = band(T_q, T_k, causal, left, right)
     with _runtime.on_device_of(q):
         ranges = document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False)
@@ -117,20 +119,45 @@ def empty_heads_last(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
 
 
 def descriptors(target: _runtime.Target, x: Tensor, rows: int) -> tuple[TensorDescriptor | None, ...]:
-    """TMA descriptors of x (B, H, T, D) for its two tiles (rows, d_a) and (rows, d_b); None where pointers must serve.
+    """TMA descriptors of x (B, H, T, D) for its tiles (rows, d_a) and (rows, d_b); None where pointers must serve."""
+    if x.shape[2] < tiles.MIN_TMA_ROWS or x.data_ptr() % 16:
+        return None, None
+    a, b = descriptor_fields(target, x.dtype, x.shape, x.stride(), rows)
+    return _descriptor(x, a), _descriptor(x, b)
 
-    The copy engine wants a contiguous last dimension, and 16-byte alignment of the address and of every stride.
+
+@functools.lru_cache(maxsize=1024)
+def descriptor_fields(
+    target: _runtime.Target, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], rows: int
+) -> tuple[dict | None, dict | None]:
+    """What the two descriptors of a tensor of this layout hold besides the tensor; None where pointers must serve.
+
+    The copy engine wants a contiguous last dimension, and 16-byte alignment of every stride. Triton checks this each
+    time that a descriptor is made, which takes longer than all the rest of a launch: here it does so once a layout.
     """
-    if not tiles.loads_by_tma(target, x.element_size(), x.shape[2]) or x.stride(3) != 1 or x.data_ptr() % 16:
+    if not tiles.loads_by_tma(target, dtype.itemsize, shape[2]) or stride[3] != 1:
         return None, None
-    B, H, T, D = x.shape
     # The stride of a dimension of size 1 is never used, and may be anything.
-    strides = [s if n > 1 else 16 for n, s in zip(x.shape[:3], x.stride())]
-    if any(s * x.element_size() % 16 or s <= 0 for s in strides):
+    strides = [s if n > 1 else 16 for n, s in zip(shape[:3], stride)]
+    if any(s * dtype.itemsize % 16 or s <= 0 for s in strides):
         return None, None
-    d_a, d_b = tiles.split_head_dim(D)
-    a, b = (TensorDescriptor(x, [B, H, T, D], [*strides, 1], [1, 1, rows, d]) if d else None for d in (d_a, d_b))
-    return a, b
+
+    def fields(columns: int) -> dict | None:
+        if not columns:
+            return None
+        nothing = torch.empty(0, dtype=dtype, device="meta")
+        return vars(TensorDescriptor(nothing, [*shape], [*strides, 1], [1, 1, rows, columns]))
+
+    d_a, d_b = tiles.split_head_dim(shape[3])
+    return fields(d_a), fields(d_b)
+
+
+def _descriptor(x: Tensor, fields: dict | None) -> TensorDescriptor | None:
+    if fields is None:
+        return None
+    descriptor = object.__new__(TensorDescriptor)
+    descriptor.__dict__.update(fields, base=x)
+    return descriptor
 
 
 def band(T_q: int, T_k: int, causal: bool, left: int, right: int) -> tuple[int | None, int | None]:
@@ -160,7 +187,10 @@ def document_ranges(document_ids: Tensor | None, T_q: int, T_k: int, block: int,
 
 def has_wide_strides(*tensors: Tensor) -> bool:
     """Whether offsets inside one tile (at most 256 on a side) may pass 2^31."""
-    return any(max(x.stride(2), x.stride(3)) >= 2**22 for x in tensors)
+    for x in tensors:  # noqa: SIM110 (a generator takes twice as long, on every call)
+        if x.stride(2) >= 2**22 or x.stride(3) >= 2**22:
+            return True
+    return False
 
 
 def dot_precision(dtype: torch.dtype) -> str:

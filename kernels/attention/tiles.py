@@ -110,6 +110,7 @@ L2_BYTES = {
 }  # fmt: skip
 
 
+@functools.cache
 def kind_of(target: _runtime.Target) -> str:
     """Which part of TABLE serves `target`: named after its tensor-core instruction."""
     if target.backend == "hip":
@@ -172,6 +173,7 @@ def _for_rows(tiles: tuple[Tiles, Tiles], kernel: int, target: _runtime.Target, 
     return small if -(-rows // large[side]) * heads < target.num_sms else large
 
 
+@functools.cache
 def split_head_dim(head_dim: int) -> tuple[int, int]:
     """(d_a, d_b) powers of two (d_b may be 0) whose sum is at least head_dim, with the least padding.
 
@@ -185,6 +187,7 @@ def split_head_dim(head_dim: int) -> tuple[int, int]:
     return (d_a, 0) if rest == 0 else (d_a, max(16, 1 << (rest - 1).bit_length()))
 
 
+@functools.lru_cache(maxsize=1024)
 def heads_per_section(target: _runtime.Target, bytes_per_head: int, group: int) -> int:
     """How many query heads share L2 with half of it kept free; whole groups, as they read the same K and V."""
     return group * max(1, L2_BYTES.get(target.arch, 32 << 20) // 2 // max(1, bytes_per_head))
