@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastgpt import GPTConfig
+from fastgpt import GPT, GPTConfig
 from fastgpt.config import IMPLEMENTATION_SETS
 from fastgpt.kernels import flash_attention, linear_cross_entropy, reference
 from fastgpt.memory import peak_bytes, saved_bytes, training_step
@@ -58,6 +58,18 @@ def model_peaks(implementation: str, lengths: Sequence[int] = LENGTHS, n_layers:
     return peaks
 
 
+def block_peaks(implementation: str, lengths: Sequence[int] = LENGTHS) -> list[int]:
+    """Peak bytes of forward + backward of one bfloat16 block of GPT-2 124M's width, beyond weights and inputs."""
+    width, peaks = HEADS * HEAD_DIM, []
+    for T in lengths:
+        config = GPTConfig(1, 1, 1, HEADS, width, **IMPLEMENTATION_SETS[implementation])
+        with torch.device("meta"):
+            block = GPT(config).blocks[0].bfloat16()
+            inputs = [torch.empty(1, T, width, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
+        peaks.append(peak_bytes(lambda x, residual, block=block: sum(block(x, residual)), inputs))
+    return peaks
+
+
 def loss_peaks(chunk_counts: Sequence[int] = (1, 2, 4, 8, 16), N: int = 16384, d: int = 768, V: int = 50257):
     """{"eager": bytes, "1": bytes with one chunk, ...}: forward + backward of head and loss, beyond the inputs."""
     with torch.device("meta"):
@@ -73,12 +85,15 @@ def loss_peaks(chunk_counts: Sequence[int] = (1, 2, 4, 8, 16), N: int = 16384, d
 def collect() -> dict:
     """Everything that the committed file holds."""
     attention = {name: attention_peaks(name) for name in ATTENTION}
+    block = {name: block_peaks(name) for name in IMPLEMENTATION_SETS}
     model = {name: model_peaks(name) for name in IMPLEMENTATION_SETS}
     return {
         "lengths": LENGTHS,
         "attention": attention,
         "attention_slope": {name: round(slope(LENGTHS, sizes), 3) for name, sizes in attention.items()},
         "attention_saved": {name: saved_bytes(ATTENTION[name], qkv(4096)) for name in ATTENTION},
+        "block": block,
+        "block_slope": {name: round(slope(LENGTHS, sizes), 3) for name, sizes in block.items()},
         "model": model,
         "model_slope": {name: round(slope(LENGTHS[2:], sizes[2:]), 3) for name, sizes in model.items()},
         "linear_cross_entropy": loss_peaks(),

@@ -37,7 +37,11 @@ def memory_table() -> str:
     columns = [n for n in found["lengths"] if n in (1024, 8192, 65536, 131072)]
     at = [found["lengths"].index(n) for n in columns]
     body = []
-    for title, key in (("attention, forward + backward", "attention"), ("GPT-2 124M, training step", "model")):
+    for title, key in (
+        ("attention, forward + backward", "attention"),
+        ("block, forward + backward", "block"),
+        ("GPT-2 124M, training step", "model"),
+    ):
         for name, sizes in found[key].items():
             slope = f"{found[f'{key}_slope'][name]:.2f}"
             body.append([f"{title}: {name}", *(gib(sizes[i]) for i in at), slope])

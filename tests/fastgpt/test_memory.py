@@ -98,6 +98,12 @@ def test_attention_grows_with_T():
     assert table.slope(lengths, table.attention_peaks("reference", lengths)) >= 1.9
 
 
+def test_block_grows_with_T():
+    lengths = [1024, 8192, 65536]
+    assert table.slope(lengths, table.block_peaks("fastgpt", lengths)) <= 1.05
+    assert table.slope(lengths, table.block_peaks("reference", lengths)) >= 1.8  # at 1024 the linear part still counts
+
+
 def test_model_grows_with_T():
     lengths = [4096, 16384, 131072]
     ours = table.model_peaks("fastgpt", lengths, n_layers=1)
