@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -238,9 +238,3 @@ def largest_batch(config: GPTConfig, seq_len: int, gpu_bytes: int, *, autocast: 
     while batch > 0 and peak(batch) > gpu_bytes:  # the loss's chunks make it not quite a line
         batch -= max(1, batch // 100)
     return batch
-
-
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers, shared ones once."""
-    tensors = {t.untyped_storage()._cdata: t for t in (*module.parameters(), *module.buffers())}
-    return sum(t.untyped_storage().nbytes() for t in tensors.values())
