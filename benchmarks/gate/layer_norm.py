@@ -36,6 +36,12 @@ def rows() -> Iterator[Row]:
     yield from _both(256, bf16, bf16, WIDE)
     yield from _both(16384, bf16, bf16, WIDE)
     yield from _both(32768, fp32, fp32, WIDE)
+    yield from _both(65536, bf16, bf16, WIDE)
+    yield _row("fwd", 65536, fp16, fp32, WIDE)
+    yield _row("fwd", 65535, bf16, bf16, frozenset())
+    yield _row("fwd", 49152, fp32, fp32, WIDE)
+    yield _row("fwd", 65536, fp32, fp32, WIDE - NO_SPILLS)  # a row as large as the register file
+    yield _row("fwd", 65544, bf16, bf16, WIDE)
     yield from _both(65536, bf16, bf16, WIDE, residual=fp32, p=0.1)
     # Rows that begin 2 bytes too late for 16-byte loads: slow, but it must compile.
     yield Row("layer_norm", "fwd-n768-bf16-unaligned", _call(768, bf16, bf16, "fwd", None, 0.0, stride=769), NO_SPILLS)

@@ -11,7 +11,7 @@ dx = dh · dropout factor, with the mask drawn again from its seed.
 import triton
 import triton.language as tl
 
-from .forward import dropout_factor, row_indices
+from .forward import dropout_factor, elements, row_indices
 
 
 @triton.jit
@@ -38,8 +38,8 @@ def layer_norm_backward(
 ):  # fmt: skip
     """A fixed number of programs walk over the rows, `block_m` at a time, each summing its own rows' weight gradients.
 
-    DY, H        (M, N) with row strides; H is what was normalised: x, or the new residual
-    DHout        (M, N) with row stride: the gradient of the new residual, or None
+    DY, H        (M, N) with row strides in units of `aligned` elements; H is what was normalised: x, or the new residual
+    DHout        (M, N) likewise: the gradient of the new residual, or None
     Stats        (2, M) float32: mean, rstd
     DH, DX       (M, N) contiguous, None where not asked for: gradients of h (the residual) and of the dropped x
     Partials     (need_dweight + need_dbias, programs, N) float32
@@ -47,11 +47,8 @@ def layer_norm_backward(
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, block_n)  # (block_n,)
     cols = column[None, :]  # (1, block_n)
-    if aligned > 1:
-        stride_dym = tl.multiple_of(stride_dym, aligned)
-        stride_hm = tl.multiple_of(stride_hm, aligned)
-        if DHout is not None:
-            stride_dhm = tl.multiple_of(stride_dhm, aligned)
+    stride_dym, stride_hm = elements(stride_dym, aligned), elements(stride_hm, aligned)
+    stride_dhm = elements(stride_dhm, aligned)
     if Weight is not None:
         # One-dimensional, so that a weight of a wider dtype does not impose its layout on the tiles of the loop.
         weight = tl.load(Weight + column, mask=column < N, other=0.0).to(tl.float32)[None, :]  # (1, block_n)

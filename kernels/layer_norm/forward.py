@@ -20,6 +20,12 @@ def row_indices(tile, block_m: tl.constexpr):
 
 
 @triton.jit
+def elements(stride, aligned: tl.constexpr):
+    """A row stride given in units of `aligned` elements: in int64 elements, and visibly a multiple of `aligned`."""
+    return tl.cast(stride, tl.int64) * aligned
+
+
+@triton.jit
 def dropout_factor(Seed, row, cols, threshold, scale):
     """What dropout multiplies each element by: `scale` = 1 / (1 - p) where it is kept, else 0. Shape of row x cols."""
     plane = tl.full((1, 1), 0, tl.int32)
@@ -61,20 +67,18 @@ def layer_norm_forward(
 ):  # fmt: skip
     """One program normalises rows [block_m · program, block_m · (program + 1)).
 
-    X, Residual      (M, N) with row strides stride_xm, stride_rm; Residual None for plain layer_norm
+    X, Residual      (M, N) with row strides of aligned · stride_xm, aligned · stride_rm elements; Residual None for
+                     plain layer_norm
     Weight, Bias     (N,) or None
     Seed             (2,) int64 (seed, offset) of the dropout, or None
     Y, NewResidual   (M, N) contiguous; NewResidual None for plain layer_norm
     Stats            (2, M) float32: mean, rstd
-    aligned          elements that every row start is known to be a multiple of (16-byte loads need 16 bytes)
+    aligned          elements that every row start is a multiple of (16-byte loads need 16 bytes)
     """
     row = row_indices(tl.program_id(0), block_m)  # (block_m, 1)
     cols = tl.arange(0, block_n)[None, :]  # (1, block_n)
     mask = (row < M) & (cols < N)  # (block_m, block_n)
-    if aligned > 1:
-        stride_xm = tl.multiple_of(stride_xm, aligned)
-        if Residual is not None:
-            stride_rm = tl.multiple_of(stride_rm, aligned)
+    stride_xm, stride_rm = elements(stride_xm, aligned), elements(stride_rm, aligned)
 
     h = load_h(X, Residual, Seed, row, cols, mask, stride_xm, stride_rm, threshold, scale)
     if Residual is not None:
@@ -101,8 +105,7 @@ def normalise_rows_again(
     row = row_indices(tl.program_id(0), block_m)  # (block_m, 1)
     cols = tl.program_id(1) * block_n + tl.arange(0, block_n)[None, :]  # (1, block_n)
     mask = (row < M) & (cols < N)  # (block_m, block_n)
-    if aligned > 1:
-        stride_hm = tl.multiple_of(stride_hm, aligned)
+    stride_hm = elements(stride_hm, aligned)
     h = tl.load(H + row * stride_hm + cols, mask=mask, other=0.0).to(tl.float32)
     mean = tl.load(Stats + row, mask=row < M, other=0.0)  # (block_m, 1)
     rstd = tl.load(Stats + M + row, mask=row < M, other=0.0)

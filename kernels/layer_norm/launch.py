@@ -16,6 +16,7 @@ from .._random import drop_threshold
 from . import tiles
 from .backward import layer_norm_backward, reduce_partials
 from .forward import layer_norm_forward, normalise_rows_again
+from .held_rows import layer_norm_forward_held
 from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_forward_long
 
 
@@ -33,8 +34,9 @@ def as_rows(x: Tensor, M: int, N: int) -> tuple[Tensor, int]:
 def alignment(N: int, *rows: tuple[Tensor, int]) -> int:
     """Elements in 16 bytes of the narrowest tensor if every row of every tensor starts on such a boundary, else 1.
 
-    Triton loads 16 bytes per instruction only if it is told, and a row of 1032 columns does not tell by itself. There
-    is nothing in between 1 and 16 bytes, so that a row's bits do not depend on where its tensor happens to start.
+    Triton loads 16 bytes per instruction only if it sees that it can, which a row stride of 1032 does not show: kernels
+    take strides in units of the alignment. There is nothing in between 1 and 16 bytes, so that a row's bits do not
+    depend on where its tensor happens to start.
     """
     elements = 16 // min(tensor.element_size() for tensor, _ in rows)
     if N % elements:
@@ -68,18 +70,25 @@ def forward(
         return y, new_residual, stats
     inputs = [as_rows(x, M, N)] + ([] if residual is None else [as_rows(residual, M, N)])
     (x_rows, stride_xm), (residual_rows, stride_rm) = inputs[0], (inputs[1:] or [(None, 0)])[0]
+    aligned = alignment(N, *inputs)
     arguments = (
         x_rows, residual_rows, contiguous(weight), contiguous(bias), seed,
         y, None if residual is None else new_residual, stats,
-        M, stride_xm, stride_rm, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
+        M, stride_xm // aligned, stride_rm // aligned, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
     )  # fmt: skip
     tile = tiles.forward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(x))
-    aligned = alignment(N, *inputs)
     with _runtime.on_device_of(x):
-        if tile.long:
+        if tile.held:
+            layer_norm_forward_held[(M,)](
+                x_rows, contiguous(weight), contiguous(bias), y, stats, M, stride_xm // aligned, eps, 0,
+                N=N, aligned=aligned, block_n=tile.block_n, tiles=triton.cdiv(N, tile.block_n),
+                num_warps=tile.num_warps,
+            )  # fmt: skip
+        elif tile.long:
             layer_norm_forward_long[(M,)](
-                *arguments, N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps
-            )
+                *arguments,
+                N=N, aligned=aligned, block_n=tile.block_n, stages=tile.stages, num_warps=tile.num_warps,
+            )  # fmt: skip
         else:
             layer_norm_forward[(triton.cdiv(M, tile.block_m),)](
                 *arguments, N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps
@@ -96,11 +105,11 @@ def normalise_again(
     if y.numel() == 0:
         return y
     (H, stride_hm), tile = as_rows(h, M, N), tiles.NORMALISE_AGAIN
+    aligned = alignment(N, (H, stride_hm))
     with _runtime.on_device_of(h):
         normalise_rows_again[(triton.cdiv(M, tile.block_m), triton.cdiv(N, tile.block_n))](
-            H, contiguous(weight), contiguous(bias), y, stats, M, stride_hm,
-            N=N, aligned=alignment(N, (H, stride_hm)), block_m=tile.block_m, block_n=tile.block_n,
-            num_warps=tile.num_warps,
+            H, contiguous(weight), contiguous(bias), y, stats, M, stride_hm // aligned,
+            N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps,
         )  # fmt: skip
     return y
 
@@ -137,9 +146,9 @@ def backward(
     sums = [t for t, dtype in ((dweight, dweight_dtype), (dbias, dbias_dtype)) if dtype is not None]
 
     inputs = [as_rows(dy, M, N), as_rows(h, M, N)] + ([] if dh_out is None else [as_rows(dh_out, M, N)])
-    (DY, stride_dym), (H, stride_hm), (DHout, stride_dhm) = (*inputs, (None, 0))[:3]
-    scalars = (M, stride_dym, stride_dhm, stride_hm, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
     aligned = alignment(N, *inputs)
+    (DY, stride_dym), (H, stride_hm), (DHout, stride_dhm) = ((t, s // aligned) for t, s in (*inputs, (None, 0))[:3])
+    scalars = (M, stride_dym, stride_dhm, stride_hm, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
     tile = tiles.backward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(h))
     with _runtime.on_device_of(h):
         summed = bool(sums) and N <= tiles.LONGEST_SUMMED  # on the way, by the kernel that computes dh

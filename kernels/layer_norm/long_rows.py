@@ -1,6 +1,6 @@
 """Device code: LayerNorm of rows too long for the registers of one program.
 
-Forward and dh walk over a row twice, in chunks; the second visit finds the row in the L2 cache. dweight and dbias are
+Forward and dh walk over a row twice, in tiles; the second visit finds the row in the L2 cache. dweight and dbias are
 summed column block by column block, each by one program over all rows, so that no partial sums are needed.
 """
 
@@ -8,48 +8,45 @@ import triton
 import triton.language as tl
 
 from .backward import store_input_gradients
-from .forward import load_h, row_indices, store_y
+from .forward import elements, load_h, row_indices, store_y
+from .lanes import add_to_lanes, merge_lanes
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
 def layer_norm_forward_long(
     X, Residual, Weight, Bias, Seed, Y, NewResidual, Stats,
     M, stride_xm, stride_rm, eps, threshold, scale,
-    N: tl.constexpr, aligned: tl.constexpr, block_n: tl.constexpr,
+    N: tl.constexpr, aligned: tl.constexpr, block_n: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
-    """Arguments of `layer_norm_forward`; one program a row."""
+    """Arguments of `layer_norm_forward`; one program a row.
+
+    With a residual, x and residual are read once: the second walk reads what the first one wrote. Without one it reads
+    x again.
+    """
     row = row_indices(tl.program_id(0), 1)  # (1, 1)
-    if aligned > 1:
-        stride_xm = tl.multiple_of(stride_xm, aligned)
-        if Residual is not None:
-            stride_rm = tl.multiple_of(stride_rm, aligned)
-    # Welford's running mean and sum of squares (Technometrics 1962), separately in each of block_n lanes.
+    stride_xm, stride_rm = elements(stride_xm, aligned), elements(stride_rm, aligned)
+    lane = tl.arange(0, block_n)[None, :]  # (1, block_n)
     mean_lane = tl.zeros((1, block_n), tl.float32)
     m2_lane = tl.zeros((1, block_n), tl.float32)
-    count = tl.zeros((1, block_n), tl.float32)
-    for start in tl.range(0, N, block_n):
-        cols = start + tl.arange(0, block_n)[None, :]  # (1, block_n)
-        mask = cols < N
-        h = load_h(X, Residual, Seed, row, cols, mask, stride_xm, stride_rm, threshold, scale)
+    for i in tl.range(0, tl.cdiv(N, block_n), num_stages=stages):
+        cols = i * block_n + lane  # (1, block_n)
+        h = load_h(X, Residual, Seed, row, cols, cols < N, stride_xm, stride_rm, threshold, scale)
         if Residual is not None:
-            tl.store(NewResidual + row * N + cols, h.to(NewResidual.dtype.element_ty), mask=mask)
-        count += mask.to(tl.float32)
-        delta = h - mean_lane
-        mean_lane = tl.where(mask, mean_lane + delta / tl.maximum(count, 1.0), mean_lane)
-        m2_lane = tl.where(mask, m2_lane + delta * (h - mean_lane), m2_lane)
-    # Merge the lanes (Chan, Golub and LeVeque 1979).
-    mean = tl.sum(count * mean_lane, axis=1, keep_dims=True) / N  # (1, 1)
-    spread = mean_lane - mean
-    m2 = tl.sum(m2_lane + count * spread * spread, axis=1, keep_dims=True)
-    rstd = tl.rsqrt(m2 / N + eps)
+            tl.store(NewResidual + row * N + cols, h.to(NewResidual.dtype.element_ty), mask=cols < N)
+        mean_lane, m2_lane = add_to_lanes(mean_lane, m2_lane, h, cols < N, tl.div_rn(1.0, (i + 1).to(tl.float32)))
+    mean, rstd = merge_lanes(mean_lane, m2_lane, eps, N, block_n)
     tl.store(Stats + row, mean)
     tl.store(Stats + M + row, rstd)
 
-    for start in tl.range(0, N, block_n):
-        cols = start + tl.arange(0, block_n)[None, :]
-        mask = cols < N
-        h = load_h(X, Residual, Seed, row, cols, mask, stride_xm, stride_rm, threshold, scale)
-        store_y(Y, Weight, Bias, row * N + cols, cols, (h - mean) * rstd, mask, N)
+    if Residual is not None:
+        tl.debug_barrier()  # an element of the new residual may be read by another thread than wrote it
+    for i in tl.range(0, tl.cdiv(N, block_n)):
+        cols = i * block_n + lane
+        if Residual is not None:
+            h = tl.load(NewResidual + row * N + cols, mask=cols < N, other=0.0).to(tl.float32)
+        else:
+            h = tl.load(X + row * stride_xm + cols, mask=cols < N, other=0.0).to(tl.float32)
+        store_y(Y, Weight, Bias, row * N + cols, cols, (h - mean) * rstd, cols < N, N)
 
 
 @triton.jit
@@ -70,11 +67,8 @@ def layer_norm_dh_long(
 ):  # fmt: skip
     """Arguments of `layer_norm_backward`; the gradients of h and x only, one program a row."""
     row = row_indices(tl.program_id(0), 1)  # (1, 1)
-    if aligned > 1:
-        stride_dym = tl.multiple_of(stride_dym, aligned)
-        stride_hm = tl.multiple_of(stride_hm, aligned)
-        if DHout is not None:
-            stride_dhm = tl.multiple_of(stride_dhm, aligned)
+    stride_dym, stride_hm = elements(stride_dym, aligned), elements(stride_hm, aligned)
+    stride_dhm = elements(stride_dhm, aligned)
     mean = tl.load(Stats + row)  # (1, 1)
     rstd = tl.load(Stats + M + row)
     sum_gx = tl.zeros((1, block_n), tl.float32)
@@ -101,9 +95,7 @@ def layer_norm_dweight_long(
 ):  # fmt: skip
     """dweight and dbias (None where not asked for) of columns [block_n · program, block_n · (program + 1))."""
     cols = tl.program_id(0) * block_n + tl.arange(0, block_n)  # (block_n,)
-    if aligned > 1:
-        stride_dym = tl.multiple_of(stride_dym, aligned)
-        stride_hm = tl.multiple_of(stride_hm, aligned)
+    stride_dym, stride_hm = elements(stride_dym, aligned), elements(stride_hm, aligned)
     dweight = tl.zeros((block_m, block_n), tl.float32)
     dbias = tl.zeros((block_m, block_n), tl.float32)
     for tile in tl.range(0, tl.cdiv(M, block_m)):

@@ -31,10 +31,10 @@ from .._runtime import Target
 
 # Longest row that fits into a program's registers without spilling (compiled for sm_80, sm_90 and sm_100). A program
 # has 65536 registers at most: 32768 float32 elements and what it takes to compute with them.
-# Beyond, the forward walks over a row twice: 65536 float32 elements are 256 KB, the whole register file. As 16-bit
-# elements they fit, but without spills only where rows start on 16-byte boundaries (VARIANTS.md). A row's bits must not
-# depend on that, and so all dtypes are walked over twice.
 LONGEST_FORWARD = 32768
+# Longest row that is read once all the same, because it is held in its own dtype. As few threads as can have all of the
+# registers, 256 with 255 each, leave the most of them to the row: what each thread needs beside it is needed least often.
+LONGEST_HELD = 65536
 LONGEST_BACKWARD = 16384  # h and dy
 LONGEST_SUMMED = 8192  # h, dy, dweight and dbias
 
@@ -48,10 +48,11 @@ class Tile:
     """What one program works on.
 
     block_m    rows
-    block_n    columns, a power of two: the whole row, or a chunk of it where `long`
+    block_n    columns, a power of two: the whole row, or a part of it where `held` or `long`
     stages     tiles in shared memory, one in use and the others on their way; 1: none
     programs   upper limit of the grid; 0: as many as there are tiles
-    long       the row does not fit, and is walked over twice, in chunks
+    held       the row fits only in its own dtype, and is read once, tile by tile
+    long       the row does not fit, and is walked over twice, tile by tile
     """
 
     block_m: int
@@ -59,6 +60,7 @@ class Tile:
     num_warps: int
     stages: int = 1
     programs: int = 0
+    held: bool = False
     long: bool = False
 
 
@@ -72,7 +74,9 @@ def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Targ
     """Tile for rows of N elements, of which each tensor read has as many bytes as `itemsizes` says."""
     longest = LONGEST_FORWARD // 2 if dropout else LONGEST_FORWARD
     if longest < N:
-        return Tile(1, 4096 if dropout else 8192, _warps(8, target), long=True)
+        # The same tiles for both, so that a row is summed in the same order.
+        held = N <= LONGEST_HELD and len(itemsizes) == 1 and target.backend == "cuda"  # AMD's compiler spills
+        return Tile(1, 2048, _warps(8, target), stages=1 if held else 4, held=held, long=not held)
     block_n = power_of_two(N)
     per_warp = 32 * (64 if dropout else 128) // max(itemsizes)  # elements; Philox needs registers too
     return Tile(between(1, per_warp // block_n, 16), block_n, _warps(between(1, block_n // per_warp, 32), target))

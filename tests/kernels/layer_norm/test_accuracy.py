@@ -54,12 +54,15 @@ def test_mean_1000_variance_1(device, seed, dtype, N):
     layer_norm_case((1000 + torch.randn(4, N)).to(device, dtype), *parameters(N, dtype, device))
 
 
-def test_long_rows_at_mean_1000(device, seed):
-    layer_norm_case(1000 + torch.randn(1, 40000, device=device), *parameters(40000, fp32, device), grad=False)
+@pytest.mark.parametrize("N", [40000, 70000])
+@pytest.mark.parametrize("dtype", [fp32, fp16])
+def test_long_rows_at_mean_1000(device, seed, dtype, N):
+    x = (1000 + torch.randn(1, N)).to(device, dtype)
+    layer_norm_case(x, *parameters(N, fp32, device), grad=False)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1234.567])
-@pytest.mark.parametrize("N", [100, 40000])
+@pytest.mark.parametrize("N", [100, 40000, 70000])
 def test_constant_rows_give_the_bias(device, seed, value, N):
     x = torch.full((3, N), value, device=device, requires_grad=True)
     weight, bias = parameters(N, fp32, device)
@@ -81,10 +84,19 @@ def test_both_sides_of_the_backward_limits(device, seed, N, dtype):
     layer_norm_case(torch.randn(2, N).to(device, dtype), *parameters(N, dtype, device))
 
 
-@pytest.mark.parametrize(("N", "dtype"), [(32768, bf16), (32769, fp32), (65536, fp16), (70001, bf16)])
-def test_both_sides_of_the_forward_limit(device, seed, N, dtype):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N", [32768, 32769, 65535, 65536, 65537])
+def test_both_sides_of_the_forward_limits(device, seed, N, dtype):
     weight, bias = parameters(N, dtype, device)
     layer_norm_case(torch.randn(2, N).to(device, dtype), weight, bias, grad=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N", [40, 1000, 2048])
+def test_held_rows(device, seed, monkeypatch, N, dtype):
+    """Rows that are held if a program has 64 columns: one tile and many, a last one of each size; all gradients."""
+    monkeypatch.setattr(tiles, "forward_tile", lambda *args: tiles.Tile(1, 64, 4, held=True))
+    layer_norm_case((10 + torch.randn(3, N)).to(device, dtype), *parameters(N, dtype, device))
 
 
 @pytest.mark.parametrize(("N", "programs"), [(40, 3), (1000, 70)])
@@ -99,7 +111,7 @@ def test_programs_that_walk_over_many_rows(device, seed, monkeypatch, N, program
 def test_kernels_of_long_rows_on_many_rows(device, seed, monkeypatch, N):
     """Rows that are long if a program holds 64 columns: one chunk and two, three blocks of rows in the sums."""
     long = tiles.Tile(1, 64, 4, long=True)
-    monkeypatch.setattr(tiles, "forward_tile", lambda *args: long)
+    monkeypatch.setattr(tiles, "forward_tile", lambda *args: dataclasses.replace(long, stages=3))
     monkeypatch.setattr(tiles, "backward_tile", lambda *args: long)
     monkeypatch.setattr(tiles, "LONGEST_SUMMED", 1)
     layer_norm_case(10 + torch.randn(133, N, device=device), *parameters(N, fp32, device))

@@ -1,12 +1,17 @@
 """Any memory layout, any number of rows; a row's result depends on nothing but that row, bit for bit."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastgpt.kernels import add_layer_norm, layer_norm
+from benchmarks.gate.offline import offline
+from benchmarks.gate.usage import usage
+from fastgpt.kernels import _runtime, add_layer_norm, layer_norm
+from fastgpt.kernels.layer_norm import launch
 from fastgpt.kernels.layer_norm.launch import alignment, as_rows
 
 from .cases import DTYPES, bf16, fp16, fp32, layer_norm_case, parameters
@@ -121,6 +126,15 @@ def test_a_row_has_the_same_bits_in_any_company(device, seed, dtype, N):
             assert torch.equal(whole[rows], part)
 
 
+def test_a_held_row_has_the_same_bits_in_the_stream(device, seed):
+    """layer_norm holds a row of 33000 elements, add_layer_norm walks over it twice: one order of summation for both."""
+    x, residual = torch.randn(2, 33000, device=device), torch.randn(2, 33000, device=device)
+    weight, bias = parameters(33000, fp32, device)
+    normed, new = add_layer_norm(x, residual, weight, bias)
+    assert torch.equal(new, residual + x)
+    assert torch.equal(normed, layer_norm(new, 33000, weight, bias))
+
+
 @pytest.mark.parametrize("N", [96, 8200])
 def test_every_run_has_the_same_bits(device, seed, N):
     runs = 100 if device.type == "cuda" else 3
@@ -181,6 +195,33 @@ def test_any_shape_and_padding(device, lead, N, pad, start, dtype, weight_dtype)
     torch.manual_seed(N)
     x = torch.randn(*lead, N + pad + start).to(device, dtype)[..., start : start + N].detach()
     layer_norm_case(x, *(parameters(N, weight_dtype, device) if weight_dtype else (None, None)))
+
+
+@pytest.mark.skipif(_runtime.INTERPRETED_PROCESS, reason="an interpreting process compiles nothing")
+@pytest.mark.parametrize("dtype", [bf16, fp32])
+@pytest.mark.parametrize("N", [768, 1032, 33000, 65544])
+def test_a_row_is_summed_in_one_order_wherever_it_starts(dtype, N):
+    """The order of a sum lies in how threads share the row: the same whether or not it can be read 16 bytes at a time."""
+    found = []
+    for late in (0, 1):
+        x = torch.empty(64, N + late, dtype=dtype, device="meta")[:, :N]
+        weight = torch.empty(N, dtype=dtype, device="meta")
+        with offline("sm_90") as compiled:
+            _, _, stats = launch.forward(x, None, weight, weight, None, 1, 1e-5, 0.0, dtype)
+            launch.backward(x, None, x, weight, stats, None, 1, 0.0, dtype, None, None, None)
+        if dtype == bf16:
+            used = [usage(k, "sm_90") for k in compiled]
+            assert all((u.wide_loads > u.narrow_loads) == (late == 0) for u in used)
+        found.append([layouts_of_sums(k.kernel.asm["ttgir"]) for k in compiled])
+    assert found[0] == found[1]
+    assert all(found[0])
+
+
+def layouts_of_sums(ttgir: str) -> set[str]:
+    """How the operands of tt.reduce are distributed over threads."""
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\.\S.*)$", ttgir, re.MULTILINE))
+    operands = re.findall(r'"tt\.reduce".*?\}\) : \(tensor<(\S+), (#\w+)>\)', ttgir, re.DOTALL)
+    return {f"{shape} {layouts[name]}" for shape, name in operands}
 
 
 def test_rows_are_read_in_place_where_they_can_be():
