@@ -16,7 +16,7 @@ from .._random import drop_threshold
 from . import tiles
 from .backward import layer_norm_backward, reduce_partials
 from .forward import layer_norm_forward, normalise_rows_again
-from .held_rows import layer_norm_forward_held
+from .held_rows import layer_norm_backward_held, layer_norm_forward_held
 from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_forward_long
 
 
@@ -158,6 +158,13 @@ def backward(
             layer_norm_dh_long[(M,)](
                 DY, DHout, H, contiguous(weight), stats, seed, DH, DX, *scalars,
                 N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps,
+            )  # fmt: skip
+        elif tile.held and (summed or DH is not None or DX is not None):
+            layer_norm_backward_held[(programs,)](
+                DY, DHout, H, contiguous(weight), stats, seed, DH, DX, partials, *scalars, 0,
+                N=N, need_dweight=summed and dweight_dtype is not None, need_dbias=summed and dbias_dtype is not None,
+                aligned=aligned, block_n=tile.block_n, tiles=triton.cdiv(N, tile.block_n), stages=tile.stages,
+                num_warps=tile.num_warps,
             )  # fmt: skip
         elif not tile.long and (summed or DH is not None or DX is not None):
             layer_norm_backward[(programs,)](

@@ -36,7 +36,7 @@ LONGEST_FORWARD = 32768
 # registers, 256 with 255 each, leave the most of them to the row: what each thread needs beside it is needed least often.
 LONGEST_HELD = 65536
 LONGEST_BACKWARD = 16384  # h and dy
-LONGEST_SUMMED = 8192  # h, dy, dweight and dbias
+LONGEST_SUMMED = 12288  # h, dy, dweight and dbias; held in their own dtypes beyond 8192, or 4096 of a residual stream
 
 # Shared memory that one program can have, in KB (CUDA programming guide, compute capabilities; AMD's CDNA ISA guides).
 _SHARED_MEMORY = {"sm_75": 64, "sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx950": 160, "gfx942": 64}
@@ -86,21 +86,28 @@ def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Targ
 def backward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Target) -> Tile:
     """As `forward_tile`. Of NVIDIA's GPUs only `stages` depends on the target, and that does not change results."""
     added = len(itemsizes) > 2  # the new residual's gradient is read, too
-    longest = LONGEST_SUMMED if added or dropout else LONGEST_BACKWARD
+    in_stream = added or dropout
+    longest = LONGEST_SUMMED if in_stream else LONGEST_BACKWARD
     if longest < N:
         return Tile(1, 4096, _warps(8, target), long=True)
+    shared_memory = _shared_memory_kb(target) * 1024
+    if (4096 if in_stream else 8192) < N <= LONGEST_SUMMED:
+        num_warps = 8 if dropout or N > 8192 else 16  # Philox needs registers; so does a longer row
+        block_n = num_warps * 32 * 16 // max(itemsizes)
+        # The weight, of 4 bytes at most, waits in shared memory too: once for each of the two passes over the row.
+        waiting = -(-N // block_n) * block_n * (sum(itemsizes) + 2 * 4)
+        stages = 2 if waiting <= shared_memory - 16 * 1024 and not (dropout and N > 8192) else 1
+        return Tile(1, block_n, _warps(num_warps, target), stages, programs=96, held=True)
     block_n = power_of_two(N)
     if N <= 1024:
         num_warps, programs = 4, 384
     elif N <= 2048 or (N <= 4096 and not added):
         num_warps, programs = 8, 192
     else:
-        num_warps, programs = (32 if added and N > 4096 else 16), 96
-    # 32 bytes of each tensor a thread; half of it where Philox, or a limit of 64 registers, leaves room for no more.
-    per_warp = 512 if dropout or num_warps == 32 else 1024
+        num_warps, programs = 16, 96
+    per_warp = 512 if dropout else 1024  # 32 bytes of each tensor a thread; half of it where Philox needs registers
     block_m = between(1, num_warps * per_warp // (block_n * max(itemsizes)), 16)
-    stages = _shared_memory_kb(target) * 1024 // (block_m * block_n * sum(itemsizes))
-    stages = between(1, stages, 2 if N > 4096 and per_warp == 512 else 3)
+    stages = between(1, shared_memory // (block_m * block_n * sum(itemsizes)), 3)
     return Tile(block_m, block_n, _warps(num_warps, target), stages, programs)
 
 

@@ -88,7 +88,7 @@ def test_no_rows_no_columns_one_row(device, shape):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, at inf - inf
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("N", [40, 768, 8200])
+@pytest.mark.parametrize("N", [40, 768, 8200, 33000])
 def test_nan_and_inf_stay_in_their_rows(device, seed, poison, N):
     M, bad = (5, 2) if N < 8000 else (2, 1)
     x, dy = torch.randn(M, N, device=device), torch.randn(M, N, device=device)
@@ -199,7 +199,7 @@ def test_any_shape_and_padding(device, lead, N, pad, start, dtype, weight_dtype)
 
 @pytest.mark.skipif(_runtime.INTERPRETED_PROCESS, reason="an interpreting process compiles nothing")
 @pytest.mark.parametrize("dtype", [bf16, fp32])
-@pytest.mark.parametrize("N", [768, 1032, 33000, 65544])
+@pytest.mark.parametrize("N", [768, 1032, 8200, 33000, 65544])
 def test_a_row_is_summed_in_one_order_wherever_it_starts(dtype, N):
     """The order of a sum lies in how threads share the row: the same whether or not it can be read 16 bytes at a time."""
     found = []

@@ -56,7 +56,7 @@ def test_add_layer_norm_reads_x_and_the_residual_once(device, seed, N, dropout_p
     assert all_equal(traffic.reads(new), int(long))  # rows too long to be held are taken up again where they were put
 
 
-@pytest.mark.parametrize("N", [100, 768, 8192])
+@pytest.mark.parametrize("N", [100, 768, 5000, 8192, 12288])
 @pytest.mark.parametrize("added", [False, True])
 def test_backward_reads_each_tensor_once(device, seed, N, added):
     h, dy, dh_out = torch.randn(3, 5, N).unbind()
