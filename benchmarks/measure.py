@@ -158,7 +158,7 @@ class Measure:
         impl: str,
         dtype: torch.dtype,
         work: Work,
-        shape: dict[str, int],
+        shape: dict[str, int | float],
         mode: str = "forward",
         version: str | None = None,
         flush: bool = True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def able_to_run(impl: str) -> Iterator[None]:
         yield
 
 
-def get_or_skip(op: str, impl: str, measuring: bool) -> tuple[peers.Peer, Callable[..., Tensor]]:
+def get_or_skip(op: str, impl: str, measuring: bool) -> tuple[peers.Peer, Callable[..., Any]]:
     """The peer and its function; skips the test with the reason where it cannot run."""
     if impl == peers.OURS and measuring and not torch.cuda.is_available():
         pytest.skip("Triton kernels run on a CPU only through the interpreter, whose speed means nothing")
@@ -44,10 +45,14 @@ def benchmark_op(
     *,
     mode: str,
     work: Work,
-    shape: dict[str, int],
+    shape: dict[str, int | float],
     measuring: bool,
+    **options: Any,
 ) -> None:
-    """Time one peer of `op` on `inputs`. mode "forward" runs without gradients; "forward+backward" with all of them."""
+    """Time one peer of `op` on `inputs`. mode "forward" runs without gradients; "forward+backward" with all of them.
+
+    options: further arguments of the operator, the same for all peers. Of several outputs, each has a gradient.
+    """
     peer, function = get_or_skip(op, impl, measuring)
     dtype = inputs[0].dtype
     leaves = [t.requires_grad_(mode != "forward") if t.is_floating_point() else t for t in inputs]
@@ -58,16 +63,17 @@ def benchmark_op(
 
             def run() -> None:
                 with torch.no_grad():
-                    function(*leaves)
+                    function(*leaves, **options)
 
         else:
-            grad: list[Tensor] = []
+            grads: list[Tensor] = []
 
             def run() -> None:
-                out = function(*leaves)
-                if not grad:
-                    grad.append(torch.randn_like(out))
-                torch.autograd.grad(out, wanted, grad[0])
+                out = function(*leaves, **options)
+                outputs = out if isinstance(out, tuple) else (out,)
+                if not grads:
+                    grads.extend(torch.randn_like(o) for o in outputs)
+                torch.autograd.grad(outputs, wanted, grads)
 
         try:
             measure(run, op=op, impl=impl, dtype=dtype, work=work, shape=shape, mode=mode, version=peer.version)

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Peer:
 
     name: str
     distribution: str
-    load: Callable[[], Callable[..., Tensor]]
+    load: Callable[[], Callable[..., Any]]
     cuda_only: bool = False
 
     @property
@@ -41,7 +42,7 @@ class Peer:
         except metadata.PackageNotFoundError:
             return None
 
-    def get(self) -> Callable[..., Tensor]:
+    def get(self) -> Callable[..., Any]:
         """The function; raises RuntimeError with the reason when it cannot run here."""
         if self.cuda_only and not torch.cuda.is_available():
             raise RuntimeError(f"{self.name} needs a CUDA GPU")
@@ -51,7 +52,8 @@ class Peer:
             raise RuntimeError(f"{self.name} is not installed ({error})") from error
 
 
-PEERS: dict[str, dict[str, Peer]] = {"attention": {}, "layer_norm": {}, "ffn": {}, "linear_cross_entropy": {}}
+OPERATIONS = ("attention", "layer_norm", "add_layer_norm", "ffn", "linear_cross_entropy")
+PEERS: dict[str, dict[str, Peer]] = {operation: {} for operation in OPERATIONS}
 
 
 def names(op: str) -> list[str]:
@@ -59,7 +61,7 @@ def names(op: str) -> list[str]:
 
 
 def _peer(op: str, name: str, distribution: str = "torch", cuda_only: bool = False):
-    def register(load: Callable[[], Callable[..., Tensor]]):
+    def register(load: Callable[[], Callable[..., Any]]):
         PEERS[op][name] = Peer(name, distribution, functools.cache(load), cuda_only)
         return load
 
@@ -153,6 +155,27 @@ def _():
     from liger_kernel.transformers.functional import liger_layer_norm
 
     return lambda x, w, b: liger_layer_norm(x, w, b, 1e-5)
+
+
+# --- add_layer_norm: f(x, residual, weight, bias, dropout_p) -> (normed, new residual) --------------------------------
+
+
+@_peer("add_layer_norm", OURS, "fastgpt-triton")
+def _():
+    from fastgpt.kernels import add_layer_norm
+
+    return lambda x, residual, w, b, dropout_p: add_layer_norm(x, residual, w, b, dropout_p=dropout_p)
+
+
+def _eager_add_layer_norm(
+    x: Tensor, residual: Tensor, w: Tensor, b: Tensor, dropout_p: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    new_residual = residual + F.dropout(x, dropout_p)
+    return F.layer_norm(new_residual, w.shape, w, b), new_residual
+
+
+_peer("add_layer_norm", "eager")(lambda: _eager_add_layer_norm)
+_peer("add_layer_norm", "compile", cuda_only=True)(lambda: torch.compile(_eager_add_layer_norm, dynamic=False))
 
 
 # --- ffn: f(x, w1, b1, w2, b2), exact GELU ----------------------------------------------------------------------------

@@ -26,6 +26,7 @@ OURS = "fastgpt"
 PLOTS = {
     "attention": ("T", "tflop_s", "TFLOP/s"),
     "layer_norm": ("N", "gb_s", "GB/s"),
+    "add_layer_norm": ("N", "gb_s", "GB/s"),
     "ffn": ("d", "tflop_s", "TFLOP/s"),
     "linear_cross_entropy": ("d", "tflop_s", "TFLOP/s"),
 }
@@ -155,7 +156,7 @@ def figures(rows: list[dict]) -> dict[str, bytes]:
     for row in with_ratios(rows):
         if row["op"] in PLOTS:
             axis = PLOTS[row["op"]][0]
-            rest = " ".join(f"{k}={v}" for k, v in row["shape"].items() if k in ("head_dim", "M", "V"))
+            rest = " ".join(f"{k}={v}" for k, v in row["shape"].items() if k in ("head_dim", "M", "V", "dropout_p"))
             groups[row["op"], row["mode"], row["dtype"], axis, rest].append(row)
     for (op, mode, dtype, axis, rest), members in groups.items():
         if len({r["shape"][axis] for r in members}) < 2:

@@ -37,11 +37,12 @@ CHOICES = {
     "num_warps": (2, 4, 8, 16),
     "num_stages": (1, 2, 3, 4),
     "stages": (1, 2, 3),
-    "programs": (96, 192, 384, 768),
+    "programs": (96, 132, 192, 264, 384, 528, 768),
     "programs_per_sm": (1, 2),
     "parts": (1, 2, 4),
     "group_m": (4, 8, 16),
 }
+FAMILY_CHOICES = {"layer_norm": {"block_m": (1, 2, 4, 8)}}  # whole rows, of which a program holds few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,17 @@ class Workload:
     def tiles(self) -> Any:
         return importlib.import_module(f"fastgpt.kernels.{self.family}.tiles")
 
+    def candidates(self, default: Any) -> list[Any]:
+        """`default`, then every tile that differs from it in one field, then those that differ in two."""
+        choices, values = CHOICES | FAMILY_CHOICES.get(self.family, {}), _as_dict(default)
+        found = [default]
+        for count in (1, 2):
+            for changed in itertools.combinations([f for f in self.fields if f in values], count):
+                for new in itertools.product(*(choices.get(f, (values[f] // 2, values[f] * 2)) for f in changed)):
+                    if all(n != values[f] for n, f in zip(new, changed)):
+                        found.append(_replaced(default, dict(zip(changed, new))))
+        return found
+
 
 def workloads() -> list[Workload]:
     """Most valuable first: attention at long and short T, the FFN, the norms, the loss."""
@@ -85,8 +97,12 @@ def workloads() -> list[Workload]:
         Workload("layer_norm", "forward_tile", ("block_m", "num_warps"), (32768, n), "forward") for n in (768, 1600)
     ]
     found += [
-        Workload("layer_norm", "backward_tile", ("block_m", "num_warps", "stages"), (32768, n), "backward")
+        Workload("layer_norm", "backward_tile", ("programs", "num_warps", "stages", "block_m"), (32768, n), "backward")
         for n in (768, 1600, 4096)
+    ]
+    found += [
+        Workload("layer_norm", "backward_tile", ("programs", "num_warps", "stages"), (32768, n), "backward")
+        for n in (8192, 12288)
     ]
     return [
         *found,
@@ -95,18 +111,6 @@ def workloads() -> list[Workload]:
 
 
 _FFN_ROLES = (("forward", "up"), ("backward", "dgelu"))
-
-
-def candidates(default: Any, fields: tuple[str, ...]) -> list[Any]:
-    """`default`, then every tile that differs from it in one field, then those that differ in two."""
-    values = _as_dict(default)
-    found = [default]
-    for count in (1, 2):
-        for changed in itertools.combinations([f for f in fields if f in values], count):
-            for new in itertools.product(*(CHOICES.get(f, (values[f] // 2, values[f] * 2)) for f in changed)):
-                if all(n != values[f] for n, f in zip(new, changed)):
-                    found.append(_replaced(default, dict(zip(changed, new))))
-    return found
 
 
 def _as_dict(tile: Any) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def sweep(out: Path, seconds: float, only: str | None, arch: str) -> int:
                 run = make(work, device())
                 run()
             if given:
-                tiles = candidates(given[-1], work.fields)
+                tiles = work.candidates(given[-1])
                 plans.append((work, [(t, pool.submit(_compile, work, t, arch)) for t in tiles]))
             del run
         for position, (work, tiles) in enumerate(plans):

@@ -3,10 +3,11 @@
 
     scripts/fold_results.py OUT [--apply]
 
-Copies OUT/benchmarks.jsonl and OUT/sweep.jsonl to benchmarks/results/ under a name that says GPU, date and commit, and
-prints, for each swept workload, the best tile beside the table's own. With --apply it also rewrites the entries of the
-tables in kernels/attention/tiles.py and kernels/ffn/tiles.py that lost; the other families have rules with reasons, not
-tables, and a person changes those. Then: `make gate`, `make readme`, and one commit with results, tables and gate.
+Copies benchmarks.jsonl, full.jsonl and sweep.jsonl of OUT to benchmarks/results/ under names that say GPU, date and
+commit, and prints, for each swept workload, the best tile beside the table's own. With --apply it also rewrites the
+entries of the tables in kernels/attention/tiles.py and kernels/ffn/tiles.py that lost; the other families have rules
+with reasons, not tables, and a person changes those. Then: `make gate`, `make readme`, and one commit with results,
+tables and gate.
 """
 
 from __future__ import annotations
@@ -135,13 +136,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder that gpu_session.sh wrote")
     parser.add_argument("--apply", action="store_true", help="rewrite the table entries that lost")
     args = parser.parse_args(argv)
-    paths = [p for p in (args.out / "benchmarks.jsonl", args.out / "sweep.jsonl") if p.is_file()]
+    paths = [p for p in (args.out / f"{name}.jsonl" for name in ("benchmarks", "full", "sweep")) if p.is_file()]
     if not paths:
-        print(f"error: {args.out} holds neither benchmarks.jsonl nor sweep.jsonl", file=sys.stderr)
+        print(f"error: {args.out} holds none of benchmarks.jsonl, full.jsonl and sweep.jsonl", file=sys.stderr)
         return 2
     for path in paths:
         environment, rows = read(path)
-        name = stem(environment) if path.stem == "benchmarks" else f"sweep-{stem(environment)}"
+        name = ("" if path.stem == "benchmarks" else f"{path.stem}-") + stem(environment)
         shutil.copyfile(path, RESULTS / f"{name}.jsonl")
         print(f"{len(rows)} figures -> benchmarks/results/{name}.jsonl")
         if path.stem == "sweep":

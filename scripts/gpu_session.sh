@@ -2,7 +2,8 @@
 # Everything that a GPU can tell us, in one call of at most ten minutes, on a machine with torch, triton, pytest and
 # pytest-benchmark but no network:
 #
-#     scripts/gpu_session.sh [OUT] [SECONDS]        default: ./out, 570
+#     scripts/gpu_session.sh [OUT] [SECONDS]                    default: ./out, 570
+#     scripts/gpu_session.sh OUT SECONDS BENCHMARKS...          only these, at all sizes: benchmarks/test_layer_norm.py
 #
 # In this order, best first: environment, CUDA tests, benchmarks against peers, tile sweeps until the time is up.
 # Each step writes to OUT as it goes, so that a cut leaves what was done. `scripts/fold_results.py OUT` puts the figures
@@ -31,6 +32,12 @@ step() {  # step NAME MAX_SECONDS COMMAND...: run it within what is left; a fail
 $python -m pip install --quiet --no-deps --no-build-isolation -e . 2>&1 | tail -n 3
 $python -c 'import torch; assert torch.cuda.is_available(), "no CUDA GPU here"' || exit 1
 $python -m benchmarks.measure | tee "$out/environment.json"
+
+if [ $# -gt 2 ]; then
+    step full "$(left)" $python -m pytest "${@:3}" --benchmark -q -p no:cacheprovider --benchmark-rows="$out/full.jsonl"
+    cat "$out/steps.txt"
+    exit
+fi
 
 workers=$($python -c 'import importlib.util as u; print("-n 6" if u.find_spec("xdist") else "")')
 # shellcheck disable=SC2086

@@ -38,7 +38,7 @@ def layer_norm_backward(
 ):  # fmt: skip
     """A fixed number of programs walk over the rows, `block_m` at a time, each summing its own rows' weight gradients.
 
-    DY, H        (M, N) with row strides in units of `aligned` elements; H is what was normalised: x, or the new residual
+    DY, H        (M, N), row strides in units of `aligned` elements; H is what was normalised: x, or the new residual
     DHout        (M, N) likewise: the gradient of the new residual, or None
     Stats        (2, M) float32: mean, rstd
     DH, DX       (M, N) contiguous, None where not asked for: gradients of h (the residual) and of the dropped x

@@ -53,7 +53,7 @@ def layer_norm_forward_held(
 
 @triton.jit
 def load_weight(Weight, cols, mask):
-    """float32 (1, block_n), or 1 where there is no weight. Loaded where it is needed: L1 holds it, registers need not."""
+    """float32 (1, block_n), or 1 where there is no weight. Loaded wherever it is needed: L1 has the room to hold it."""
     weight = 1.0
     if Weight is not None:
         weight = tl.load(Weight + cols, mask=mask, other=0.0).to(tl.float32)

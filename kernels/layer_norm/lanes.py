@@ -1,8 +1,8 @@
 """Device code: mean and rstd of a row that arrives tile by tile.
 
-Each of `block_n` lanes sees every block_n-th element and keeps their mean and their sum of squared deviations up to date
-(Welford, Technometrics 1962); at the end the lanes are merged (Chan, Golub and LeVeque 1979). Neither loses digits at
-mean 1000 and variance 1, as E[h²] - E[h]² would.
+Each of `block_n` lanes sees every block_n-th element, and keeps their mean and their sum of squared deviations up to
+date (Welford, Technometrics 1962); at the end the lanes are merged (Chan, Golub and LeVeque 1979). Neither loses digits
+at mean 1000 and variance 1, as E[h²] - E[h]² would.
 """
 
 import triton

@@ -18,6 +18,10 @@ alone, never by the GPU, so that dweight and dbias have the same bits on all of 
 data-centre GPU since the A100) hold at once: 4 programs each of 4 warps, 2 of 8 or 1 of 16. The partial sums are 3 MB
 at most at GPT-2's widths (384 programs · 1024 columns · 8 bytes), and stay in the L2 cache until they are added up.
 
+Longer rows are held in their own dtype, tile by tile, by as few warps as it takes (held_rows.py; VARIANTS.md has what
+was compiled to find them). The longest are walked over twice (long_rows.py): many small programs, four tiles of 2048
+columns on their way in each.
+
 The ten rounds of Philox that decide over each dropped element take more registers than the element itself: with
 dropout a thread holds half as much.
 """
@@ -32,8 +36,8 @@ from .._runtime import Target
 # Longest row that fits into a program's registers without spilling (compiled for sm_80, sm_90 and sm_100). A program
 # has 65536 registers at most: 32768 float32 elements and what it takes to compute with them.
 LONGEST_FORWARD = 32768
-# Longest row that is read once all the same, because it is held in its own dtype. As few threads as can have all of the
-# registers, 256 with 255 each, leave the most of them to the row: what each thread needs beside it is needed least often.
+# Longest row that is read once all the same, because it is held in its own dtype. The fewest threads that can have all
+# registers, 256 with 255 each, leave the most of them to the row: what a thread needs beside it is needed least often.
 LONGEST_HELD = 65536
 LONGEST_BACKWARD = 16384  # h and dy
 LONGEST_SUMMED = 12288  # h, dy, dweight and dbias; held in their own dtypes beyond 8192, or 4096 of a residual stream

@@ -109,7 +109,8 @@ class count_launches:
         self.names: list[str] = []
         kernels = (
             "layer_norm_forward", "normalise_rows_again", "layer_norm_backward", "reduce_partials",
-            "layer_norm_forward_held", "layer_norm_backward_held", "layer_norm_forward_long", "layer_norm_dh_long", "layer_norm_dweight_long",
+            "layer_norm_forward_held", "layer_norm_backward_held",
+            "layer_norm_forward_long", "layer_norm_dh_long", "layer_norm_dweight_long",
         )  # fmt: skip
         for name in kernels:
             monkeypatch.setattr(launch, name, _Counted(name, getattr(launch, name), self.names))

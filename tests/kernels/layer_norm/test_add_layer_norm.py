@@ -37,11 +37,6 @@ def test_either_output_may_be_unused(device, seed, upstream, x_dtype):
 @pytest.mark.parametrize("N", [4100, 8200, 33000])
 def test_long_rows(device, seed, N):
     x, residual = torch.randn(1, N).to(device, bf16), torch.randn(1, N, device=device)
-    if N > 20000:
-        normed, new = add_layer_norm(x, residual)
-        torch.testing.assert_close(new, residual + x)
-        torch.testing.assert_close(normed, F.layer_norm(new, (N,)).to(bf16))
-        return
     add_layer_norm_case(x, residual, *parameters(N, bf16, device))
 
 

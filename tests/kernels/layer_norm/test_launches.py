@@ -150,7 +150,7 @@ def test_tile_rules(N, itemsizes, dropout):
             assert size & (size - 1) == 0
         assert tile.num_warps <= 32
         assert tile.held or tile.long or N <= tile.block_n < 2 * max(N, 16)
-    assert forward.long == (N > (65536 if len(itemsizes) == 2 else 16384 if dropout else 32768)), "x is read twice"
+    assert forward.long == ((65536 if len(itemsizes) == 2 else 16384 if dropout else 32768) < N)
     widest = max(itemsizes)
     if N * widest >= 4096 and not forward.held and not forward.long:  # whole 16-byte loads for every thread
         assert forward.block_m * forward.block_n * min(itemsizes) >= 16 * 32 * forward.num_warps

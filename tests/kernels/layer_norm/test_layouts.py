@@ -201,7 +201,7 @@ def test_any_shape_and_padding(device, lead, N, pad, start, dtype, weight_dtype)
 @pytest.mark.parametrize("dtype", [bf16, fp32])
 @pytest.mark.parametrize("N", [768, 1032, 8200, 33000, 65544])
 def test_a_row_is_summed_in_one_order_wherever_it_starts(dtype, N):
-    """The order of a sum lies in how threads share the row: the same whether or not it can be read 16 bytes at a time."""
+    """The order of a sum lies in how threads share the row: the same whether or not it is read 16 bytes at a time."""
     found = []
     for late in (0, 1):
         x = torch.empty(64, N + late, dtype=dtype, device="meta")[:, :N]
