@@ -122,4 +122,4 @@ def test_apply_changes_the_entry_that_answered_and_no_other(fold, tmp_path, monk
 
 def test_fold_refuses_an_empty_folder(fold, tmp_path, capsys):
     assert fold.main([str(tmp_path)]) == 2
-    assert "neither" in capsys.readouterr().err
+    assert "holds none of" in capsys.readouterr().err

@@ -6,6 +6,7 @@ python -m tests.kernels.layer_norm.error_table > kernels/layer_norm/ERRORS.md
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -15,39 +16,44 @@ from tests.support.budget import errors
 
 from .cases import bf16, converted, evaluate, fp16, fp32, parameters
 
-ROWS, N = 256, 768
+# Rows and columns, and the dtypes of (x, weight): a short row, one that the backward holds, and the longest held one.
+CASES = (
+    (256, 768, ((fp32, fp32), (fp16, fp16), (bf16, bf16), (bf16, fp32))),
+    (16, 12288, ((fp32, fp32), (bf16, bf16))),
+    (2, 65536, ((fp32, fp32), (bf16, bf16))),
+)
 HEADING = """\
 # layer_norm: errors against float64
 
-Maximum and RMS of |error|, divided by the largest exact value: ours / torch's own. {rows} rows of {columns}; ours on
-{where}, torch's on the CPU. Written by `python -m tests.kernels.layer_norm.error_table`.
+Maximum and RMS of |error|, divided by the largest exact value: ours / torch's own. Ours on {where}, torch's
+on the CPU. Written by `python -m tests.kernels.layer_norm.error_table`.
 
 torch's CPU backward sums dweight and dbias in the inputs' precision, which is why those are so much worse.
 
-| dtype | input | result | max: ours / torch | RMS: ours / torch |
-|---|---|---|---|---|"""
+| rows x columns | dtype | input | result | max: ours / torch | RMS: ours / torch |
+|---|---|---|---|---|---|"""
 
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU interpreter"
-    print(HEADING.format(rows=ROWS, columns=N, where=where))
-    for dtype, weight_dtype in ((fp32, fp32), (fp16, fp16), (bf16, bf16), (bf16, fp32)):
-        for mean in (0, 1000):
-            for name, ours, torchs in compare(dtype, weight_dtype, mean, device):
+    print(HEADING.format(where=where))
+    for M, N, dtypes in CASES:
+        for (dtype, weight_dtype), mean in itertools.product(dtypes, (0, 1000)):
+            for name, ours, torchs in compare(M, N, dtype, weight_dtype, mean, device):
                 kind = name_of(dtype) + (f", weight {name_of(weight_dtype)}" if weight_dtype != dtype else "")
                 print(
-                    f"| {kind} | mean {mean} | {name} | {ours.max:.1e} / {torchs.max:.1e} "
+                    f"| {M} x {N} | {kind} | mean {mean} | {name} | {ours.max:.1e} / {torchs.max:.1e} "
                     f"| {ours.rms:.1e} / {torchs.rms:.1e} |"
                 )
 
 
-def compare(dtype, weight_dtype, mean, device):
+def compare(M, N, dtype, weight_dtype, mean, device):
     """(result, our errors, torch's errors) for y and the three gradients, relative to the largest exact value."""
     torch.manual_seed(0)
-    x = (mean + torch.randn(ROWS, N)).to(device, dtype)
+    x = (mean + torch.randn(M, N)).to(device, dtype)
     inputs = [t.requires_grad_() for t in (x, *parameters(N, weight_dtype, device))]
-    dy = torch.randn(ROWS, N).to(device, dtype)
+    dy = torch.randn(M, N).to(device, dtype)
     with interpret() if device.type == "cpu" else contextlib.nullcontext():
         ours = evaluate(lambda x, w, b: layer_norm(x, N, w, b), inputs, [dy])
     torchs = evaluate(lambda x, w, b: F.layer_norm(x, (N,), w, b), converted(inputs), [dy.cpu()])
