@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import _runtime
@@ -57,31 +56,36 @@ def forward(
     eps: float,
     dropout_p: float,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """(y, new_residual, stats): y and new_residual contiguous, in x's shape; stats (2, M) float32 of mean and rstd.
 
-    With residual None, new_residual is an empty tensor. One launch.
+    With residual None, so is new_residual. One launch.
     """
     M, N = rows_and_columns(x, d)
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    new_residual = x.new_empty(0) if residual is None else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
+    new_residual = None if residual is None else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
     stats = torch.empty((2, M), dtype=torch.float32, device=x.device)
-    if y.numel() == 0:
+    if M == 0 or N == 0:
         return y, new_residual, stats
-    inputs = [as_rows(x, M, N)] + ([] if residual is None else [as_rows(residual, M, N)])
-    (x_rows, stride_xm), (residual_rows, stride_rm) = inputs[0], (inputs[1:] or [(None, 0)])[0]
-    aligned = alignment(N, *inputs)
+    x_rows, stride_xm = as_rows(x, M, N)
+    if residual is None:
+        residual_rows, stride_rm = None, 0
+        itemsizes, aligned = (x.element_size(),), alignment(N, (x_rows, stride_xm))
+    else:
+        residual_rows, stride_rm = as_rows(residual, M, N)
+        itemsizes = (x.element_size(), residual.element_size())
+        aligned = alignment(N, (x_rows, stride_xm), (residual_rows, stride_rm))
+    weight, bias = contiguous(weight), contiguous(bias)
     arguments = (
-        x_rows, residual_rows, contiguous(weight), contiguous(bias), seed,
-        y, None if residual is None else new_residual, stats,
+        x_rows, residual_rows, weight, bias, seed, y, new_residual, stats,
         M, stride_xm // aligned, stride_rm // aligned, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
     )  # fmt: skip
-    tile = tiles.forward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(x))
+    tile = tiles.forward_tile(N, itemsizes, seed is not None, _runtime.target_of(x))
     with _runtime.on_device_of(x):
         if tile.held:
             layer_norm_forward_held[(M,)](
-                x_rows, contiguous(weight), contiguous(bias), y, stats, M, stride_xm // aligned, eps, 0,
-                N=N, aligned=aligned, block_n=tile.block_n, tiles=triton.cdiv(N, tile.block_n),
+                x_rows, weight, bias, y, stats, M, stride_xm // aligned, eps, 0,
+                N=N, aligned=aligned, block_n=tile.block_n, tiles=cdiv(N, tile.block_n),
                 num_warps=tile.num_warps,
             )  # fmt: skip
         elif tile.long:
@@ -90,7 +94,7 @@ def forward(
                 N=N, aligned=aligned, block_n=tile.block_n, stages=tile.stages, num_warps=tile.num_warps,
             )  # fmt: skip
         else:
-            layer_norm_forward[(triton.cdiv(M, tile.block_m),)](
+            layer_norm_forward[(cdiv(M, tile.block_m),)](
                 *arguments, N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps
             )
     return y, new_residual, stats
@@ -107,7 +111,7 @@ def normalise_again(
     (H, stride_hm), tile = as_rows(h, M, N), tiles.NORMALISE_AGAIN
     aligned = alignment(N, (H, stride_hm))
     with _runtime.on_device_of(h):
-        normalise_rows_again[(triton.cdiv(M, tile.block_m), triton.cdiv(N, tile.block_n))](
+        normalise_rows_again[(cdiv(M, tile.block_m), cdiv(N, tile.block_n))](
             H, contiguous(weight), contiguous(bias), y, stats, M, stride_hm // aligned,
             N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps,
         )  # fmt: skip
@@ -127,75 +131,80 @@ def backward(
     dx_dtype: torch.dtype | None,
     dweight_dtype: torch.dtype | None,
     dbias_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dh, dx, dweight, dbias) in the dtypes given; a dtype of None: not wanted, and an empty tensor in its place.
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(dh, dx, dweight, dbias) in the dtypes given; a dtype of None: not wanted, and None in its place.
 
     dy is y's gradient, dh_out the gradient of the new residual (or None), h what was normalised. One launch, and a
     second one that sums the partial sums of dweight and dbias.
     """
     M, N = rows_and_columns(h, d)
 
-    def new(dtype: torch.dtype | None, shape: torch.Size) -> Tensor:
-        return torch.empty(shape if dtype is not None else (0,), dtype=dtype or torch.float32, device=h.device)
+    def new(dtype: torch.dtype | None, shape: torch.Size) -> Tensor | None:
+        return None if dtype is None else torch.empty(shape, dtype=dtype, device=h.device)
 
     dh, dx = new(dh_dtype, h.shape), new(dx_dtype, h.shape)
     dweight, dbias = (new(dtype, h.shape[h.dim() - d :]) for dtype in (dweight_dtype, dbias_dtype))
-    if h.numel() == 0:
-        return dh, dx, dweight.zero_(), dbias.zero_()
-    DH, DX = (None if dtype is None else t for t, dtype in ((dh, dh_dtype), (dx, dx_dtype)))
-    sums = [t for t, dtype in ((dweight, dweight_dtype), (dbias, dbias_dtype)) if dtype is not None]
+    sums = [t for t in (dweight, dbias) if t is not None]
+    if M == 0 or N == 0:
+        for t in sums:
+            t.zero_()
+        return dh, dx, dweight, dbias
 
     inputs = [as_rows(dy, M, N), as_rows(h, M, N)] + ([] if dh_out is None else [as_rows(dh_out, M, N)])
     aligned = alignment(N, *inputs)
-    (DY, stride_dym), (H, stride_hm), (DHout, stride_dhm) = ((t, s // aligned) for t, s in (*inputs, (None, 0))[:3])
-    scalars = (M, stride_dym, stride_dhm, stride_hm, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
-    tile = tiles.backward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(h))
+    (DY, stride_dym), (H, stride_hm), (DHout, stride_dhm) = (*inputs, (None, 0))[:3]
+    tensors = DY, DHout, H, contiguous(weight), stats, seed, dh, dx
+    scalars = (
+        M, stride_dym // aligned, stride_dhm // aligned, stride_hm // aligned,
+        drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
+    )  # fmt: skip
+    itemsizes = tuple([rows.element_size() for rows, _ in inputs])
+    tile = tiles.backward_tile(N, itemsizes, seed is not None, _runtime.target_of(h))
     with _runtime.on_device_of(h):
+        rows_wanted = dh is not None or dx is not None
         summed = bool(sums) and N <= tiles.LONGEST_SUMMED  # on the way, by the kernel that computes dh
-        programs = min(tile.programs or 2**31 - 1, triton.cdiv(M, tile.block_m))
+        which = {"need_dweight": summed and dweight is not None, "need_dbias": summed and dbias is not None}
+        programs = min(tile.programs or 2**31 - 1, cdiv(M, tile.block_m))
         partials = torch.empty((len(sums), programs, N), dtype=torch.float32, device=h.device) if summed else None
-        if tile.long and (DH is not None or DX is not None):
-            layer_norm_dh_long[(M,)](
-                DY, DHout, H, contiguous(weight), stats, seed, DH, DX, *scalars,
-                N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps,
-            )  # fmt: skip
-        elif tile.held and (summed or DH is not None or DX is not None):
+        if tile.long:
+            if rows_wanted:
+                layer_norm_dh_long[(M,)](
+                    *tensors, *scalars, N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps
+                )
+        elif tile.held and (summed or rows_wanted):
             layer_norm_backward_held[(programs,)](
-                DY, DHout, H, contiguous(weight), stats, seed, DH, DX, partials, *scalars, 0,
-                N=N, need_dweight=summed and dweight_dtype is not None, need_dbias=summed and dbias_dtype is not None,
-                aligned=aligned, block_n=tile.block_n, tiles=triton.cdiv(N, tile.block_n), stages=tile.stages,
-                num_warps=tile.num_warps,
+                *tensors, partials, *scalars, 0, N=N, **which, aligned=aligned,
+                block_n=tile.block_n, tiles=cdiv(N, tile.block_n), stages=tile.stages, num_warps=tile.num_warps,
             )  # fmt: skip
-        elif not tile.long and (summed or DH is not None or DX is not None):
+        elif summed or rows_wanted:
             layer_norm_backward[(programs,)](
-                DY, DHout, H, contiguous(weight), stats, seed, DH, DX, partials, *scalars,
-                N=N, need_dweight=summed and dweight_dtype is not None, need_dbias=summed and dbias_dtype is not None,
-                aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, stages=tile.stages,
-                num_warps=tile.num_warps,
+                *tensors, partials, *scalars, N=N, **which, aligned=aligned,
+                block_m=tile.block_m, block_n=tile.block_n, stages=tile.stages, num_warps=tile.num_warps,
             )  # fmt: skip
         if summed:
             block = tiles.REDUCE_PARTIALS
-            reduce_partials[(triton.cdiv(N, block.block_n), len(sums))](
+            reduce_partials[(cdiv(N, block.block_n), len(sums))](
                 partials, sums[0], sums[-1], programs,
                 N=N, block_p=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
             )  # fmt: skip
         elif sums:
             block = tiles.DWEIGHT_LONG
-            layer_norm_dweight_long[(triton.cdiv(N, block.block_n),)](
-                DY, H, stats, None if dweight_dtype is None else dweight, None if dbias_dtype is None else dbias,
-                M, stride_dym, stride_hm,
+            layer_norm_dweight_long[(cdiv(N, block.block_n),)](
+                DY, H, stats, dweight, dbias, M, stride_dym // aligned, stride_hm // aligned,
                 N=N, aligned=aligned, block_m=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
             )  # fmt: skip
     return dh, dx, dweight, dbias
 
 
-def itemsizes(inputs: list[tuple[Tensor, int]]) -> tuple[int, ...]:
-    return tuple(rows.element_size() for rows, _ in inputs)
-
-
 def rows_and_columns(x: Tensor, d: int) -> tuple[int, int]:
     """(M, N): the products of the leading dimensions and of the `d` trailing ones."""
-    return math.prod(x.shape[: x.dim() - d]), math.prod(x.shape[x.dim() - d :])
+    shape = x.shape
+    N = shape[-1] if d == 1 else math.prod(shape[-d:])
+    return x.numel() // N if N else math.prod(shape[:-d]), N
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def contiguous(t: Tensor | None) -> Tensor | None:

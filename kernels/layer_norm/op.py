@@ -234,7 +234,7 @@ def _launch_layer_norm_bwd(dy, x, weight, stats, d, need_dx, need_dweight, dbias
         dy, None, x, weight, stats, None, d, 0.0,
         x.dtype if need_dx else None, None, weight.dtype if need_dweight else None, dbias_dtype,
     )  # fmt: skip
-    return dh, dweight, dbias
+    return _or_empty(x, dh, dweight, dbias)
 
 
 def _fake_layer_norm_bwd(dy, x, weight, stats, d, need_dx, need_dweight, dbias_dtype):
@@ -266,7 +266,7 @@ def _launch_add_layer_norm_bwd(
         dy, dnew_residual, new_residual, weight, stats, seed, d, dropout_p,
         new_residual.dtype if need_dresidual else None, dx_dtype, weight.dtype if need_dweight else None, dbias_dtype,
     )  # fmt: skip
-    return dx, dresidual, dweight, dbias
+    return _or_empty(new_residual, dx, dresidual, dweight, dbias)
 
 
 def _fake_add_layer_norm_bwd(
@@ -282,8 +282,13 @@ def _fake_add_layer_norm_bwd(
     )
 
 
+def _or_empty(like: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
+    """An operator must return tensors: an empty one in the place of a gradient that was not asked for."""
+    return tuple([torch.empty((0,), device=like.device, dtype=torch.float32) if g is None else g for g in gradients])
+
+
 def _fake_gradient(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None) -> Tensor:
-    """What launch.backward returns: empty in the place of a gradient that was not asked for."""
+    """What `_or_empty` makes of a gradient of this shape and dtype, or of none."""
     return torch.empty(shape if dtype is not None else (0,), dtype=dtype or torch.float32, device=like.device)
 
 

@@ -96,7 +96,7 @@ def test_only_the_gradients_asked_for(device, seed, monkeypatch, wanted, N):
     first = "layer_norm_backward_held" if N == 8200 else "layer_norm_backward"
     # Up to 12288 the kernel of the rows also sums the weight gradients; beyond, each runs only if it is asked for.
     assert counted.names[1:] == [first] * (rows or N < 12288) + [last] * sums
-    assert sum(t.numel() > 0 for t in made[-1]) == len(wanted.split()) - (wanted == "x residual")
+    assert sum(t is not None for t in made[-1]) == len(wanted.split()) - (wanted == "x residual")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
