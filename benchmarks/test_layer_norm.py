@@ -36,7 +36,7 @@ def test_layer_norm(measure, measuring_now, impl, mode, dtype, M, N):
 @pytest.mark.sizes(
     "M, N",
     full=[(M, N) for M in (4096, 32768) for N in (768, 1024, 1600, 2048, 4096, 8192)],
-    quick=[(32768, 768), (32768, 4096)],
+    quick=[(32768, 768)],
     cpu=[(4096, 768)],
     smoke=[(5, 48)],
 )

@@ -103,7 +103,7 @@ def unwatched(args: tuple[Any, ...]) -> bool:
     """True if these arguments are plain tensors with data and nobody sees operator calls.
 
     Who sees them: torch.compile, export and jit.trace; modes (fake tensors, FLOP counters, selective checkpointing);
-    torch.func's transforms; tensor subclasses (DTensor).
+    torch.func's transforms; the profiler; tensor subclasses (DTensor).
     """
     if (
         torch.compiler.is_compiling()
@@ -111,6 +111,7 @@ def unwatched(args: tuple[Any, ...]) -> bool:
         or torch._C._len_torch_function_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
     ):
         return False
     for arg in args:

@@ -166,6 +166,7 @@ class _LayerNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, stats)
         ctx.d, ctx.bias_dtype = d, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
         return y, stats
 
     @staticmethod

@@ -314,8 +314,8 @@ def test_debugging_shows_the_traceback(here, monkeypatch):
 
 def test_closed_pipe_is_no_error(trained):
     command = f"{sys.executable} -m fastgpt.cli sample {trained} hi --device cpu --max-new-tokens 500 | head -c 5"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
-    assert done.stderr == ""
+    done = subprocess.run(command, shell=True, capture_output=True, timeout=120)  # five bytes may end inside a letter
+    assert done.stderr == b""
 
 
 def test_help_imports_nothing_heavy():
