@@ -110,7 +110,7 @@ def why_not(tensor: torch.Tensor) -> str | None:
     if not has_triton():
         return "triton is not installed; `pip install triton` (Linux), or choose another implementation"
     if tensor.is_cuda:
-        if not torch.version.hip and torch.cuda.get_device_capability(tensor.device) < MIN_CAPABILITY:
+        if not torch.version.hip and not _capability_ok(tensor.get_device()):
             name = torch.cuda.get_device_name(tensor.device)
             return (
                 f"{name} is older than sm_75, the oldest GPU that these kernels support; use the torch implementation"
