@@ -28,12 +28,14 @@ def layer_norm_forward_long(
     lane = tl.arange(0, block_n)[None, :]  # (1, block_n)
     mean_lane = tl.zeros((1, block_n), tl.float32)
     m2_lane = tl.zeros((1, block_n), tl.float32)
+    seen = tl.zeros((1, 1), tl.float32)  # elements of each lane
     for i in tl.range(0, tl.cdiv(N, block_n), num_stages=stages):
         cols = i * block_n + lane  # (1, block_n)
         h = load_h(X, Residual, Seed, row, cols, cols < N, stride_xm, stride_rm, threshold, scale)
         if Residual is not None:
             tl.store(NewResidual + row * N + cols, h.to(NewResidual.dtype.element_ty), mask=cols < N)
-        mean_lane, m2_lane = add_to_lanes(mean_lane, m2_lane, h, cols < N, tl.div_rn(1.0, (i + 1).to(tl.float32)))
+        seen += 1.0
+        mean_lane, m2_lane = add_to_lanes(mean_lane, m2_lane, h, cols < N, tl.div_rn(1.0, seen))
     mean, rstd = merge_lanes(mean_lane, m2_lane, eps, N, block_n)
     tl.store(Stats + row, mean)
     tl.store(Stats + M + row, rstd)

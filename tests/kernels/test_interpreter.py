@@ -1,6 +1,10 @@
 """The interpreter's mends: bfloat16 arithmetic, and the memory checker that upstream lacks."""
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,3 +82,27 @@ def test_empty_memory_is_poisoned(device):
     assert torch.empty(7, device=device).isnan().all()
     assert torch.empty_like(torch.zeros(3, 4, device=device)).isnan().all()
     assert torch.zeros(2, device=device).new_empty(5).isnan().all()
+
+
+@pytest.mark.skipif(_runtime.INTERPRETED_PROCESS, reason="this process interprets already")
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "layer_norm/test_accuracy.py -k (held_rows and 500) or (long_rows_on_many and 40) or mixed",
+        "layer_norm/test_add_layer_norm.py -k dropout_is_exact and 0.5",
+        "attention/test_flash_attention.py -k test_dtypes",
+        "ffn/test_values.py -k test_linear_gelu",
+        "linear_cross_entropy/test_values.py -k test_options",
+    ],
+    ids=lambda tests: tests.split("/")[0],
+)
+def test_a_process_that_interprets_passes_the_same_tests(tests):
+    """With TRITON_INTERPRET=1 the language is upstream's: the index of a tl.range, for one, is a Python int there."""
+    file, _, expression = tests.partition(" -k ")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", expression]
+    done = subprocess.run(
+        [*command, str(Path(__file__).parent / file)],
+        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
