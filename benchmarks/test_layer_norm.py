@@ -1,7 +1,5 @@
 """LayerNorm at GPT widths: bound by memory, so GB/s and the fraction of the copy bandwidth are the figures."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -17,7 +17,7 @@ def new_seed(device: torch.device) -> Tensor:
 
 def drop_threshold(dropout_p: float) -> int:
     """round(p · 2³²), the uint32 below which a random word drops its element. The keep rate is exact to 2⁻³²."""
-    return min(round(dropout_p * 2**32), 2**32 - 1) if dropout_p else 0
+    return min(round(dropout_p * 2**32), 2**32 - 1)
 
 
 def check_dropout(function: str, dropout_p: float) -> None:

@@ -26,17 +26,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def device():
-    """Kernels run on this device: "cuda", or "cpu" through the interpreter. Fresh memory is poisoned with NaN."""
-    with poisoned_memory():
-        if torch.cuda.is_available():
-            yield torch.device("cuda")
-            return
-        pytest.importorskip("triton")
-        from fastgpt.kernels import interpret
+def interpreter():
+    """The CPU, with the interpreter: on a GPU machine too, for what a GPU cannot show. Fresh memory is poisoned."""
+    pytest.importorskip("triton")
+    from fastgpt.kernels import interpret
 
-        with interpret():
-            yield torch.device("cpu")
+    with poisoned_memory(), interpret():
+        yield torch.device("cpu")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest):
+    """Kernels run on this device: "cuda", or "cpu" through the interpreter. Fresh memory is poisoned with NaN."""
+    if not torch.cuda.is_available():
+        yield request.getfixturevalue("interpreter")
+        return
+    with poisoned_memory():
+        yield torch.device("cuda")
 
 
 @pytest.fixture

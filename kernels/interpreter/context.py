@@ -114,6 +114,12 @@ def _patched(check_bounds: bool) -> Iterator[None]:
         yield
 
 
+def live_addresses(pointers, mask) -> np.ndarray:
+    """The addresses that a load or store of the interpreter touches: those of its pointers that are masked in. 1-D."""
+    shape = np.broadcast(pointers.data, mask.data).shape
+    return np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask.data, shape)]
+
+
 def _watch_memory(patch, upstream) -> None:
     """Compare every masked-in pointer of a load or store with the storages of the launch's tensor arguments."""
     builder = upstream.InterpreterBuilder
@@ -122,8 +128,7 @@ def _watch_memory(patch, upstream) -> None:
     convert, launch = upstream._implicit_cvt, upstream.GridExecutor.__call__
 
     def check(pointers, mask, what):
-        shape = np.broadcast(pointers.data, mask.data).shape
-        live = np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask.data, shape)]
+        live = live_addresses(pointers, mask)
         if not live.size:
             return
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)

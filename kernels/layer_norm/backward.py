@@ -11,7 +11,7 @@ dx = dh · dropout factor, with the mask drawn again from its seed.
 import triton
 import triton.language as tl
 
-from .forward import dropout_factor, elements, row_indices
+from .forward import dropout_factor, in_elements, row_indices
 
 
 @triton.jit
@@ -47,8 +47,8 @@ def layer_norm_backward(
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, block_n)  # (block_n,)
     cols = column[None, :]  # (1, block_n)
-    stride_dym, stride_hm = elements(stride_dym, aligned), elements(stride_hm, aligned)
-    stride_dhm = elements(stride_dhm, aligned)
+    stride_dym, stride_hm = in_elements(stride_dym, aligned), in_elements(stride_hm, aligned)
+    stride_dhm = in_elements(stride_dhm, aligned)
     if Weight is not None:
         # One-dimensional, so that a weight of a wider dtype does not impose its layout on the tiles of the loop.
         weight = tl.load(Weight + column, mask=column < N, other=0.0).to(tl.float32)[None, :]  # (1, block_n)

@@ -20,7 +20,7 @@ def row_indices(tile, block_m: tl.constexpr):
 
 
 @triton.jit
-def elements(stride, aligned: tl.constexpr):
+def in_elements(stride, aligned: tl.constexpr):
     """A row stride given in units of `aligned` elements: in int64 elements, and visibly a multiple of `aligned`."""
     return tl.cast(stride, tl.int64) * aligned
 
@@ -78,7 +78,7 @@ def layer_norm_forward(
     row = row_indices(tl.program_id(0), block_m)  # (block_m, 1)
     cols = tl.arange(0, block_n)[None, :]  # (1, block_n)
     mask = (row < M) & (cols < N)  # (block_m, block_n)
-    stride_xm, stride_rm = elements(stride_xm, aligned), elements(stride_rm, aligned)
+    stride_xm, stride_rm = in_elements(stride_xm, aligned), in_elements(stride_rm, aligned)
 
     h = load_h(X, Residual, Seed, row, cols, mask, stride_xm, stride_rm, threshold, scale)
     if Residual is not None:
@@ -105,7 +105,7 @@ def normalise_rows_again(
     row = row_indices(tl.program_id(0), block_m)  # (block_m, 1)
     cols = tl.program_id(1) * block_n + tl.arange(0, block_n)[None, :]  # (1, block_n)
     mask = (row < M) & (cols < N)  # (block_m, block_n)
-    stride_hm = elements(stride_hm, aligned)
+    stride_hm = in_elements(stride_hm, aligned)
     h = tl.load(H + row * stride_hm + cols, mask=mask, other=0.0).to(tl.float32)
     mean = tl.load(Stats + row, mask=row < M, other=0.0)  # (block_m, 1)
     rstd = tl.load(Stats + M + row, mask=row < M, other=0.0)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .backward import store_input_gradients
-from .forward import elements, row_indices, store_y
+from .forward import in_elements, row_indices, store_y
 from .lanes import add_to_lanes, merge_lanes
 
 
@@ -32,7 +32,7 @@ def layer_norm_forward_held(
 ):  # fmt: skip
     """Arguments of `layer_norm_forward`; one program a row, which it holds as `tiles` tiles of block_n elements."""
     row = row_indices(tl.program_id(0), 1)  # (1, 1)
-    stride_xm = elements(stride_xm, aligned)
+    stride_xm = in_elements(stride_xm, aligned)
     lane = tl.arange(0, block_n)[None, :]  # (1, block_n)
     mean_lane = tl.zeros((1, block_n), tl.float32)
     m2_lane = tl.zeros((1, block_n), tl.float32)
@@ -70,8 +70,8 @@ def layer_norm_backward_held(
     """Arguments of `layer_norm_backward`; the programs walk over single rows, each held as `tiles` tiles of block_n."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     lane = tl.arange(0, block_n)[None, :]  # (1, block_n)
-    stride_dym, stride_hm = elements(stride_dym, aligned), elements(stride_hm, aligned)
-    stride_dhm = elements(stride_dhm, aligned)
+    stride_dym, stride_hm = in_elements(stride_dym, aligned), in_elements(stride_hm, aligned)
+    stride_dhm = in_elements(stride_dhm, aligned)
     dweight, dbias = (), ()  # tiles x (1, block_n) float32, over all rows of this program
     for _ in tl.static_range(tiles):
         dweight = dweight + (tl.zeros((1, block_n), tl.float32),)

@@ -17,6 +17,7 @@ from .backward import layer_norm_backward, reduce_partials
 from .forward import layer_norm_forward, normalise_rows_again
 from .held_rows import layer_norm_backward_held, layer_norm_forward_held
 from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_forward_long
+from .tiles import cdiv
 
 
 def as_rows(x: Tensor, M: int, N: int) -> tuple[Tensor, int]:
@@ -67,20 +68,15 @@ def forward(
     stats = torch.empty((2, M), dtype=torch.float32, device=x.device)
     if M == 0 or N == 0:
         return y, new_residual, stats
-    x_rows, stride_xm = as_rows(x, M, N)
-    if residual is None:
-        residual_rows, stride_rm = None, 0
-        itemsizes, aligned = (x.element_size(),), alignment(N, (x_rows, stride_xm))
-    else:
-        residual_rows, stride_rm = as_rows(residual, M, N)
-        itemsizes = (x.element_size(), residual.element_size())
-        aligned = alignment(N, (x_rows, stride_xm), (residual_rows, stride_rm))
+    inputs = [as_rows(x, M, N)] + ([] if residual is None else [as_rows(residual, M, N)])
+    aligned = alignment(N, *inputs)
+    (x_rows, stride_xm), (residual_rows, stride_rm) = (*inputs, (None, 0))[:2]
     weight, bias = contiguous(weight), contiguous(bias)
     arguments = (
         x_rows, residual_rows, weight, bias, seed, y, new_residual, stats,
         M, stride_xm // aligned, stride_rm // aligned, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
     )  # fmt: skip
-    tile = tiles.forward_tile(N, itemsizes, seed is not None, _runtime.target_of(x))
+    tile = tiles.forward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(x))
     with _runtime.on_device_of(x):
         if tile.held:
             layer_norm_forward_held[(M,)](
@@ -158,8 +154,7 @@ def backward(
         M, stride_dym // aligned, stride_dhm // aligned, stride_hm // aligned,
         drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
     )  # fmt: skip
-    itemsizes = tuple([rows.element_size() for rows, _ in inputs])
-    tile = tiles.backward_tile(N, itemsizes, seed is not None, _runtime.target_of(h))
+    tile = tiles.backward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(h))
     with _runtime.on_device_of(h):
         rows_wanted = dh is not None or dx is not None
         summed = bool(sums) and N <= tiles.LONGEST_SUMMED  # on the way, by the kernel that computes dh
@@ -196,15 +191,13 @@ def backward(
     return dh, dx, dweight, dbias
 
 
+def itemsizes(inputs: list[tuple[Tensor, int]]) -> tuple[int, ...]:
+    return tuple([rows.element_size() for rows, _ in inputs])
+
+
 def rows_and_columns(x: Tensor, d: int) -> tuple[int, int]:
     """(M, N): the products of the leading dimensions and of the `d` trailing ones."""
-    shape = x.shape
-    N = shape[-1] if d == 1 else math.prod(shape[-d:])
-    return x.numel() // N if N else math.prod(shape[:-d]), N
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
+    return math.prod(x.shape[: x.dim() - d]), math.prod(x.shape[x.dim() - d :])
 
 
 def contiguous(t: Tensor | None) -> Tensor | None:

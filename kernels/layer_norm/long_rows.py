@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .backward import store_input_gradients
-from .forward import elements, load_h, row_indices, store_y
+from .forward import in_elements, load_h, row_indices, store_y
 from .lanes import add_to_lanes, merge_lanes
 
 
@@ -24,7 +24,7 @@ def layer_norm_forward_long(
     x again.
     """
     row = row_indices(tl.program_id(0), 1)  # (1, 1)
-    stride_xm, stride_rm = elements(stride_xm, aligned), elements(stride_rm, aligned)
+    stride_xm, stride_rm = in_elements(stride_xm, aligned), in_elements(stride_rm, aligned)
     lane = tl.arange(0, block_n)[None, :]  # (1, block_n)
     mean_lane = tl.zeros((1, block_n), tl.float32)
     m2_lane = tl.zeros((1, block_n), tl.float32)
@@ -69,8 +69,8 @@ def layer_norm_dh_long(
 ):  # fmt: skip
     """Arguments of `layer_norm_backward`; the gradients of h and x only, one program a row."""
     row = row_indices(tl.program_id(0), 1)  # (1, 1)
-    stride_dym, stride_hm = elements(stride_dym, aligned), elements(stride_hm, aligned)
-    stride_dhm = elements(stride_dhm, aligned)
+    stride_dym, stride_hm = in_elements(stride_dym, aligned), in_elements(stride_hm, aligned)
+    stride_dhm = in_elements(stride_dhm, aligned)
     mean = tl.load(Stats + row)  # (1, 1)
     rstd = tl.load(Stats + M + row)
     sum_gx = tl.zeros((1, block_n), tl.float32)
@@ -97,7 +97,7 @@ def layer_norm_dweight_long(
 ):  # fmt: skip
     """dweight and dbias (None where not asked for) of columns [block_n · program, block_n · (program + 1))."""
     cols = tl.program_id(0) * block_n + tl.arange(0, block_n)  # (block_n,)
-    stride_dym, stride_hm = elements(stride_dym, aligned), elements(stride_hm, aligned)
+    stride_dym, stride_hm = in_elements(stride_dym, aligned), in_elements(stride_hm, aligned)
     dweight = tl.zeros((block_m, block_n), tl.float32)
     dbias = tl.zeros((block_m, block_n), tl.float32)
     for tile in tl.range(0, tl.cdiv(M, block_m)):

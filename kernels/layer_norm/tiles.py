@@ -99,7 +99,7 @@ def backward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Tar
         num_warps = 8 if dropout or N > 8192 else 16  # Philox needs registers; so does a longer row
         block_n = num_warps * 32 * 16 // max(itemsizes)
         # The weight, of 4 bytes at most, waits in shared memory too: once for each of the two passes over the row.
-        waiting = -(-N // block_n) * block_n * (sum(itemsizes) + 2 * 4)
+        waiting = cdiv(N, block_n) * block_n * (sum(itemsizes) + 2 * 4)
         stages = 2 if waiting <= shared_memory - 16 * 1024 and not (dropout and N > 8192) else 1
         return Tile(1, block_n, _warps(num_warps, target), stages, programs=96, held=True)
     block_n = power_of_two(N)
@@ -127,6 +127,11 @@ def _shared_memory_kb(target: Target) -> int:
 def power_of_two(n: int) -> int:
     """The smallest power of two that is >= n, and at least 16."""
     return max(16, 1 << (n - 1).bit_length())
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. triton.cdiv, which kernels can call too, takes microseconds here."""
+    return -(-a // b)
 
 
 def between(low: int, value: int, high: int) -> int:

@@ -128,9 +128,8 @@ def test_swapping_changes_no_parameter(seed):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_triton_on_a_cpu_says_what_to_do(part):
-    if _runtime.is_interpreting():
-        pytest.skip("this process interprets kernels")
+def test_triton_on_a_cpu_says_what_to_do(part, monkeypatch):
+    monkeypatch.setattr(_runtime, "is_interpreting", lambda: False)
     model = GPT(GPTConfig(**TINY, **{f"{part}_impl": "triton"}))
     idx, targets = text_batches(1)[0]
     with pytest.raises(RuntimeError, match=rf'{part}_impl="triton" cannot run here: .*move them to a GPU, .*interpret'):
@@ -185,11 +184,9 @@ def test_auto_on_a_gpu_passes_over_what_kernels_cannot_take(monkeypatch, caplog,
     impl._explain.cache_clear()
 
 
-def test_auto_does_not_interpret(device):
+def test_auto_does_not_interpret(interpreter):
     """Inside interpret() too: a whole model in the interpreter is what nobody wants by default."""
-    if device.type == "cuda":
-        pytest.skip("a GPU does not interpret")
-    choice = impl.explain("attn", "auto", device, torch.float32, 64)
+    choice = impl.explain("attn", "auto", interpreter, torch.float32, 64)
     assert choice.name == "sdpa"
     assert "the CPU interpreter is for tests and teaching" in choice.why
 
@@ -207,9 +204,8 @@ def test_table_names_layer_request_and_reason(seed):
     assert any(line.split() == ["attn", "2", "sdpa", "sdpa", "requested"] for line in lines)
 
 
-def test_table_shows_what_cannot_run():
-    if _runtime.is_interpreting() or torch.cuda.is_available():
-        pytest.skip("everything can run here")
+def test_table_shows_what_cannot_run(monkeypatch):
+    monkeypatch.setattr(_runtime, "is_interpreting", lambda: False)
     assert "cannot run" in str(fastgpt.implementations(GPT(GPTConfig(**TINY, attn_impl="triton"))))
 
 

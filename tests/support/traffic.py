@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastgpt.kernels.interpreter.context import live_addresses
+
 
 class Traffic:
     """Records every unmasked access of the kernels run inside the block; masked-out lanes move no memory.
@@ -23,16 +25,12 @@ class Traffic:
         self._read: list[np.ndarray] = []
         self._written: list[np.ndarray] = []
 
-        def live(pointers, mask) -> np.ndarray:
-            shape = np.broadcast(pointers.data, mask.data).shape
-            return np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask.data, shape)].ravel()
-
         def counted_load(self_, pointers, mask, *args, **kwargs):
-            self._read.append(live(pointers, mask))
+            self._read.append(live_addresses(pointers, mask))
             return load(self_, pointers, mask, *args, **kwargs)
 
         def counted_store(self_, pointers, value, mask, *args, **kwargs):
-            self._written.append(live(pointers, mask))
+            self._written.append(live_addresses(pointers, mask))
             return store(self_, pointers, value, mask, *args, **kwargs)
 
         self._patch = pytest.MonkeyPatch()
