@@ -2,6 +2,7 @@
 
 python -m benchmarks.gate --family layer_norm --arch sm_90      print these rows, and what is wrong with them
 python -m benchmarks.gate --write                               all rows; writes kernels/<family>/gate.txt
+python -m benchmarks.gate --write --family ffn --label fp32     writes these rows anew, and keeps the others
 python -m benchmarks.gate --check                               all rows; fails where one is worse than committed
 python -m benchmarks.gate --check --sample 64                   a fixed sample of the rows (CI)
 """
@@ -21,31 +22,40 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.gate", description=__doc__.splitlines()[0])
     parser.add_argument("--family", nargs="+", choices=run.FAMILIES, default=run.FAMILIES)
     parser.add_argument("--arch", nargs="+", choices=run.ARCHES, default=run.ARCHES)
-    parser.add_argument("--label", default="", metavar="SUBSTR", help="only rows whose label contains this")
+    parser.add_argument("--label", nargs="+", default=[""], metavar="SUBSTR", help="rows whose label has one of these")
     parser.add_argument("--sample", type=int, metavar="N", help="N rows, spread over families and architectures")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--write", action="store_true", help="write kernels/<family>/gate.txt")
+    action.add_argument("--write", action="store_true", help="write kernels/<family>/gate.txt, or these rows of it")
     action.add_argument("--check", action="store_true", help="fail where a row is worse than the committed table")
     args = parser.parse_args(argv)
 
-    partial = bool(args.label or args.sample or tuple(args.arch) != run.ARCHES)
-    if args.write and partial:
-        parser.error("--write writes whole tables: leave out --label, --arch and --sample")
-
+    partial = bool(any(args.label) or args.sample or set(args.arch) != set(run.ARCHES))
+    if args.write and args.sample:
+        parser.error("--write needs rows named by --family, --label and --arch, not a --sample of them")
     tasks = run.tasks_of(args.family, args.arch, args.label)
+    families = sorted({task.family for task in tasks})
+    if not tasks:
+        parser.error(f"no row of {', '.join(args.family)} has a label that contains {' or '.join(args.label)}")
+    if args.write and partial:  # refuse before the compiling, which takes minutes
+        try:
+            for family in families:
+                table.check_writable(family)
+        except ValueError as error:
+            parser.error(str(error))
     if args.sample:
         tasks = run.sample(tasks, args.sample, args.seed)
     started, progress = time.time(), _Progress(len(tasks))
     results = run.compile_all(tasks, args.jobs, progress.show)
     failures = [problem for result in results for problem in table.problems(result)]
 
-    for family in args.family:
+    for family in families:
         mine = [result for result in results if result.task.family == family]
         lines = table.lines_of(mine)
         if args.write:
-            table.write(family, lines)
+            compiled = {(result.task.label, result.task.arch) for result in mine}
+            table.write(family, table.merged(family, lines, compiled, run.rows_of(family)) if partial else lines)
         elif args.check:
             failures += _check(family, lines, {result.task for result in mine}, partial)
         else:

@@ -53,10 +53,11 @@ def rows_of(family: str) -> dict[str, Row]:
     return rows
 
 
-def tasks_of(families: Iterable[str], arches: Iterable[str], label: str = "") -> list[Task]:
-    """All tasks of some families on some architectures whose row's label contains `label`."""
-    arches = tuple(arches)
-    return [Task(f, row, arch) for f in families for row in sorted(rows_of(f)) for arch in arches if label in row]
+def tasks_of(families: Iterable[str], arches: Iterable[str], labels: Iterable[str] = ("",)) -> list[Task]:
+    """All tasks of some families on some architectures whose row's label contains one of `labels`."""
+    arches, labels = tuple(dict.fromkeys(arches)), tuple(labels)
+    tasks = [Task(f, row, arch) for f in dict.fromkeys(families) for row in sorted(rows_of(f)) for arch in arches]
+    return [task for task in tasks if any(label in task.label for label in labels)]
 
 
 def sample(tasks: list[Task], count: int, seed: int) -> list[Task]:

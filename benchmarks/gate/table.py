@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -70,6 +70,10 @@ def line_of(label: str, kernel: str, arch: str, usage: Usage) -> Line:
 def lines_of(results: Iterable[Result]) -> list[Line]:
     """The table's lines, sorted by label, kernel and architecture."""
     lines = [line_of(r.task.label, name, r.task.arch, usage) for r in results for name, usage in r.kernels.items()]
+    return _sorted(lines)
+
+
+def _sorted(lines: Iterable[Line]) -> list[Line]:
     return sorted(lines, key=lambda line: (line.label, line.kernel, _ORDER[line.arch]))
 
 
@@ -118,6 +122,32 @@ def table_path(family: str) -> Path:
 
 def write(family: str, lines: list[Line]) -> None:
     table_path(family).write_text(HEADING.format(versions=versions()) + render(lines))
+
+
+def check_writable(family: str) -> None:
+    """Raise ValueError unless some rows of the family's table can be written while the others stay as they are."""
+    path = table_path(family)
+    if not path.exists():
+        raise ValueError(f"{path} is missing: write the whole table first, without --label and --arch")
+    found = read(path.read_text())[0]
+    if found != versions():
+        raise ValueError(
+            f"{path} was written with {found}, and this is {versions()}: one table cannot hold both; write all of it, "
+            "without --label and --arch"
+        )
+
+
+def merged(
+    family: str, lines: Iterable[Line], compiled: Container[tuple[str, str]], listed: Container[str]
+) -> list[Line]:
+    """The committed table with `lines` in the place of all lines of the (label, arch) in `compiled`.
+
+    Lines of labels that are not `listed` by the family go too: no run could ever write them again.
+    """
+    check_writable(family)
+    _, committed = read(table_path(family).read_text())
+    kept = [x for x in committed if (x.label, x.arch) not in compiled and x.label in listed]
+    return _sorted([*kept, *lines])
 
 
 def read(text: str) -> tuple[str, list[Line]]:

@@ -153,6 +153,50 @@ def test_the_command_detects_a_regression(monkeypatch, tmp_path, capsys):
     assert cli.main([*every_row, "--check"]) == 0
 
 
+@compiles
+def test_some_rows_are_written_and_the_others_kept(monkeypatch, tmp_path, capsys):
+    rows = {
+        label: dataclasses.replace(row_sum_row(label, 4096, expect=set()), family="ffn") for label in ("a1", "a2", "b")
+    }
+    monkeypatch.setattr(run, "rows_of", lambda family: dict(rows) if family == "ffn" else {})
+    monkeypatch.setattr(run, "ARCHES", ("sm_80", "sm_90"))
+    monkeypatch.setattr(table, "table_path", lambda family: tmp_path / f"{family}.txt")
+    command = ["--jobs", "1", "--family", "ffn", "--arch", "sm_80", "sm_90"]
+
+    def written() -> dict[tuple[str, str], table.Line]:
+        return {(x.label, x.arch): x for x in table.read((tmp_path / "ffn.txt").read_text())[1]}
+
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--write", "--label", "a"])
+    assert "is missing: write the whole table first" in capsys.readouterr().err
+    assert cli.main([*command, "--write"]) == 0
+    whole = written()
+    assert set(whole) == {(label, arch) for label in rows for arch in ("sm_80", "sm_90")}
+
+    # Every row changes; what is not asked for keeps its old figures, and a label that is listed no more goes.
+    for label in ("a1", "b"):
+        rows[label] = dataclasses.replace(row_sum_row(label, 4096, expect=set(), block=256), family="ffn")
+    del rows["a2"]
+    assert cli.main([*command, "--write", "--label", "a", "--arch", "sm_90", "sm_90"]) == 0
+    now = written()
+    assert set(now) == {key for key in whole if key[0] != "a2"}
+    assert [key for key in now if now[key] != whole[key]] == [("a1", "sm_90")]
+    assert cli.main([*command, "--write", "--label", "b", "a1"]) == 0
+    partly = (tmp_path / "ffn.txt").read_text()
+    assert cli.main([*command, "--write"]) == 0
+    assert (tmp_path / "ffn.txt").read_text() == partly
+
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--write", "--label", "none such"])
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--write", "--sample", "1"])
+    (tmp_path / "ffn.txt").write_text(partly.replace("# triton ", "# triton 0."))
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--write", "--label", "a1"])
+    assert "one table cannot hold both" in capsys.readouterr().err
+    assert (tmp_path / "ffn.txt").read_text() == partly.replace("# triton ", "# triton 0.")
+
+
 def test_a_sample_is_fixed_and_spread():
     tasks = [run.Task(f, f"row{i}", a) for f in ("attention", "ffn") for i in range(9) for a in ("sm_80", "sm_90")]
     chosen = run.sample(tasks, 8, seed=0)
