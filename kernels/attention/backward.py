@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .._dropout import keep_mask
+from .._sums import sum_of_products
 from .forward import head_offset, load_tile, store_tile, stream_tile, tile_index, without_nonfinite
 from .masks import column_tiles, key_bounds, program_tile, tile_start, visible
 
@@ -29,7 +30,7 @@ def attention_delta(
     D_out += head_offset(stride_do, b, h) + row.to(tl.int64) * stride_do[2]
     out = load_tile(Out, rows, cols, stride_o[2], stride_o[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
     d_out = load_tile(D_out, rows, cols, stride_do[2], stride_do[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
-    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    delta = sum_of_products(out.to(tl.float32), d_out.to(tl.float32), 1)
     offs = head.to(tl.int64) * T_q + i
     if D_lse is not None:
         D_lse += head_offset(stride_dlse, b, h) + row.to(tl.int64) * stride_dlse[2]
@@ -179,7 +180,9 @@ def attention_dkdv(
     for MASKED in tl.static_range(2):  # in this order for the reason given in the forward
         tiles = num_left + num_right if MASKED else num_full
         for step in tl.range(0, tiles * GROUP, num_stages=1 if MASKED else None):
-            g = step // tiles if GROUP > 1 else 0
+            # Loads of the first step may be issued before the loop, also where it has no step: what they depend on must
+            # be defined then, and a division by 0 is not.
+            g = step // tl.maximum(tiles, 1) if GROUP > 1 else 0
             m = tile_start(step - g * tiles, left, num_left, full, right, BLOCK_M, EDGE, MASKED)
             g64 = tl.zeros([], tl.int64) + g
             dk_a, dk_b, dv_a, dv_b = dkdv_step(
