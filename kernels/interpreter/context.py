@@ -7,6 +7,7 @@ leaves the process able to compile and launch afterwards, so that one test run c
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from collections.abc import Iterator
 
@@ -48,13 +49,39 @@ def interpret(*, check_bounds: bool = True, target: _runtime.Target | None = Non
 
 
 def prepare_process() -> None:
-    """Mend bfloat16; what `interpret()` does, and `fastgpt.kernels` itself in a process with TRITON_INTERPRET=1."""
+    """Mend the interpreter: `interpret()` does, and so does `fastgpt.kernels` in a process with TRITON_INTERPRET=1."""
     # Triton imports this at the first launch, when the language is patched; Python 3.10 cannot inspect the patches.
     import triton.experimental.gluon  # noqa: F401
 
     from . import bfloat16
 
     bfloat16.install()
+    _mend_index()
+
+
+@functools.cache
+def _mend_index() -> None:
+    """Let a scalar of a kernel be a Python integer: `range(n)`, an index, a slice. Once per process.
+
+    The interpreter's scalars are arrays of one element. Triton 3.6 gives them to int(), and numpy 2.4 and later refuse
+    arrays that have a dimension there. The language is patched anew at every launch and call of a device function.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter as upstream
+
+    patch_lang = upstream._patch_lang
+
+    def mended(fn):
+        scope = patch_lang(fn)
+        scope.set_attr(tl.tensor, "__index__", _as_int)
+        return scope
+
+    upstream._patch_lang = mended
+
+
+def _as_int(scalar) -> int:
+    """The Python integer in a tensor of one element."""
+    return int(scalar.handle.data.item())
 
 
 @contextlib.contextmanager
@@ -75,7 +102,7 @@ def _patched(check_bounds: bool) -> Iterator[None]:
         return _interpreted[jit.fn]
 
     def as_int(v):
-        return v if isinstance(v, int) else int(v.handle.data.squeeze()) if isinstance(v, tl.tensor) else int(v)
+        return _as_int(v) if isinstance(v, tl.tensor) else int(v)
 
     def tl_range(
         start, end=None, step=1, **_hints
@@ -101,7 +128,6 @@ def _patched(check_bounds: bool) -> Iterator[None]:
         everything = types.FunctionType((lambda: 0).__code__, {"tl": tl, "core": tl.core})
         scope = upstream._patch_lang(everything)
         undo.callback(scope.restore)
-        scope.set_attr(tl.tensor, "__index__", lambda t: int(t.handle.data.squeeze()))  # numpy >= 2.4 with Triton 3.6
         scope.set_attr(tl, "range", tl_range)
         patch(upstream, "_patch_lang", lambda fn: types.SimpleNamespace(restore=lambda: None))
         patch(JITFunction, "__call__", lambda jit, *args, **kwargs: interpreted(jit)(*args, **kwargs))

@@ -179,7 +179,7 @@ def _matmul_into_float32(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None
     elif _has_float32_output(target_of(a).backend, a.dtype, a.device):
         if first:
             torch.mm(a, b, out_dtype=torch.float32, out=out)
-        else:
+        elif not out.is_meta:  # memory is only counted there, and torch 2.11 raises
             torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
     else:
         product = torch.mm(a, b, out=a.new_empty(out.shape))

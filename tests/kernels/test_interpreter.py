@@ -106,3 +106,57 @@ def test_a_process_that_interprets_passes_the_same_tests(tests):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
+
+
+LOOPS = """
+import numpy as np, torch, triton, triton.language as tl
+from triton.runtime import interpreter
+
+if {as_triton_36}:  # whatever is installed, and with it every numpy from 2.4 on
+    patch = interpreter._patch_lang_tensor
+
+    def as_triton_36(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda t: int(t.handle.data))
+
+    interpreter._patch_lang_tensor = as_triton_36
+
+import fastgpt.kernels
+
+@triton.jit
+def count(n, step):
+    c = 0
+    for _ in tl.range(0, n, step):
+        c += 1
+    return c
+
+@triton.jit
+def loops(N, Out, n):
+    loaded = tl.load(N)  # a tensor, as an argument is, and as a sum of the two is
+    c = count(loaded, 2)
+    for _ in range(n):
+        c += 100
+    for _ in tl.range(loaded, loaded + n, num_stages=2):
+        c += 10000
+    tl.store(Out, c)
+
+assert isinstance(loops, interpreter.InterpretedFunction)
+n, out = torch.tensor([7]), torch.zeros(1, dtype=torch.int64)
+loops[(1,)](n, out, 3)
+assert out.item() == 4 + 300 + 30000, out
+with fastgpt.kernels.interpret():  # changes nothing in such a process
+    loops[(1,)](n + 1, out, 1)
+assert out.item() == 4 + 100 + 10000, out
+"""
+
+
+@pytest.mark.parametrize("as_triton_36", [False, True], ids=["as installed", "as Triton 3.6"])
+def test_loops_to_a_tensor_in_a_process_that_interprets(tmp_path, as_triton_36):
+    """Triton 3.6 gives one-element arrays to int(), which numpy 2.4 and later refuse: range(tensor) failed."""
+    script = tmp_path / "loops.py"
+    script.write_text(LOOPS.format(as_triton_36=as_triton_36))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
