@@ -7,7 +7,13 @@ fastgpt.patch(other_model)                 # the fused modules inside a model of
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# In a source tree the kernels lie beside this folder, not in it. Who starts Python or pytest at the root of the tree
+# imports this folder whatever is installed, and gets the kernels of the same tree.
+if not (_here := Path(__file__).parent).joinpath("kernels").exists():
+    __path__.append(str(_here.parent))
 
 from . import kernels, nn
 from .config import GPTConfig

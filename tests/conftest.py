@@ -17,6 +17,19 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 
+TIMEOUT = 300.0  # seconds of one test, where the plugin is installed and nobody asked for another limit
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # Not in pyproject.toml, where pytest without the plugin stops at an option that it does not know.
+    if not config.pluginmanager.hasplugin("timeout"):
+        return
+    asked = config.option.timeout is not None or "PYTEST_TIMEOUT" in os.environ or config.getini("timeout")
+    if not asked:
+        config.option.timeout = TIMEOUT
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

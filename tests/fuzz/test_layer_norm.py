@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis", reason="property-based tests need hypothesis")
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+
+pytest.importorskip("hypothesis", reason="property-based tests need hypothesis")
 from hypothesis import given
 from hypothesis import strategies as st
 
