@@ -6,7 +6,11 @@ BIN    := $(VENV)/bin
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test test-all bench gate gate-check mutants fuzz readme lint format lock wheel clean
+# What GPU machines have: torch 2.11 and triton 3.6, in a virtual environment of its own.
+PYTHON312  ?= python3.12
+GPU_VENV   ?= .venv-matrix
+
+.PHONY: help demo test test-all bench gate gate-check mutants fuzz matrix readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,6 +27,13 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+$(GPU_VENV)/.dev: pyproject.toml constraints-gpu.txt
+	@[ -x $(GPU_VENV)/bin/python ] || $(PYTHON312) -c 'import sys; assert sys.version_info[:2] == (3, 12)' 2>/dev/null \
+	  || { echo "this needs Python 3.12, and $(PYTHON312) is none; name one: make $(MAKECMDGOALS) PYTHON312=/path/to/python3.12"; exit 1; }
+	@[ -x $(GPU_VENV)/bin/python ] || $(PYTHON312) -m venv $(GPU_VENV) || { rm -rf $(GPU_VENV); exit 1; }
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-gpu.txt -e '.[test]'
 	@touch $@
 
 # --- the two commands -----------------------------------------------------------------------------------------------
@@ -51,6 +62,9 @@ mutants: $(VENV)/.dev  ## plant every listed fault in the kernels, one at a time
 fuzz: $(VENV)/.dev  ## property-based tests, long mode
 	FASTGPT_FUZZ_EXAMPLES=500 $(PYTEST) tests/fuzz -n $(JOBS) --timeout 7200
 
+matrix: $(GPU_VENV)/.dev  ## the test suite on torch 2.11 and triton 3.6 (3 GB to download; needs Python 3.12)
+	$(GPU_VENV)/bin/python -m tests.matrix --jobs $(JOBS)
+
 readme: $(VENV)/.dev  ## regenerate the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.readme --write
 
@@ -66,10 +80,14 @@ wheel: $(VENV)/.dev  ## build wheel and sdist into dist/
 	rm -rf build dist
 	$(BIN)/python -m build --quiet
 
-lock: $(VENV)/.dev  ## rewrite constraints.txt for Python 3.10 to 3.13 (needs uv on the PATH)
+lock: $(VENV)/.dev  ## rewrite constraints.txt for Python 3.10 to 3.13, and constraints-gpu.txt (needs uv on the PATH)
 	printf 'torch==2.13.0\ntriton==3.7.1\n' | uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 \
 	  -c - --no-annotate --no-header -o constraints.txt
+	sed -i '1i # What CI installs, for Python 3.10 to 3.13 (`make lock` rewrites it). The package itself states ranges: pyproject.toml.' constraints.txt
+	printf 'torch==2.11.0\ntriton==3.6.0\nnumpy==2.5.2\ntransformers==5.17.0\n' | uv pip compile pyproject.toml --extra test \
+	  --python-version 3.12 -c - --no-annotate --no-header -o constraints-gpu.txt
+	sed -i '1i # What GPU machines have, for Python 3.12: `make matrix` runs the tests on it (`make lock` rewrites it).' constraints-gpu.txt
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) build dist runs .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

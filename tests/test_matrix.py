@@ -1,0 +1,105 @@
+"""`make matrix`: its committed result speaks of versions that we declare, and its script tells failures from passes."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import matrix
+
+ROOT = Path(__file__).parents[1]
+
+SAMPLE = """
+import pytest
+
+def test_passes(): pass
+def test_fails(): assert False
+@pytest.fixture
+def broken():
+    yield
+    raise OSError("in the teardown")
+def test_error(broken): pass
+def test_fails_twice(broken): assert False
+@pytest.mark.skip(reason="no | here")
+def test_skipped(): pass
+@pytest.mark.xfail(reason="known")
+def test_expected_failure(): assert False
+@pytest.mark.slow
+def test_slow(): assert False
+@pytest.mark.parametrize("i", range(3))
+def test_interprets(i):
+    import os
+    assert i != 1 or "TRITON_INTERPRET" not in os.environ
+"""
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints-gpu.txt").read_text().splitlines()
+    return dict(line.partition(";")[0].strip().split("==") for line in lines if not line.startswith("#"))
+
+
+def declared() -> dict[str, list[tuple[int, ...]]]:
+    """The least version of each package that pyproject.toml requires: {"torch": (2, 10)}."""
+    found = re.findall(r'"([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
+    return {name: as_numbers(version) for name, version in found}
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.partition("+")[0].split(".")))
+
+
+def test_the_constraints_are_in_the_declared_ranges():
+    assert set(matrix.PACKAGES) <= set(declared())
+    for package, least in declared().items():
+        if package in pinned():
+            assert as_numbers(pinned()[package]) >= least, package
+    assert pinned()["triton"].startswith("3.6."), "the oldest that we declare, and what torch 2.11 comes with"
+
+
+def test_a_run_is_counted_and_written(tmp_path, monkeypatch):
+    """Two parts over a sample of every outcome; the second in processes of TRITON_INTERPRET=1."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    sample, out = tmp_path / "test_sample.py", tmp_path / "matrix.md"
+    sample.write_text(SAMPLE)
+    code = matrix.main(["--jobs", "1", "--out", str(out), str(sample)])
+    assert code == 1
+    text = out.read_text()
+    stack, parts = matrix.parse(text)
+    assert set(stack) == {"Python", *matrix.PACKAGES}
+    assert [*parts.values()] == [(4, 3, 2), (3, 4, 2)]
+    assert re.findall(r"^- `.*::(.*)`$", text, re.MULTILINE) == [
+        "test_fails", "test_error", "test_fails_twice",
+        "test_fails", "test_error", "test_fails_twice", "test_interprets[1]",
+    ]  # fmt: skip
+    assert "no / here | 2 |" in text
+    assert "expected failure: known | 2 |" in text
+
+
+@pytest.mark.parametrize(
+    ("sample", "status"), [("", 5), ("import missing_module", 2)], ids=["no test", "cannot be collected"]
+)
+def test_nothing_is_written_where_pytest_did_not_run(tmp_path, sample, status):
+    test, out = tmp_path / "test_sample.py", tmp_path / "matrix.md"
+    test.write_text(sample)
+    with pytest.raises(SystemExit, match=f"exit status {status}.*nothing is written"):
+        matrix.main(["--jobs", "1", "--out", str(out), str(test)])
+    assert not out.exists()
+
+
+def test_a_part_of_the_suite_does_not_replace_the_result(capsys):
+    with pytest.raises(SystemExit):
+        matrix.main(["tests/test_matrix.py"])
+    assert "name another --out" in capsys.readouterr().err
+
+
+def test_make_says_what_it_needs(tmp_path):
+    """Without a Python 3.12, in words, and no half of an environment stays."""
+    done = subprocess.run(
+        ["make", "matrix", f"PYTHON312={tmp_path / 'python3.12'}", f"GPU_VENV={tmp_path / 'venv'}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "needs Python 3.12" in done.stdout
+    assert "PYTHON312=/path/to/python3.12" in done.stdout
+    assert not (tmp_path / "venv").exists()
