@@ -95,7 +95,7 @@ def run_tests(folder: Path, tests: str) -> tuple[int | None, str]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    for variable in ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER"):
+    for variable in ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "FASTGPT_BUDGET_REPORT"):
         environment.pop(variable, None)
     try:
         done = subprocess.run(

@@ -1,0 +1,202 @@
+"""The error budget: how far from the float64 result may a result be? One rule, for tests, fuzzing and `fastgpt verify`.
+
+    err(ours, float64) <= factor * max(err(torch in the same dtype, float64), rounding)
+
+in the maximum norm and in RMS; factor 2 for outputs, 3 for gradients. `rounding` is u * scale, the error that the
+arithmetic itself makes of roundings to the dtype (`fastgpt.rounding`): a result need not be nearer than that, however
+lucky torch is on this machine with the order of its sums.
+
+    exact = exactly(lambda: reference(x.double()))      # or outputs and gradients, any number
+    assert_all_within_budget(["out"], [ours], [torchs], exact)
+
+If the environment variable FASTGPT_BUDGET_REPORT names a file, nothing is raised: every verdict is appended to the file
+as a line of JSON (`Verdict.line`), from any number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rounding import deviations
+
+OUTPUT, GRADIENT = 2.0, 3.0
+REPORT = "FASTGPT_BUDGET_REPORT"
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Distance from the float64 result, absolute: the largest, and the root of the mean square."""
+
+    max: float
+    rms: float
+
+
+def errors(value: Tensor, exact: Tensor) -> Errors:
+    """Errors of `value` against the float64 tensor `exact`; equal infinities and NaNs count as no error."""
+    if value.numel() == 0:
+        return Errors(0.0, 0.0)
+    value, exact = value.detach().double().cpu(), exact.detach().double().cpu()
+    same = (value == exact) | (value.isnan() & exact.isnan())
+    difference = torch.where(same, 0.0, value - exact).abs()
+    difference = torch.where(difference.isnan(), torch.inf, difference)  # NaN on one side only
+    return Errors(difference.max().item(), difference.square().mean().sqrt().item())
+
+
+class Exact:
+    """One result in float64, `value`, and how far roundings move it."""
+
+    def __init__(self, value: Tensor, moved: Callable[[torch.dtype], Tensor]) -> None:
+        assert value.dtype == torch.float64, f"the exact result must be float64, not {value.dtype}"
+        self.value, self._moved = value.detach(), moved
+
+    def __getitem__(self, index) -> Exact:
+        """A part of the result, to be judged on its own."""
+        index = index if isinstance(index, tuple) else (index,)
+        return Exact(self.value[index], lambda dtype: self._moved(dtype)[(slice(None), *index)])
+
+    def rounding(self, dtype: torch.dtype) -> Errors:
+        """u * scale in both norms, for roundings to `dtype`: the mean square over the draws, its root."""
+        moved = self._moved(dtype).abs()
+        moved = moved.reshape(len(moved), -1)  # (draws, numbers)
+        if moved.numel() == 0:
+            return Errors(0.0, 0.0)
+        return Errors(moved.amax(1).square().mean().sqrt().item(), moved.square().mean().sqrt().item())
+
+
+def exactly(function: Callable[[], Tensor | Sequence[Tensor | None]]) -> list[Exact | None]:
+    """The results of `function`, which computes in float64 and can be called again and again (so it makes new leaves).
+
+    Rounding is only looked into when a verdict needs it, once for all the results.
+    """
+
+    def results() -> Sequence[Tensor | None]:
+        found = function()
+        return [found] if isinstance(found, Tensor) else list(found)
+
+    moved: dict[torch.dtype, list[Tensor | None]] = {}
+
+    def part(i: int) -> Callable[[torch.dtype], Tensor]:
+        def of(dtype: torch.dtype) -> Tensor:
+            if dtype not in moved:
+                moved[dtype] = deviations(results, dtype)
+            return moved[dtype][i]
+
+        return of
+
+    return [None if value is None else Exact(value, part(i)) for i, value in enumerate(results())]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One result in one norm ("max" or "rms"), all of it absolute; `limit` = factor * max(torch_error, rounding)."""
+
+    name: str
+    dtype: str
+    norm: str
+    factor: float
+    error: float
+    torch_error: float
+    rounding: float
+
+    @property
+    def limit(self) -> float:
+        torch_error = self.torch_error if math.isfinite(self.torch_error) else 0.0  # its overflow excuses nothing
+        return self.factor * max(torch_error, self.rounding)
+
+    @property
+    def used(self) -> float:
+        """The fraction of the limit that the error uses."""
+        return self.error / self.limit if self.limit else (math.inf if self.error else 0.0)
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.norm} error {self.error:.3e} against float64 exceeds {self.limit:.3e} "
+            f"= {self.factor:g} x max(torch's {self.torch_error:.3e}, {self.dtype} rounding {self.rounding:.3e})"
+        )
+
+    def line(self) -> str:
+        """A line of JSON; a number that is not finite is null."""
+        numbers = {
+            "factor": self.factor, "error": self.error, "torch_error": self.torch_error, "u_scale": self.rounding,
+            "limit": self.limit, "used": self.used,
+        }  # fmt: skip
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)")
+        record = {"test": test, "name": self.name, "dtype": self.dtype, "norm": self.norm}
+        record |= {key: number if math.isfinite(number) else None for key, number in numbers.items()}
+        return json.dumps(record | {"ok": self.ok}) + "\n"
+
+
+def _rounded_once(exact: Tensor) -> Exact:
+    return Exact(exact, lambda dtype: 2 * torch.finfo(dtype).eps * torch.nan_to_num(exact, 0.0, 0.0, 0.0)[None])
+
+
+def judge(
+    name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT, dtype: torch.dtype | None = None
+) -> tuple[Verdict, Verdict]:
+    """The verdicts in the maximum norm and in RMS.
+
+    dtype: what the operator stores its intermediate results in (default: the dtype of `ours`), for example bfloat16 for
+    a float32 loss of bfloat16 logits.
+    """
+    dtype = dtype or ours.dtype
+    exact = exact if isinstance(exact, Exact) else _rounded_once(exact)
+    mine, theirs = errors(ours, exact.value), errors(torchs, exact.value)
+    rounding = exact.rounding(dtype)
+    label = str(dtype).removeprefix("torch.")
+    return (
+        Verdict(name, label, "max", factor, mine.max, theirs.max, rounding.max),
+        Verdict(name, label, "rms", factor, mine.rms, theirs.rms, rounding.rms),
+    )
+
+
+def assert_within_budget(
+    name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT, dtype: torch.dtype | None = None
+) -> None:
+    """Fail unless `ours` is as near to `exact` as the budget allows, given `torchs` in the same dtype; see `judge`."""
+    exact = exact if isinstance(exact, Exact) else _rounded_once(exact)
+    assert ours.shape == exact.value.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(exact.value.shape)}"
+    if ours.numel() == 0:
+        return
+    report = os.environ.get(REPORT)
+    if not report:
+        mine, theirs = errors(ours, exact.value), errors(torchs, exact.value)
+        if mine.max <= factor * theirs.max < math.inf and mine.rms <= factor * theirs.rms:
+            return  # right whatever rounding is, which would take a while to say
+    verdicts = judge(name, ours, torchs, exact, factor=factor, dtype=dtype)
+    if report:
+        write(report, verdicts)
+        return
+    for verdict in verdicts:
+        assert verdict.ok, str(verdict)
+
+
+def assert_all_within_budget(
+    names: Sequence[str], ours: Sequence[Tensor | None], torchs: Sequence[Tensor | None],
+    exact: Sequence[Exact | None], *, factor: float = OUTPUT, dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """`assert_within_budget` for several results; a None among `ours` must be None in the others too."""
+    for name, a, b, c in zip(names, ours, torchs, exact, strict=True):
+        assert (a is None) == (c is None), f"{name}: {'missing' if a is None else 'not asked for'}"
+        if a is not None:
+            assert_within_budget(name, a, b, c, factor=factor, dtype=dtype)
+
+
+def write(report: str, verdicts: Sequence[Verdict]) -> None:
+    """Append `verdicts` to the file `report`, in one write, so that lines of several processes do not mix."""
+    text = "".join(verdict.line() for verdict in verdicts)
+    file = os.open(report, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
