@@ -38,9 +38,9 @@ def attention_mask(
         sees = sees & (j <= i)
     left, right = window_bounds(window, causal)
     if left is not None:
-        sees = sees & (j >= i - left)
+        sees = sees & (i - j <= min(left, T_q + T_k))  # a bound may be larger than any int64
     if right is not None:
-        sees = sees & (j <= i + right)
+        sees = sees & (j - i <= min(right, T_q + T_k))
     if key_lengths is not None:
         sees = sees & (j < key_lengths[:, None, None, None])
     if key_starts is not None:
@@ -49,7 +49,7 @@ def attention_mask(
         positions = torch.arange(T_k, device=device)
         document_ids = torch.searchsorted(cu_seqlens[1:].long(), positions, right=True)[None]  # (1, T_k)
     if document_ids is not None:
-        sees = sees & (document_ids[:, None, -T_q:, None] == document_ids[:, None, None, :])
+        sees = sees & (document_ids[:, None, T_k - T_q :, None] == document_ids[:, None, None, :])
     return sees
 
 

@@ -16,6 +16,10 @@ from . import forward as device_forward
 from . import masks, tiles
 
 LOG2_E = 1.4426950408889634
+# Positions and bounds are int32 in the kernels, which add at most a tile (1024 columns of document ids) to T_q + T_k.
+MAX_POSITIONS = 2**31 - 2**11
+WIDE_STRIDE = 2**22  # two offsets of at most 256 strides of this size still fit in int32 together
+MAX_PROGRAMS = 2**31 - 1  # CUDA's limit of a grid's first dimension, and what an int32 program id can tell apart
 
 
 def forward(
@@ -26,6 +30,7 @@ def forward(
     """out (B, H, T_q, D), in (B, T_q, H, D) memory; lse (B, H, T_q) float32. left, right < 0: no bound."""
     B, H, T_q, D = q.shape
     H_kv, T_k = k.shape[1:3]
+    check_positions("flash_attention", T_q, T_k)
     out = empty_heads_last(q, (B, H, T_q, D))
     lse = torch.empty((B, H, T_q), dtype=torch.float32, device=q.device)
     if out.numel() == 0:
@@ -37,16 +42,16 @@ def forward(
     lower, upper = band(T_q, T_k, causal, left, right)
     with _runtime.on_device_of(q):
         ranges = document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False)
-        device_forward.attention_forward[(num_tiles * B * H,)](
+        device_forward.attention_forward[grid("flash_attention", num_tiles * B * H)](
             q, k, v, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n), out, lse,
             q.stride(), k.stride(), v.stride(), out.stride(),
             key_starts, key_lengths, document_ids, 0 if document_ids is None else document_ids.stride(0), ranges, seed,
             T_q, T_k, H, H // H_kv, lower or 0, upper or 0, B * H,
-            tiles.heads_per_section(target, 2 * T_k * D * q.element_size(), H // H_kv),
+            min(tiles.heads_per_section(target, 2 * T_k * D * q.element_size(), H // H_kv), B * H),
             softmax_scale * LOG2_E, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
             HEAD_DIM=D, D_A=d_a, D_B=d_b, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, EDGE=tile.edge,
             HAS_LOWER=lower is not None, HAS_UPPER=upper is not None, HAS_DROPOUT=dropout_p > 0.0,
-            WIDE=has_wide_strides(q, k, v), PRECISION=dot_precision(q.dtype),
+            WIDE=has_wide_strides(q, k, v, out), PRECISION=dot_precision(q.dtype),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, lse
@@ -68,9 +73,10 @@ def backward(
     target, itemsize = _runtime.target_of(q), q.element_size()
     d_a, d_b = tiles.split_head_dim(D)
     lower, upper = band(T_q, T_k, causal, left, right)
-    group = H // H_kv
+    group, name = H // H_kv, "flash_attention's backward"
     delta, lse2 = torch.empty_like(lse), torch.empty_like(lse)
-    wide = has_wide_strides(q, k, v, d_out)
+    # d_q, d_k and d_v have the strides of `out` or smaller ones: k has no more heads than q.
+    wide = has_wide_strides(q, k, v, d_out, out)
     document_stride = 0 if document_ids is None else document_ids.stride(0)
     flags = {
         "HEAD_DIM": D, "D_A": d_a, "D_B": d_b, "HAS_LOWER": lower is not None, "HAS_UPPER": upper is not None,
@@ -79,33 +85,35 @@ def backward(
     with _runtime.on_device_of(q):
         block_d = triton.next_power_of_2(D)
         block_m = 32
-        device_backward.attention_delta[(triton.cdiv(T_q, block_m) * B * H,)](
+        device_backward.attention_delta[grid(name, triton.cdiv(T_q, block_m) * B * H)](
             out, d_out, d_lse, lse, lse2, delta,
             out.stride(), d_out.stride(), None if d_lse is None else d_lse.stride(),
-            T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=block_d, WIDE=wide, num_warps=4,
+            T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=block_d,
+            WIDE=wide or (d_lse is not None and d_lse.stride(2) >= WIDE_STRIDE), num_warps=4,
         )  # fmt: skip
         if need_dkdv:
             tile = tiles.dkdv(target, itemsize, D, roomy=dropout_p > 0.0, T_k=T_k, heads=B * H_kv)
-            device_backward.attention_dkdv[(triton.cdiv(T_k, tile.block_n) * B * H_kv,)](
+            check_steps(name, T_q, group, min(tile.block_m, tile.edge))
+            device_backward.attention_dkdv[grid(name, triton.cdiv(T_k, tile.block_n) * B * H_kv)](
                 q, k, v, d_out, *descriptors(target, q, tile.block_m), *descriptors(target, d_out, tile.block_m),
                 lse2, delta, d_k, d_v, q.stride(), k.stride(), v.stride(), d_out.stride(),
                 d_k.stride(), d_v.stride(), key_starts, key_lengths, document_ids, document_stride,
                 document_ranges(document_ids, T_q, T_k, tile.block_n, of_keys=True), seed,
                 T_q, T_k, H_kv, lower or 0, upper or 0, B * H_kv,
-                tiles.heads_per_section(target, 2 * group * T_q * D * itemsize, 1), softmax_scale,
+                min(tiles.heads_per_section(target, 2 * group * T_q * D * itemsize, 1), B * H_kv), softmax_scale,
                 drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), GROUP=group, BLOCK_M=tile.block_m,
                 BLOCK_N=tile.block_n, EDGE=tile.edge, num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
             )  # fmt: skip
         if need_dq:
             roomy = dropout_p > 0.0 or document_ids is not None
             tile = tiles.dq(target, itemsize, D, roomy=roomy, T_q=T_q, heads=B * H)
-            device_backward.attention_dq[(triton.cdiv(T_q, tile.block_m) * B * H,)](
+            device_backward.attention_dq[grid(name, triton.cdiv(T_q, tile.block_m) * B * H)](
                 q, k, v, d_out, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
                 lse2, delta, d_q, q.stride(), k.stride(), v.stride(), d_out.stride(), d_q.stride(),
                 key_starts, key_lengths, document_ids, document_stride,
                 document_ranges(document_ids, T_q, T_k, tile.block_m, of_keys=False), seed,
                 T_q, T_k, H, group, lower or 0, upper or 0, B * H,
-                tiles.heads_per_section(target, 2 * T_k * D * itemsize, group), softmax_scale,
+                min(tiles.heads_per_section(target, 2 * T_k * D * itemsize, group), B * H), softmax_scale,
                 drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
                 EDGE=tile.edge, num_warps=tile.num_warps, num_stages=tile.num_stages, **flags,
             )  # fmt: skip
@@ -171,6 +179,33 @@ def band(T_q: int, T_k: int, causal: bool, left: int, right: int) -> tuple[int |
     return lower, upper
 
 
+def check_positions(name: str, T_q: int, T_k: int) -> None:
+    if T_q + T_k > MAX_POSITIONS:
+        raise ValueError(
+            f"{name}: positions are int32 numbers, so T_q + T_k may be {MAX_POSITIONS} at most; got T_q = {T_q} and "
+            f"T_k = {T_k}: attend to the keys in parts, and combine them by their lse (return_lse=True)"
+        )
+
+
+def check_steps(name: str, T_q: int, group: int, step: int) -> None:
+    """A program of dK/dV counts its steps, over the queries of a whole group of heads, in int32."""
+    if (-(-T_q // step) + 2) * group >= 2**31:
+        raise ValueError(
+            f"{name}: {group} query heads of T_q = {T_q} share one key head, which is too many steps of {step} queries "
+            "to count in int32; pass the query heads in several calls"
+        )
+
+
+def grid(name: str, programs: int) -> tuple[int]:
+    """The grid of a launch of so many programs."""
+    if programs > MAX_PROGRAMS:
+        raise ValueError(
+            f"{name}: {programs} tiles of batch rows, heads and tokens, and one launch takes {MAX_PROGRAMS} at most; "
+            "split the batch"
+        )
+    return (programs,)
+
+
 def document_ranges(document_ids: Tensor | None, T_q: int, T_k: int, block: int, *, of_keys: bool) -> Tensor | None:
     """For each tile of `block` queries, the keys that may share a document with it; of keys, the queries."""
     if document_ids is None:
@@ -178,7 +213,7 @@ def document_ranges(document_ids: Tensor | None, T_q: int, T_k: int, block: int,
     rows, columns = (T_k, T_q) if of_keys else (T_q, T_k)
     num_tiles, B = triton.cdiv(rows, block), document_ids.shape[0]
     ranges = document_ids.new_empty((B, num_tiles, 3), dtype=torch.int32)
-    masks.document_ranges[(num_tiles, B)](
+    masks.document_ranges[grid("flash_attention", num_tiles * B)](
         document_ids, ranges, document_ids.stride(0), T_k - rows, rows, T_k - columns, columns,
         BLOCK=block, CHUNK=1024, num_warps=4,
     )  # fmt: skip
@@ -188,7 +223,7 @@ def document_ranges(document_ids: Tensor | None, T_q: int, T_k: int, block: int,
 def has_wide_strides(*tensors: Tensor) -> bool:
     """Whether offsets inside one tile (at most 256 on a side) may pass 2^31."""
     for x in tensors:  # noqa: SIM110 (a generator takes twice as long, on every call)
-        if x.stride(2) >= 2**22 or x.stride(3) >= 2**22:
+        if x.stride(2) >= WIDE_STRIDE or x.stride(3) >= WIDE_STRIDE:
             return True
     return False
 

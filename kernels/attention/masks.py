@@ -9,6 +9,9 @@ so causality and sliding windows are a band, `i + lower <= j <= i + upper`, with
 
 Padding bounds the keys of one sequence, first_key <= j < end_key. Documents must be equal: document[i] == document[j].
 A tile that no element of which passes is never visited; a tile that every element of which passes is not masked.
+
+Positions, bounds and their sums are int32. The launch sees to it that they fit: T_q + T_k stays below 2^31 by more than
+a tile, and a bound beyond every key is no bound. What comes from a tensor is clamped here, before it is narrowed.
 """
 
 import triton
@@ -33,14 +36,20 @@ def program_tile(num_tiles, num_heads, heads_per_section):
 
 @triton.jit
 def key_bounds(KeyStarts, KeyLengths, b, T_k):
-    """first_key, end_key of sequence b, inside [0, T_k]."""
+    """first_key, end_key of sequence b, inside [0, T_k] whatever the tensors of any integer type hold."""
     first_key = 0
     end_key = T_k
     if KeyStarts is not None:
-        first_key = tl.maximum(tl.load(KeyStarts + b).to(tl.int32), 0)
+        first_key = clamped(tl.load(KeyStarts + b), T_k)
     if KeyLengths is not None:
-        end_key = tl.minimum(tl.load(KeyLengths + b), T_k).to(tl.int32)
+        end_key = clamped(tl.load(KeyLengths + b), T_k)
     return first_key, end_key
+
+
+@triton.jit
+def clamped(x, end):
+    """int32: x inside [0, end]. The larger type decides, so that no value is narrowed before it is compared."""
+    return tl.minimum(tl.maximum(x, 0), end).to(tl.int32)
 
 
 @triton.jit
@@ -74,12 +83,13 @@ def column_tiles(row, last_row, lower, upper, start, end, Ranges, range_index, B
         end = tl.minimum(end, last_row + upper + 1)
         full_end = tl.minimum(full_end, row + upper + 1)
     if HAS_DOCUMENTS:
-        documents_start = tl.load(Ranges + range_index * 3)
-        documents_end = tl.load(Ranges + range_index * 3 + 1)
+        Ranges += range_index.to(tl.int64) * 3
+        documents_start = tl.load(Ranges)
+        documents_end = tl.load(Ranges + 1)
         start = tl.maximum(start, documents_start)
         end = tl.minimum(end, documents_end)
         full_start = tl.maximum(full_start, documents_start)
-        full_end = tl.where(tl.load(Ranges + range_index * 3 + 2) != 0, tl.minimum(full_end, documents_end), 0)
+        full_end = tl.where(tl.load(Ranges + 2) != 0, tl.minimum(full_end, documents_end), 0)
     left = tl.maximum(start, 0) // EDGE * EDGE
     full = tl.cdiv(tl.maximum(full_start, 0), BLOCK) * BLOCK
     right = tl.maximum(full_end, 0) // BLOCK * BLOCK
@@ -107,16 +117,18 @@ def document_ranges(Documents, Ranges, stride_b, row_offset, num_rows, column_of
     """For each tile of BLOCK rows: the range of columns whose document lies between the tile's least and greatest.
 
     Ranges (B, num_tiles, 3) int32: first column, one past the last column, and 1 if the tile and all of that range are
-    one document. Documents (B, T); row i is token row_offset + i and column j is token column_offset + j. Right for
-    ids in any order; tight when each document is contiguous. T^2 / BLOCK comparisons, shared by all heads.
+    one document; num_columns, 0, 0 where no column is inside. Documents (B, T); row i is token row_offset + i and
+    column j is token column_offset + j. Right for ids in any order; tight when each document is contiguous.
+    T^2 / BLOCK comparisons, shared by all heads. Grid (B * num_tiles,): a second dimension ends at 65535.
     """
-    tile, b = tl.program_id(0), tl.program_id(1)
+    num_tiles = tl.cdiv(num_rows, BLOCK)
+    tile, b = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
     Documents += b.to(tl.int64) * stride_b
     i = tile * BLOCK + tl.arange(0, BLOCK)
     i = tl.minimum(i, num_rows - 1)  # the last tile repeats its last row
     ids = tl.load(Documents + row_offset + i)
     least, greatest = tl.min(ids, 0), tl.max(ids, 0)
-    first = tl.full((CHUNK,), 2147483647, tl.int32)
+    first = tl.zeros((CHUNK,), tl.int32) + num_columns
     end = tl.zeros((CHUNK,), tl.int32)
     count = tl.zeros((CHUNK,), tl.int32)
     for j0 in tl.range(0, num_columns, CHUNK):
@@ -128,7 +140,7 @@ def document_ranges(Documents, Ranges, stride_b, row_offset, num_rows, column_of
         count += inside.to(tl.int32)
     first_column, end_column = tl.min(first, 0), tl.max(end, 0)
     same = (least == greatest) & (tl.sum(count, 0) == end_column - first_column)
-    Range = Ranges + (b * tl.num_programs(0) + tile) * 3
+    Range = Ranges + tl.program_id(0).to(tl.int64) * 3
     tl.store(Range, first_column)
     tl.store(Range + 1, end_column)
     tl.store(Range + 2, same.to(tl.int32))

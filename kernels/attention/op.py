@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .. import _library, _runtime
 from .._random import check_dropout, new_seed
-from ..reference import window_bounds
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
+FARTHEST = 2**31 - 1  # a window that reaches this far reaches every key
 
 
 def flash_attention(
@@ -67,8 +67,7 @@ def flash_attention(
     B, T_q, T_k = _check_qkv(q, k, v)
     if dropout_p != 0.0:
         check_dropout("flash_attention", dropout_p)
-    _check_window(window)
-    left, right = window_bounds(window, causal)
+    left, right = check_window("flash_attention", window, causal)
     key_starts = _check_per_sequence("key_starts", key_starts, B)
     key_lengths = _check_per_sequence("key_lengths", key_lengths, B)
     if cu_seqlens is not None:
@@ -85,7 +84,7 @@ def flash_attention(
         q, scale = -q, -scale
     out, lse = attention_fwd(
         q, k, v, key_starts, key_lengths, document_ids, new_seed(q.device) if dropout_p > 0.0 else None,
-        scale, float(dropout_p), causal, -1 if left is None else left, -1 if right is None else right,
+        scale, float(dropout_p), causal, left, right,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -117,15 +116,21 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
     return B, T_q, T_k
 
 
-def _check_window(window: int | tuple[int, int] | None) -> None:
+def check_window(name: str, window: int | tuple[int, int] | None, causal: bool) -> tuple[int, int]:
+    """(left, right): query at position i sees keys i - left ... i + right; -1 = no bound on that side."""
     if window is None:
-        return
-    pair = (window, 0) if isinstance(window, int) else tuple(window)
-    if len(pair) != 2 or min(pair) < -1 or (isinstance(window, int) and window < 1):
+        return -1, -1
+    one = isinstance(window, int | torch.SymInt)
+    numbers = (window,) if one else window
+    if not isinstance(numbers, tuple | list) or not all(isinstance(x, int | torch.SymInt) for x in numbers):
+        raise TypeError(f"{name}: window must be an int or a pair of ints (left, right), got {window!r}; use int()")
+    if len(numbers) != (1 if one else 2) or min(numbers) < (1 if one else -1):
         raise ValueError(
-            "flash_attention: window must be the number of keys a query sees, at least 1, or a pair (left, right) with "
-            f"-1 for no bound; got {window}"
+            f"{name}: window must be the number of keys a query sees, at least 1, or a pair (left, right) with -1 for "
+            f"no bound; got {window}"
         )
+    left, right = (window - 1, -1 if causal else window - 1) if one else window
+    return min(left, FARTHEST), min(right, FARTHEST)
 
 
 def _check_integers(name: str, x: Tensor) -> None:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, _runtime
-from ..reference import window_bounds
-from .op import DTYPES
+from .op import DTYPES, FARTHEST, check_window
 
 _NAME = "attention_weights"
 
@@ -79,11 +78,7 @@ def attention_weights(
     _runtime.check_launchable(
         _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, document_ids=document_ids
     )
-    if isinstance(window, int) and window < 1:
-        raise ValueError(
-            f"{_NAME}: window must be the number of keys a query sees, at least 1, or a pair; got {window}"
-        )
-    left, right = window_bounds(window, causal)
+    left, right = check_window(_NAME, window, causal)
     right = 0 if causal else right
     row_start, row_count, row_step = _resolve_rows(rows, T_q)
     key_lengths, key_starts = (None if x is None else x.contiguous() for x in (key_lengths, key_starts))
@@ -134,7 +129,7 @@ def _resolve_rows(rows: slice | None, T_q: int) -> tuple[int, int, int]:
         return 0, T_q, 1
     if not isinstance(rows, slice):
         raise TypeError(f"{_NAME}: rows must be a slice such as slice(-1, None), got {type(rows).__name__}")
-    step = 1 if rows.step is None else rows.step
+    step = 1 if rows.step is None else min(rows.step, FARTHEST)
     if step < 1:
         raise ValueError(f"{_NAME}: rows must have a positive step, got {rows}; flip the result instead")
 
@@ -160,19 +155,20 @@ def _runs(heads: list[int]) -> list[tuple[int, int, int]]:
 
 def _launch(
     q: Tensor, k: Tensor, lse: Tensor, heads: list[int], row_start: int, row_count: int, row_step: int, scale: float,
-    left: int | None, right: int | None, key_lengths: Tensor | None, key_starts: Tensor | None,
+    left: int, right: int, key_lengths: Tensor | None, key_starts: Tensor | None,
     document_ids: Tensor | None,
 ) -> Tensor:  # fmt: skip
+    from .launch import band, check_positions, grid
     from .weights_kernel import attention_weights_kernel
 
     weights = _fake(q, k, lse, heads, row_start, row_count, row_step)
     if weights.numel() == 0:
         return weights
     batch, _, _, T_k = weights.shape
-    diagonal = T_k - q.shape[2]  # query i stands at key i + diagonal
-    lower = None if left is None else diagonal - left
-    upper = None if right is None else diagonal + right
-    head_dim = q.shape[3]
+    T_q, head_dim = q.shape[2:]
+    check_positions(_NAME, T_q, T_k)
+    lower, upper = band(T_q, T_k, False, left, right)
+    row_step = min(row_step, T_q)  # with a longer step there is one row
     padded = (head_dim + 15) // 16 * 16  # tensor cores work in steps of 16
     # float32 products run on registers, so that a wide step would spill.
     block_d = next(size for size in (64, 32, 16) if padded % size == 0 and size * q.element_size() <= 128)
@@ -186,7 +182,7 @@ def _launch(
         for first, step, count in _runs(heads):
             out = weights[:, done : done + count]
             done += count
-            attention_weights_kernel[(batch * count * tiles,)](
+            attention_weights_kernel[grid(_NAME, batch * count * tiles)](
                 q, k, lse, out, key_lengths, key_starts, document_ids,
                 q.stride(), k.stride(), lse.stride(), out.stride()[:3], stride_d,
                 count, row_count, q.shape[2], T_k, q.shape[1] // k.shape[1], first, step, row_start, row_step,
@@ -235,7 +231,7 @@ class _AttentionWeights(torch.autograd.Function):
 
 _OP = _library.define(
     "attention_weights(Tensor q, Tensor k, Tensor lse, int[] heads, SymInt row_start, SymInt row_count, "
-    "SymInt row_step, float softmax_scale, SymInt? left, SymInt? right, Tensor? key_lengths, Tensor? key_starts, "
+    "SymInt row_step, float softmax_scale, SymInt left, SymInt right, Tensor? key_lengths, Tensor? key_starts, "
     "Tensor? document_ids) -> Tensor",
     launch=_launch,
     fake=_fake,

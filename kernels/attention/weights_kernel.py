@@ -72,7 +72,7 @@ def attention_weights_kernel(
     K += b * stride_k[0] + h // group * stride_k[1]
     s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for d0 in tl.range(0, tl.where(some, HEAD_DIM, 0), BLOCK_D):
-        d = d0 + tl.arange(0, BLOCK_D)
+        d = (d0 + tl.arange(0, BLOCK_D)).to(tl.int64)  # times a stride that may be that of a transposed view
         d_ok = d < HEAD_DIM
         q = tl.load(
             Q + i64[:, None] * stride_q[2] + d[None, :] * stride_q[3], mask=r_ok[:, None] & d_ok[None, :], other=0.0
