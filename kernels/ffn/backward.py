@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .._sums import rounded_product
 from .gelu import gelu_and_derivative
 from .gemm import columns_of, load_tile, product_tile, store_tile, tile_at
 
@@ -31,7 +32,7 @@ def dgelu_kernel(
         for p in tl.static_range(parts):
             n1 = n0 + p * band
             act, slope = gelu_and_derivative(load_tile(Pre, stride_pm, M, N, m0, n1, block_m, band, tma_out), tanh)
-            dpre = columns_of(dact, p, parts) * slope  # (block_m, band)
+            dpre = rounded_product(columns_of(dact, p, parts), slope)  # (block_m, band)
             if write_act:
                 store_tile(Act, stride_am, M, N, m0, n1, act, block_m, band, tma_out)
             store_tile(Dpre, stride_dm, M, N, m0, n1, dpre, block_m, band, tma_out)

@@ -11,6 +11,7 @@ dx = dh · dropout factor, with the mask drawn again from its seed.
 import triton
 import triton.language as tl
 
+from .._sums import rounded_product, sum_of_products
 from .forward import dropout_factor, in_elements, row_indices
 
 
@@ -71,8 +72,8 @@ def layer_norm_backward(
         if (DH is not None) or (DX is not None):
             g = dy
             if Weight is not None:
-                g = dy * weight
-            mean_gx = tl.sum(g * xhat, axis=1, keep_dims=True) / N  # (block_m, 1)
+                g = rounded_product(dy, weight)  # it is summed as it is, too
+            mean_gx = sum_of_products(g, xhat, axis=1, keep_dims=True) / N  # (block_m, 1)
             mean_g = tl.sum(g, axis=1, keep_dims=True) / N
             dh = (g - mean_g - xhat * mean_gx) * rstd
             store_input_gradients(dh, DHout, Seed, DH, DX, row, cols, mask, stride_dhm, threshold, scale, N)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .._dropout import keep_mask
+from .._sums import sum_of_products
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def layer_norm_forward(
     mean = tl.sum(h, axis=1, keep_dims=True) / N  # (block_m, 1)
     mean += tl.sum(tl.where(mask, h - mean, 0.0), axis=1, keep_dims=True) / N
     centred = tl.where(mask, h - mean, 0.0)  # columns past N must not count
-    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / N + eps)  # (block_m, 1)
+    rstd = tl.rsqrt(sum_of_products(centred, centred, axis=1, keep_dims=True) / N + eps)  # (block_m, 1)
 
     tl.store(Stats + row, mean, mask=row < M)
     tl.store(Stats + M + row, rstd, mask=row < M)

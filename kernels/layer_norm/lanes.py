@@ -8,6 +8,8 @@ at mean 1000 and variance 1, as E[h²] - E[h]² would.
 import triton
 import triton.language as tl
 
+from .._sums import sum_of_products
+
 
 @triton.jit
 def add_to_lanes(mean_lane, m2_lane, h, mask, inverse_count):
@@ -26,9 +28,9 @@ def merge_lanes(mean_lane, m2_lane, eps, N: tl.constexpr, block_n: tl.constexpr)
     """(mean, rstd) of the row of N elements, each (1, 1) float32."""
     lane = tl.arange(0, block_n)[None, :]  # (1, block_n)
     count = ((N + block_n - 1 - lane) // block_n).to(tl.float32)  # elements of each lane
-    mean = tl.sum(count * mean_lane, axis=1, keep_dims=True) / N
+    mean = sum_of_products(count, mean_lane, axis=1, keep_dims=True) / N
     # A second look takes back the rounding of the sum, so that a constant row gives exactly the bias.
-    mean += tl.sum(count * (mean_lane - mean), axis=1, keep_dims=True) / N
+    mean += sum_of_products(count, mean_lane - mean, axis=1, keep_dims=True) / N
     spread = mean_lane - mean
     m2 = tl.sum(m2_lane + count * spread * spread, axis=1, keep_dims=True)
     return mean, tl.rsqrt(m2 / N + eps)

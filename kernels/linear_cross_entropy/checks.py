@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 REDUCTIONS = ("mean", "sum", "none")
+# The kernels take settings in float32, without subnormal numbers: outside of these a GPU sees 0 or infinity.
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 def check_floating(function: str, **tensors: Tensor | None) -> None:
@@ -41,12 +45,20 @@ def check_settings(
         raise ValueError(f'{function}: reduction is {reduction!r}, use "mean", "sum" or "none"')
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | torch.SymInt):
         raise TypeError(f"{function}: ignore_index is {ignore_index!r}, expected an int (-100 is torch's default)")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"{function}: ignore_index is {ignore_index}, use a number that fits in int64")
+    for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss), ("softcap", softcap)):
+        if not isinstance(value, Real | torch.SymInt | torch.SymFloat) and (name != "softcap" or value is not None):
+            raise TypeError(f"{function}: {name} is {value!r}, expected a number; take a tensor's by .item()")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{function}: label_smoothing is {label_smoothing}, use a value in [0, 1]")
-    if not 0.0 <= z_loss < float("inf"):
-        raise ValueError(f"{function}: z_loss is {z_loss}, use a finite weight >= 0 (0 switches it off)")
-    if softcap is not None and not 0.0 < softcap < float("inf"):
-        raise ValueError(f"{function}: softcap is {softcap}, use a finite value > 0, or None for no cap")
+    if not 0.0 <= z_loss <= _FLOAT32.max:
+        raise ValueError(f"{function}: z_loss is {z_loss}, use a finite float32 weight >= 0 (0 switches it off)")
+    if softcap is not None and not _FLOAT32.tiny <= softcap <= _FLOAT32.max:
+        raise ValueError(
+            f"{function}: softcap is {softcap}, use a finite value > 0 that float32 holds ({_FLOAT32.tiny:.3g} to "
+            f"{_FLOAT32.max:.3g}), or None for no cap"
+        )
 
 
 def reduced(losses: Tensor, counts: Tensor, reduction: str) -> Tensor:

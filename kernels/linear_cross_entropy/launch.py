@@ -11,6 +11,9 @@ from torch import Tensor
 from .._runtime import on_device_of, target_of
 from . import scalars, softmax, tiles
 
+# Kernels number rows and columns in 32 bits, and their last tile looks a little past the end.
+LARGEST = 2**31 - 2**15
+
 
 class Settings(NamedTuple):
     """What every row shares: see `fastgpt.kernels.linear_cross_entropy`."""
@@ -113,13 +116,21 @@ def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
 
     Raises:
         IndexError: on a CPU (the interpreter), a target out of range.
+        ValueError: more rows or classes than the kernels can number.
     """
+    for extent, what in ((target.numel(), "rows"), (V, "classes")):
+        if extent > LARGEST:
+            raise ValueError(
+                f"cross-entropy: {extent} {what}, and the kernels number them in 32 bits, up to {LARGEST}; split the "
+                "call, or use fastgpt.kernels.reference"
+            )
     counts = target.new_empty(2, dtype=torch.int64)
     scalars.count_targets_kernel[(1,)](target, counts, target.numel(), V, ignore_index, block_n=4096, num_warps=8)
     if target.is_cuda:
         torch._assert_async(counts[1], "cross-entropy: a target is neither ignore_index nor in [0, V)")
     elif target.device.type == "cpu" and not counts[1]:
-        bad = target[(target != ignore_index) & ((target < 0) | (target >= V))][0].item()
+        wide = target.long()  # torch does not compare int32 with a number outside of it
+        bad = wide[(wide != ignore_index) & ((wide < 0) | (wide >= V))][0].item()
         raise IndexError(
             f"cross-entropy: target {bad} is out of bounds for {V} classes; use values in [0, {V}), or ignore_index "
             f"({ignore_index}) for rows that must not count"
@@ -238,9 +249,10 @@ def _gradient(
     if not N:
         return
     block_v, num_warps = tiles.part_of_gradient(columns, logits.element_size())
-    softmax.gradient_kernel[(N, -(-columns // block_v))](
+    parts = -(-columns // block_v)
+    softmax.gradient_kernel[(N * parts,)](
         logits, out, bias, target, stats[0], stats[1], grad_losses, grad_lse,
-        V, columns, logits.stride(0), out.stride(0), grad_losses.stride(0), settings.ignore_index,
+        V, columns, parts, logits.stride(0), out.stride(0), grad_losses.stride(0), settings.ignore_index,
         settings.label_smoothing, settings.z_loss, settings.softcap,
         block_v=block_v, num_warps=num_warps,
     )  # fmt: skip

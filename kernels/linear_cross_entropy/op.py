@@ -42,7 +42,7 @@ def linear_cross_entropy(
     Args:
         x: (..., d) float32, float16 or bfloat16, any strides. Under torch.autocast it is cast as F.linear would.
         weight: (V, d) in x's dtype (under autocast: any of the three dtypes; its gradient keeps its own dtype and
-            is never rounded to the autocast dtype). V may be any number up to 2^31.
+            is never rounded to the autocast dtype). V may be any number up to 2^31 - 2^15.
         target: (...) int64 or int32 class indices in [0, V), or ignore_index.
         bias: (V,) or None, added in float32.
         ignore_index: rows with this target have loss 0 and gradient 0, and do not count in the mean.

@@ -14,8 +14,8 @@ def count_targets_kernel(Target, Counts, N, V, ignore_index, block_n: tl.constex
     bad = tl.zeros((block_n,), dtype=tl.int32)
     for start in tl.range(0, N, block_n):
         offs = start + tl.arange(0, block_n)
-        t = tl.load(Target + offs, mask=offs < N, other=ignore_index)  # (block_n,)
-        valid = t != ignore_index
+        t = tl.load(Target + offs, mask=offs < N, other=0)  # (block_n,)
+        valid = (offs < N) & (t != ignore_index)  # ignore_index may lie outside of the targets' dtype
         count += valid.to(tl.int64)
         bad |= (valid & ((t < 0) | (t >= V))).to(tl.int32)
     tl.store(Counts, tl.sum(count, axis=0))

@@ -18,28 +18,30 @@ makes every row start on a 16-byte boundary.
 import triton
 import triton.language as tl
 
+from .._sums import sum_of_products
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def tanh(z):
-    """tanh in float32 to a few ulp: a polynomial near 0, where 1 - exp(-2|z|) would cancel."""
-    a = tl.abs(z)
-    e = tl.exp2(a * (-2.0 * LOG2E))
-    far = (1.0 - e) / (1.0 + e)
-    z2 = z * z
-    near = z * (1.0 + z2 * (-1.0 / 3.0 + z2 * (2.0 / 15.0 + z2 * (-17.0 / 315.0 + z2 * (62.0 / 2835.0)))))
-    return tl.where(a < 0.25, near, tl.where(z < 0.0, -far, far))
-
-
-@triton.jit
 def cap(x, softcap):
-    """(y, dy/dx); y = x and 1.0 where softcap is None."""
+    """(y, dy/dx) for y = softcap · tanh(z), z = x / softcap; y = x and 1.0 where softcap is None.
+
+    Both to a few ulp of themselves. tanh by a polynomial near 0, where 1 - exp(-2|z|) would cancel, and as a factor of
+    x, since z underflows under a large softcap. The slope is sech²(z) = 4 E / (1 + E)² with E = exp(-2|z|), because
+    1 - tanh² has no digit left where tanh is nearly 1: there, under a small softcap, lies every logit.
+    """
     slope = 1.0
     if softcap is not None:
-        squashed = tanh(x / softcap)
-        x = softcap * squashed
-        slope = 1.0 - squashed * squashed
+        z = x / softcap
+        a = tl.abs(z)
+        e = tl.exp2(a * (-2.0 * LOG2E))  # in [0, 1]
+        inverse = 1.0 / (1.0 + e)
+        far = softcap * ((1.0 - e) * inverse)
+        z2 = z * z
+        near = x * (1.0 + z2 * (-1.0 / 3.0 + z2 * (2.0 / 15.0 + z2 * (-17.0 / 315.0 + z2 * (62.0 / 2835.0)))))
+        x = tl.where(a < 0.25, near, tl.where(z < 0.0, -far, far))
+        slope = 4.0 * e * inverse * inverse
     return x, slope
 
 
@@ -93,7 +95,7 @@ def merge(m, s):
     """(maximum, log of the sum) of the row from those of its lanes, (lanes,) each."""
     m_row = tl.max(m, axis=0)
     base = tl.where(m_row == -float("inf"), 0.0, m_row)
-    return m_row, tl.log(tl.sum(s * tl.exp2((m - base) * LOG2E), axis=0))
+    return m_row, tl.log(sum_of_products(s, tl.exp2((m - base) * LOG2E), axis=0))
 
 
 @triton.jit
@@ -127,11 +129,17 @@ def store_row(Loss, Max, LogSum, i, m, log_sum, y_t, pull, valid, V, smoothing, 
 
 
 @triton.jit
-def row_gradient(y, slope, m, log_sum, g_loss, g_lse, at_target, V, smoothing, z_loss):
-    """g_loss · dloss/dx + g_lse · dlse/dx of logits y, all of them the row's target (at_target 1.0) or none (0.0)."""
+def target_share(g_loss, at_target, V, smoothing):
+    """g_loss · the probability that the loss wants of a column: the target (at_target 1.0) or another one (0.0)."""
+    return g_loss * (smoothing / V + at_target * (1.0 - smoothing))
+
+
+@triton.jit
+def row_gradient(y, slope, m, log_sum, g_loss, g_lse, share, z_loss):
+    """g_loss · dloss/dx + g_lse · dlse/dx of logits y, given the `target_share` of each."""
     p = tl.exp2((y - m) * LOG2E - log_sum * LOG2E)  # softmax
     of_p = g_loss * (1.0 + 2.0 * z_loss * (m + log_sum)) + g_lse
-    return (p * of_p - g_loss * (smoothing / V + at_target * (1.0 - smoothing))) * slope
+    return (p * of_p - share) * slope
 
 
 @triton.jit
@@ -168,6 +176,7 @@ def loss_and_gradient_kernel(
     t, valid = load_target(Target, i, V, ignore_index)
     y_t, slope_t = load_logit(Row, Bias, t, softcap)
     g_loss = tl.where(valid, 1.0, 0.0)
+    share, share_t = target_share(g_loss, 0.0, V, smoothing), target_share(g_loss, 1.0, V, smoothing)
     tile = tl.arange(0, lanes)[:, None] * width + tl.arange(0, width)[None, :]  # (lanes, width) columns
 
     if in_registers:
@@ -176,23 +185,25 @@ def loss_and_gradient_kernel(
         m, s, pull = fold(m, tl.zeros_like(m), tl.zeros_like(m), y, y_t, tile, V, has_smoothing)
         m, log_sum = merge(m, s)
         pull = tl.sum(pull, axis=0)
-        d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, 0.0, V, smoothing, z_loss)
+        tl.debug_barrier()  # no warp may overwrite a logit that another has yet to read: y_t, or a tile of few columns
+        d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, share, z_loss)
         tl.store(Row + tile, d.to(Logits.dtype.element_ty), mask=tile < columns)
     else:
         m, log_sum, pull = row_statistics(Row, Bias, y_t, V, columns, softcap, has_smoothing, lanes, width)
+        tl.debug_barrier()  # as above
         inner = V // (lanes * width) * (lanes * width)
         for start in tl.range(0, inner, lanes * width):
             y, slope = load_logits(Row, Bias, start + tile, V, columns, softcap, False)
-            d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, 0.0, V, smoothing, z_loss)
+            d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, share, z_loss)
             tl.store(Row + start + tile, d.to(Logits.dtype.element_ty))
         for start in tl.range(inner, columns, lanes * width):
             y, slope = load_logits(Row, Bias, start + tile, V, columns, softcap, True)
-            d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, 0.0, V, smoothing, z_loss)
+            d = row_gradient(y, slope, m, log_sum, g_loss, 0.0, share, z_loss)
             tl.store(Row + start + tile, d.to(Logits.dtype.element_ty), mask=start + tile < columns)
 
     # The target's column once more: a comparison in every column would cost as much as the softmax does.
     tl.debug_barrier()  # after the stores above
-    d_t = row_gradient(y_t, slope_t, m, log_sum, g_loss, 0.0, 1.0, V, smoothing, z_loss)
+    d_t = row_gradient(y_t, slope_t, m, log_sum, g_loss, 0.0, share_t, z_loss)
     tl.store(Row + t, d_t.to(Logits.dtype.element_ty))
     store_row(Loss, Max, LogSum, i, m, log_sum, y_t, pull, valid, V, smoothing, z_loss)
 
@@ -200,19 +211,21 @@ def loss_and_gradient_kernel(
 @triton.jit
 def gradient_kernel(
     Logits, Out, Bias, Target, Max, LogSum, GradLoss, GradLse,
-    V, columns, stride_n, stride_on, stride_g, ignore_index, smoothing, z_loss, softcap,
+    V, columns, tiles, stride_n, stride_on, stride_g, ignore_index, smoothing, z_loss, softcap,
     block_v: tl.constexpr,
 ):  # fmt: skip
     """dlogits for any upstream gradients, from the saved maximum and log-sum: one read, one write, perhaps in place.
 
     Logits (N, columns); Out the same shape, or Logits itself; GradLoss (N,) float32 with stride stride_g (0: one for
-    all rows); GradLse (N,) float32 or None. Grid (N, cdiv(columns, block_v)).
+    all rows); GradLse (N,) float32 or None. Grid (N * tiles,), with tiles = cdiv(columns, block_v): the grid's other
+    dimensions end at 65535.
+
+    In place, each logit is read by the one thread that writes its gradient. Hence the comparison in every column: the
+    target's logit, read by itself, would be read by all threads, and by some of them after another has overwritten it.
     """
-    i = tl.program_id(0)
-    Row = Logits + i.to(tl.int64) * stride_n
-    RowOut = Out + i.to(tl.int64) * stride_on
-    start = tl.program_id(1) * block_v
-    offs = start + tl.arange(0, block_v)
+    program = tl.program_id(0)
+    i = program // tiles
+    offs = (program % tiles) * block_v + tl.arange(0, block_v)  # (block_v,)
     t, valid = load_target(Target, i, V, ignore_index)
     m = tl.load(Max + i)
     log_sum = tl.load(LogSum + i)
@@ -221,13 +234,8 @@ def gradient_kernel(
     if GradLse is not None:
         g_lse = tl.load(GradLse + i)
 
-    here = (t >= start) & (t < start + block_v)  # another program's tile is not ours to read: it may be written by now
-    t = tl.where(here, t, start)
-    y_t, slope_t = load_logit(Row, Bias, t, softcap)
-    y, slope = load_logits(Row, Bias, offs, V, columns, softcap, True)  # (block_v,)
-    d = row_gradient(y, slope, m, log_sum, g_loss, g_lse, 0.0, V, smoothing, z_loss)
-    tl.store(RowOut + offs, d.to(Out.dtype.element_ty), mask=offs < columns)
-
-    tl.debug_barrier()  # after the store above
-    d_t = row_gradient(y_t, slope_t, m, log_sum, g_loss, g_lse, 1.0, V, smoothing, z_loss)
-    tl.store(RowOut + t, d_t.to(Out.dtype.element_ty), mask=here)
+    y, slope = load_logits(Logits + i.to(tl.int64) * stride_n, Bias, offs, V, columns, softcap, True)
+    at_target, elsewhere = target_share(g_loss, 1.0, V, smoothing), target_share(g_loss, 0.0, V, smoothing)
+    share = tl.where(offs == t, at_target, elsewhere)
+    d = row_gradient(y, slope, m, log_sum, g_loss, g_lse, share, z_loss)  # (block_v,)
+    tl.store(Out + i.to(tl.int64) * stride_on + offs, d.to(Out.dtype.element_ty), mask=offs < columns)

@@ -11,6 +11,7 @@ _ADD_NORM = "tests/kernels/layer_norm/test_add_layer_norm.py::test_"
 _FFN = "tests/kernels/ffn/test_values.py::test_"
 _LOSS = "tests/kernels/linear_cross_entropy/test_values.py::test_"
 _LOSS_EDGES = "tests/kernels/linear_cross_entropy/test_edges.py::test_"
+_LOSS_EXTREMES = "tests/kernels/linear_cross_entropy/test_extremes.py::test_"
 
 MUTANTS = (
     # --- attention: which keys a query sees ---------------------------------------------------------------------------
@@ -209,8 +210,8 @@ MUTANTS = (
     Mutant(
         "layer-norm-long-rows-rounding-of-the-mean-left",
         "layer_norm/lanes.py",
-        "mean += tl.sum(count * (mean_lane - mean)",
-        "mean += 0.0 * tl.sum(count * (mean_lane - mean)",
+        "mean += sum_of_products(count, mean_lane - mean",
+        "mean += 0.0 * sum_of_products(count, mean_lane - mean",
         _NORM + "constant_rows_give_the_bias",
     ),
     Mutant(
@@ -386,9 +387,37 @@ MUTANTS = (
     Mutant(
         "loss-slope-of-the-softcap-dropped",
         "linear_cross_entropy/softmax.py",
-        "slope = 1.0 - squashed * squashed",
-        "slope = 1.0 - 0.0 * squashed",
+        "slope = 4.0 * e * inverse * inverse",
+        "slope = 1.0",
         _LOSS + "options",
+    ),
+    Mutant(
+        "loss-softcap-slope-as-1-minus-tanh-squared",
+        "linear_cross_entropy/softmax.py",
+        "slope = 4.0 * e * inverse * inverse",
+        "slope = 1.0 - ((1.0 - e) * inverse) * ((1.0 - e) * inverse)",
+        _LOSS_EXTREMES + "a_saturated_softcap_keeps_the_digits_of_its_slope",
+    ),
+    Mutant(
+        "loss-ignore-index-counted-in-the-targets-dtype",
+        "linear_cross_entropy/scalars.py",
+        "(t != ignore_index)",
+        "(t != tl.cast(ignore_index, t.dtype))",
+        _LOSS_EXTREMES + "ignore_index_outside_of_int32",
+    ),
+    Mutant(
+        "loss-ignore-index-compared-in-the-targets-dtype",
+        "linear_cross_entropy/softmax.py",
+        "t != ignore_index",
+        "t != tl.cast(ignore_index, t.dtype)",
+        _LOSS_EXTREMES + "ignore_index_outside_of_int32",
+    ),
+    Mutant(
+        "loss-lanes-past-the-last-target-counted",
+        "linear_cross_entropy/scalars.py",
+        "valid = (offs < N) & (t",
+        "valid = (offs <= N) & (t",
+        _LOSS_EXTREMES + "ignore_index_outside_of_int32",
     ),
     Mutant(
         "loss-bias-gradient-of-the-last-chunk-only",
