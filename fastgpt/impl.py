@@ -54,7 +54,8 @@ choose._dynamo_marked_constant = True
 def explain(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> Choice:
     """As `choose`, with the reason. The name is empty where "triton" is requested and cannot run."""
     interpreting = device.type == "cpu" and _runtime.is_interpreting()
-    return _explain(part, requested, device, dtype, head_dim, interpreting, _runtime._pretended is not None)
+    tangents = _runtime.forward_mode_is_on()
+    return _explain(part, requested, device, dtype, head_dim, interpreting, tangents, _runtime._pretended is not None)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -65,6 +66,7 @@ def _explain(
     dtype: torch.dtype,
     head_dim: int,
     interpreting: bool,
+    tangents: bool,
     pretending: bool,  # part of the cache's key only
 ) -> Choice:
     check_implementation(part, requested)
@@ -73,6 +75,8 @@ def _explain(
     obstacle = _why_not_triton(device, dtype, head_dim)
     if requested == "triton":
         return Choice("", obstacle) if obstacle else Choice("triton", "requested")
+    if obstacle is None and tangents:
+        obstacle = "the kernels have no forward-mode derivative (jvp, jacfwd); the fallback has"
     if interpreting:
         obstacle = 'the CPU interpreter is for tests and teaching; request "triton" by name to run it'
     if obstacle is None:

@@ -26,6 +26,7 @@ from torch.utils import _pytree
 from .config import IMPLEMENTATIONS, GPTConfig
 from .generate import KVCache, SamplingConfig, sample_stream
 from .impl import check_constructible
+from .kernels import _runtime
 from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head
 
 
@@ -299,8 +300,8 @@ class GPT(nn.Module):
             raise ValueError(
                 f"GPT: targets have shape {tuple(targets.shape)} and idx {tuple(idx.shape)}; make them equal"
             )
-        # Looking at values would wait for a GPU, and cannot be traced.
-        if idx.device.type == "cpu" and type(idx) is Tensor and idx.numel() and not torch.compiler.is_compiling():
+        # On a GPU, looking at values would wait for it.
+        if idx.device.type == "cpu" and idx.numel() and _runtime.can_be_read(idx):
             low, high = idx.aminmax()
             if low < 0 or high >= config.vocab_size:
                 bad = int(low) if low < 0 else int(high)

@@ -99,6 +99,14 @@ class CausalSelfAttention(nn.Module):
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     """torch's attention with our causal mask: torch aligns is_causal top-left, so T_q < T_k needs a mask."""
+    if torch._C._are_functorch_transforms_active() or _runtime.forward_mode_is_on():
+        # torch's fused kernels know neither forward mode nor second derivatives, and cannot tell that they are wanted.
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return _torch_sdpa(q, k, v, dropout_p)
+    return _torch_sdpa(q, k, v, dropout_p)
+
+
+def _torch_sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     T_q, T_k = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     if T_q == T_k:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels import _runtime
+
 
 class OneHeadOutput(NamedTuple):
     """What the model computes, step by step.
@@ -92,7 +94,7 @@ class OneHeadLM(nn.Module):
         T, V = idx_BxT.shape[1], self.token_emb.num_embeddings
         if T > self.max_len:  # noqa: SIM300 (T is a size, not a constant)
             raise ValueError(f"OneHeadLM: {T} tokens and max_len is {self.max_len}; make it with max_len={T}")
-        if idx_BxT.device.type == "cpu" and idx_BxT.numel() and not torch.compiler.is_compiling():
+        if idx_BxT.device.type == "cpu" and idx_BxT.numel() and _runtime.can_be_read(idx_BxT):
             worst = int(idx_BxT.max()) if idx_BxT.min() >= 0 else int(idx_BxT.min())
             if not 0 <= worst < V:
                 raise IndexError(f"OneHeadLM: token id {worst} is outside [0, {V}); make it with a larger vocab_size")

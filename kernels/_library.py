@@ -5,6 +5,10 @@ kernels under their dispatch keys directly, which is what this module does. The 
 `torch.library.opcheck` in full and traces under `torch.compile(fullgraph=True)` and `torch.export`. Where nobody traces
 or watches, a call does not pass through torch's dispatcher at all: the way through it and back, twice where gradients
 are wanted, takes as long as everything else that Python does for a launch.
+
+Kernels read a tensor's storage. Whatever has no storage, or says one thing and stores another (lazily negated and
+conjugated views, zero tensors, subclasses, fake and functional tensors), is left to the dispatcher, which resolves it;
+so that no family and no launch has to think of it. What torch.func does with an operator is in `_transforms.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+from . import _transforms
 
 _lib = torch.library.Library("fastgpt", "FRAGMENT")
 launches: dict[str, Callable[..., Any]] = {}  # operator name -> its launch implementation, for counting memory
@@ -25,7 +32,9 @@ def define(
     *,
     launch: Callable[..., Any],
     fake: Callable[..., Any],
+    public: str,
     autograd: type[torch.autograd.Function] | None = None,
+    results: int | None = None,
     differentiable: tuple[int, ...] = (),
 ) -> Operator:
     """Register `fastgpt::<schema>` and return what calls it.
@@ -35,9 +44,12 @@ def define(
         launch: computes it on CUDA tensors, and on CPU tensors under the interpreter. Must return new tensors, never
             its inputs, and an empty tensor in place of a gradient that was not asked for.
         fake: returns tensors of the right shape, dtype and strides without computing (meta tensors, tracing).
-        autograd: a Function with ``forward(ctx, *args)``, which calls `below_autograd(op, *args)` and saves what the
-            backward needs, and ``backward(ctx, *grads)``. None for an operator without a derivative of its own (every
-            backward operator): differentiating it raises, naming the reference implementation.
+        public: the public function that it serves; messages name the reference of that name as the way out.
+        autograd: a Function with ``forward(*args)``, which calls `below_autograd(op, *args)`, ``setup_context`` and
+            ``backward``. What the backward needs must be an input or an output of forward (torch.func wraps them one
+            by one). None for an operator without a derivative of its own (every backward operator): differentiating it
+            raises.
+        results: how many of that Function's outputs the operator returns; the rest is for its backward. None: all.
         differentiable: positions of the arguments that may require a gradient.
     """
     name = schema.split("(")[0]
@@ -48,13 +60,24 @@ def define(
     torch.library.register_fake(f"fastgpt::{name}", fake, lib=_lib)
     op = getattr(torch.ops.fastgpt, name).default
 
-    operator = Operator(op, launch, differentiable)
-    operator.function = autograd if autograd is not None else _not_differentiable(name, operator)
+    operator = Operator(op, launch, differentiable, results)
+    way_out = _transforms.way_out(public)
+    function = _not_differentiable(name, operator, way_out) if autograd is None else autograd
+    operator.function = _transforms.transformable(function, operator, name, way_out)
+    # What torch.autograd.Function.apply does before this is for torch.func only, and takes as long as all the rest.
+    operator.record = super(torch.autograd.Function, operator.function).apply
 
     def dispatch(*args: Any) -> Any:
-        return operator.function.apply(*args) if operator.records(args) else below_autograd(operator, *args)
+        if forward_ad._current_level >= 0:
+            _transforms.refuse_tangents(name, way_out, args)
+        return operator.recorded(args) if operator.records(args) else below_autograd(operator, *args)
+
+    def transform(*args: Any) -> Any:
+        outputs = _transforms.apply(operator, name, way_out, args)
+        return outputs if results is None else outputs[:results]
 
     _lib.impl(name, dispatch, "Autograd")
+    _lib.impl(name, transform, "FuncTorchDynamicLayerFrontMode")
     return operator
 
 
@@ -64,22 +87,29 @@ class Operator:
     op              torch's handle on it
     launch          its implementation on tensors that hold data
     differentiable  positions of the arguments that may require a gradient; none given: any
+    results         how many outputs of its autograd.Function are its own; None: all
     function        its autograd.Function
+    record          calls it, outside of torch.func's transforms
     """
 
-    __slots__ = ("differentiable", "function", "launch", "op")
+    __slots__ = ("differentiable", "function", "launch", "op", "record", "results")
     function: type[torch.autograd.Function]
+    record: Callable[..., Any]
 
     def __init__(
-        self, op: torch._ops.OpOverload, launch: Callable[..., Any], differentiable: tuple[int, ...]
-    ) -> None:  # fmt: skip
-        self.op, self.launch, self.differentiable = op, launch, differentiable
+        self,
+        op: torch._ops.OpOverload,
+        launch: Callable[..., Any],
+        differentiable: tuple[int, ...],
+        results: int | None,
+    ) -> None:
+        self.op, self.launch, self.differentiable, self.results = op, launch, differentiable, results
 
     def __call__(self, *args: Any) -> Any:
         if not unwatched(args):
             return self.op(*args)
         if self.records(args):
-            return self.function.apply(*args)
+            return self.recorded(args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.launch(*args)
 
@@ -92,6 +122,11 @@ class Operator:
                 return True
         return not self.differentiable
 
+    def recorded(self, args: tuple[Any, ...]) -> Any:
+        """Call it, and let autograd record the call."""
+        outputs = self.record(*args)
+        return outputs if self.results is None else outputs[: self.results]
+
 
 def below_autograd(operator: Operator, *args: Any) -> Any:
     """Call the launch (or fake) implementation of `operator` from inside its autograd Function."""
@@ -103,38 +138,73 @@ def unwatched(args: tuple[Any, ...]) -> bool:
     """True if these arguments are plain tensors with data and nobody sees operator calls.
 
     Who sees them: torch.compile, export and jit.trace; modes (fake tensors, FLOP counters, selective checkpointing);
-    torch.func's transforms; the profiler; tensor subclasses (DTensor).
+    torch.func's transforms; forward-mode AD; the profiler; tensor subclasses (DTensor). Which tensors are not plain:
+    all but dense ones whose storage holds what they say.
     """
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
     ):
         return False
-    for arg in args:
+    for arg in args:  # as `plain`, whose call would take a tenth of all this
         kind = type(arg)
         if kind is Tensor or kind is Parameter:
-            if arg.is_meta:
+            if _dispatch_keys(arg).raw_repr() not in _PLAIN:
                 return False
-        elif isinstance(arg, Tensor):
+        elif kind not in _NO_TENSORS and isinstance(arg, Tensor):
             return False
     return True
 
 
-def _not_differentiable(name: str, operator: Operator) -> type[torch.autograd.Function]:
+def plain(args: tuple[Any, ...]) -> bool:
+    """True if a launch may read (and write) the storages of these arguments, whoever watches."""
+    return forward_ad._current_level < 0 and all(
+        type(arg) in (Tensor, Parameter) and _dispatch_keys(arg).raw_repr() in _PLAIN
+        for arg in args
+        if isinstance(arg, Tensor)
+    )
+
+
+_NO_TENSORS = frozenset((type(None), bool, int, float, str, list, tuple, torch.dtype))
+_dispatch_keys = torch._C._dispatch_keys
+
+
+def _plain_dispatch_keys() -> frozenset[int]:
+    """The dispatch keys of a dense tensor on a CPU or a CUDA GPU, and of the same made in inference mode.
+
+    They are listed, and all others left to the dispatcher, because there is no list of what else a tensor may be.
+    """
+    key, sets = torch._C.DispatchKey, set()
+    for device in ("CPU", "CUDA"):
+        inference = torch._C.DispatchKeySet(getattr(key, device)).add(getattr(key, f"Autocast{device}"))
+        normal = inference.add(key.ADInplaceOrView).add(getattr(key, f"Autograd{device}"))
+        sets |= {inference.raw_repr(), normal.raw_repr()}
+    return frozenset(sets)
+
+
+_PLAIN = _plain_dispatch_keys()
+
+
+def _not_differentiable(name: str, operator: Operator, way_out: str) -> type[torch.autograd.Function]:
     class NotDifferentiable(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
+        def forward(*args: Any) -> Any:
             return below_autograd(operator, *args)
 
         @staticmethod
-        def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
             raise RuntimeError(
                 f"fastgpt::{name} has no derivative: the fused kernels are differentiable once. For double backward "
-                'use the reference implementation (fastgpt.kernels.reference, or attn_impl="reference").'
+                f"use the reference implementation: {way_out}."
             )
 
     return NotDifferentiable

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import forward_ad
 
 MIN_CAPABILITY = (7, 5)  # Turing: the oldest GPU with the tensor-core instructions that Triton 3.6 still emits
 
@@ -125,6 +126,36 @@ def why_not(tensor: torch.Tensor) -> str | None:
         "torch implementation, or (slow, for tests and teaching) run the CPU interpreter: set TRITON_INTERPRET=1 or "
         "use `with fastgpt.kernels.interpret():`"
     )
+
+
+def check_dense(function: str, **tensors: torch.Tensor | None) -> None:
+    """Raise TypeError unless every argument is a tensor (or None) whose elements lie in memory one by one."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(tensor).__name__}; make it one")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.").removeprefix("_")
+            way_out = "pad or pack" if tensor.is_nested else "call .to_dense() on"
+            raise TypeError(f"{function}: {name} is a {kind} tensor, and the kernels take dense ones; {way_out} it")
+
+
+def can_be_read(tensor: torch.Tensor) -> bool:
+    """True if Python may look at `tensor`'s values now (on a GPU: by waiting): it holds data, and neither torch.compile,
+    export nor one of torch.func's transforms stands between."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and not tensor.is_meta
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._is_functional_tensor(tensor)
+    )
+
+
+def forward_mode_is_on() -> bool:
+    """True inside of torch.func.jvp, jacfwd and `forward_ad.dual_level`: kernels would lose tangents."""
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def check_launchable(function: str, **tensors: torch.Tensor | None) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import attention_weights, flash_attention, reference
+from ..kernels import _runtime, attention_weights, flash_attention, reference
 from ..kernels._notice import say_once
 from ..kernels.attention.op import MAX_HEAD_DIM
 from ..kernels.attention.sdpa import tensors_why_not
@@ -130,7 +130,7 @@ def mask(
         bounds = None
         if attention_mask is None:
             return None
-        if attention_mask.dim() == 2 and attention_mask.shape[1] >= kv_length and not torch.compiler.is_compiling():
+        if attention_mask.dim() == 2 and attention_mask.shape[1] >= kv_length and _runtime.can_be_read(attention_mask):
             kept = attention_mask[:, -kv_length:].bool()
             if bool(kept.all()):
                 return None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..kernels import attention_weights, flash_attention
+from ..kernels import _runtime, attention_weights, flash_attention
 from ..kernels._notice import say_once
 from ..kernels.attention.op import MAX_HEAD_DIM
 from ..kernels.attention.sdpa import tensors_why_not, top_left
@@ -192,10 +192,8 @@ _seen = WeakTensorKeyDictionary()  # mask -> (its version when it was read, what
 def _remembered(mask: Tensor, read):
     """`read(mask)`, once for each mask tensor and state of it; None where its values cannot be read."""
     if (
-        torch.compiler.is_compiling()
+        not _runtime.can_be_read(mask)
         or mask.requires_grad
-        or type(mask) not in (Tensor, nn.Parameter, nn.Buffer)
-        or mask.device.type == "meta"
         or (mask.is_cuda and torch.cuda.is_current_stream_capturing())
     ):
         return None

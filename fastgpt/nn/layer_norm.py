@@ -70,6 +70,8 @@ class LayerNorm(nn.LayerNorm):
         """Why the kernels cannot take x and this module's parameters; None if they can."""
         if x.is_nested:
             return "nested tensors are not supported"
+        if _runtime.forward_mode_is_on():
+            return "the kernels have no forward-mode derivative (jvp, jacfwd)"
         for tensor in (x, self.weight, self.bias):
             if tensor is not None and tensor.dtype not in _DTYPES:
                 return f"the kernels take float32, float16 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"

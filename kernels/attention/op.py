@@ -61,6 +61,10 @@ def flash_attention(
 
     Dao et al. 2022 (arXiv 2205.14135), Dao 2023 (arXiv 2307.08691), Shah et al. 2024 (arXiv 2407.08608).
     """
+    _runtime.check_dense(
+        "flash_attention", q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
+        document_ids=document_ids,
+    )  # fmt: skip
     dtype = _runtime.autocast_dtype(q)
     if dtype is not None:
         q, k, v = (x.to(dtype) if x.dtype != torch.float64 else x for x in (q, k, v))
@@ -174,7 +178,7 @@ def _documents_of(cu_seqlens: Tensor, B: int, T_q: int, T_k: int) -> Tensor:
         )
     if T_q != T_k:
         raise ValueError(f"flash_attention: cu_seqlens needs T_q = T_k, got T_q = {T_q} and T_k = {T_k}")
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling() and type(cu_seqlens) is Tensor:
+    if cu_seqlens.device.type == "cpu" and _runtime.can_be_read(cu_seqlens):
         values = cu_seqlens.tolist()
         if values[0] != 0 or values[-1] != T_k or values != sorted(values):
             raise ValueError(
@@ -215,12 +219,15 @@ def _fake_heads_last(x: Tensor) -> Tensor:
 
 class _FlashAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        out, lse = _library.below_autograd(attention_fwd, q, k, v, *rest)
-        ctx.save_for_backward(q, k, v, out, lse, *rest[:4])
-        ctx.numbers = rest[4:]
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return _library.below_autograd(attention_fwd, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        q, k, v, *masks_and_seed = inputs[:7]
+        ctx.save_for_backward(q, k, v, *outputs, *masks_and_seed)
+        ctx.numbers = inputs[7:]
         ctx.set_materialize_grads(False)
-        return out, lse
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -246,6 +253,7 @@ attention_fwd = _library.define(
     f"attention_fwd(Tensor q, Tensor k, Tensor v, {_ARGUMENTS}) -> (Tensor, Tensor)",
     launch=_launch_forward,
     fake=_fake_forward,
+    public="flash_attention",
     autograd=_FlashAttention,
     differentiable=(0, 1, 2),
 )
@@ -254,4 +262,5 @@ attention_bwd = _library.define(
     "bool need_dq, bool need_dkdv) -> (Tensor, Tensor, Tensor)",
     launch=_launch_backward,
     fake=_fake_backward,
+    public="flash_attention",
 )

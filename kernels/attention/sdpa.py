@@ -133,6 +133,10 @@ def tensors_why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     """Why the kernels cannot take tensors of this kind: layout, dtype, device; None if they can."""
     if query.is_nested or key.is_nested or value.is_nested:
         return "nested tensors are not supported; flash_attention takes packed documents by cu_seqlens"
+    if not query.layout is key.layout is value.layout is torch.strided:
+        return "only dense tensors are supported"
+    if _runtime.forward_mode_is_on():
+        return "the kernels have no forward-mode derivative (jvp, jacfwd)"
     if not query.device == key.device == value.device:
         return "query, key and value are on different devices"
     dtype, autocast = query.dtype, _runtime.autocast_dtype(query)

@@ -54,6 +54,10 @@ def attention_weights(
         ValueError: shapes that do not fit, a head out of range, a slice with a step below 1, tensors on two devices.
         RuntimeError: no Triton, a CPU without the interpreter, or a GPU older than sm_75.
     """
+    _runtime.check_dense(
+        _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
+        document_ids=document_ids,
+    )  # fmt: skip
     dtype = _runtime.autocast_dtype(q)  # as in flash_attention, whose lse belongs to the rounded q and k
     if dtype is not None:
         q, k = q.to(dtype), k.to(dtype)
@@ -202,11 +206,13 @@ def _fake(
 
 class _AttentionWeights(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, lse: Tensor, *args: Any) -> Tensor:
-        weights = _library.below_autograd(_OP, q, k, lse, *args)
+    def forward(*args: Any) -> Tensor:
+        return _library.below_autograd(_OP, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], weights: Tensor) -> None:
+        q, k, lse, ctx.heads, ctx.row_start, ctx.row_count, ctx.row_step, ctx.scale = inputs[:8]
         ctx.save_for_backward(q, k, lse, weights)
-        ctx.heads, ctx.row_start, ctx.row_count, ctx.row_step, ctx.scale = args[:5]
-        return weights
 
     @staticmethod
     def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor | None, ...]:
@@ -235,6 +241,7 @@ _OP = _library.define(
     "Tensor? document_ids) -> Tensor",
     launch=_launch,
     fake=_fake,
+    public=_NAME,
     autograd=_AttentionWeights,
     differentiable=(0, 1, 2),
 )

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _runtime
 from .._library import below_autograd, define
@@ -38,6 +37,7 @@ def linear_gelu(
         TypeError: dtypes that are not supported or not the same.
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
+    _runtime.check_dense("linear_gelu", x=x, w=w, b=b)
     x, w, b = _autocast("linear_gelu", x, w, b)
     _check_choice("linear_gelu", "approximate", approximate, ("none", "tanh"))
     _check_choice("linear_gelu", "path", path, _PATHS)
@@ -84,6 +84,7 @@ def gelu_ffn(
         TypeError: dtypes that are not supported or not the same.
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
+    _runtime.check_dense("gelu_ffn", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
     x, w1, b1, w2, b2 = _autocast("gelu_ffn", x, w1, b1, w2, b2)
     _check_choice("gelu_ffn", "approximate", approximate, ("none", "tanh"))
     _check_choice("gelu_ffn", "path", path, _PATHS)
@@ -147,15 +148,17 @@ def _check_linear(function: str, x: Tensor, x_name: str, w: Tensor, w_name: str,
 
 class _LinearGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, w, b, approximate, save_pre, path):
-        act, pre = below_autograd(_linear_gelu_fwd, x, w, b, approximate, save_pre, path)
+    def forward(*args: Any):
+        return below_autograd(_linear_gelu_fwd, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, outputs):
+        (x, w, b, approximate, save_pre, path), (_, pre) = inputs, outputs
         ctx.mark_non_differentiable(pre)
         ctx.save_for_backward(x, w, b, pre if save_pre else None)
         ctx.options = approximate, path
-        return act, pre
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dact, _dpre):
         x, w, b, pre = ctx.saved_tensors
         approximate, path = ctx.options
@@ -188,12 +191,13 @@ def _fake_linear_gelu_bwd(dact, x, w, b, pre, approximate, grads, path):
 
 _linear_gelu_fwd = define(
     "linear_gelu_fwd(Tensor x, Tensor w, Tensor? b, str approximate, bool save_pre, str path) -> (Tensor, Tensor)",
-    launch=_launch_linear_gelu_fwd, fake=_fake_linear_gelu_fwd, autograd=_LinearGelu, differentiable=(0, 1, 2),
+    launch=_launch_linear_gelu_fwd, fake=_fake_linear_gelu_fwd, public="linear_gelu", autograd=_LinearGelu,
+    differentiable=(0, 1, 2),
 )  # fmt: skip
 _linear_gelu_bwd = define(
     "linear_gelu_bwd(Tensor dact, Tensor x, Tensor w, Tensor? b, Tensor? pre, str approximate, bool[] grads, "
     "str path) -> (Tensor, Tensor, Tensor)",
-    launch=_launch_linear_gelu_bwd, fake=_fake_linear_gelu_bwd,
+    launch=_launch_linear_gelu_bwd, fake=_fake_linear_gelu_bwd, public="linear_gelu",
 )  # fmt: skip
 
 
@@ -202,17 +206,18 @@ _linear_gelu_bwd = define(
 
 class _GeluFFN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, overwrite_pre, path):
-        y, pre = below_autograd(
-            _gelu_ffn_fwd, x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, overwrite_pre, path
-        )
+    def forward(*args: Any):
+        return below_autograd(_gelu_ffn_fwd, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, outputs):
+        x, w1, b1, w2, _, _, seed, dropout_p, approximate, save_pre, overwrite_pre, path = inputs
+        _, pre = outputs
         ctx.mark_non_differentiable(pre)
         ctx.save_for_backward(x, w1, b1, w2, pre if save_pre else None, seed)
         ctx.options = dropout_p, approximate, overwrite_pre, path
-        return y, pre
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dout, _dpre):
         x, w1, b1, w2, pre, seed = ctx.saved_tensors
         dropout_p, approximate, overwrite_pre, path = ctx.options
@@ -226,9 +231,15 @@ class _GeluFFN(torch.autograd.Function):
 def _dies_with_this_backward(pre: Tensor | None) -> bool:
     """Whether the graph, and the pre-activation that it saved, ends with the backward pass that is running.
 
-    Not with retain_graph=True, and not while torch.compile or export traces (they plan memory themselves).
+    Not with retain_graph=True or create_graph=True, not while torch.compile or export traces (they plan memory
+    themselves), and not where vmap makes several of one backward (`is_grads_batched`).
     """
-    return type(pre) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph()
+    return (
+        type(pre) is Tensor
+        and not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+    )
 
 
 def _launch_gelu_ffn_fwd(*args: Any) -> Any:
@@ -265,16 +276,17 @@ def _fake_gelu_ffn_bwd(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, g
 _gelu_ffn_fwd = define(
     "gelu_ffn_fwd(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? residual, Tensor? seed, "
     "float dropout_p, str approximate, bool save_pre, bool overwrite_pre, str path) -> (Tensor, Tensor)",
-    launch=_launch_gelu_ffn_fwd, fake=_fake_gelu_ffn_fwd, autograd=_GeluFFN, differentiable=(0, 1, 2, 3, 4, 5),
+    launch=_launch_gelu_ffn_fwd, fake=_fake_gelu_ffn_fwd, public="gelu_ffn", autograd=_GeluFFN,
+    differentiable=(0, 1, 2, 3, 4, 5),
 )  # fmt: skip
 _gelu_ffn_bwd = define(
     "gelu_ffn_bwd(Tensor dout, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? pre, Tensor? seed, "
     "float dropout_p, str approximate, bool[] grads, str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    launch=_launch_gelu_ffn_bwd, fake=_fake_gelu_ffn_bwd,
+    launch=_launch_gelu_ffn_bwd, fake=_fake_gelu_ffn_bwd, public="gelu_ffn",
 )  # fmt: skip
 # The same, but leaves the gradient of the pre-activation in the pre-activation's place.
 _gelu_ffn_bwd_ = define(
     "gelu_ffn_bwd_(Tensor dout, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor(a!) pre, Tensor? seed, "
     "float dropout_p, str approximate, bool[] grads, str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    launch=_launch_gelu_ffn_bwd_overwriting, fake=_fake_gelu_ffn_bwd,
+    launch=_launch_gelu_ffn_bwd_overwriting, fake=_fake_gelu_ffn_bwd, public="gelu_ffn",
 )  # fmt: skip

@@ -47,6 +47,7 @@ def layer_norm(
         ValueError: shapes that do not fit, eps < 0, tensors on different devices.
         RuntimeError: Triton cannot run on x's device.
     """
+    _runtime.check_dense("layer_norm", x=x, weight=weight, bias=bias)
     d = _check("layer_norm", x, normalized_shape, weight, bias, eps, out_dtype)
     _runtime.check_launchable("layer_norm", x=x, weight=weight, bias=bias)
     y, stats = _layer_norm_fwd(x, weight, bias, d, float(eps), out_dtype or _torch_out_dtype(x))
@@ -86,6 +87,7 @@ def add_layer_norm(
     Raises:
         As `layer_norm`; ValueError also for dropout_p outside [0, 1) and a residual of another shape.
     """
+    _runtime.check_dense("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
     shape = weight.shape if weight is not None else None
     d = _check("add_layer_norm", x, shape, weight, bias, eps, out_dtype)
     if residual.dtype not in DTYPES:
@@ -161,13 +163,16 @@ def _wanted(*gradients: tuple[bool, Tensor]) -> tuple[Tensor | None, ...]:
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, d, eps, out_dtype):
-        y, stats = _library.below_autograd(_layer_norm_fwd, x, weight, bias, d, eps, out_dtype)
+    def forward(*args):
+        return _library.below_autograd(_layer_norm_fwd, *args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        (x, weight, bias, d, _, _), (_, stats) = inputs, outputs
         ctx.save_for_backward(x, weight, stats)
         ctx.d, ctx.bias_dtype = d, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
-        return y, stats
 
     @staticmethod
     def backward(ctx, dy, _):
@@ -181,17 +186,18 @@ class _LayerNorm(torch.autograd.Function):
 
 class _AddLayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, weight, bias, seed, d, eps, dropout_p, out_dtype):
-        outputs = _library.below_autograd(
-            _add_layer_norm_fwd, x, residual, weight, bias, seed, d, eps, dropout_p, out_dtype
-        )
-        y, new_residual, stats = outputs
+    def forward(*args):
+        return _library.below_autograd(_add_layer_norm_fwd, *args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        x, _, weight, bias, seed, d, _, dropout_p, _ = inputs
+        _, new_residual, stats = outputs
         ctx.save_for_backward(new_residual, weight, seed, stats)
         ctx.d, ctx.dropout_p, ctx.x_dtype = d, dropout_p, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
-        return y, new_residual, stats
 
     @staticmethod
     def backward(ctx, dy, dnew_residual, _):
@@ -298,6 +304,7 @@ _layer_norm_fwd = _library.define(
     " -> (Tensor y, Tensor stats)",
     launch=_launch_layer_norm_fwd,
     fake=_fake_layer_norm_fwd,
+    public="layer_norm",
     autograd=_LayerNorm,
     differentiable=(0, 1, 2),
 )
@@ -306,6 +313,7 @@ _layer_norm_bwd = _library.define(
     " ScalarType? dbias_dtype) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     launch=_launch_layer_norm_bwd,
     fake=_fake_layer_norm_bwd,
+    public="layer_norm",
     differentiable=(0, 1, 2),
 )
 _add_layer_norm_fwd = _library.define(
@@ -313,6 +321,7 @@ _add_layer_norm_fwd = _library.define(
     " float dropout_p, ScalarType out_dtype) -> (Tensor y, Tensor new_residual, Tensor stats)",
     launch=_launch_add_layer_norm_fwd,
     fake=_fake_add_layer_norm_fwd,
+    public="add_layer_norm",
     autograd=_AddLayerNorm,
     differentiable=(0, 1, 2, 3),
 )
@@ -322,5 +331,6 @@ _add_layer_norm_bwd = _library.define(
     " ScalarType? dbias_dtype) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
     launch=_launch_add_layer_norm_bwd,
     fake=_fake_add_layer_norm_bwd,
+    public="add_layer_norm",
     differentiable=(0, 1, 2, 3),
 )

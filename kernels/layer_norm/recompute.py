@@ -36,7 +36,9 @@ class Recipe:
                 "recompute_normed: the input of a layer_norm (or the residual of an add_layer_norm) was modified in "
                 "place after it; clone it first, or call with recompute=False"
             )
-        return launch.normalise_again(self.h, self.stats, self.weight, self.bias, self.d, self.dtype)
+        # The launch reads storages, which hold the opposite of what a lazily negated view says.
+        h, weight, bias = (t if t is None else t.resolve_neg() for t in (self.h, self.weight, self.bias))
+        return launch.normalise_again(h, self.stats, weight, bias, self.d, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _Book:
         self.entries[storage._cdata] = (StorageWeakRef(storage), y._version, recipe)
 
     def pack(self, tensor: Tensor) -> Tensor | Rebuilt:
-        if tensor.layout != torch.strided:
+        if tensor.layout != torch.strided or tensor.is_neg() or torch._C._are_functorch_transforms_active():
             return tensor
         entry = self.entries.get(tensor.untyped_storage()._cdata)
         if entry is None or entry[0].expired() or tensor._version != entry[1] or tensor.dtype != entry[2].dtype:
@@ -107,6 +109,8 @@ def offer(
     """Enter y into the book of the `recompute_normed` around this call, if there is one."""
     book = getattr(_thread, "book", None)
     if book is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    if torch._C._are_functorch_transforms_active():  # its tensors have no storage of their own
         return
     weight, bias = (None if t is None else t.detach() for t in (weight, bias))
     book.add(y, Recipe(h.detach(), h._version, stats, weight, bias, d, y.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._runtime import check_launchable
+from .._runtime import check_dense, check_launchable
 from .checks import (
     check_floating,
     check_settings,
@@ -58,6 +58,7 @@ def cross_entropy(
         RuntimeError: Triton cannot run on the device of `logits`; the message says what to do.
     """
     function = "cross_entropy"
+    check_dense(function, logits=logits, target=target)
     check_floating(function, logits=logits)
     if logits.dim() < 1 or logits.shape[-1] < 1:
         raise ValueError(f"{function}: logits has shape {tuple(logits.shape)}, expected (..., V) with V >= 1")
@@ -147,23 +148,21 @@ def _unit_columns(logits: Tensor) -> Tensor:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, logits, target, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, inplace
-    ):  # fmt: skip
-        loss, lse, stats, counts = _library.below_autograd(
-            _with_stats_op, logits, target, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse,
-            inplace,
-        )  # fmt: skip
+    def forward(*args):
+        return _library.below_autograd(_with_stats_op, *args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        logits, target, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, inplace = inputs
+        _, _, stats, counts = outputs
         ctx.save_for_backward(logits, target, stats, counts)
         ctx.reduction, ctx.inplace, ctx.overwritten = reduction, inplace, False
         ctx.settings = ignore_index, label_smoothing, z_loss, softcap
         ctx.set_materialize_grads(False)
-        if not return_lse:
-            ctx.mark_non_differentiable(lse)
-        return loss, lse
+        ctx.mark_non_differentiable(*outputs[2:] if return_lse else outputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_loss is None and grad_lse is None:
             return (None,) * 9
         if ctx.overwritten:
@@ -175,7 +174,8 @@ class _CrossEntropy(torch.autograd.Function):
         grad_loss, grad_lse = raise_if_differentiated_again(grad_loss), raise_if_differentiated_again(grad_lse)
         rows = upstream_rows(grad_loss, counts, ctx.reduction, logits.shape[0])
         # Tracing, and create_graph=True, need an operator; only plain tensors are written to.
-        if not ctx.inplace or type(logits) is not Tensor or torch.is_grad_enabled() or logits.stride(-1) != 1:
+        plain = _library.plain((rows, grad_lse, logits, target, stats))
+        if not ctx.inplace or not plain or torch.is_grad_enabled() or logits.stride(-1) != 1:
             return (_backward_op(rows, grad_lse, logits, target, stats, *ctx.settings), *(None,) * 8)
         ctx.overwritten = True
         gradient = logits.detach()
@@ -194,17 +194,21 @@ _with_stats_op = _library.define(
     f"cross_entropy_with_stats({_INPUTS}) -> (Tensor loss, Tensor lse, Tensor stats, Tensor counts)",
     launch=_launch_with_stats,
     fake=_fake_with_stats,
+    public="cross_entropy",
 )
 _backward_op = _library.define(
     f"cross_entropy_bwd(Tensor grad_losses, Tensor? grad_lse, Tensor logits, Tensor target, Tensor stats, {_SETTINGS})"
     " -> Tensor",
     launch=_launch_backward,
     fake=_fake_backward,
+    public="cross_entropy",
 )
 _forward_op = _library.define(
     f"cross_entropy({_INPUTS}) -> (Tensor loss, Tensor lse)",
     launch=_launch_forward,
     fake=_fake_forward,
+    public="cross_entropy",
     autograd=_CrossEntropy,
+    results=2,
     differentiable=(0,),
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._runtime import autocast_dtype, check_launchable
+from .._runtime import autocast_dtype, check_dense, check_launchable
 from .checks import (
     check_floating,
     check_settings,
@@ -71,6 +71,7 @@ def linear_cross_entropy(
         RuntimeError: Triton cannot run on x's device; the message says what to do.
     """
     function = "linear_cross_entropy"
+    check_dense(function, x=x, weight=weight, target=target, bias=bias)
     dtype = autocast_dtype(x)
     if dtype is not None:
         check_floating(function, x=x, weight=weight, bias=bias)
@@ -210,37 +211,41 @@ def _fake_scale(grad, counts, gradient, dtype):
 class _LinearCrossEntropy(torch.autograd.Function):
     """ "mean" and "sum": the forward pass makes the gradients, the backward pass multiplies them by the upstream one.
 
-    "none", and a gradient of lse: the backward pass makes the logits again, knowing every row's upstream gradient.
+    "none", and a gradient of lse: the backward pass makes the logits again, knowing every row's upstream gradient. So
+    it does under torch.func's transforms, which do not tell a forward pass whose gradients will be wanted.
     """
 
     @staticmethod
-    def forward(
-        ctx, x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks
-    ):
-        need = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
-        in_forward = reduction != "none"
-        loss, lse, stats, counts, dx, dweight, dbias = _library.below_autograd(
-            _with_gradients_op, x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap,
-            return_lse, num_chunks, *(in_forward and n for n in need),
-        )  # fmt: skip
-        again = (x, weight, target, bias, stats) if return_lse or not in_forward else ()
+    def forward(x, weight, target, bias, ignore_index, reduction, *settings):
+        make = [reduction != "none" and t is not None and t.requires_grad for t in (x, weight, bias)]
+        return _library.below_autograd(
+            _with_gradients_op, x, weight, target, bias, ignore_index, reduction, *settings, *make
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks = (
+            inputs
+        )
+        _, lse, stats, counts, dx, dweight, dbias = outputs
+        made = dx.dim() == 2, dweight.dim() == 2, dbias.shape[0] > 0  # x and weight are 2-D, and V >= 1
+        all_made = not any(n and not m for n, m in zip(_needed(ctx), made))
+        again = () if all_made and not return_lse else (x, weight, target, bias, stats)
         ctx.save_for_backward(counts, dx, dweight, dbias, *again)
-        ctx.reduction, ctx.num_chunks, ctx.rows = reduction, num_chunks, x.shape[0]
+        ctx.all_made, ctx.reduction, ctx.num_chunks, ctx.rows = all_made, reduction, num_chunks, x.shape[0]
         ctx.settings = ignore_index, label_smoothing, z_loss, softcap
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.set_materialize_grads(False)
-        if not return_lse:
-            ctx.mark_non_differentiable(lse)
-        return loss, lse
+        ctx.mark_non_differentiable(*outputs[2:] if return_lse else outputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        need = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        need = _needed(ctx)
         if grad_loss is None and grad_lse is None:
             return (None,) * 11
         grad_loss, grad_lse = raise_if_differentiated_again(grad_loss), raise_if_differentiated_again(grad_lse)
         counts, *made, x, weight, target, bias, stats = (*ctx.saved_tensors, *(None,) * 5)[:9]
-        if ctx.reduction == "none" or grad_lse is not None:
+        if not ctx.all_made or grad_lse is not None:
             rows = upstream_rows(grad_loss, counts, ctx.reduction, ctx.rows)
             grads = _backward_op(
                 rows, grad_lse, x, weight, target, bias, stats, *ctx.settings, ctx.num_chunks, *need
@@ -250,6 +255,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grads = [_scale_op(grad_loss, divisor, g, t) if n else None for g, t, n in zip(made, ctx.dtypes, need)]
         dx, dweight, dbias = (g if n else None for g, n in zip(grads, need))
         return dx, dweight, None, dbias, *(None,) * 7
+
+
+def _needed(ctx: Any) -> tuple[bool, bool, bool]:
+    """Which of x, weight and bias want a gradient."""
+    return ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
 
 
 _INPUTS = (
@@ -263,6 +273,7 @@ _with_gradients_op = _library.define(
     "(Tensor loss, Tensor lse, Tensor stats, Tensor counts, Tensor dx, Tensor dweight, Tensor dbias)",
     launch=_launch_with_gradients,
     fake=_fake_with_gradients,
+    public="linear_cross_entropy",
 )
 _backward_op = _library.define(
     "linear_cross_entropy_bwd(Tensor grad_losses, Tensor? grad_lse, Tensor x, Tensor weight, Tensor target, "
@@ -270,16 +281,20 @@ _backward_op = _library.define(
     f"int num_chunks, {_NEED}) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     launch=_launch_backward,
     fake=_fake_backward,
+    public="linear_cross_entropy",
 )
 _scale_op = _library.define(
     "linear_cross_entropy_scale(Tensor grad, Tensor? counts, Tensor gradient, ScalarType dtype) -> Tensor",
     launch=_launch_scale,
     fake=_fake_scale,
+    public="linear_cross_entropy",
 )
 _forward_op = _library.define(
     f"linear_cross_entropy({_INPUTS}) -> (Tensor loss, Tensor lse)",
     launch=_launch_forward,
     fake=_fake_forward,
+    public="linear_cross_entropy",
     autograd=_LinearCrossEntropy,
+    results=2,
     differentiable=(0, 1, 3),
 )
