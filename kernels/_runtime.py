@@ -142,8 +142,10 @@ def check_dense(function: str, **tensors: torch.Tensor | None) -> None:
 
 
 def can_be_read(tensor: torch.Tensor) -> bool:
-    """True if Python may look at `tensor`'s values now (on a GPU: by waiting): it holds data, and neither torch.compile,
-    export nor one of torch.func's transforms stands between."""
+    """True if Python may look at `tensor`'s values now (on a GPU: by waiting).
+
+    It must hold data, and neither torch.compile, export nor one of torch.func's transforms may stand between.
+    """
     return (
         not torch.compiler.is_compiling()
         and type(tensor) in (torch.Tensor, torch.nn.Parameter)

@@ -227,7 +227,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks = (
             inputs
         )
-        _, lse, stats, counts, dx, dweight, dbias = outputs
+        _, _, stats, counts, dx, dweight, dbias = outputs
         made = dx.dim() == 2, dweight.dim() == 2, dbias.shape[0] > 0  # x and weight are 2-D, and V >= 1
         all_made = not any(n and not m for n, m in zip(_needed(ctx), made))
         again = () if all_made and not return_lse else (x, weight, target, bias, stats)
