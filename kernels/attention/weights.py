@@ -165,12 +165,12 @@ def _launch(
     from .launch import band, check_positions, grid
     from .weights_kernel import attention_weights_kernel
 
+    T_q, head_dim = q.shape[2:]
+    check_positions(_NAME, T_q, k.shape[2])
     weights = _fake(q, k, lse, heads, row_start, row_count, row_step)
     if weights.numel() == 0:
         return weights
     batch, _, _, T_k = weights.shape
-    T_q, head_dim = q.shape[2:]
-    check_positions(_NAME, T_q, T_k)
     lower, upper = band(T_q, T_k, False, left, right)
     row_step = min(row_step, T_q)  # with a longer step there is one row
     padded = (head_dim + 15) // 16 * 16  # tensor cores work in steps of 16

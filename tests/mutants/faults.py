@@ -6,6 +6,7 @@ from .plant import Mutant
 
 _ATTENTION = "tests/kernels/attention/test_flash_attention.py::test_"
 _GUARANTEES = "tests/kernels/attention/test_guarantees.py::test_"
+_EXTREMES = "tests/kernels/attention/test_extremes.py::test_"
 _NORM = "tests/kernels/layer_norm/test_accuracy.py::test_"
 _ADD_NORM = "tests/kernels/layer_norm/test_add_layer_norm.py::test_"
 _FFN = "tests/kernels/ffn/test_values.py::test_"
@@ -63,6 +64,56 @@ MUTANTS = (
         "diagonal = T_k - T_q",
         "diagonal = 0",
         _ATTENTION + "lengths",
+    ),
+    # --- attention: numbers at the ends of their types ----------------------------------------------------------------
+    Mutant(
+        "attention-no-column-of-a-document-is-int32-max",
+        "attention/masks.py",
+        "first = tl.zeros((CHUNK,), tl.int32) + num_columns",
+        "first = tl.full((CHUNK,), 2147483647, tl.int32)",
+        _EXTREMES + "keys_whose_documents_have_no_query",
+    ),
+    Mutant(
+        "attention-key-starts-narrowed-before-they-are-compared",
+        "attention/masks.py",
+        "return tl.minimum(tl.maximum(x, 0), end).to(tl.int32)",
+        "return tl.minimum(tl.maximum(x.to(tl.int32), 0), end)",
+        _EXTREMES + "starts_and_lengths_of_any_integer_type",
+    ),
+    Mutant(
+        "attention-ranges-in-a-grid-of-two-dimensions",
+        "attention/masks.py",
+        "tile, b = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles\n    Documents",
+        "tile, b = tl.program_id(0), tl.program_id(1)\n    Documents",
+        _EXTREMES + "document_ranges",
+    ),
+    Mutant(
+        "attention-more-heads-in-a-section-than-there-are",
+        "attention/launch.py",
+        "min(tiles.heads_per_section(target, 2 * group * T_q * D * itemsize, 1), B * H_kv), softmax_scale",
+        "tiles.heads_per_section(target, 2 * group * T_q * D * itemsize, 1), softmax_scale",
+        _EXTREMES + "products_of_sizes_fit_the_programs",
+    ),
+    Mutant(
+        "attention-window-as-large-as-it-was-given",
+        "attention/op.py",
+        "return min(left, FARTHEST), min(right, FARTHEST)",
+        "return left, right",
+        _EXTREMES + "windows_of_any_size_pass_the_dispatcher",
+    ),
+    Mutant(
+        "attention-bound-that-no-pair-reaches-kept",
+        "attention/launch.py",
+        "lower = diagonal - left if left >= 0 and diagonal - left > -T_q else None",
+        "lower = diagonal - left if left >= 0 else None",
+        _EXTREMES + "products_of_sizes_fit_the_programs",
+    ),
+    Mutant(
+        "attention-weights-columns-times-a-wide-stride-in-int32",
+        "attention/weights_kernel.py",
+        "d = (d0 + tl.arange(0, BLOCK_D)).to(tl.int64)",
+        "d = d0 + tl.arange(0, BLOCK_D)",
+        _EXTREMES + "columns_of_weights_a_whole_tensor_apart",
     ),
     # --- attention: the online softmax --------------------------------------------------------------------------------
     Mutant(
