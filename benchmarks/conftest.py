@@ -1,19 +1,24 @@
 """Options and fixtures of the benchmarks.
 
 pytest benchmarks/ --benchmark              everything that this machine can measure
-pytest benchmarks/ --benchmark --quick      fewer sizes and rounds
+pytest benchmarks/ --benchmark --quick      fewer sizes and rounds (on a CPU: tiny sizes)
 pytest benchmarks/                          each file once at tiny sizes: a smoke test, part of `make test`
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+import fastgpt
 from benchmarks import measure as measuring
+from benchmarks import summary
 
+HERE = Path(__file__).parent
+ROWS = pytest.StashKey[list[dict]]()  # every figure of this run
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -31,9 +36,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "sizes(names, full, quick, smoke): parametrize by how much is to be measured")
+    config.addinivalue_line("markers", "sizes(names, full, quick, cpu, smoke): parametrize by what is to be measured")
+    config.stash[ROWS] = []
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # threads that share cores with other processes measure these
     if not config.getoption("--benchmark", default=False):
         config.option.benchmark_disable = True
+    elif not any(getattr(config.option, f"benchmark_{name}", None) for name in THEIR_TABLES):
+        config.option.benchmark_quiet = True  # ours says the same and more
+    if only_benchmarks(config):  # `not measured` counts the skipped ones by reason
+        config.option.reportchars = config.option.reportchars.replace("a", "xXfE")
+
+
+# Options of pytest-benchmark that ask for something that only its own tables show.
+THEIR_TABLES = ("verbose", "columns", "compare", "compare_fail", "histogram", "cprofile")
+
+
+def only_benchmarks(config: pytest.Config) -> bool:
+    paths = [Path(config.invocation_params.dir, str(argument).split("::")[0]) for argument in config.args]
+    return all(path.resolve().is_relative_to(HERE) for path in paths)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if not config.getoption("--benchmark", default=False):
+        return None
+    folders = (Path(module.__file__).parent for module in (fastgpt, fastgpt.kernels))
+    return "measured: {} with the kernels in {}".format(*folders)
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    rows = config.stash[ROWS]
+    if rows:
+        terminalreporter.section("benchmarks by workload")
+        for line in summary.figures(measuring.environment(), rows):
+            terminalreporter.line(line)
+        kept = [f for f in map(config.getoption, ("--benchmark-rows", "--benchmark-json")) if f]
+        terminalreporter.line(
+            "".join(f"kept; as a page with plots: python -m benchmarks.report {file}" for file in kept[:1])
+            or "not kept; --benchmark-rows=FILE.jsonl keeps them for `python -m benchmarks.report FILE.jsonl`"
+        )
+    skipped = terminalreporter.stats.get("skipped", ())
+    if skipped and only_benchmarks(config):
+        terminalreporter.section("not measured")
+        for line in summary.left_out(report.longrepr[2].removeprefix("Skipped: ") for report in skipped):
+            terminalreporter.line(line)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -41,12 +87,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marker is None:
         return
     config = metafunc.config
+    full, quick = ("full", "quick") if torch.cuda.is_available() else ("cpu", "smoke")
     if not config.getoption("--benchmark", default=False):
         level = "smoke"
-    elif config.getoption("--quick") or not torch.cuda.is_available():
-        level = "quick" if torch.cuda.is_available() else "cpu"
     else:
-        level = "full"
+        level = quick if config.getoption("--quick") else full
     values = marker.kwargs.get(level, marker.kwargs["smoke"])
     metafunc.parametrize(marker.args[0], values)
 
@@ -75,8 +120,9 @@ def measure(benchmark, request: pytest.FixtureRequest) -> measuring.Measure:
     """Times one callable; see `benchmarks.measure.Measure`."""
     option = request.config.getoption
     return measuring.Measure(
-        benchmark, quick=option("--quick", default=False), rows_file=option("--benchmark-rows", default=None)
-    )
+        benchmark, quick=option("--quick", default=False), rows=request.config.stash[ROWS],
+        rows_file=option("--benchmark-rows", default=None),
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ def make(impl: str, config: GPTConfig, measuring: bool) -> GPT:
     base = impl.removesuffix(COMPILE)
     if not torch.cuda.is_available():
         if impl.endswith(COMPILE):
-            pytest.skip("torch.compile is timed on a GPU only")
+            pytest.skip(f"{peers.NEEDS_GPU}: {impl}")
         if base == peers.OURS and measuring:
-            pytest.skip("Triton kernels run on a CPU only through the interpreter, whose speed means nothing")
+            pytest.skip(f"{peers.INTERPRETED}: {impl}")
     return GPT(config.replace(**IMPLEMENTATION_SETS[base])).to(device())
 
 

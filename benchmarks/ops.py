@@ -29,11 +29,11 @@ def able_to_run(impl: str) -> Iterator[None]:
 def get_or_skip(op: str, impl: str, measuring: bool) -> tuple[peers.Peer, Callable[..., Any]]:
     """The peer and its function; skips the test with the reason where it cannot run."""
     if impl == peers.OURS and measuring and not torch.cuda.is_available():
-        pytest.skip("Triton kernels run on a CPU only through the interpreter, whose speed means nothing")
+        pytest.skip(f"{peers.INTERPRETED}: {impl}")
     peer = peers.PEERS[op][impl]
     try:
         return peer, peer.get()
-    except RuntimeError as reason:
+    except peers.Unavailable as reason:
         pytest.skip(str(reason))
 
 
@@ -78,7 +78,8 @@ def benchmark_op(
         try:
             measure(run, op=op, impl=impl, dtype=dtype, work=work, shape=shape, mode=mode, version=peer.version)
         except torch.cuda.OutOfMemoryError as error:
-            pytest.skip(f"{impl} runs out of memory at {shape}: {error}".split("\n")[0])
+            at = " ".join(f"{k}={v}" for k, v in shape.items())
+            pytest.skip(f"out of memory ({op} {mode} at {at}; {str(error).splitlines()[0]}): {impl}")
 
 
 def randn(*shape: int, dtype: torch.dtype) -> Tensor:

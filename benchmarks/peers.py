@@ -20,13 +20,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 OURS = "fastgpt"
 
 
+class Unavailable(RuntimeError):
+    """`who` cannot be measured here. Reads "reason: who": the table of what was left out counts equal reasons."""
+
+    def __init__(self, reason: str, who: str) -> None:
+        super().__init__(f"{reason}: {who}")
+
+
+NEEDS_GPU = "needs a CUDA GPU"
+INTERPRETED = "a CPU runs Triton kernels in an interpreter, whose speed means nothing"
+
+
 @dataclass(frozen=True)
 class Peer:
     """One implementation of one operation.
 
     name          as shown, and as `--impl` takes it
     distribution  whose version is quoted
-    load          imports what is needed and returns the function; raises ImportError or RuntimeError with the reason
+    load          imports what is needed and returns the function; raises ImportError or Unavailable
     cuda_only     cannot run on a CPU at all
     """
 
@@ -43,13 +54,15 @@ class Peer:
             return None
 
     def get(self) -> Callable[..., Any]:
-        """The function; raises RuntimeError with the reason when it cannot run here."""
+        """The function; raises Unavailable when it cannot run here."""
+        if self.version is None and self.name != OURS:
+            raise Unavailable("not installed", self.name)
         if self.cuda_only and not torch.cuda.is_available():
-            raise RuntimeError(f"{self.name} needs a CUDA GPU")
+            raise Unavailable(NEEDS_GPU, self.name)
         try:
             return self.load()
         except ImportError as error:
-            raise RuntimeError(f"{self.name} is not installed ({error})") from error
+            raise Unavailable(f"cannot be imported ({error})", self.name) from error
 
 
 OPERATIONS = ("attention", "layer_norm", "add_layer_norm", "ffn", "linear_cross_entropy")
@@ -219,7 +232,7 @@ _peer("linear_cross_entropy", "compile", cuda_only=True)(
 @_peer("linear_cross_entropy", "torch-chunked")
 def _():
     if not hasattr(F, "linear_cross_entropy"):
-        raise RuntimeError(f"torch {torch.__version__} has no F.linear_cross_entropy (2.13 has)")
+        raise Unavailable(f"torch {torch.__version__} has no F.linear_cross_entropy (2.13 has)", "torch-chunked")
     return F.linear_cross_entropy
 
 

@@ -82,11 +82,9 @@ def speed_table() -> str:
     for run in runs:
         environment, rows = report.load(run)
         ours = [r for r in report.with_ratios(rows) if r["impl"] == report.OURS]
-        head = ["operation", *(c for c in report.COLUMNS if c != "implementation")]
-        body = [
-            [f"{r['op']}, {r['mode']}, {r['dtype']}", *(c for i, c in enumerate(report.cells(r)) if i != 1)]
-            for r in ours
-        ]
+        shown = [i for i, c in enumerate(report.COLUMNS) if c not in ("implementation", f"vs {report.OURS}")]
+        head = ["operation", *(report.COLUMNS[i] for i in shown)]
+        body = [[f"{r['op']}, {r['mode']}, {r['dtype']}", *(report.cells(r)[i] for i in shown)] for r in ours]
         parts += [markdown(head, body), "", report.environment_line(environment)]
     return "\n".join(parts)
 

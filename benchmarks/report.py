@@ -3,8 +3,8 @@
     python -m benchmarks.report results.json [--out FOLDER]
 
 `results.json` is what `pytest benchmarks/ --benchmark --benchmark-json=results.json` writes; a .jsonl file of
---benchmark-rows does as well. Makes FOLDER/report.md,
-PNG plots and FOLDER/report.html, one file with everything in it. Ratios are taken within one run only.
+--benchmark-rows does as well. Makes FOLDER/report.md, PNG plots and FOLDER/report.html, one file with everything in it.
+Ratios are taken within one run only.
 """
 
 from __future__ import annotations
@@ -55,24 +55,41 @@ def group_key(row: dict) -> tuple:
 
 
 def with_ratios(rows: Iterable[dict]) -> list[dict]:
-    """Each row with `ratio`: the best other implementation's time over its own, within its group; > 1 is faster."""
+    """Each row with how many times faster it is than others of its group, or None where there is none of them:
+
+    ratio    than the best other implementation (an implementation compiled and not compiled is one)
+    vs_ours  than ours
+    """
     groups = defaultdict(list)
     for row in rows:
         groups[group_key(row)].append(row)
     result = []
     for members in groups.values():
+        ours = [r["seconds"] for r in members if r["impl"] == OURS]
         for row in members:
-            others = [r["seconds"] for r in members if r["impl"] != row["impl"]]
-            result.append({**row, "ratio": min(others) / row["seconds"] if others else None})
+            others = [r["seconds"] for r in members if _base(r) != _base(row)]
+            mine = row["seconds"]
+            vs_ours = ours[0] / mine if ours and row["impl"] != OURS else None
+            result.append({**row, "ratio": min(others) / mine if others else None, "vs_ours": vs_ours})
     return sorted(result, key=lambda r: (*map(str, group_key(r)[:3]), list(r["shape"].values()), r["seconds"]))
+
+
+def _base(row: dict) -> str:
+    return row["impl"].removesuffix("-compile")
+
+
+def is_noise(row: dict) -> bool:
+    """Half of the rounds lie further apart than the median is long: such a figure says nothing."""
+    return row["spread"] > 1
 
 
 def environment_line(environment: dict) -> str:
     rates = ", ".join(f"{k} {v:.3g} TFLOP/s" for k, v in environment["gemm_tflop_s"].items())
+    machine = environment["gpu"] or f"CPU, no GPU, threads: {environment.get('cpu_threads', '?')}"
     return (
-        f"{environment['gpu'] or 'CPU, no GPU'}; torch {environment['torch']}, triton {environment['triton']}, "
-        f"Python {environment['python']}; commit {environment['commit']}; {environment['date']}; copy "
-        f"{environment['copy_bandwidth_gb_s']:.0f} GB/s, matrix product {rates}, measured in this run."
+        f"{machine}; torch {environment['torch']}, triton {environment['triton']}, Python {environment['python']}; "
+        f"commit {environment['commit']}; {environment['date']}; copy {environment['copy_bandwidth_gb_s']:.0f} GB/s, "
+        f"matrix product {rates}, measured in this run."
     )
 
 
@@ -87,6 +104,7 @@ COLUMNS = (
     "of floor",
     "peak memory",
     "vs best other",
+    f"vs {OURS}",
 )
 
 
@@ -97,13 +115,14 @@ def cells(row: dict) -> list[str]:
         " ".join(f"{k}={v}" for k, v in row["shape"].items()),
         row["impl"] + (f" ({row['version']})" if row["version"] else ""),
         f"{row['seconds'] * 1e3:.4g} ms",
-        f"{row['spread']:.1%}",
+        f"{row['spread']:.1%}" + (" (larger than the median)" if is_noise(row) else ""),
         number(row["tflop_s"], ".4g"),
         number(row["gb_s"], ".4g"),
         number(row["tokens_s"], ",.0f"),
         f"{row['of_floor']:.0%}" if row["of_floor"] else "-",
         f"{row['peak_bytes'] / 2**20:.1f} MiB" if row["peak_bytes"] is not None else "-",
         f"{row['ratio']:.2f}x" if row["ratio"] else "-",
+        f"{row['vs_ours']:.2f}x" if row["vs_ours"] else "-",
     ]
 
 
@@ -212,7 +231,7 @@ def page(environment: dict, rows: list[dict], images: dict[str, bytes]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n\n")[0])
-    parser.add_argument("results", type=Path, help="JSON file written by --benchmark-json")
+    parser.add_argument("results", type=Path, help="file written by --benchmark-json or --benchmark-rows")
     parser.add_argument("--out", type=Path, help="folder to write to (default: beside the results, same name)")
     args = parser.parse_args(argv)
     try:
@@ -222,12 +241,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     out = args.out or args.results.with_suffix("")
     out.mkdir(parents=True, exist_ok=True)
-    images = figures(rows)
+    try:
+        images, plots = figures(rows), None
+    except ImportError:
+        images, plots = {}, "no plots (they need matplotlib: pip install matplotlib)"
     (out / "report.md").write_text(markdown(environment, rows))
     (out / "report.html").write_text(page(environment, rows, images))
     for name, data in images.items():
         (out / name).write_bytes(data)
-    print(f"{len(rows)} figures -> {out}/report.md, {out}/report.html, {len(images)} plots")
+    print(f"{len(rows)} figures -> {out}/report.md, {out}/report.html, {plots or f'{len(images)} plots'}")
     return 0
 
 

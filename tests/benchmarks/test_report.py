@@ -1,6 +1,7 @@
 """The report: ratios within a run, both file formats, and a clear refusal of anything else."""
 
 import json
+import sys
 
 import pytest
 
@@ -34,6 +35,20 @@ def test_ratio_is_to_the_best_other_of_the_same_work():
     }  # fmt: skip
 
 
+def test_compiled_and_not_is_one_implementation_and_no_peer_of_itself():
+    rows = [row("fastgpt", 2.0), row("fastgpt-compile", 1.0), row("torch", 5.0), row("torch-compile", 4.0)]
+    found = {r["impl"]: (r["ratio"], r["vs_ours"]) for r in report.with_ratios(rows)}
+    assert found == {
+        "fastgpt": (2.0, None), "fastgpt-compile": (4.0, 2.0), "torch": (0.2, 0.4), "torch-compile": (0.25, 0.5),
+    }  # fmt: skip
+
+
+def test_a_spread_beyond_the_median_is_said():
+    assert (
+        report.cells(report.with_ratios([row("x", 1.0) | {"spread": 1.5}])[0])[3] == "150.0% (larger than the median)"
+    )
+
+
 def test_depth_fit_recovers_a_line():
     steps = [
         row("fastgpt", 0.010 + 0.002 * n)
@@ -60,6 +75,7 @@ def test_both_formats_say_the_same(results):
 
 
 def test_files_are_written(results, tmp_path):
+    pytest.importorskip("matplotlib")
     assert report.main([str(results[0]), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Test GPU" in text
@@ -69,6 +85,14 @@ def test_files_are_written(results, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert "http" not in page  # self-contained
+
+
+def test_without_matplotlib_the_tables_are_written(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert report.main([str(results[1]), "--out", str(tmp_path / "out")]) == 0
+    assert "no plots (they need matplotlib" in capsys.readouterr().out
+    assert "2.00x" in (tmp_path / "out" / "report.md").read_text()
+    assert "2.00x" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"benchmarks": []}', "not json"])
