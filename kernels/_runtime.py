@@ -201,6 +201,19 @@ def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
+def dot_precision(tensor: torch.Tensor) -> str:
+    """How kernels multiply `tensor` with another of its dtype: tl.dot's input_precision, "tf32" or "ieee".
+
+    float32 follows torch's own switch, by the question that cuBLAS is configured by: it knows what was set by either
+    API (allow_tf32, set_float32_matmul_precision; fp32_precision of CUDA's matmul or of everything), and never raises,
+    as `allow_tf32` does once both were used. TF32 needs sm_80: torch ignores the switch on older GPUs, and so do we;
+    on AMD it asks for an environment variable too, and we keep to float32.
+    """
+    if tensor.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return "ieee"
+    return "tf32" if target_of(tensor).capability >= 80 else "ieee"
+
+
 paper_autocast: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("paper_autocast", default=None)
 
 

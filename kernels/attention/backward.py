@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .._dropout import keep_mask
 from .._sums import sum_of_products
+from .._tf32 import dot_operand
 from .forward import head_offset, load_tile, store_tile, stream_tile, tile_index, without_nonfinite
 from .masks import column_tiles, key_bounds, program_tile, tile_start, visible
 
@@ -59,15 +60,19 @@ def dkdv_step(
         lse = tl.load(Lse2 + i, mask=i_ok, other=float("inf"))
         i_ok = tl.abs(lse) < float("inf")
     q_a = stream_tile(Q, Q_a, b, h, m, rows_m, cols_a, stride_q, i_ok, head_dim, 0, MASKED, MASK_A)
+    q_a = dot_operand(q_a, PRECISION)
     sT = tl.dot(k_a, tl.trans(q_a), input_precision=PRECISION)  # (block_n, block_m)
     if D_B > 0:
         q_b = stream_tile(Q, Q_b, b, h, m, rows_m, cols_b, stride_q, i_ok, head_dim, D_A, MASKED, MASK_B)
+        q_b = dot_operand(q_b, PRECISION)
         sT = tl.dot(k_b, tl.trans(q_b), sT, input_precision=PRECISION)
     if not MASKED:
         lse = tl.load(Lse2 + i)
     do_a = stream_tile(D_out, D_out_a, b, h, m, rows_m, cols_a, stride_do, i_ok, head_dim, 0, MASKED, MASK_A)
+    do_a = dot_operand(do_a, PRECISION)
     if D_B > 0:
         do_b = stream_tile(D_out, D_out_b, b, h, m, rows_m, cols_b, stride_do, i_ok, head_dim, D_A, MASKED, MASK_B)
+        do_b = dot_operand(do_b, PRECISION)
     pT = tl.math.exp2(sT * qk_scale - lse[None, :])
     if MASKED:
         document_i = 0
@@ -82,7 +87,7 @@ def dkdv_step(
     if HAS_DROPOUT:
         keep = keep_mask(seed, offset, head, i[None, :], j[:, None], threshold)
         pT_kept = tl.where(keep, pT * keep_scale, 0.0)
-    pT_kept = pT_kept.to(do_a.dtype)
+    pT_kept = dot_operand(pT_kept.to(do_a.dtype), PRECISION)
     dv_a = tl.dot(pT_kept, do_a, dv_a, input_precision=PRECISION)
     dpT = tl.dot(v_a, tl.trans(do_a), input_precision=PRECISION)  # (block_n, block_m)
     if D_B > 0:
@@ -97,7 +102,7 @@ def dkdv_step(
     dsT = pT * (dpT - delta[None, :])
     if MASKED:
         dsT = tl.where(sees, dsT, 0.0)  # 0 · NaN
-    dsT = dsT.to(q_a.dtype)
+    dsT = dot_operand(dsT.to(q_a.dtype), PRECISION)
     dk_a = tl.dot(dsT, q_a, dk_a, input_precision=PRECISION)
     if D_B > 0:
         dk_b = tl.dot(dsT, q_b, dk_b, input_precision=PRECISION)
@@ -153,10 +158,12 @@ def attention_dkdv(
     key_ok = (j >= first_key) & (j < end_key)
     k_a = load_tile(K, rows_n, cols_a, stride_k[2], stride_k[3], j_ok, HEAD_DIM, True, MASK_A)
     v_a = load_tile(V, rows_n, cols_a, stride_v[2], stride_v[3], j_ok, HEAD_DIM, True, MASK_A)
+    k_a, v_a = dot_operand(k_a, PRECISION), dot_operand(v_a, PRECISION)
     k_b, v_b = k_a, v_a
     if D_B > 0:
         k_b = load_tile(K, rows_n, cols_b, stride_k[2], stride_k[3], j_ok, HEAD_DIM, True, MASK_B)
         v_b = load_tile(V, rows_n, cols_b, stride_v[2], stride_v[3], j_ok, HEAD_DIM, True, MASK_B)
+        k_b, v_b = dot_operand(k_b, PRECISION), dot_operand(v_b, PRECISION)
     dk_a = tl.zeros((BLOCK_N, D_A), tl.float32)
     dv_a = tl.zeros((BLOCK_N, D_A), tl.float32)
     dk_b = tl.zeros((BLOCK_N, max(D_B, 16)), tl.float32)
@@ -222,11 +229,13 @@ def dq_step(
     j_ok = j < T_k
     k_a = stream_tile(K, K_a, b, h_kv, n, rows_n, cols_a, stride_k, j_ok, head_dim, 0, MASKED, MASK_A)
     v_a = stream_tile(V, V_a, b, h_kv, n, rows_n, cols_a, stride_v, j_ok, head_dim, 0, MASKED, MASK_A)
+    k_a, v_a = dot_operand(k_a, PRECISION), dot_operand(v_a, PRECISION)
     s = tl.dot(q_a, tl.trans(k_a), input_precision=PRECISION)  # (block_m, block_n)
     dp = tl.dot(do_a, tl.trans(v_a), input_precision=PRECISION)  # (block_m, block_n)
     if D_B > 0:
         k_b = stream_tile(K, K_b, b, h_kv, n, rows_n, cols_b, stride_k, j_ok, head_dim, D_A, MASKED, MASK_B)
         v_b = stream_tile(V, V_b, b, h_kv, n, rows_n, cols_b, stride_v, j_ok, head_dim, D_A, MASKED, MASK_B)
+        k_b, v_b = dot_operand(k_b, PRECISION), dot_operand(v_b, PRECISION)
         s = tl.dot(q_b, tl.trans(k_b), s, input_precision=PRECISION)
         dp = tl.dot(do_b, tl.trans(v_b), dp, input_precision=PRECISION)
     p = tl.math.exp2(s * qk_scale - lse[:, None])
@@ -246,7 +255,7 @@ def dq_step(
         k_a = without_nonfinite(k_a)
         if D_B > 0:
             k_b = without_nonfinite(k_b)
-    ds = ds.to(k_a.dtype)
+    ds = dot_operand(ds.to(k_a.dtype), PRECISION)
     dq_a = tl.dot(ds, k_a, dq_a, input_precision=PRECISION)
     if D_B > 0:
         dq_b = tl.dot(ds, k_b, dq_b, input_precision=PRECISION)
@@ -298,10 +307,12 @@ def attention_dq(
 
     q_a = load_tile(Q, rows_m, cols_a, stride_q[2], stride_q[3], i_ok, HEAD_DIM, True, MASK_A)
     do_a = load_tile(D_out, rows_m, cols_a, stride_do[2], stride_do[3], i_ok, HEAD_DIM, True, MASK_A)
+    q_a, do_a = dot_operand(q_a, PRECISION), dot_operand(do_a, PRECISION)
     q_b, do_b = q_a, do_a
     if D_B > 0:
         q_b = load_tile(Q, rows_m, cols_b, stride_q[2], stride_q[3], i_ok, HEAD_DIM, True, MASK_B)
         do_b = load_tile(D_out, rows_m, cols_b, stride_do[2], stride_do[3], i_ok, HEAD_DIM, True, MASK_B)
+        q_b, do_b = dot_operand(q_b, PRECISION), dot_operand(do_b, PRECISION)
     lse = tl.load(Lse2 + offs, mask=i_ok, other=0.0)
     delta = tl.load(Delta + offs, mask=i_ok, other=0.0)
     dq_a = tl.zeros((BLOCK_M, D_A), tl.float32)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .._dropout import keep_mask
+from .._tf32 import dot_operand
 from .masks import column_tiles, key_bounds, program_tile, tile_start, visible
 
 
@@ -80,9 +81,11 @@ def forward_step(
     j = n + tl.arange(0, rows_n.shape[0])  # (block_n,)
     j_ok = j < T_k
     k_a = stream_tile(K, K_a, b, h_kv, n, rows_n, cols_a, stride_k, j_ok, head_dim, 0, MASKED, MASK_A)
+    k_a = dot_operand(k_a, PRECISION)
     s = tl.dot(q_a, tl.trans(k_a), input_precision=PRECISION)  # (block_m, block_n)
     if D_B > 0:
         k_b = stream_tile(K, K_b, b, h_kv, n, rows_n, cols_b, stride_k, j_ok, head_dim, D_A, MASKED, MASK_B)
+        k_b = dot_operand(k_b, PRECISION)
         s = tl.dot(q_b, tl.trans(k_b), s, input_precision=PRECISION)
     v_a = stream_tile(V, V_a, b, h_kv, n, rows_n, cols_a, stride_v, j_ok, head_dim, 0, MASKED, MASK_A)
     if D_B > 0:
@@ -115,9 +118,11 @@ def forward_step(
     if HAS_DROPOUT:
         keep = keep_mask(seed, offset, head, i[:, None], j[None, :], threshold)
         p = tl.where(keep, p, 0.0)  # the constant 1 / (1 - dropout_p) waits until the end
-    p = p.to(v_a.dtype)
+    p = dot_operand(p.to(v_a.dtype), PRECISION)
+    v_a = dot_operand(v_a, PRECISION)
     acc_a = tl.dot(p, v_a, acc_a * alpha[:, None], input_precision=PRECISION)
     if D_B > 0:
+        v_b = dot_operand(v_b, PRECISION)
         acc_b = tl.dot(p, v_b, acc_b * alpha[:, None], input_precision=PRECISION)
     return acc_a, acc_b, l, m_new
 
@@ -165,9 +170,11 @@ def attention_forward(
     Lse += head.to(tl.int64) * T_q
 
     q_a = load_tile(Q, rows_m, cols_a, stride_q[2], stride_q[3], i_ok, HEAD_DIM, True, MASK_A)
+    q_a = dot_operand(q_a, PRECISION)
     q_b = q_a
     if D_B > 0:
         q_b = load_tile(Q, rows_m, cols_b, stride_q[2], stride_q[3], i_ok, HEAD_DIM, True, MASK_B)
+        q_b = dot_operand(q_b, PRECISION)
     acc_a = tl.zeros((BLOCK_M, D_A), tl.float32)
     acc_b = tl.zeros((BLOCK_M, max(D_B, 16)), tl.float32)
     m = tl.full((BLOCK_M,), -float("inf"), tl.float32)

@@ -51,7 +51,7 @@ def forward(
             softmax_scale * LOG2_E, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
             HEAD_DIM=D, D_A=d_a, D_B=d_b, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, EDGE=tile.edge,
             HAS_LOWER=lower is not None, HAS_UPPER=upper is not None, HAS_DROPOUT=dropout_p > 0.0,
-            WIDE=has_wide_strides(q, k, v, out), PRECISION=dot_precision(q.dtype),
+            WIDE=has_wide_strides(q, k, v, out), PRECISION=_runtime.dot_precision(q),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, lse
@@ -80,7 +80,7 @@ def backward(
     document_stride = 0 if document_ids is None else document_ids.stride(0)
     flags = {
         "HEAD_DIM": D, "D_A": d_a, "D_B": d_b, "HAS_LOWER": lower is not None, "HAS_UPPER": upper is not None,
-        "HAS_DROPOUT": dropout_p > 0.0, "WIDE": wide, "PRECISION": dot_precision(q.dtype),
+        "HAS_DROPOUT": dropout_p > 0.0, "WIDE": wide, "PRECISION": _runtime.dot_precision(q),
     }  # fmt: skip
     with _runtime.on_device_of(q):
         block_d = triton.next_power_of_2(D)
@@ -226,8 +226,3 @@ def has_wide_strides(*tensors: Tensor) -> bool:
         if x.stride(2) >= WIDE_STRIDE or x.stride(3) >= WIDE_STRIDE:
             return True
     return False
-
-
-def dot_precision(dtype: torch.dtype) -> str:
-    """float32 products follow torch's own switch; the others have only one precision."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"

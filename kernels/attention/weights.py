@@ -192,7 +192,7 @@ def _launch(
                 count, row_count, q.shape[2], T_k, q.shape[1] // k.shape[1], first, step, row_start, row_step,
                 lower or 0, upper or 0, scale,
                 HAS_LOWER=lower is not None, HAS_UPPER=upper is not None, HEAD_DIM=head_dim,
-                PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+                PRECISION=_runtime.dot_precision(q),
                 BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=4, num_stages=2,
             )  # fmt: skip
     return weights

@@ -11,6 +11,7 @@ so every tile is rebuilt alone, in one pass, and only for the heads and rows tha
 import triton
 import triton.language as tl
 
+from .._tf32 import dot_operand
 from .masks import key_bounds, visible
 
 
@@ -80,6 +81,7 @@ def attention_weights_kernel(
         k = tl.load(
             K + j64[:, None] * stride_k[2] + d[None, :] * stride_k[3], mask=j_ok[:, None] & d_ok[None, :], other=0.0
         )  # (BLOCK_N, BLOCK_D)
+        q, k = dot_operand(q, PRECISION), dot_operand(k, PRECISION)
         s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
 
     lse = tl.load(Lse + b * stride_l[0] + h * stride_l[1] + i64 * stride_l[2], mask=r_ok, other=0.0)  # (BLOCK_M,)

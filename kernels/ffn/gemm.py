@@ -10,6 +10,8 @@ A product is C (M, N) = A (M, K) · B (K, N), accumulated in float32. Each opera
 import triton
 import triton.language as tl
 
+from .._tf32 import dot_operand
+
 
 @triton.jit
 def tile_at(index, num_m, num_n, group_m: tl.constexpr):
@@ -44,6 +46,7 @@ def product_tile(
                 b = B.load([n0, k]).T  # (block_k, block_n)
             else:
                 b = B.load([k, n0])
+            a, b = dot_operand(a, precision), dot_operand(b, precision)
             acc = tl.dot(a, b, acc, input_precision=precision)
     else:
         offs_m = m0 + tl.arange(0, block_m)
@@ -58,6 +61,7 @@ def product_tile(
             ks = ks.to(tl.int64)
             a = tl.load(a_rows + ks[None, :] * stride_ak, mask=(offs_m < M)[:, None] & in_k[None, :], other=0.0)
             b = tl.load(b_columns + ks[:, None] * stride_bk, mask=in_k[:, None] & (offs_n < N)[None, :], other=0.0)
+            a, b = dot_operand(a, precision), dot_operand(b, precision)
             acc = tl.dot(a, b, acc, input_precision=precision)
     return acc
 

@@ -19,12 +19,6 @@ from . import forward as fwd
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def precision_of(x: Tensor) -> str:
-    """How float32 products multiply: "tf32" where torch's flag allows it, else "ieee"."""
-    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" and _runtime.target_of(x).backend == "cuda"
-    return "tf32" if allowed and x.dtype == torch.float32 else "ieee"
-
-
 def _can_tma(*matrices: Tensor) -> bool:
     """TMA wants contiguous rows that start on 16-byte boundaries."""
     return _runtime.target_of(matrices[0]).has_tma and all(
@@ -42,7 +36,7 @@ class _Product:
 
     def __init__(self, role: str, path: str, a: Tensor, b: Tensor, depth: int) -> None:
         target = _runtime.target_of(a)
-        self.precision = precision_of(a)
+        self.precision = _runtime.dot_precision(a)
         self.tma = _can_tma(a, b)
         kind = tiles.kind_of(a.dtype, self.precision, self.tma)
         self.tile = tiles.product_tile(target, kind, role)

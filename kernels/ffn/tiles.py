@@ -43,7 +43,7 @@ _TILES = {
     ("sm_90", "tf32"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
     ("sm_120", "half-tma"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
     ("sm_80", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-    ("sm_80", "tf32"): Tile(128, 64, 32, num_warps=8, num_stages=2, parts=2),
+    ("sm_80", "tf32"): Tile(128, 128, 32, num_warps=8, num_stages=2, parts=4),
     ("amd", "half"): Tile(128, 128, 32, num_warps=8, num_stages=2, parts=4),
 }
 # float32 without tensor cores: multiply-adds, and few registers to hold a tile in.
