@@ -53,9 +53,10 @@ def prepare_process() -> None:
     # Triton imports this at the first launch, when the language is patched; Python 3.10 cannot inspect the patches.
     import triton.experimental.gluon  # noqa: F401
 
-    from . import bfloat16
+    from . import bfloat16, tf32
 
     bfloat16.install()
+    tf32.install()
     _mend_index()
 
 

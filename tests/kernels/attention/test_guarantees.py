@@ -248,17 +248,6 @@ def test_autocast(device, seed, dtype):
     assert q.grad.dtype == torch.float32
 
 
-def test_float32_precision_follows_torch():
-    saved = torch.backends.cuda.matmul.allow_tf32
-    try:
-        for allow in (True, False):
-            torch.backends.cuda.matmul.allow_tf32 = allow
-            assert launch.dot_precision(torch.float32) == ("tf32" if allow else "ieee")
-            assert launch.dot_precision(torch.bfloat16) == "ieee"
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = saved
-
-
 def bad_calls():
     x = torch.zeros(2, 4, 8, 16)
     i32 = torch.int32
