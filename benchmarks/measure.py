@@ -1,8 +1,9 @@
 """How a benchmark is timed, and what every figure carries beside its time.
 
-On CUDA: events around the call after warm-up, the L2 cache flushed before each round, medians over rounds. Each figure
-carries its spread, the clocks seen, peak memory, and its fraction of the floor: bytes over the copy bandwidth, or FLOPs
-over the GEMM rate, both measured in the same run. pytest-benchmark keeps the books.
+On CUDA: events around the call after warm-up, the L2 cache flushed before each round, medians over rounds. The GPU is
+held busy between the flush and the first event until Python has queued the call, so that Python's time is not counted
+as the GPU's. Each figure carries its spread, peak memory, and its fraction of the floor: bytes over the copy bandwidth,
+or FLOPs over the GEMM rate, both measured in the same run. pytest-benchmark keeps the books.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import functools
 import json
 import os
 import platform
+import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,23 +45,43 @@ def _l2_filler() -> torch.Tensor:
     return torch.empty(max(2 * l2, 1 << 26), dtype=torch.int8, device="cuda")
 
 
-def flush_l2() -> None:
-    """Overwrite twice the L2 cache, so that each round reads its inputs from memory."""
+# How long the GPU waits before the first event of a round: longer than Python needs to queue a forward and a backward.
+HEAD_START = 1_500_000  # GPU cycles, about 0.8 ms at 1.9 GHz
+
+
+# A dry run needs no more than a call.
+MOST_ROUNDS = int(os.environ.get("FASTGPT_MOST_ROUNDS", "1000"))
+
+
+def prepare_round(flush: bool = True) -> None:
+    """Overwrite twice the L2 cache, so that the round reads its inputs from memory; then keep the GPU waiting.
+
+    While it waits Python queues the round's work. Without that the time from the first event to the first kernel would
+    be Python's, and short operations would all seem to take as long as their launch.
+    """
     if torch.cuda.is_available():
-        _l2_filler().zero_()
+        if flush:
+            _l2_filler().zero_()
+        torch.cuda._sleep(HEAD_START)
+
+
+def round_seconds(run: Callable[[], object], rounds: int, flush: bool = True) -> list[float]:
+    """The time of each of `rounds` calls, without a warm-up and outside of pytest-benchmark, in ascending order."""
+    now = timer()
+    instants = []
+    for _ in range(min(rounds, MOST_ROUNDS)):
+        prepare_round(flush)
+        start = now()
+        run()
+        instants.append((start, now()))
+    return sorted(end - start for start, end in instants)  # on a GPU this is the first wait
 
 
 def median_seconds(run: Callable[[], object], rounds: int = 20) -> float:
-    """Median time of `run()`, outside of pytest-benchmark: for the ceilings below and for choosing round counts."""
-    now = timer()
+    """Median time of `run()` after one call: for the ceilings below and for choosing round counts."""
     run()
-    times = []
-    for _ in range(rounds):
-        flush_l2()
-        start = now()
-        run()
-        times.append(now() - start)
-    return sorted(times)[len(times) // 2]
+    times = round_seconds(run, rounds)
+    return times[len(times) // 2]
 
 
 @functools.cache
@@ -83,11 +105,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@functools.cache  # nvidia-smi takes longer than most figures
 def gpu_state() -> dict[str, str]:
-    """SM and memory clocks, temperature and power as nvidia-smi sees them now; {} where there is none."""
+    """Clocks, temperature, power and driver as nvidia-smi saw them when this process asked first; {} without one."""
     if not torch.cuda.is_available():
         return {}
-    fields = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
+    fields = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
     try:
         line = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
@@ -109,6 +137,7 @@ def environment() -> dict[str, object]:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "copy_bandwidth_gb_s": copy_bandwidth() / 1e9,
         "gemm_tflop_s": {str(d).removeprefix("torch."): gemm_rate(d) / 1e12 for d in (torch.bfloat16, torch.float32)},
+        "gpu_state": gpu_state(),
     }
 
 
@@ -147,6 +176,21 @@ class Work:
         return max(self.flops / gemm_rate(dtype), self.bytes / copy_bandwidth())
 
 
+def figure(
+    times: Sequence[float], *, op: str, impl: str, dtype: torch.dtype, work: Work, shape: dict[str, int | float],
+    mode: str, version: str | None, peak_bytes: int | None,
+) -> dict[str, object]:  # fmt: skip
+    """What a report shows of `times`, in seconds and ascending: the median, its spread and what it amounts to."""
+    seconds, floor = statistics.median(times), work.floor_seconds(dtype)
+    low, high = (times[len(times) * q // 4] for q in (1, 3))
+    return {
+        "op": op, "impl": impl, "version": version, "mode": mode, "dtype": _short(dtype), "shape": shape,
+        "peak_bytes": peak_bytes, "seconds": seconds, "spread": (high - low) / seconds,
+        "tflop_s": work.flops / seconds / 1e12, "gb_s": work.bytes / seconds / 1e9, "tokens_s": work.tokens / seconds,
+        "of_floor": floor and floor / seconds,
+    }  # fmt: skip
+
+
 class Measure:
     """The `measure` fixture: times `run` through pytest-benchmark and attaches what the report needs."""
 
@@ -177,14 +221,13 @@ class Measure:
         # Seconds of measured time. On a CPU ours is not measured, and the whole run should end within a minute.
         limit = {"cuda": (1.5, 0.3), "cpu": (0.3, 0.05)}[device().type][self.quick]
         fewest = 10 if torch.cuda.is_available() else 5
-        rounds = int(min(max(limit / max(once, 1e-7), fewest), 50 if self.quick else 300))
-        self.benchmark.pedantic(run, setup=flush_l2 if flush else None, rounds=rounds, warmup_rounds=3)
-        seconds, floor = self.benchmark.stats.stats.median, work.floor_seconds(dtype)
+        rounds = int(min(max(limit / max(once, 1e-7), fewest), 50 if self.quick else 300, MOST_ROUNDS))
+        self.benchmark.pedantic(run, setup=prepare_round if flush else None, rounds=rounds, warmup_rounds=3)
         self.benchmark.extra_info.update(
-            op=op, impl=impl, version=version, mode=mode, dtype=_short(dtype), shape=shape, peak_bytes=peak,
-            seconds=seconds, spread=self.benchmark.stats.stats.iqr / seconds,
-            tflop_s=work.flops / seconds / 1e12, gb_s=work.bytes / seconds / 1e9,
-            tokens_s=work.tokens / seconds, of_floor=floor and floor / seconds, gpu_state=gpu_state(),
+            figure(
+                self.benchmark.stats.stats.sorted_data, op=op, impl=impl, version=version, mode=mode, dtype=dtype,
+                work=work, shape=shape, peak_bytes=peak,
+            )
         )  # fmt: skip
         self.rows.append(dict(self.benchmark.extra_info))
         if self.rows_file is not None:
@@ -218,4 +261,4 @@ def _short(dtype: torch.dtype) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(environment() | {"gpu_state": gpu_state()}, indent=1))
+    print(json.dumps(environment(), indent=1))

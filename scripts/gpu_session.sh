@@ -1,48 +1,82 @@
 #!/usr/bin/env bash
-# Everything that a GPU can tell us, in one call of at most ten minutes, on a machine with torch, triton, pytest and
-# pytest-benchmark but no network:
+# Everything that a GPU can tell us, in one call of seven minutes, on a machine with torch, triton and pytest (with
+# -xdist, -timeout and -benchmark), and no network. Nothing is installed, and next to nothing is compiled there.
 #
-#     scripts/gpu_session.sh [OUT] [SECONDS]                    default: ./out, 570
-#     scripts/gpu_session.sh OUT SECONDS BENCHMARKS...          only these, at all sizes: benchmarks/test_layer_norm.py
+#     make gpu-cache         before, on a machine of the same Python, torch and triton that needs no GPU: compiles the
+#                            kernels into .gpu-cache/cache.tar.xz (make gpu-dry-run then tries all of this without a GPU)
 #
-# In this order, best first: environment, CUDA tests, benchmarks against peers, tile sweeps until the time is up.
-# Each step writes to OUT as it goes, so that a cut leaves what was done. `scripts/fold_results.py OUT` puts the figures
-# into benchmarks/results/. Where the tree has no .git, name the commit: FASTGPT_COMMIT=abc1234.
+#     run(command='scripts/gpu_session.sh "$OUT" 405', timeout_s=420, carry=[".gpu-cache"])       the device tool's call
+#
+#     scripts/gpu_session.sh [OUT] [SECONDS]                default: ./out, 405
+#     scripts/gpu_session.sh OUT SECONDS BENCHMARKS...      only these, at all sizes: benchmarks/test_layer_norm.py
+#
+# In this order, best first: `fastgpt verify`, headline timings, the tests marked `gpu`, benchmarks against every peer,
+# tile sweeps until the time is up. No failure stops what comes after it. Each step writes to OUT as it goes, so that a
+# cut leaves what was done:
+#
+#     steps.txt          each step's exit status and time, and how many kernels and launchers it had to compile
+#     log.txt            what all steps printed
+#     headline.jsonl     the self-check, ceilings, headline figures, the profile of a training step
+#     tests.jsonl        every test: outcome, seconds, message
+#     errors.jsonl       every error against float64, beside its budget
+#     benchmarks.jsonl   figures beside every peer
+#     sweep.jsonl        times of other tiles than the tables'
+#
+# `scripts/fold_results.py OUT` puts the figures into benchmarks/results/.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-out}" && cd "${1:-out}" && pwd)
-total=${2:-570}
+total=${2:-405}
+slower=${SLOWER:-1}  # multiplies every step's limit: for a dry run, whose GPU is a CPU
 python=${PYTHON:-python3}
-export PYTHONUNBUFFERED=1
 
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/scripts/gpu/site${PYTHONPATH:+:$PYTHONPATH}"
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/fastgpt-triton-cache} TRITON_STORE_BINARY_ONLY=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}             # torch's own CPU work here is small, and 12 tests run at once
+export FASTGPT_COMMIT=${FASTGPT_COMMIT:-$(cat .gpu-cache/COMMIT 2>/dev/null || git describe --always --dirty 2>/dev/null)}
+export FASTGPT_BUDGET_REPORT="$out/errors.jsonl"         # errors are reported, and fail no test
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1                  # the machine has plugins that take seconds to import
+pytest=(-q -p no:cacheprovider -p pytest_timeout)
+
+say() { echo "$*" | tee -a "$out/steps.txt"; }
 left() { echo $((total - SECONDS)); }
+compiled() { find "$TRITON_CACHE_DIR" -name '*.cubin' 2>/dev/null | wc -l; }
+launchers() { find "$TRITON_CACHE_DIR" -name '*.so' 2>/dev/null | wc -l; }
 
 step() {  # step NAME MAX_SECONDS COMMAND...: run it within what is left; a failure is noted and does not stop the rest
-    local name=$1 limit=$2
+    local name=$1 limit=$(($2 * slower)) code=0 start=$SECONDS kernels stubs
     shift 2
     [ "$(left)" -lt "$limit" ] && limit=$(left)
-    if [ "$limit" -le 5 ]; then echo "$name: no time left" | tee -a "$out/steps.txt"; return; fi
-    local start=$SECONDS code=0
-    timeout --signal=INT --kill-after=10 "$limit" "$@" >"$out/$name.txt" 2>&1 || code=$?
-    echo "$name: exit $code after $((SECONDS - start)) s" | tee -a "$out/steps.txt"
-    tail -n 15 "$out/$name.txt"
+    if [ "$limit" -le 5 ]; then say "$name: no time left"; return 1; fi
+    kernels=$(compiled) stubs=$(launchers)
+    echo "==== $name: $*" >>"$out/log.txt"
+    timeout --signal=INT --kill-after=5 "$limit" "$@" >>"$out/log.txt" 2>&1 || code=$?
+    say "$name: exit $code after $((SECONDS - start)) s (of $limit);" \
+        "kernels compiled: $(($(compiled) - kernels)), launchers built: $(($(launchers) - stubs))"
+    return $code
 }
 
-# Editable, because the tests run from the root of the tree, where a plain install's fastgpt would be hidden by ./fastgpt.
-$python -m pip install --quiet --no-deps --no-build-isolation -e . 2>&1 | tail -n 3
-$python -c 'import torch; assert torch.cuda.is_available(), "no CUDA GPU here"' || exit 1
-$python -m benchmarks.measure | tee "$out/environment.json"
+: >>"$out/log.txt"
+step cache 20 $python scripts/gpu/cache.py unpack .gpu-cache/cache.tar.xz "$TRITON_CACHE_DIR"
+tail -n 1 "$out/log.txt"
 
 if [ $# -gt 2 ]; then
-    step full "$(left)" $python -m pytest "${@:3}" --benchmark -q -p no:cacheprovider --benchmark-rows="$out/full.jsonl"
-    cat "$out/steps.txt"
+    step full "$total" $python -m pytest "${@:3}" "${pytest[@]}" -p pytest_benchmark.plugin --benchmark \
+        --benchmark-rows="$out/full.jsonl"
+    tail -n 60 "$out/log.txt"
     exit
 fi
 
-workers=$($python -c 'import importlib.util as u; print("-n 6" if u.find_spec("xdist") else "")')
-# shellcheck disable=SC2086
-step tests 190 $python -m pytest tests/kernels tests/fastgpt -q --maxfail=25 -m 'not slow' $workers -p no:cacheprovider
-step benchmarks 230 $python -m pytest benchmarks --benchmark --quick -q -p no:cacheprovider \
+step verify 30 $python -m benchmarks.headline --only verify --out "$out/headline.jsonl"
+# Once more if a kernel broke the CUDA context: it goes on with the section after that.
+step headline 110 $python -m benchmarks.headline --seconds 100 --out "$out/headline.jsonl" ||
+    step headline-again 60 $python -m benchmarks.headline --seconds 50 --out "$out/headline.jsonl"
+step tests 140 $python -m pytest tests/kernels tests/fastgpt -m 'gpu and not slow' -n "${WORKERS:-12}" \
+    --dist worksteal "${pytest[@]}" -p xdist.plugin -p tests.support.as_it_goes --tb=short --timeout 60 \
+    --as-it-goes="$out/tests.jsonl"
+step peers 100 $python -m pytest benchmarks --benchmark --quick "${pytest[@]}" -p pytest_benchmark.plugin \
     --benchmark-rows="$out/benchmarks.jsonl"
-step sweep "$(left)" $python -m benchmarks.sweep --out "$out/sweep.jsonl" --seconds "$(($(left) - 10))"
+step sweep 600 $python -m benchmarks.sweep --out "$out/sweep.jsonl" --seconds "$(($(left) - 8))"
+
+$python scripts/gpu/summary.py "$out"
 cat "$out/steps.txt"

@@ -30,12 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.timeout = TIMEOUT
 
 
+ON_A_GPU = ("tests/kernels/", "tests/fastgpt/")  # whose results on a GPU say what the interpreter's cannot
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("cuda"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
+        if item.get_closest_marker("gpu"):
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
+        elif "device" in getattr(item, "fixturenames", ()) and item.nodeid.startswith(ON_A_GPU):
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_paper_equals_a_real_step():
     assert paper.peak - paper.parameters - paper.optimizer - idx.nbytes == memory.peak
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["fastgpt", "torch"])
 def test_paper_agrees_with_a_gpu(name):
     """GPT-2's width and vocabulary, four layers: allocator and libraries add less than a tenth."""

@@ -159,7 +159,7 @@ def test_functional_call(device, seed):
     torch.testing.assert_close(torch.func.functional_call(module, weights, (x,)), expected)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_gives_float32_as_torch_does(dtype):
     ours, torchs = (kind(64, device="cuda") for kind in (fastgpt.nn.LayerNorm, nn.LayerNorm))

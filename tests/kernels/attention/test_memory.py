@@ -68,7 +68,7 @@ def test_weights_of_a_few_rows_cost_a_few_rows():
     assert memory.peak <= 2 * 3 * T * 4 + 4096
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_peak_on_cuda_is_linear(dtype):
     def peak(attention, T):

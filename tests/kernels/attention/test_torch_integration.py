@@ -102,7 +102,7 @@ def test_compile_with_documents(device, seed):
         torch.testing.assert_close(compiled(q, k, v), expected)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_inductor_with_dynamic_length(device, seed):
     torch._dynamo.reset()
     counter = Compilations("inductor")
@@ -371,7 +371,7 @@ def test_python_time_of_a_forward_call(device):
 # ------------------------------------------------------------------------------------------------------ CUDA graphs
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_cuda_graph_replays_with_fresh_dropout(device, seed):
     q, k, v = qkv(device, 300, dtype=torch.bfloat16)
     lengths = torch.tensor([200, 300], device=device)
@@ -386,7 +386,7 @@ def test_cuda_graph_replays_with_fresh_dropout(device, seed):
     assert not torch.equal(first, out)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_cuda_graph_of_a_training_step_equals_eager(device, seed):
     inputs = qkv(device, 300, dtype=torch.bfloat16, requires_grad=True)
 
@@ -407,7 +407,7 @@ def test_cuda_graph_of_a_training_step_equals_eager(device, seed):
         assert torch.equal(a, b)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_runs_on_the_device_of_its_inputs_and_on_the_current_stream(device, seed):
     q, k, v = qkv(device, 100)
     expected = reference.flash_attention(q, k, v)

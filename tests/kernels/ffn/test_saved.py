@@ -115,7 +115,7 @@ def test_peak_is_a_third_under_eager(d, monkeypatch):
     assert ours + given <= 0.70 * (eager + given), (ours, eager, given)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_peak_on_a_gpu():
     d, tokens = 1024, 16384
     tensors = ffn_inputs(torch.device("cuda"), torch.bfloat16, (tokens, d), 4 * d, d)

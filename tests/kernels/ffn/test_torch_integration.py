@@ -42,7 +42,7 @@ def test_compiles_in_one_graph(device, seed, backend, function):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_compiles_with_inductor():
     torch._dynamo.reset()
     tensors = small("cuda")
@@ -196,7 +196,7 @@ def test_saved_tensor_hooks_may_move_what_is_saved(device, seed):
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_cuda_graph():
     tensors = ffn_inputs("cuda", torch.bfloat16, (256, 128), 512, 128)
     dout = torch.randn(256, 128, device="cuda", dtype=torch.bfloat16)
@@ -222,7 +222,7 @@ def test_cuda_graph():
     assert all(torch.equal(a, b) for a, b in zip(replayed, step()))
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_runs_on_the_device_of_its_inputs():
     tensors = small("cuda:1")

@@ -260,7 +260,7 @@ def test_nan_stays_in_its_row(device, seed, path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="float32 products through tensor cores need a GPU")
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_tf32_follows_torchs_flag(device, seed):
     tensors, matmul = ffn_inputs(device, torch.float32, (512, 256), 512, 256, grad=False), torch.backends.cuda.matmul
     exact = reference.gelu_ffn(*(t.double() for t in tensors))

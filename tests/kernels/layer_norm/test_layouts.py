@@ -182,7 +182,7 @@ def test_offsets_beyond_2_to_the_31(device, seed):
         assert torch.equal(a, b)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_more_than_2_to_the_31_elements():
     M, N = 2**31 // 4096 + 5, 4096
     x = torch.randn(1, N, device="cuda", dtype=bf16).expand(M, N).detach().requires_grad_()

@@ -54,7 +54,7 @@ def test_compile_with_dropout_is_one_graph(device, seed):
     assert all(g.isfinite().all() for g in grads)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_inductor(device, seed):
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True)
@@ -255,7 +255,7 @@ def test_cpu_autocast_changes_nothing_as_in_torch(device, seed):
             assert layer_norm(x, 32).dtype == F.layer_norm(x, (32,)).dtype == dtype
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [bf16, fp16, fp32])
 def test_cuda_autocast_gives_float32_as_torch_does(device, seed, dtype):
     x, residual, weight, bias = leaves(device, 5, N=96, dtype=dtype)
@@ -296,7 +296,7 @@ def test_out_dtype(device, seed, out_dtype):
     assert x.grad.dtype == bf16
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_cuda_graph(device, seed):
     inputs = leaves(device, 64, N=768)
     stream = torch.cuda.Stream()
@@ -314,7 +314,7 @@ def test_cuda_graph(device, seed):
         assert torch.equal(a, b)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_runs_on_the_device_of_its_input():
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")

@@ -104,7 +104,7 @@ def test_target_out_of_range_on_a_cpu(device, function, bad):
         arguments[0](*arguments[1:], target)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_target_out_of_range_on_cuda():
     """In a process of its own, since a device-side assertion is the end of the CUDA context."""
     import subprocess

@@ -100,7 +100,7 @@ def test_number_of_chunks_is_kept(num_chunks):
     assert rows == -(-100 // num_chunks)
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_measured_peak_on_cuda():
     """What torch's allocator saw: at most 1/5 of eager."""
     from fastgpt.kernels import linear_cross_entropy

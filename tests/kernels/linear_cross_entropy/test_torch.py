@@ -185,7 +185,7 @@ def test_deterministic(device, seed):
         assert all(torch.equal(a, b) for a, b in zip(first[1], again[1]))
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_cuda_graph(seed, reduction):
     p = problem(torch.device("cuda"), torch.bfloat16, (512,), 1000, 64)
@@ -210,7 +210,7 @@ def test_cuda_graph(seed, reduction):
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients))
 
 
-@pytest.mark.cuda
+@pytest.mark.gpu
 def test_no_host_sync():
     p = problem(torch.device("cuda"), torch.bfloat16, (512,), 1000, 64)
     run(linear_cross_entropy, p)

@@ -1,0 +1,334 @@
+"""The figures that one asks for first, in one process: what a GPU session measures before anything else.
+
+    python -m benchmarks.headline --out headline.jsonl [--only attention ffn] [--seconds 150]
+
+In this order: the self-check of every kernel (`fastgpt verify`), the ceilings of the machine, attention, LayerNorm, the
+GELU-FFN, the loss, and a training step of GPT-2 124M with the profiler's table. Every figure is printed and appended to
+the file as soon as it is measured. Called again with the same file it goes on after the last section that was begun:
+a kernel that breaks the CUDA context costs its own section, not those after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import measure, peers
+from benchmarks.measure import Work, append_row
+from benchmarks.ops import randn
+
+BF16 = torch.bfloat16
+TOKENS, WIDTH = 16384, 2048  # attention: B·T and H·head_dim, as in FlashAttention's own figures
+PEERS = {
+    "attention": (peers.OURS, "sdpa-flash", "sdpa-cudnn"),
+    "layer_norm": (peers.OURS, "eager"),
+    "add_layer_norm": (peers.OURS, "eager"),
+    "ffn": (peers.OURS, "eager"),
+    "linear_cross_entropy": (peers.OURS, "eager"),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One call to time, for every implementation in `PEERS[op]`.
+
+    inputs   makes the arguments; floating ones get gradients in mode "forward+backward"
+    options  further arguments, as they are
+    """
+
+    op: str
+    mode: str
+    shape: dict[str, int]
+    work: Work
+    inputs: Callable[[], list[Tensor]]
+    options: dict[str, Any]
+    dtype: torch.dtype = BF16
+
+
+def attention() -> Iterator[Figure]:
+    for head_dim in (64, 128):
+        for T in (1024, 4096, 16384):
+            B, H = TOKENS // T, WIDTH // head_dim
+            for mode, passes in (("forward", 1.0), ("forward+backward", 3.5)):
+                flops = passes * 4 * T * T * head_dim * H * B / 2  # causal; the backward counts 2.5 forwards
+                work = Work(flops=flops, bytes=4 * TOKENS * WIDTH * 2, tokens=TOKENS)
+
+                def inputs(B: int = B, T: int = T, H: int = H, head_dim: int = head_dim) -> list[Tensor]:
+                    packed = randn(B, T, 3, H, head_dim, dtype=BF16).permute(2, 0, 3, 1, 4)
+                    return [t.detach() for t in packed.unbind(0)]
+
+                yield Figure("attention", mode, {"B": B, "H": H, "T": T, "head_dim": head_dim}, work, inputs, {})
+
+
+def layer_norm() -> Iterator[Figure]:
+    M = 32768
+    for N in (768, 1600, 4096):
+        for mode, passes in (("forward", 2), ("forward+backward", 5)):
+            work = Work(bytes=passes * M * N * 2, tokens=M)
+            make = lambda N=N: [randn(M, N, dtype=BF16), *(randn(N, dtype=BF16) for _ in range(2))]  # noqa: E731
+            yield Figure("layer_norm", mode, {"M": M, "N": N}, work, make, {})
+    N = 768
+    for mode, passes in (("forward", 4), ("forward+backward", 8)):
+        work = Work(bytes=passes * M * N * 2, tokens=M)
+        make = lambda: [*(randn(M, N, dtype=BF16) for _ in range(2)), *(randn(N, dtype=BF16) for _ in range(2))]  # noqa: E731
+        yield Figure("add_layer_norm", mode, {"M": M, "N": N}, work, make, {"dropout_p": 0.0})
+
+
+def ffn() -> Iterator[Figure]:
+    M = 16384
+    for d in (768, 1600):
+        for mode, products in (("forward", 2), ("forward+backward", 6)):
+
+            def inputs(d: int = d) -> list[Tensor]:
+                weights = randn(4 * d, d, dtype=BF16) / d**0.5, randn(d, 4 * d, dtype=BF16) / (4 * d) ** 0.5
+                return [randn(M, d, dtype=BF16), weights[0], randn(4 * d, dtype=BF16), weights[1], randn(d, dtype=BF16)]
+
+            yield Figure("ffn", mode, {"M": M, "d": d}, Work(flops=products * 2 * M * d * 4 * d, tokens=M), inputs, {})
+
+
+def loss() -> Iterator[Figure]:
+    N, d, V = 16384, 768, 50257
+    for mode, products in (("forward", 1), ("forward+backward", 3)):
+
+        def inputs() -> list[Tensor]:
+            target = torch.randint(V, (N,), device=measure.device())
+            return [randn(N, d, dtype=BF16), randn(V, d, dtype=BF16) / d**0.5, target]
+
+        work = Work(flops=products * 2 * N * d * V, tokens=N)
+        yield Figure("linear_cross_entropy", mode, {"N": N, "d": d, "V": V}, work, inputs, {})
+
+
+FIGURES = {"attention": attention, "layer_norm": layer_norm, "ffn": ffn, "loss": loss}
+
+
+class Session:
+    """Where the figures of one section go: a line of the table, and a line of the file."""
+
+    def __init__(self, out: Path, section: str, rounds: int) -> None:
+        self.out, self.section, self.rounds = out, section, rounds
+
+    def write(self, kind: str, **row: Any) -> None:
+        append_row(self.out, {"section": self.section, "kind": kind} | row)
+
+    def figures(self, figures: Iterator[Figure]) -> None:
+        """Time each figure of every implementation; a ratio is the time of the best of the others over ours."""
+        for figure in figures:
+            times = {impl: self._figure(figure, impl) for impl in PEERS[figure.op]}
+            ours, others = times.pop(peers.OURS), [t for t in times.values() if t is not None]
+            if ours is not None and others:
+                print(f"  {figure.op} {figure.mode} {figure.shape}: {min(others) / ours:.2f}x of the best peer")
+
+    def _figure(self, figure: Figure, impl: str) -> float | None:
+        peer = peers.PEERS[figure.op][impl]
+        try:
+            run = bound(peer.get(), figure)
+            peak = measure.Measure._peak_bytes(run)
+            seconds = self._time(run, figure, impl, peer.version, peak)
+        except Exception as error:
+            if fatal(error):
+                raise
+            message = str(error).splitlines()[0] if str(error) else ""
+            self.write("skipped", op=figure.op, impl=impl, mode=figure.mode, shape=figure.shape, reason=message)
+            print(f"  {figure.op} {figure.mode} {figure.shape} {impl}: {type(error).__name__}: {message[:200]}")
+            return None
+        return seconds
+
+    def _time(self, run: Callable[[], None], figure: Figure, impl: str, version: str | None, peak: int | None) -> float:
+        times = measure.round_seconds(run, self.rounds)
+        row = measure.figure(
+            times, op=figure.op, impl=impl, dtype=figure.dtype, work=figure.work, shape=figure.shape, mode=figure.mode,
+            version=version, peak_bytes=peak,
+        )  # fmt: skip
+        self.write("figure", **row)
+        print(
+            f"  {figure.op:20s} {figure.mode:16s} {_text(figure.shape):34s} {impl:12s} {row['seconds'] * 1e3:9.3f} ms"
+            f"  {row['tflop_s']:6.1f} TFLOP/s  {row['gb_s']:7.1f} GB/s  {row['of_floor']:5.0%} of the floor"
+            f"  spread {row['spread']:.0%}"
+        )
+        return row["seconds"]
+
+
+def bound(function: Callable[..., Any], figure: Figure) -> Callable[[], None]:
+    """The call, with its inputs; "forward+backward" asks for every gradient."""
+    inputs = figure.inputs()
+    if figure.mode == "forward":
+
+        def forward() -> None:
+            with torch.no_grad():
+                function(*inputs, **figure.options)
+
+        return forward
+
+    wanted = [t.requires_grad_() for t in inputs if t.is_floating_point()]
+    grads: list[Tensor] = []
+
+    def both() -> None:
+        out = function(*inputs, **figure.options)
+        outputs = out if isinstance(out, tuple) else (out,)
+        if not grads:
+            grads.extend(torch.randn_like(o) for o in outputs)
+        torch.autograd.grad(outputs, wanted, grads)
+
+    return both
+
+
+def fatal(error: Exception) -> bool:
+    """True for a fault that leaves the CUDA context unusable: everything after it in this process would fail too."""
+    return any(s in str(error) for s in ("illegal memory access", "device-side assert", "unspecified launch failure"))
+
+
+def _text(shape: dict[str, int]) -> str:
+    return " ".join(f"{k}={v}" for k, v in shape.items())
+
+
+# ---- the sections that are no lists of figures -----------------------------------------------------------------------
+
+
+def verify(session: Session) -> None:
+    import dataclasses
+
+    from fastgpt.verify import verify
+
+    report = verify(measure.device())
+    print(report)
+    for row in report.rows:
+        session.write("verify", **dataclasses.asdict(row), ok=row.ok)
+    session.write("verified", ok=report.ok, where=report.where, seconds=report.seconds)
+
+
+def ceilings(session: Session) -> None:
+    environment = measure.environment()
+    session.write("ceilings", **{k: environment[k] for k in ("copy_bandwidth_gb_s", "gemm_tflop_s", "gpu_state")})
+    rates = ", ".join(f"{k} {v:.0f} TFLOP/s" for k, v in environment["gemm_tflop_s"].items())
+    print(f"  {environment['gpu']}: copies {environment['copy_bandwidth_gb_s']:.0f} GB/s, matrix products {rates}")
+
+
+GPT2_124M = {"vocab_size": 50304, "max_len": 1024, "n_layers": 12, "n_heads": 12, "d_model": 768}
+BATCH = 16
+
+
+def train_step(session: Session) -> None:
+    """Forward, backward and AdamW of GPT-2 124M, bf16 autocast: ours, and torch's own modules uncompiled."""
+    from fastgpt import GPTConfig
+    from fastgpt.config import IMPLEMENTATION_SETS
+
+    config = GPTConfig(**GPT2_124M)
+    size = {"layers": config.n_layers, "d": config.d_model, "T": config.max_len, "B": BATCH}
+    for impl in (peers.OURS, "torch"):
+        step, flops = training_step(config.replace(**IMPLEMENTATION_SETS[impl]))
+        peak = measure.Measure._peak_bytes(step)
+        times = measure.round_seconds(step, max(3, session.rounds // 3), flush=False)
+        tokens = BATCH * config.max_len
+        row = measure.figure(
+            times, op="train_step", impl=impl, dtype=BF16, work=Work(flops=flops * tokens, tokens=tokens), shape=size,
+            mode="gpt2", version=None, peak_bytes=peak,
+        )  # fmt: skip
+        session.write("figure", **row)
+        print(
+            f"  GPT-2 124M {impl:8s} {row['seconds'] * 1e3:8.2f} ms  {row['tokens_s']:9.0f} tokens/s"
+            f"  MFU {row['of_floor']:.0%} of this machine's matrix products  {(peak or 0) / 2**30:.2f} GiB"
+        )
+        if impl == peers.OURS:
+            profile(session, step)
+        del step
+
+
+def training_step(config: Any) -> tuple[Callable[[], None], float]:
+    """(one step, its FLOPs per token)."""
+    from benchmarks import models
+    from fastgpt import GPT
+
+    torch.manual_seed(0)
+    model = GPT(config).to(measure.device())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=torch.cuda.is_available())
+    tokens = torch.randint(config.vocab_size, (BATCH, config.max_len + 1), device=measure.device())
+    idx, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
+
+    def step() -> None:
+        with models.autocast(BF16):
+            loss = model(idx, targets, return_logits=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, model.flops_per_token()
+
+
+def profile(session: Session, step: Callable[[], None]) -> None:
+    """Where the GPU's time of one step goes, by kernel."""
+    from torch.profiler import ProfilerActivity
+
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if torch.cuda.is_available() else [ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiler:
+        step()
+        measure.synchronize()
+    averages = profiler.key_averages()
+    print(averages.table(sort_by="self_device_time_total", row_limit=30, max_name_column_width=60))
+    kernels = sorted(averages, key=lambda e: e.self_device_time_total, reverse=True)[:40]
+    session.write("profile", rows=[[e.key[:120], e.count, e.self_device_time_total] for e in kernels])
+
+
+OTHERS = {"verify": verify, "ceilings": ceilings, "train_step": train_step}
+SECTIONS = ("verify", "ceilings", "attention", "layer_norm", "ffn", "loss", "train_step")
+
+
+def begun(out: Path) -> set[str]:
+    """The sections that an earlier call has begun, whether they ended or not."""
+    if not out.exists():
+        return set()
+    rows = (json.loads(line) for line in out.read_text().splitlines() if line.endswith("}"))
+    return {row["section"] for row in rows if row.get("kind") == "begin"}
+
+
+def run(out: Path, sections: Sequence[str], seconds: float, rounds: int) -> int:
+    """Measure `sections` that `out` does not have, while there is time; returns the number of those that failed."""
+    end, failed, done = time.monotonic() + seconds, 0, begun(out)
+    for section in sections:
+        if section in done:
+            continue
+        session, start = Session(out, section, rounds), time.monotonic()
+        if start > end:
+            print(f"{section}: no time left")
+            continue
+        session.write("begin")
+        try:
+            session.figures(FIGURES[section]()) if section in FIGURES else OTHERS[section](session)
+            measure.synchronize()
+        except Exception as error:
+            failed += 1
+            with contextlib.suppress(Exception):
+                session.write("failed", error=f"{type(error).__name__}: {error}"[:2000])
+            print(f"{section}: FAILED: {type(error).__name__}: {str(error)[:500]}")
+            if fatal(error):
+                raise
+        print(f"{section}: {time.monotonic() - start:.1f} s", flush=True)
+    return failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.headline", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("headline.jsonl"), help="JSON lines are appended here")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help="|".join(SECTIONS)
+    )
+    parser.add_argument("--seconds", type=float, default=150.0, help="begin no section after this long")
+    parser.add_argument("--rounds", type=int, default=20, help="calls of which each figure is the median")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available() and set(args.only) - {"verify"}:
+        print("error: these figures are a GPU's, and there is no CUDA GPU here (--only verify works)", file=sys.stderr)
+        return 2
+    return 1 if run(args.out, args.only, args.seconds, args.rounds) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
