@@ -40,7 +40,7 @@ PROPERTIES = types.SimpleNamespace(
 
 
 def install() -> None:
-    import torch._dynamo  # noqa: F401 (a dispatch mode brings it in, and it must find torch as it is)
+    import torch._dynamo
 
     load_driver()
     _patch_tensor()
