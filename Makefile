@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo test test-all bench gate gate-check mutants fuzz matrix readme lint format lock wheel clean
+.PHONY: help demo test test-all bench gate gate-check mutants fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,12 @@ fuzz: $(VENV)/.dev  ## property-based tests, long mode
 matrix: $(GPU_VENV)/.dev  ## the test suite on torch 2.11 and triton 3.6 (3 GB to download; needs Python 3.12)
 	$(GPU_VENV)/bin/python -m tests.matrix --jobs $(JOBS)
 
+gpu-cache: $(GPU_VENV)/.dev  ## compile what scripts/gpu_session.sh launches on an H100, into .gpu-cache/ (no GPU needed)
+	$(GPU_VENV)/bin/python scripts/gpu/cache.py build --jobs $(JOBS)
+
+gpu-dry-run: $(GPU_VENV)/.dev  ## run scripts/gpu_session.sh on a GPU that is not there, with the kernels of .gpu-cache/
+	$(GPU_VENV)/bin/python scripts/gpu/cache.py try --jobs $(JOBS)
+
 readme: $(VENV)/.dev  ## regenerate the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.readme --write
 
@@ -89,5 +95,5 @@ lock: $(VENV)/.dev  ## rewrite constraints.txt for Python 3.10 to 3.13, and cons
 	sed -i '1i # What GPU machines have, for Python 3.12: `make matrix` runs the tests on it (`make lock` rewrites it).' constraints-gpu.txt
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) $(GPU_VENV) build dist runs .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) .gpu-cache .gpu-build build dist runs .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -193,8 +193,8 @@ def _compile(work: Workload, tile: Any, arch: str) -> str | None:
     return None
 
 
-def sweep(out: Path, seconds: float, only: str | None, arch: str) -> int:
-    """Measure until `seconds` have passed; returns the number of figures."""
+def sweep(out: Path, seconds: float, only: str | None, arch: str, most: int | None = None) -> int:
+    """Measure until `seconds` have passed, at most `most` tiles a workload; returns the number of figures."""
     end, figures = time.monotonic() + seconds, 0
     todo = [w for w in workloads() if only is None or w.family == only]
     workers = max(1, min(12, (os.cpu_count() or 2) - 1))
@@ -206,7 +206,7 @@ def sweep(out: Path, seconds: float, only: str | None, arch: str) -> int:
                 run = make(work, device())
                 run()
             if given:
-                tiles = work.candidates(given[-1])
+                tiles = work.candidates(given[-1])[:most]
                 plans.append((work, [(t, pool.submit(_compile, work, t, arch)) for t in tiles]))
             del run
         for position, (work, tiles) in enumerate(plans):
@@ -241,12 +241,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("sweep.jsonl"), help="JSON lines are appended here")
     parser.add_argument("--seconds", type=float, default=200.0, help="stop after this long")
     parser.add_argument("--only", choices=["attention", "ffn", "layer_norm", "linear_cross_entropy"])
+    parser.add_argument("--tiles", type=int, metavar="N", help="at most N tiles of each workload")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("error: a sweep times kernels, and there is no CUDA GPU here", file=sys.stderr)
         return 2
     major, minor = torch.cuda.get_device_capability()
-    print(f"{sweep(args.out, args.seconds, args.only, f'sm_{major}{minor}')} figures -> {args.out}")
+    count = sweep(args.out, args.seconds, args.only, f"sm_{major}{minor}", args.tiles)
+    print(f"{count} figures -> {args.out}")
     return 0
 
 

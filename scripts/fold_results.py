@@ -3,11 +3,11 @@
 
     scripts/fold_results.py OUT [--apply]
 
-Copies benchmarks.jsonl, full.jsonl and sweep.jsonl of OUT to benchmarks/results/ under names that say GPU, date and
-commit, and prints, for each swept workload, the best tile beside the table's own. With --apply it also rewrites the
-entries of the tables in kernels/attention/tiles.py and kernels/ffn/tiles.py that lost; the other families have rules
-with reasons, not tables, and a person changes those. Then: `make gate`, `make readme`, and one commit with results,
-tables and gate.
+Puts the figures of headline.jsonl (which the README's table shows), benchmarks.jsonl, full.jsonl and sweep.jsonl of OUT
+into benchmarks/results/ under names that say GPU, date and commit. Prints what tests.jsonl and errors.jsonl found, and
+for each swept workload the best tile beside the table's own. With --apply it also rewrites the entries of the tables in
+kernels/attention/tiles.py and kernels/ffn/tiles.py that lost; the other families have rules with reasons, not tables,
+and a person changes those. Then: `make gate`, `make readme`, and one commit with results, tables and gate.
 """
 
 from __future__ import annotations
@@ -16,14 +16,22 @@ import argparse
 import ast
 import json
 import re
-import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from scripts.gpu import summary  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = {
+    "headline": "",
+    "benchmarks": "peers-",
+    "full": "full-",
+    "sweep": "sweep-",
+}  # file of OUT -> prefix in RESULTS
 WORTH_IT = 1.02  # a smaller gain is within the spread of a short sweep
 
 
@@ -136,14 +144,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder that gpu_session.sh wrote")
     parser.add_argument("--apply", action="store_true", help="rewrite the table entries that lost")
     args = parser.parse_args(argv)
-    paths = [p for p in (args.out / f"{name}.jsonl" for name in ("benchmarks", "full", "sweep")) if p.is_file()]
+    paths = [p for p in (args.out / f"{name}.jsonl" for name in FIGURES) if p.is_file()]
     if not paths:
-        print(f"error: {args.out} holds none of benchmarks.jsonl, full.jsonl and sweep.jsonl", file=sys.stderr)
+        print(f"error: {args.out} holds none of {', '.join(f'{name}.jsonl' for name in FIGURES)}", file=sys.stderr)
         return 2
     for path in paths:
         environment, rows = read(path)
-        name = ("" if path.stem == "benchmarks" else f"{path.stem}-") + stem(environment)
-        shutil.copyfile(path, RESULTS / f"{name}.jsonl")
+        if not environment["gpu"] or "fake" in environment["gpu"]:
+            print(f"error: {path} was measured on {environment['gpu']}: that says nothing", file=sys.stderr)
+            return 2
+        if path.stem == "headline":  # it also tells how the session went
+            rows = [
+                {k: v for k, v in row.items() if k not in ("section", "kind")}
+                for row in rows
+                if row["kind"] == "figure"
+            ]
+        name = FIGURES[path.stem] + stem(environment)
+        text = "".join(json.dumps(row) + "\n" for row in [{"environment": environment}, *rows])
+        (RESULTS / f"{name}.jsonl").write_text(text)
         print(f"{len(rows)} figures -> benchmarks/results/{name}.jsonl")
         if path.stem == "sweep":
             findings = best_tiles(rows)
@@ -153,6 +171,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {f.workload} {f.shape}: {verdict}")
             if args.apply:
                 apply(findings)
+    print(*summary.tests(args.out), *summary.errors(args.out), sep="\n")
     return 0
 
 

@@ -76,7 +76,8 @@ step tests 140 $python -m pytest tests/kernels tests/fastgpt -m 'gpu and not slo
     --as-it-goes="$out/tests.jsonl"
 step peers 100 $python -m pytest benchmarks --benchmark --quick "${pytest[@]}" -p pytest_benchmark.plugin \
     --benchmark-rows="$out/benchmarks.jsonl"
-step sweep 600 $python -m benchmarks.sweep --out "$out/sweep.jsonl" --seconds "$(($(left) - 8))"
+step sweep 600 $python -m benchmarks.sweep --out "$out/sweep.jsonl" --seconds "$(($(left) - 8))" \
+    ${SWEEP_TILES:+--tiles "$SWEEP_TILES"}
 
-$python scripts/gpu/summary.py "$out"
+timeout 10 $python scripts/gpu/summary.py "$out"
 cat "$out/steps.txt"

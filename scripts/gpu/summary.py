@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -46,24 +48,43 @@ def headline(found: list[dict]) -> list[str]:
     return lines
 
 
-def tests(found: list[dict]) -> list[str]:
+def tests(out: Path) -> list[str]:
+    """How many tests passed, and which did not."""
+    found = rows(out / "tests.jsonl")
     if not found:
         return []
     counts = Counter(r["outcome"] for r in found)
-    failed = [r for r in found if r["outcome"] == "failed"]
     slowest = sorted(found, key=lambda r: -r["seconds"])[:3]
-    lines = ["tests: " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))]
-    lines += [f"  FAILED {r['test']}: {r.get('message', '').splitlines()[:1]}"[:220] for r in failed[:30]]
-    if len(failed) > 30:
-        lines.append(f"  ... and {len(failed) - 30} more in tests.jsonl")
+    lines = ["tests: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))]
+    lines += _first(f"{r['test']}: {r.get('message', '')}" for r in found if r["outcome"] == "failed")
     return [*lines, "  slowest: " + ", ".join(f"{r['test'].split('/')[-1]} {r['seconds']:.1f} s" for r in slowest)]
+
+
+def errors(out: Path) -> list[str]:
+    """How much of their budget the errors against float64 used, and which used more than all of it."""
+    found = rows(out / "errors.jsonl")
+    if not found:
+        return []
+    share = lambda row: math.inf if row["used"] is None else row["used"]  # noqa: E731 (null: not finite)
+    worst: dict[str, dict] = {}  # of each test that has one over its budget
+    for row in sorted((r for r in found if not r["ok"]), key=share):
+        worst[row["test"]] = row
+    count = sum(not r["ok"] for r in found)
+    lines = [f"errors: {len(found)} judged, {count} over their budget, the largest {max(map(share, found)):.2f} of it"]
+    ordered = sorted(worst.values(), key=share, reverse=True)
+    return lines + _first(f"{r['test']} {r['name']} {r['dtype']} {r['norm']}: {share(r):.2f} of it" for r in ordered)
+
+
+def _first(texts: Iterable[str], most: int = 30) -> list[str]:
+    """The first texts, a line each; all are in the files."""
+    lines = [f"  {text}".splitlines()[0][:220] for text in texts]
+    return lines[:most] + ([f"  ... and {len(lines) - most} more"] if len(lines) > most else [])
 
 
 def main() -> int:
     out = Path(sys.argv[1])
-    lines = headline(rows(out / "headline.jsonl")) + tests(rows(out / "tests.jsonl"))
-    for name in ("errors", "benchmarks", "sweep"):
-        lines.append(f"{name}.jsonl: {len(rows(out / f'{name}.jsonl'))} lines")
+    lines = headline(rows(out / "headline.jsonl")) + tests(out) + errors(out)
+    lines += [f"{name}.jsonl: {len(rows(out / f'{name}.jsonl'))} lines" for name in ("benchmarks", "sweep")]
     print("\n".join(lines))
     return 0
 

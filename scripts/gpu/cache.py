@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+"""The compiled kernels that a GPU session needs, as one archive: made where there is no GPU, unpacked where there is.
+
+    python scripts/gpu/cache.py build [--jobs 2]             `make gpu-cache`: .gpu-cache/cache.tar.xz and COMMIT
+    python scripts/gpu/cache.py try                          `make gpu-dry-run`: the whole session, on a GPU that is not
+                                                             there, with the kernels of the archive
+    python scripts/gpu/cache.py unpack ARCHIVE FOLDER        what the session does first
+
+To build is to run the session itself over a GPU that is not there (`fake_cuda.py`), which notes every specialisation of
+every kernel that is launched; then to compile those as Triton would, and the C launchers with them. It must run with
+the Python, torch and triton of the GPU machine: Triton's key of a compiled kernel holds its own version, and the
+launchers are extension modules. What is in .gpu-build/ from an earlier time is not compiled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import lzma
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHIVE = ROOT / ".gpu-cache" / "cache.tar.xz"
+BUILD = ROOT / ".gpu-build"
+ARCH = 90  # H100 and H200
+HERE = "@CACHE@"  # stands for the cache's folder in the archive: Triton writes absolute paths
+LIMIT = 40 << 20  # bytes; 64 MiB travel to the machine in all, the working tree included
+
+
+def key() -> dict[str, str]:
+    """What must be equal on both machines for the archive to be of use, beside the kernels' own sources."""
+    from triton.backends.nvidia.compiler import get_ptxas_version
+    from triton.runtime.build import platform_key
+    from triton.runtime.cache import triton_key
+
+    return {
+        "triton": hashlib.sha256(triton_key().encode()).hexdigest(),
+        "ptxas": get_ptxas_version(ARCH),
+        "python": f"{sysconfig.get_config_var('SOABI')} {platform_key()}",
+    }
+
+
+# ---- unpacking -------------------------------------------------------------------------------------------------------
+
+
+def unpack(archive: Path, folder: Path) -> int:
+    """Put the archive's kernels into Triton's cache at `folder` if this machine's Triton can use them; 1 if not."""
+    if not archive.is_file():
+        print(f"no {archive}: kernels will be compiled as they are launched (`make gpu-cache` makes it)")
+        return 1
+    start, mine, files = time.monotonic(), key(), 0
+    with tarfile.open(archive, "r:xz") as tar:
+        for member in tar:
+            data = tar.extractfile(member).read()
+            if member.name == "key.json":
+                theirs = json.loads(data)
+                differ = [name for name in mine if theirs.get(name) != mine[name]]
+                if differ:
+                    print(
+                        f"{archive} is of another {' and '.join(differ)}: kernels will be compiled as they are launched"
+                    )
+                    return 1
+                continue
+            path = folder / member.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.name.startswith("__grp__"):
+                data = data.replace(HERE.encode(), str(folder).encode())
+            path.write_bytes(data)
+            files += 1
+    size = archive.stat().st_size / 2**20
+    print(f"{files} files of {size:.1f} MiB unpacked into {folder} in {time.monotonic() - start:.1f} s")
+    return 0
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+def session(out: Path, mode: str, cache: Path, jobs: int, tiles: int) -> None:
+    """Run gpu_session.sh over a GPU that is not there. mode: what FASTGPT_FAKE_GPU says."""
+    environment = os.environ | {
+        "FASTGPT_FAKE_GPU": mode, "PYTHON": sys.executable, "TRITON_CACHE_DIR": str(cache), "WORKERS": str(jobs),
+        "SLOWER": "20", "SWEEP_TILES": str(tiles),
+        # Kernels compute nothing there, so every assertion would fail, and end its test before the next launch.
+        "PYTHONOPTIMIZE": "1", "PYTEST_ADDOPTS": "--assert=plain",
+    }  # fmt: skip
+    subprocess.run([str(ROOT / "scripts" / "gpu_session.sh"), str(out), "36000"], env=environment, check=True)
+
+
+def recorded(folder: Path) -> dict[str, bytes]:
+    """Every specialisation that was noted, once: digest -> pickle."""
+    found = {}
+    for file in sorted(folder.glob("*.specs")):
+        with file.open("rb") as lines:
+            while True:
+                start = lines.tell()
+                try:
+                    SpecUnpickler(lines).load()
+                except EOFError:
+                    break
+                end = lines.tell()
+                lines.seek(start)
+                data = lines.read(end - start)
+                found[hashlib.sha256(data).hexdigest()] = data
+    return found
+
+
+class SpecUnpickler(pickle.Unpickler):
+    def persistent_load(self, name: tuple[str, str]) -> Any:
+        import importlib
+
+        module, function = name
+        return getattr(importlib.import_module(module), function)
+
+
+def compile_one(spec: bytes) -> tuple[str, set[str], str | None]:
+    """(kernel, the cache's entries that a launch of it reads, an error)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.driver import CudaLauncher
+    from triton.compiler.compiler import ASTSource
+
+    used = watch_cache()
+    name = ""
+    try:
+        module, name, signature, constexprs, attrs, options = SpecUnpickler(io.BytesIO(spec)).load()
+        function = SpecUnpickler.persistent_load(None, (module, name))
+        source = ASTSource(function, signature, constexprs, attrs)
+        kernel = triton.compile(source, target=GPUTarget("cuda", ARCH, 32), options=options)
+        CudaLauncher(kernel.src, kernel.metadata)
+    except Exception as error:
+        return name, set(used), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    return name, set(used), None
+
+
+def watch_cache() -> list[str]:
+    """The names of the cache's entries that this process opens from now on."""
+    from triton.runtime.cache import FileCacheManager
+
+    used: list[str] = []
+    original = getattr(FileCacheManager, "unwatched", FileCacheManager.__init__)
+
+    def opened(self: Any, key: str, *args: Any, **kwargs: Any) -> None:
+        used.append(key)
+        original(self, key, *args, **kwargs)
+
+    FileCacheManager.unwatched, FileCacheManager.__init__ = original, opened
+    return used
+
+
+def start_worker() -> None:
+    """A process that compiles: Triton's driver module is linked and loaded like the launchers."""
+    import torch  # noqa: F401 (with the fake driver behind it)
+    from triton.backends.nvidia.driver import CudaUtils
+
+    os.nice(10)
+    CudaUtils()
+
+
+def build(jobs: int, tiles: int, only_compile: bool) -> int:
+    import concurrent.futures
+    import multiprocessing
+
+    if "cpython-312" not in sysconfig.get_config_var("SOABI"):
+        print(f"error: the GPU machine has Python 3.12, this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
+    cache, specs_folder = BUILD / "triton", BUILD / "specs"
+    start = time.monotonic()
+    if not only_compile:
+        shutil.rmtree(specs_folder, ignore_errors=True)
+        shutil.rmtree(BUILD / "out", ignore_errors=True)
+        session(BUILD / "out", f"record:{specs_folder}", BUILD / "recording", jobs, tiles)
+    environment(cache)
+    specs = recorded(specs_folder)
+    print(f"{len(specs)} specialisations noted, {time.monotonic() - start:.0f} s so far", flush=True)
+    context = multiprocessing.get_context("spawn")  # so that sitecustomize runs with the environment set above
+    entries: set[str] = set()
+    failed: list[str] = []
+    begin, told = time.monotonic(), 0.0
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker) as pool:
+        for done, (name, used, error) in enumerate(pool.map(compile_one, specs.values(), chunksize=4), start=1):
+            entries |= used
+            if error is not None:
+                failed.append(f"{name}: {error}")
+            if time.monotonic() - told > 15 or done == len(specs):
+                told = time.monotonic()
+                remaining = (told - begin) / done * (len(specs) - done)
+                print(f"compiled {done} of {len(specs)}, {len(failed)} failed, {remaining:.0f} s left", flush=True)
+    entries |= {f.parent.name for f in cache.glob("*/cuda_utils*.so")}
+    print(*sorted(set(failed)), sep="\n")
+    pack(cache, entries, ARCHIVE)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    (ARCHIVE.parent / "COMMIT").write_text(commit.stdout)
+    size = ARCHIVE.stat().st_size
+    print(
+        f"{ARCHIVE.relative_to(ROOT)}: {size / 2**20:.1f} MiB, {len(entries)} entries, {time.monotonic() - start:.0f} s"
+    )
+    if size > LIMIT:
+        print(f"error: that is more than the {LIMIT >> 20} MiB that may travel; lower --sweep-tiles", file=sys.stderr)
+        return 1
+    return 0
+
+
+def environment(cache: Path) -> None:
+    """What the compiling processes need: the session's settings of Triton, and the driver that is not there."""
+    os.environ["TRITON_CACHE_DIR"], os.environ["TRITON_STORE_BINARY_ONLY"] = str(cache), "1"
+    os.environ["FASTGPT_FAKE_GPU"] = "1"
+    site = str(ROOT / "scripts" / "gpu" / "site")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (site, str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+def members(cache: Path, entries: set[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, contents) of what a launch reads: the binary, its metadata, the group that names both; launchers."""
+    for entry in sorted(entries):
+        for file in sorted((cache / entry).glob("*")):
+            if file.suffix not in (".cubin", ".json", ".so"):
+                continue  # the source that was compiled: Triton keeps it, and does not need it
+            data = file.read_bytes()
+            if file.name.startswith("__grp__"):
+                paths = json.loads(data)["child_paths"]
+                kept = {n: f"{HERE}/{entry}/{n}" for n in paths if not n.endswith(".source")}
+                data = json.dumps({"child_paths": kept}).encode()
+            yield f"{entry}/{file.name}", data
+
+
+def pack(cache: Path, entries: set[str], archive: Path) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    fresh = archive.with_suffix(".new")
+    # Like beside like: names end in what a file is, so sorting by the end puts similar kernels next to each other.
+    found = sorted(members(cache, entries), key=lambda m: (m[0].rsplit(".", 1)[-1], m[0].split("/")[1]))
+    with lzma.open(fresh, "wb", preset=6) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in [("key.json", json.dumps(key()).encode()), *found]:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o644
+            tar.addfile(info, io.BytesIO(data))
+    fresh.replace(archive)
+
+
+def attempt(jobs: int, tiles: int) -> int:
+    """The session with the archive, in a cache of its own: every step must compile nothing."""
+    out, cache = ROOT / "out" / "dry-run", BUILD / "dry-run"
+    for folder in (out, cache):
+        shutil.rmtree(folder, ignore_errors=True)
+    session(out, "1", cache, jobs, tiles)
+    steps = (out / "steps.txt").read_text().splitlines()
+    missed = [line for line in steps if "compiled: 0, launchers built: 0" not in line and not line.startswith("cache:")]
+    print(f"archive: {ARCHIVE.stat().st_size / 2**20:.1f} MiB")
+    print("no kernel was compiled" if not missed else "compiled beside the archive:\n" + "\n".join(missed))
+    return 1 if missed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/gpu/cache.py", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("build", "try"):
+        command = commands.add_parser(name)
+        command.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="processes")
+        command.add_argument("--sweep-tiles", type=int, default=4, help="tiles of each sweep that are compiled ahead")
+        if name == "build":
+            command.add_argument(
+                "--only-compile", action="store_true", help="what the last build noted, no new session"
+            )
+    command = commands.add_parser("unpack")
+    command.add_argument("archive", type=Path)
+    command.add_argument("folder", type=Path)
+    args = parser.parse_args(argv)
+    if args.command == "unpack":
+        return unpack(args.archive, args.folder)
+    if args.command == "try":
+        return attempt(args.jobs, args.sweep_tiles)
+    return build(args.jobs, args.sweep_tiles, args.only_compile)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
