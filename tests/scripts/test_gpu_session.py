@@ -158,7 +158,7 @@ def test_pytest_benchmark_prepares_each_round_in_the_same_way(monkeypatch):
     benchmark = SimpleNamespace(
         disabled=False, extra_info={}, stats=stats, pedantic=lambda run, **given: seen.update(given)
     )
-    run = measure.Measure(benchmark, quick=True)
+    run = measure.Measure(benchmark, quick=True, rows=[])
     given = {"op": "o", "impl": "i", "dtype": torch.float32, "work": measure.Work(bytes=1.0), "shape": {}}
     monkeypatch.setattr(measure, "gemm_rate", lambda dtype: 1.0)
     monkeypatch.setattr(measure, "copy_bandwidth", lambda: 1.0)
