@@ -174,6 +174,11 @@ def problems(result: Result) -> list[str]:
             found.append(f"{at}: not one CTA of {u.warps} warps x {u.registers} registers fits on an SM")
         if u.wgmma_serialized:
             found.append(f"{at}: wgmma are serialized ({', '.join(u.warnings) or 'a wait after each one'})")
+        if u.contracted_sums:
+            found.append(
+                f"{at}: {u.contracted_sums} sums over lanes differ between the lanes: a product is contracted into "
+                "their first step; use kernels/_sums.py"
+            )
         if "no_spills" in result.expect and u.spill_bytes:
             found.append(f"{at}: spills {u.spill_bytes} bytes")
         if "tensor_core" in result.expect and u.has_dot and u.tensor_core == "none":

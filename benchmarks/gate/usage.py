@@ -22,7 +22,8 @@ from benchmarks.sass import loops, parser
 from benchmarks.sass.loops import find_loops, hot_loop
 from benchmarks.sass.parser import Instruction, program_of
 
-from . import limits
+from . import contraction, limits
+from .contraction import contracted_sums
 from .limits import ctas_per_sm
 from .offline import Compiled
 
@@ -60,6 +61,7 @@ class Usage:
     wgmma_serialized: bool
     warnings: tuple[str, ...]  # ptxas codes, "C7510"
     has_dot: bool
+    contracted_sums: int  # sums over lanes whose result differs between the lanes that hold it: contraction.py
 
 
 def usage(compiled: Compiled | Any, arch: str) -> Usage:
@@ -103,6 +105,7 @@ def _analyse(kernel: Any, arch: str) -> Usage:
         wgmma_serialized="serialized" in log or any(waits_each_wgmma(loop.instructions) for loop in found),
         warnings=warnings,
         has_dot=bool(re.search(r"\btt\.dot", kernel.asm.get("ttir", ""))),
+        contracted_sums=len(contracted_sums(program)),
     )
 
 
@@ -110,7 +113,8 @@ def _analyse(kernel: Any, arch: str) -> Usage:
 def _analysis() -> bytes:
     """The source of everything that a `Usage` depends on besides the machine code."""
     return b"".join(
-        Path(inspect.getfile(module)).read_bytes() for module in (sys.modules[__name__], limits, loops, parser)
+        Path(inspect.getfile(module)).read_bytes()
+        for module in (sys.modules[__name__], contraction, limits, loops, parser)
     )
 
 
