@@ -22,6 +22,7 @@ TIMEOUT = 300.0  # seconds of one test, where the plugin is installed and nobody
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*modules): skipped where one of these cannot be imported")
     # Not in pyproject.toml, where pytest without the plugin stops at an option that it does not know.
     if not config.pluginmanager.hasplugin("timeout"):
         return
@@ -41,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
         elif "device" in getattr(item, "fixturenames", ()) and item.nodeid.startswith(ON_A_GPU):
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which may import them
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for module in marker.args:
+            pytest.importorskip(module, reason=f"needs {module}, which is not installed here")
 
 
 @pytest.fixture

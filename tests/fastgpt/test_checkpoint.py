@@ -20,6 +20,7 @@ from .training import tiny_model, tiny_trainer
 @pytest.fixture
 def run(tmp_path):
     """A finished run with checkpoints of steps 4 and 8."""
+    pytest.importorskip("tiktoken")
     trainer = tiny_trainer(tmp_path, name="a", save_every=4, tokenizer=Tokenizer.named("shakespeare"))
     trainer.fit()
     return tmp_path / "a" / "checkpoints"

@@ -27,6 +27,8 @@ from fastgpt.trainer import TrainConfig
 
 from .training import tiny_model
 
+pytestmark = pytest.mark.needs("tyro", "tiktoken")
+
 TINY = [
     "--tokenizer", "shakespeare", "--n-layers", "1", "--n-heads", "2", "--d-model", "16", "--max-len", "16",
     "--batch-size", "2", "--steps", "3", "--eval-batches", "2", "--no-tensorboard", "--device", "cpu", "--no-progress",

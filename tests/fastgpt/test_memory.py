@@ -141,6 +141,7 @@ def test_nothing_is_left_behind():
     assert torch.empty(1).device.type == "cpu"
 
 
+@pytest.mark.needs("tyro", "rich")
 def test_plan_command(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["plan", "depth-2x256x4", "--batch-size", "2", "--gpu", "8"]) == 0
@@ -148,6 +149,7 @@ def test_plan_command(capsys, monkeypatch):
     assert all(name in text for name in ("fastgpt", "torch", "reference", "largest batch on 8"))
 
 
+@pytest.mark.needs("tyro", "rich")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -164,6 +166,7 @@ def test_bad_input(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.needs("tyro", "rich")
 def test_bench_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     SMALL.to_json(tmp_path / "config.json")

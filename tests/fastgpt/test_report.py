@@ -118,6 +118,7 @@ def test_maps_of_a_batch_are_refused():
         attention_maps.head_panels({0: torch.zeros(2, 1, 4, 4)})
 
 
+@pytest.mark.needs("tiktoken")
 def test_token_labels_show_white_space():
     tokenizer = Tokenizer.named("gpt2")
     labels = attention_maps.token_labels(tokenizer, tokenizer.encode("To be\n🤖"))
@@ -138,6 +139,7 @@ def small_demo(tmp_path, monkeypatch):
 _shakespeare = demo.shakespeare_tokens
 
 
+@pytest.mark.needs("tiktoken")
 def test_demo_says_and_writes_everything(small_demo, tmp_path):
     said = []
     result = run_demo(small_demo, said.append)
@@ -164,6 +166,7 @@ def test_demo_says_and_writes_everything(small_demo, tmp_path):
     run_demo(small_demo, said.append)  # and again
 
 
+@pytest.mark.needs("tiktoken")
 def test_demo_without_matplotlib_or_triton(small_demo, tmp_path, monkeypatch):
     def missing():
         raise ImportError
@@ -178,6 +181,7 @@ def test_demo_without_matplotlib_or_triton(small_demo, tmp_path, monkeypatch):
     assert "Triton is not installed" in (tmp_path / "demo" / "report.html").read_text()
 
 
+@pytest.mark.needs("tiktoken")
 def test_demo_fits_its_steps_into_the_time(small_demo, monkeypatch):
     tokenizer = Tokenizer.named("shakespeare")
     data = demo.shakespeare_tokens("val", tokenizer)
@@ -188,6 +192,7 @@ def test_demo_fits_its_steps_into_the_time(small_demo, monkeypatch):
         assert demo.make_trainer(config, tokenizer, data, data).config.steps == pytest.approx(steps, abs=1)
 
 
+@pytest.mark.needs("tiktoken")
 def test_demo_fails_where_the_model_learned_nothing(small_demo):
     result = run_demo(dataclasses.replace(small_demo, steps=1), lambda line: None)
     assert result.margin < demo.MARGIN

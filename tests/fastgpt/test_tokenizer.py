@@ -12,6 +12,8 @@ import pytest
 from fastgpt import assets
 from fastgpt.tokenizer import BUNDLED, END_OF_TEXT, Tokenizer
 
+pytestmark = pytest.mark.needs("tiktoken")
+
 
 @pytest.fixture(scope="module", params=sorted(BUNDLED))
 def tokenizer(request) -> Tokenizer:

@@ -35,6 +35,7 @@ def assert_same_bits(a: dict, b: dict) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+@pytest.mark.needs("tiktoken")
 def test_loss_falls_below_the_unigram_entropy_of_real_text(tmp_path):
     """Byte by byte, a bigram's knowledge is worth about half a nat: 200 small steps must find it."""
     tokenizer = Tokenizer("bytes", b"".join(base64.b64encode(bytes([n])) + b" %d\n" % n for n in range(256)))
@@ -51,6 +52,7 @@ def test_loss_falls_below_the_unigram_entropy_of_real_text(tmp_path):
     assert after.perplexity == pytest.approx(math.exp(after.loss))
 
 
+@pytest.mark.needs("tiktoken")
 def test_bits_per_byte_is_the_loss_over_the_bytes(tmp_path):
     tokenizer = Tokenizer.named("shakespeare")
     _, data = shakespeare_tokens("val", tokenizer).split(0.005)
@@ -161,6 +163,7 @@ def test_without_tensorboard_there_is_a_hint_and_training_goes_on(tmp_path, monk
     assert "fastgpt-triton[train]" in caplog.text
 
 
+@pytest.mark.needs("rich")
 def test_progress_bar_says_what_matters(tmp_path, capsys):
     trainer = tiny_trainer(tmp_path, name="a", steps=2)
     trainer.show_progress = True

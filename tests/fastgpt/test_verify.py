@@ -92,6 +92,7 @@ def test_leaves_torchs_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.needs("tyro")
 def test_command(capsys, monkeypatch):
     assert cli.main(["verify", "--only", *CHEAP]) == 0
     assert "6 checks, all within budget" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from fastgpt.tokenizer import BUNDLED, Tokenizer
 from .harness import fuzz
 
 
+@pytest.mark.needs("tiktoken")
 @fuzz(60)
 @given(st.text(max_size=200))
 def test_round_trip(text):
