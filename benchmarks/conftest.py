@@ -38,6 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sizes(names, full, quick, cpu, smoke): parametrize by what is to be measured")
     config.stash[ROWS] = []
+    if not config.pluginmanager.hasplugin("benchmark") and config.getoption("--benchmark", default=False):
+        raise pytest.UsageError("--benchmark needs pytest-benchmark: pip install pytest-benchmark")
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # threads that share cores with other processes measure these
     if not config.getoption("--benchmark", default=False):
@@ -104,13 +106,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wrong_impl = impls and "impl" in params and params["impl"] not in impls
         wrong_dtype = dtypes and "dtype" in params and str(params["dtype"]).removeprefix("torch.") not in dtypes
         (dropped if wrong_impl or wrong_dtype else kept).append(item)
-        if "benchmark" in getattr(item, "fixturenames", ()):
+        if "benchmark" not in getattr(item, "fixturenames", ()):
+            continue
+        if config.pluginmanager.hasplugin("benchmark"):
             item.add_marker(pytest.mark.benchmark(timer=measuring.timer()))
+        else:
+            item.add_marker(pytest.mark.skip(reason="needs pytest-benchmark, which is not installed here"))
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     machine_info["fastgpt"] = measuring.environment()
 

@@ -27,7 +27,9 @@ def figures(environment: dict, rows: Iterable[dict]) -> list[str]:
     widths = [
         max(len(name), *(len(line[i]) for body in cells.values() for line in body)) for i, name in zip(shown, head)
     ]
-    lines = [*textwrap.wrap(environment_line(environment), WIDTH), "", aligned(head, widths)]
+    peers = sorted({r["version"] for found in members.values() for r in found if r["version"] and r["impl"] != OURS})
+    about = " ".join([environment_line(environment), *(["Peers: " + ", ".join(peers) + "."] if peers else [])])
+    lines = [*textwrap.wrap(about, WIDTH), "", aligned(head, widths)]
     for title, body in cells.items():
         lines += ["", title]
         for row, line in zip(members[title], body):

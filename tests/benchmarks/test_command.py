@@ -110,6 +110,18 @@ def test_collects_without_the_command_line(tmp_path):
     assert not [f for f in left_out if f.startswith(("tests/kernels", "benchmarks", "tests/benchmarks"))]
 
 
+def test_without_pytest_benchmark(tmp_path):
+    """Kernels' tests need pytest alone; benchmarks are skipped, or say what --benchmark needs."""
+    environment = BareEnvironment(tmp_path, [*core_requirements(), "pytest"], without=COMMAND_LINE)
+    options = ("-q", "-p", "no:cacheprovider")
+    done = environment.run("pytest", *options, "tests/kernels/test_library.py", "benchmarks/test_ffn.py", cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"SKIPPED \[6\] .*needs pytest-benchmark", done.stdout)
+    done = environment.run("pytest", *options, "benchmarks/test_ffn.py", "--benchmark", cwd=ROOT)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "pip install pytest-benchmark" in done.stdout
+
+
 @pytest.mark.parametrize("folder", ["kernels", "benchmarks", "tests/kernels", "tests/support"])
 def test_nothing_of_the_command_line_is_imported(folder):
     """Inside functions too."""

@@ -38,6 +38,11 @@ def test_noise_is_said_below_its_row():
     assert "reference" in lines[marked - 1]
 
 
+def test_each_version_is_named_once():
+    rows = [ROWS[0] | {"version": "flash-attn 2.8"}, ROWS[3] | {"version": "flash-attn 2.8"}, ROWS[1]]
+    assert "\n".join(summary.figures(ENVIRONMENT, rows)).count("Peers: flash-attn 2.8.") == 1
+
+
 def test_columns_line_up_and_empty_ones_are_left_out():
     lines = summary.figures(ENVIRONMENT, ROWS)
     head = next(line for line in lines if "implementation" in line)
