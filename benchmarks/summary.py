@@ -27,7 +27,8 @@ def figures(environment: dict, rows: Iterable[dict]) -> list[str]:
     widths = [
         max(len(name), *(len(line[i]) for body in cells.values() for line in body)) for i, name in zip(shown, head)
     ]
-    peers = sorted({r["version"] for found in members.values() for r in found if r["version"] and r["impl"] != OURS})
+    versions = {r["version"] for found in members.values() for r in found if r["version"] and r["impl"] != OURS}
+    peers = sorted(v for v in versions if not v.startswith("torch "))  # torch's the environment names
     about = " ".join([environment_line(environment), *(["Peers: " + ", ".join(peers) + "."] if peers else [])])
     lines = [*textwrap.wrap(about, WIDTH), "", aligned(head, widths)]
     for title, body in cells.items():

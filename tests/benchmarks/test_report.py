@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import report
+from benchmarks import readme, report
 
 ENVIRONMENT = {
     "gpu": "Test GPU", "torch": "2.13", "triton": "3.7", "python": "3.11", "commit": "abc", "date": "2026-01-01",
@@ -93,6 +93,17 @@ def test_without_matplotlib_the_tables_are_written(results, tmp_path, monkeypatc
     assert "no plots (they need matplotlib" in capsys.readouterr().out
     assert "2.00x" in (tmp_path / "out" / "report.md").read_text()
     assert "2.00x" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_readme_shows_ours_beside_the_best_peer(results, monkeypatch):
+    monkeypatch.setattr(readme, "RESULTS", results[1].parent)
+    results[1].rename(results[1].with_name("gpu-a.jsonl"))
+    head, rule, *body, _, environment = readme.speed_table().splitlines()
+    assert len(body) == 2  # ours at two sizes
+    assert {line.count("|") for line in (head, rule, *body)} == {11}
+    assert head.endswith("| vs best other |")
+    assert all(line.endswith("| 2.00x |") for line in body)
+    assert environment.startswith("Test GPU; torch 2.13")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"benchmarks": []}', "not json"])
