@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sizes(names, full, quick, cpu, smoke): parametrize by what is to be measured")
     config.stash[ROWS] = []
-    if not config.pluginmanager.hasplugin("benchmark") and config.getoption("--benchmark", default=False):
+    if not has_pytest_benchmark(config) and config.getoption("--benchmark", default=False):
         raise pytest.UsageError("--benchmark needs pytest-benchmark: pip install pytest-benchmark")
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # threads that share cores with other processes measure these
@@ -48,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_quiet = True  # ours says the same and more
     if only_benchmarks(config):  # `not measured` counts the skipped ones by reason
         config.option.reportchars = config.option.reportchars.replace("a", "xXfE")
+
+
+def has_pytest_benchmark(config: pytest.Config) -> bool:
+    """By an option of its own: under which name a plugin is registered depends on how it was loaded."""
+    return hasattr(config.option, "benchmark_save")
 
 
 # Options of pytest-benchmark that ask for something that only its own tables show.
@@ -108,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (dropped if wrong_impl or wrong_dtype else kept).append(item)
         if "benchmark" not in getattr(item, "fixturenames", ()):
             continue
-        if config.pluginmanager.hasplugin("benchmark"):
+        if has_pytest_benchmark(config):
             item.add_marker(pytest.mark.benchmark(timer=measuring.timer()))
         else:
             item.add_marker(pytest.mark.skip(reason="needs pytest-benchmark, which is not installed here"))

@@ -24,7 +24,7 @@ TIMEOUT = 300.0  # seconds of one test, where the plugin is installed and nobody
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*modules): skipped where one of these cannot be imported")
     # Not in pyproject.toml, where pytest without the plugin stops at an option that it does not know.
-    if not config.pluginmanager.hasplugin("timeout"):
+    if not hasattr(config.option, "timeout"):  # the plugin's
         return
     asked = config.option.timeout is not None or "PYTEST_TIMEOUT" in os.environ or config.getini("timeout")
     if not asked:

@@ -5,8 +5,11 @@ And the GPU machine's environment, in which nothing of the command line is insta
 
 import ast
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -122,6 +125,18 @@ def test_without_pytest_benchmark(tmp_path):
     assert "pip install pytest-benchmark" in done.stdout
 
 
+def test_plugins_may_be_named_one_by_one():
+    """As the GPU session does, for which every other plugin's import is time lost."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin"]
+    done = subprocess.run(
+        [*command, "benchmarks/test_layer_norm.py", "--benchmark", "--quick", "--impl", "eager"],
+        cwd=ROOT, env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "benchmarks by workload" in done.stdout
+    assert "12 passed" in done.stdout
+
+
 @pytest.mark.parametrize("folder", ["kernels", "benchmarks", "tests/kernels", "tests/support"])
 def test_nothing_of_the_command_line_is_imported(folder):
     """Inside functions too."""
@@ -140,6 +155,6 @@ def test_nothing_of_the_command_line_is_imported(folder):
 
 
 def test_tests_have_a_time_limit(pytestconfig):
-    if not pytestconfig.pluginmanager.hasplugin("timeout"):
+    if not hasattr(pytestconfig.option, "timeout"):
         pytest.skip(f"pytest-timeout is not installed beside pytest {metadata.version('pytest')}")
     assert pytestconfig.option.timeout
