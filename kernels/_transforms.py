@@ -48,7 +48,7 @@ def transformable(
     """`function` with the rules that all operators share: vmap sample by sample, and no jvp."""
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        # At least one call, so that no samples have results of the right shapes: of a sample that does not exist.
+        # At least one call: where there is no sample, one of zeros tells the shapes of the results.
         samples = [operator.function.apply(*_sample(args, in_dims, i)) for i in range(max(info.batch_size, 1))]
         if isinstance(samples[0], Tensor):
             return torch.stack(samples)[: info.batch_size], 0
@@ -63,7 +63,12 @@ def transformable(
 
 
 def _sample(args: tuple[Any, ...], in_dims: tuple[Any, ...], i: int) -> list[Any]:
-    return [a.select(d, i) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims)]
+    def of(a: Any, d: int | None) -> Any:
+        if not isinstance(a, Tensor) or d is None:
+            return a
+        return a.select(d, i) if a.shape[d] else a.new_zeros([*a.shape[:d], *a.shape[d + 1 :]])
+
+    return [of(a, d) for a, d in zip(args, in_dims)]
 
 
 def apply(operator: Any, name: str, way_out: str, args: tuple[Any, ...]) -> Any:

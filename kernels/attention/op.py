@@ -137,22 +137,23 @@ def check_window(name: str, window: int | tuple[int, int] | None, causal: bool) 
     return min(left, FARTHEST), min(right, FARTHEST)
 
 
-def _check_integers(name: str, x: Tensor) -> None:
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"flash_attention: {name} must hold integers, got {x.dtype}")
+def check_integers(function: str, name: str, x: Tensor) -> None:
+    """Raise TypeError unless x holds integers."""
+    if x.is_floating_point() or x.is_complex() or x.is_quantized or x.dtype == torch.bool:
+        raise TypeError(f"{function}: {name} must hold integers, got {x.dtype}; convert with .to(torch.int32)")
 
 
 def _check_per_sequence(name: str, x: Tensor | None, B: int) -> Tensor | None:
     if x is None:
         return None
-    _check_integers(name, x)
+    check_integers("flash_attention", name, x)
     if x.dim() != 1 or x.shape[0] != B:
         raise ValueError(f"flash_attention: {name} must be (B,) = ({B},), got shape {tuple(x.shape)}")
     return x.contiguous()
 
 
 def _check_documents(ids: Tensor, B: int, T_q: int, T_k: int) -> Tensor:
-    _check_integers("document_ids", ids)
+    check_integers("flash_attention", "document_ids", ids)
     if ids.dim() != 2 or ids.shape[0] != B or ids.shape[1] != T_k:
         raise ValueError(f"flash_attention: document_ids must be (B, T_k) = ({B}, {T_k}), got {tuple(ids.shape)}")
     if T_q > T_k:

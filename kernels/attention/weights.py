@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, _runtime
-from .op import DTYPES, FARTHEST, check_window
+from .op import DTYPES, FARTHEST, check_integers, check_window
 
 _NAME = "attention_weights"
 
@@ -67,6 +67,10 @@ def attention_weights(
     for name, per_batch in (("key_lengths", key_lengths), ("key_starts", key_starts)):
         if per_batch is not None and (per_batch.shape != (batch,) or per_batch.dtype.is_floating_point):
             raise ValueError(f"{_NAME}: {name} must hold one integer per batch row, ({batch},), got {_say(per_batch)}")
+        if per_batch is not None:
+            check_integers(_NAME, name, per_batch)
+    if document_ids is not None:
+        check_integers(_NAME, "document_ids", document_ids)
     if cu_seqlens is not None and document_ids is not None:
         raise ValueError(f"{_NAME}: cu_seqlens and document_ids say the same thing; pass one of them")
     if cu_seqlens is not None:
@@ -221,9 +225,11 @@ class _AttentionWeights(torch.autograd.Function):
         needs_q, needs_k, needs_lse = ctx.needs_input_grad[:3]
         rows = slice(ctx.row_start, ctx.row_start + ctx.row_count * ctx.row_step, ctx.row_step)
         group = q.shape[1] // k.shape[1]
-        dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device) if needs_q else None
-        dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device) if needs_k else None
-        dlse = torch.zeros(lse.shape, dtype=torch.float32, device=lse.device) if needs_lse else None
+        # Whatever vmap has added a dimension to, the sums below have it too.
+        zero = weights.new_zeros((), dtype=torch.float32) * d_weights.new_zeros((), dtype=torch.float32)
+        dq, dk, dlse = (
+            zero.new_zeros(x.shape) if needed else None for x, needed in ((q, needs_q), (k, needs_k), (lse, needs_lse))
+        )
         for i, h in enumerate(ctx.heads):
             ds = weights[:, i].float() * d_weights[:, i].float()  # (B, rows, T_k)
             if dlse is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _runtime
-from .._library import below_autograd, define
+from .._library import below_autograd, define, plain
 from .._random import check_dropout, new_seed
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -223,21 +223,21 @@ class _GeluFFN(torch.autograd.Function):
         dropout_p, approximate, overwrite_pre, path = ctx.options
         grads = list(ctx.needs_input_grad[:5])
         dresidual = dout if ctx.needs_input_grad[5] else None
-        op = _gelu_ffn_bwd_ if overwrite_pre and _dies_with_this_backward(pre) else _gelu_ffn_bwd
+        op = _gelu_ffn_bwd_ if overwrite_pre and _dies_with_this_backward(pre, dout) else _gelu_ffn_bwd
         out = op(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, grads, path)
         return *(g if want else None for g, want in zip(out, grads)), dresidual, *(None,) * 6
 
 
-def _dies_with_this_backward(pre: Tensor | None) -> bool:
+def _dies_with_this_backward(pre: Tensor | None, dout: Tensor) -> bool:
     """Whether the graph, and the pre-activation that it saved, ends with the backward pass that is running.
 
     Not with retain_graph=True or create_graph=True, not while torch.compile or export traces (they plan memory
     themselves), and not where vmap makes several of one backward (`is_grads_batched`).
     """
     return (
-        type(pre) is Tensor
+        pre is not None
+        and plain((pre, dout))
         and not torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
         and not torch._C._autograd._get_current_graph_task_keep_graph()
     )
 

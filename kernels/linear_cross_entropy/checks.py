@@ -78,17 +78,3 @@ def upstream_rows(grad_loss: Tensor | None, counts: Tensor, reduction: str, N: i
     if reduction == "mean":
         grad_loss = grad_loss / counts[0]  # 1 / 0 reaches no row: where none counts, the kernel ignores them all
     return grad_loss.expand(N)
-
-
-def raise_if_differentiated_again(grad: Tensor | None) -> Tensor | None:
-    """Under create_graph=True, a gradient through which a second derivative raises rather than coming out as 0.
-
-    The gradients saved by the forward pass have no history, so without this nothing would connect the backward
-    operators, which raise when differentiated, to the graph. (Under torch.func's transforms nothing is saved, and the
-    graph is whole.)
-    """
-    if grad is None or not torch.is_grad_enabled() or grad.requires_grad:
-        return grad
-    if torch._C._are_functorch_transforms_active():
-        return grad
-    return grad.detach().requires_grad_()

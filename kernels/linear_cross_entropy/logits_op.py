@@ -13,7 +13,6 @@ from .checks import (
     check_floating,
     check_settings,
     check_target,
-    raise_if_differentiated_again,
     reduced,
     upstream_rows,
 )
@@ -171,7 +170,6 @@ class _CrossEntropy(torch.autograd.Function):
                 "gradient over the logits; pass inplace=False"
             )
         logits, target, stats, counts = ctx.saved_tensors
-        grad_loss, grad_lse = raise_if_differentiated_again(grad_loss), raise_if_differentiated_again(grad_lse)
         rows = upstream_rows(grad_loss, counts, ctx.reduction, logits.shape[0])
         # Tracing, and create_graph=True, need an operator; only plain tensors are written to.
         plain = _library.plain((rows, grad_lse, logits, target, stats))
