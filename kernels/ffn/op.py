@@ -205,20 +205,24 @@ _linear_gelu_bwd = define(
 
 
 class _GeluFFN(torch.autograd.Function):
+    """Returns (y, pre, nothing); with overwrite_pre (y, nothing, pre), of which the operator hands out (y, nothing)."""
+
     @staticmethod
     def forward(*args: Any):
-        return below_autograd(_gelu_ffn_fwd, *args)
+        *others, save_pre, overwrite_pre, path = args
+        y, pre = below_autograd(_gelu_ffn_fwd, *others, save_pre, False, path)
+        nothing = others[0].new_empty(0)
+        return (y, nothing, pre) if overwrite_pre else (y, pre, nothing)
 
     @staticmethod
     def setup_context(ctx: Any, inputs, outputs):
         x, w1, b1, w2, _, _, seed, dropout_p, approximate, save_pre, overwrite_pre, path = inputs
-        _, pre = outputs
-        ctx.mark_non_differentiable(pre)
-        ctx.save_for_backward(x, w1, b1, w2, pre if save_pre else None, seed)
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.save_for_backward(x, w1, b1, w2, outputs[1 + overwrite_pre] if save_pre else None, seed)
         ctx.options = dropout_p, approximate, overwrite_pre, path
 
     @staticmethod
-    def backward(ctx: Any, dout, _dpre):
+    def backward(ctx: Any, dout, *_):
         x, w1, b1, w2, pre, seed = ctx.saved_tensors
         dropout_p, approximate, overwrite_pre, path = ctx.options
         grads = list(ctx.needs_input_grad[:5])
@@ -245,8 +249,8 @@ def _dies_with_this_backward(pre: Tensor | None, dout: Tensor) -> bool:
 def _launch_gelu_ffn_fwd(*args: Any) -> Any:
     from .layers import gelu_ffn_forward
 
-    *others, _overwrite_pre, path = args
-    return gelu_ffn_forward(*others, path)
+    *others, save_pre, overwrite_pre, path = args
+    return gelu_ffn_forward(*others, save_pre and not overwrite_pre, path)
 
 
 def _launch_gelu_ffn_bwd(*args: Any) -> Any:
@@ -258,13 +262,16 @@ def _launch_gelu_ffn_bwd(*args: Any) -> Any:
 def _launch_gelu_ffn_bwd_overwriting(*args: Any) -> Any:
     from .layers import gelu_ffn_backward
 
-    return gelu_ffn_backward(*args, overwrite_pre=True)
+    grads, pre = gelu_ffn_backward(*args, overwrite_pre=True), args[5]
+    if not pre.is_inference():
+        torch.autograd.graph.increment_version(pre)  # whoever else has saved it for a backward pass must hear of this
+    return grads
 
 
 def _fake_gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, overwrite_pre, path):
     rows, dtype = math.prod(x.shape[:-1]), x.dtype if residual is None else residual.dtype
     y = x.new_empty(*x.shape[:-1], w2.shape[0], dtype=dtype)
-    return y, x.new_empty(rows, w1.shape[0]) if save_pre else x.new_empty(0)
+    return y, x.new_empty(rows, w1.shape[0]) if save_pre and not overwrite_pre else x.new_empty(0)
 
 
 def _fake_gelu_ffn_bwd(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, grads, path):
@@ -272,11 +279,12 @@ def _fake_gelu_ffn_bwd(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, g
     return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, grads))
 
 
-# `overwrite_pre` promises that the caller drops the pre-activation that this returns: backward may write over it.
+# With `overwrite_pre` nobody but backward gets the pre-activation, which then may write over it: the second result, the
+# pre-activation otherwise, is empty.
 _gelu_ffn_fwd = define(
     "gelu_ffn_fwd(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? residual, Tensor? seed, "
     "float dropout_p, str approximate, bool save_pre, bool overwrite_pre, str path) -> (Tensor, Tensor)",
-    launch=_launch_gelu_ffn_fwd, fake=_fake_gelu_ffn_fwd, public="gelu_ffn", autograd=_GeluFFN,
+    launch=_launch_gelu_ffn_fwd, fake=_fake_gelu_ffn_fwd, public="gelu_ffn", autograd=_GeluFFN, results=2,
     differentiable=(0, 1, 2, 3, 4, 5),
 )  # fmt: skip
 _gelu_ffn_bwd = define(

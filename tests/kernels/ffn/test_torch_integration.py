@@ -128,8 +128,9 @@ def test_fake_and_meta_tensors_have_the_real_shapes(device, seed):
         out.sum().backward()
         assert (out.shape, out.dtype, out.stride()) == (want.shape, want.dtype, want.stride())
     meta = [t.detach().to("meta") for t in real]
-    shapes = OPS.gelu_ffn_fwd(*meta, None, None, 0.0, "none", True, True, "auto")
-    assert [s.shape for s in shapes] == [want.shape, (10, 24)]
+    for overwrite_pre, shown in ((False, (10, 24)), (True, (0,))):
+        shapes = OPS.gelu_ffn_fwd(*meta, None, None, 0.0, "none", True, overwrite_pre, "auto")
+        assert [s.shape for s in shapes] == [want.shape, shown]
 
 
 # ------------------------------------------------------------------------------------------------ autocast and friends
@@ -227,3 +228,44 @@ def test_cuda_graph():
 def test_runs_on_the_device_of_its_inputs():
     tensors = small("cuda:1")
     assert gelu_ffn(*tensors).device == torch.device("cuda:1")
+
+
+# ------------------------------------------------------------------------------------------ who may see an overwriting
+
+
+@pytest.mark.parametrize("path", ["triton", "cublas"])
+@pytest.mark.parametrize("save_pre", [False, True])
+def test_opcheck_with_overwrite_pre(device, seed, path, save_pre):
+    x, w1, b1, w2, b2 = small(device)
+    arguments = (x, w1, b1, w2, b2, None, None, 0.0, "none", save_pre, True, path)
+    torch.library.opcheck(OPS.gelu_ffn_fwd.default, arguments)
+    with torch.no_grad():
+        torch.library.opcheck(OPS.gelu_ffn_fwd.default, arguments)
+
+
+def test_what_backward_overwrites_nobody_else_holds(device, seed):
+    tensors, dout = small(device), torch.randn(2, 5, 8, device=device)
+    arguments = (*tensors, None, None, 0.0, "none", True)
+    y, nothing = OPS.gelu_ffn_fwd(*arguments, True, "triton")
+    assert nothing.shape == (0,)
+    want = torch.autograd.grad(y, tensors, dout)
+    y, pre = OPS.gelu_ffn_fwd(*arguments, False, "triton")
+    before = pre.clone()
+    got = torch.autograd.grad(y, tensors, dout)
+    assert torch.equal(pre, before)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+def test_the_overwriting_backward_tells_autograd(device, seed):
+    """Another function that has saved the pre-activation must not go on with what lies there now."""
+    x, w1, b1, w2, _ = small(device, grad=False)
+    pre, scale = torch.randn(10, 24, device=device), torch.ones(10, 24, device=device, requires_grad=True)
+    product = pre * scale
+    dout, rest = torch.randn(2, 5, 8, device=device), (None, 0.0, "none", [True] * 5, "triton")
+    version = pre._version
+    OPS.gelu_ffn_bwd(dout, x, w1, b1, w2, pre, *rest)
+    assert pre._version == version
+    OPS.gelu_ffn_bwd_(dout, x, w1, b1, w2, pre, *rest)
+    assert pre._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
