@@ -86,9 +86,10 @@ def is_noise(row: dict) -> bool:
 def environment_line(environment: dict) -> str:
     rates = ", ".join(f"{k} {v:.3g} TFLOP/s" for k, v in environment["gemm_tflop_s"].items())
     machine = environment["gpu"] or f"CPU, no GPU, threads: {environment.get('cpu_threads', '?')}"
+    commit = environment["commit"] or "unknown"
     return (
         f"{machine}; torch {environment['torch']}, triton {environment['triton']}, Python {environment['python']}; "
-        f"commit {environment['commit']}; {environment['date']}; copy {environment['copy_bandwidth_gb_s']:.0f} GB/s, "
+        f"commit {commit}; {environment['date']}; copy {environment['copy_bandwidth_gb_s']:.0f} GB/s, "
         f"matrix product {rates}, measured in this run."
     )
 

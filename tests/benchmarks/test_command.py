@@ -127,6 +127,7 @@ def test_without_pytest_benchmark(tmp_path):
 
 def test_plugins_may_be_named_one_by_one():
     """As the GPU session does, for which every other plugin's import is time lost."""
+    pytest.importorskip("pytest_benchmark")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin"]
     done = subprocess.run(
         [*command, "benchmarks/test_layer_norm.py", "--benchmark", "--quick", "--impl", "eager"],
