@@ -98,7 +98,9 @@ class BareEnvironment:
         file.chmod(0o755)
 
     def install(self, tree: Path) -> None:
-        """Build `tree`'s wheel and unpack it here. Needs setuptools in the environment that runs the tests."""
+        """Build `tree`'s wheel and unpack it here. The environment that runs the tests lends pip and setuptools."""
+        for needed in ("pip", "setuptools"):
+            pytest.importorskip(needed)
         built = subprocess.run(
             [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index",
              "--no-build-isolation", "--wheel-dir", tree / "dist", tree],
