@@ -47,7 +47,7 @@ test: $(VENV)/.dev  ## the whole CPU test suite (on a GPU machine: on the GPU)
 test-all: $(VENV)/.dev  ## the tests, slow ones included
 	$(PYTEST) -n $(JOBS) --dist worksteal
 
-bench: $(VENV)/.dev  ## benchmarks against peers (on a CPU: memory, overhead and end-to-end parts)
+bench: $(VENV)/.dev  ## benchmarks beside peers (on a CPU: the peers that run there, without ours)
 	$(BIN)/python -m pytest benchmarks/ --benchmark
 
 gate: $(VENV)/.dev  ## compile every kernel for every GPU, offline, and rewrite the tables kernels/*/gate.txt

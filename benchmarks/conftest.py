@@ -19,6 +19,8 @@ from benchmarks import summary
 
 HERE = Path(__file__).parent
 ROWS = pytest.StashKey[list[dict]]()  # every figure of this run
+# Options of pytest-benchmark that ask for something that only its own tables show.
+THEIR_TABLES = ("verbose", "columns", "compare", "compare_fail", "histogram", "cprofile")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -55,10 +57,6 @@ def has_pytest_benchmark(config: pytest.Config) -> bool:
     return hasattr(config.option, "benchmark_save")
 
 
-# Options of pytest-benchmark that ask for something that only its own tables show.
-THEIR_TABLES = ("verbose", "columns", "compare", "compare_fail", "histogram", "cprofile")
-
-
 def only_benchmarks(config: pytest.Config) -> bool:
     paths = [Path(config.invocation_params.dir, str(argument).split("::")[0]) for argument in config.args]
     return all(path.resolve().is_relative_to(HERE) for path in paths)
@@ -77,14 +75,15 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
         terminalreporter.section("benchmarks by workload")
         for line in summary.figures(measuring.environment(), rows):
             terminalreporter.line(line)
-        kept = [f for f in map(config.getoption, ("--benchmark-rows", "--benchmark-json")) if f]
+        kept = config.getoption("--benchmark-rows") or config.getoption("--benchmark-json")
         terminalreporter.line(
-            "".join(f"kept; as a page with plots: python -m benchmarks.report {file}" for file in kept[:1])
-            or "not kept; --benchmark-rows=FILE.jsonl keeps them for `python -m benchmarks.report FILE.jsonl`"
+            f"kept; as a page with plots: python -m benchmarks.report {kept}"
+            if kept
+            else "not kept; --benchmark-rows=FILE.jsonl keeps them for `python -m benchmarks.report FILE.jsonl`"
         )
     skipped = terminalreporter.stats.get("skipped", ())
     if skipped and only_benchmarks(config):
-        terminalreporter.section("not measured")
+        terminalreporter.section("not measured" if config.getoption("--benchmark", default=False) else "not run")
         for line in summary.left_out(report.longrepr[2].removeprefix("Skipped: ") for report in skipped):
             terminalreporter.line(line)
 
