@@ -57,7 +57,7 @@ step() {  # step NAME MAX_SECONDS COMMAND...: run it within what is left; a fail
 }
 
 : >>"$out/log.txt"
-step cache 20 $python scripts/gpu/cache.py unpack .gpu-cache/cache.tar.xz "$TRITON_CACHE_DIR"
+step cache 20 $python scripts/gpu/cache.py unpack "${GPU_CACHE:-.gpu-cache/cache.tar.xz}" "$TRITON_CACHE_DIR"
 tail -n 1 "$out/log.txt"
 
 if [ $# -gt 2 ]; then

@@ -87,45 +87,43 @@ def unpack(archive: Path, folder: Path) -> int:
 # ---- building --------------------------------------------------------------------------------------------------------
 
 
-def session(out: Path, mode: str, cache: Path, jobs: int, tiles: int) -> None:
+def session(out: Path, mode: str, cache: Path, archive: Path, jobs: int, tiles: int) -> None:
     """Run gpu_session.sh over a GPU that is not there. mode: what FASTGPT_FAKE_GPU says."""
     environment = os.environ | {
-        "FASTGPT_FAKE_GPU": mode, "PYTHON": sys.executable, "TRITON_CACHE_DIR": str(cache), "WORKERS": str(jobs),
-        "SLOWER": "20", "SWEEP_TILES": str(tiles),
+        "FASTGPT_FAKE_GPU": mode, "PYTHON": sys.executable, "TRITON_CACHE_DIR": str(cache), "GPU_CACHE": str(archive),
+        "WORKERS": str(jobs),
+        "SLOWER": "20", "SWEEP_TILES": str(tiles), "FASTGPT_MOST_ROUNDS": "2",
         # Kernels compute nothing there, so every assertion would fail, and end its test before the next launch.
         "PYTHONOPTIMIZE": "1", "PYTEST_ADDOPTS": "--assert=plain",
     }  # fmt: skip
     subprocess.run([str(ROOT / "scripts" / "gpu_session.sh"), str(out), "36000"], env=environment, check=True)
 
 
-def recorded(folder: Path) -> dict[str, bytes]:
-    """Every specialisation that was noted, once: digest -> pickle."""
+def recorded(folder: Path) -> list[bytes]:
+    """Every specialisation that was noted, once, as `SpecUnpickler` reads it."""
     found = {}
     for file in sorted(folder.glob("*.specs")):
-        with file.open("rb") as lines:
-            while True:
-                start = lines.tell()
-                try:
-                    SpecUnpickler(lines).load()
-                except EOFError:
-                    break
-                end = lines.tell()
-                lines.seek(start)
-                data = lines.read(end - start)
-                found[hashlib.sha256(data).hexdigest()] = data
-    return found
+        data, at = file.read_bytes(), 0
+        while at < len(data):  # each is its length in 8 bytes, then a pickle
+            end = at + 8 + int.from_bytes(data[at : at + 8], "big")
+            found[hashlib.sha256(data[at + 8 : end]).digest()] = data[at + 8 : end]
+            at = end
+    return list(found.values())
 
 
 class SpecUnpickler(pickle.Unpickler):
+    """Kernels and device functions are written by name (`fake_cuda.SpecPickler`)."""
+
     def persistent_load(self, name: tuple[str, str]) -> Any:
         import importlib
 
-        module, function = name
-        return getattr(importlib.import_module(module), function)
+        return getattr(importlib.import_module(name[0]), name[1])
 
 
 def compile_one(spec: bytes) -> tuple[str, set[str], str | None]:
     """(kernel, the cache's entries that a launch of it reads, an error)."""
+    import importlib
+
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaLauncher
@@ -135,7 +133,7 @@ def compile_one(spec: bytes) -> tuple[str, set[str], str | None]:
     name = ""
     try:
         module, name, signature, constexprs, attrs, options = SpecUnpickler(io.BytesIO(spec)).load()
-        function = SpecUnpickler.persistent_load(None, (module, name))
+        function = getattr(importlib.import_module(module), name)
         source = ASTSource(function, signature, constexprs, attrs)
         kernel = triton.compile(source, target=GPUTarget("cuda", ARCH, 32), options=options)
         CudaLauncher(kernel.src, kernel.metadata)
@@ -164,32 +162,45 @@ def start_worker() -> None:
     import torch  # noqa: F401 (with the fake driver behind it)
     from triton.backends.nvidia.driver import CudaUtils
 
-    os.nice(10)
     CudaUtils()
 
 
-def build(jobs: int, tiles: int, only_compile: bool) -> int:
+def build(folder: Path, archive: Path, jobs: int, tiles: int, record: bool) -> int:
+    """Note what a session launches (unless the last build's notes are to serve again), compile it, pack it."""
+    start, specs = time.monotonic(), folder / "specs"
+    if record:
+        shutil.rmtree(specs, ignore_errors=True)
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        session(folder / "out", f"record:{specs}", folder / "recording", archive, jobs, tiles)
+    noted = recorded(specs)
+    print(f"{len(noted)} specialisations noted, {time.monotonic() - start:.0f} s so far", flush=True)
+    entries, failed = compile_all(noted, folder / "triton", jobs)
+    print(*sorted(set(failed)), sep="\n")
+    size = pack(folder / "triton", entries, archive)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    (archive.parent / "COMMIT").write_text(commit.stdout)
+    print(f"{archive}: {size / 2**20:.1f} MiB, {len(entries)} entries, {time.monotonic() - start:.0f} s")
+    if size > LIMIT:
+        print(f"error: that is more than the {LIMIT >> 20} MiB that may travel; lower --sweep-tiles", file=sys.stderr)
+        return 1
+    return 0
+
+
+def compile_all(specs: list[bytes], cache: Path, jobs: int) -> tuple[set[str], list[str]]:
+    """(the entries of Triton's cache at `cache` that launches of `specs` read, errors).
+
+    What is there already is not compiled again.
+    """
     import concurrent.futures
     import multiprocessing
 
-    if "cpython-312" not in sysconfig.get_config_var("SOABI"):
-        print(f"error: the GPU machine has Python 3.12, this is {sys.version.split()[0]}", file=sys.stderr)
-        return 2
-    cache, specs_folder = BUILD / "triton", BUILD / "specs"
-    start = time.monotonic()
-    if not only_compile:
-        shutil.rmtree(specs_folder, ignore_errors=True)
-        shutil.rmtree(BUILD / "out", ignore_errors=True)
-        session(BUILD / "out", f"record:{specs_folder}", BUILD / "recording", jobs, tiles)
     environment(cache)
-    specs = recorded(specs_folder)
-    print(f"{len(specs)} specialisations noted, {time.monotonic() - start:.0f} s so far", flush=True)
-    context = multiprocessing.get_context("spawn")  # so that sitecustomize runs with the environment set above
+    context = multiprocessing.get_context("spawn")  # so that sitecustomize runs, in the environment set above
     entries: set[str] = set()
     failed: list[str] = []
-    begin, told = time.monotonic(), 0.0
+    begin = told = time.monotonic()
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker) as pool:
-        for done, (name, used, error) in enumerate(pool.map(compile_one, specs.values(), chunksize=4), start=1):
+        for done, (name, used, error) in enumerate(pool.map(compile_one, specs, chunksize=4), start=1):
             entries |= used
             if error is not None:
                 failed.append(f"{name}: {error}")
@@ -197,19 +208,7 @@ def build(jobs: int, tiles: int, only_compile: bool) -> int:
                 told = time.monotonic()
                 remaining = (told - begin) / done * (len(specs) - done)
                 print(f"compiled {done} of {len(specs)}, {len(failed)} failed, {remaining:.0f} s left", flush=True)
-    entries |= {f.parent.name for f in cache.glob("*/cuda_utils*.so")}
-    print(*sorted(set(failed)), sep="\n")
-    pack(cache, entries, ARCHIVE)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    (ARCHIVE.parent / "COMMIT").write_text(commit.stdout)
-    size = ARCHIVE.stat().st_size
-    print(
-        f"{ARCHIVE.relative_to(ROOT)}: {size / 2**20:.1f} MiB, {len(entries)} entries, {time.monotonic() - start:.0f} s"
-    )
-    if size > LIMIT:
-        print(f"error: that is more than the {LIMIT >> 20} MiB that may travel; lower --sweep-tiles", file=sys.stderr)
-        return 1
-    return 0
+    return entries | {f.parent.name for f in cache.glob("*/cuda_utils*.so")}, failed
 
 
 def environment(cache: Path) -> None:
@@ -234,7 +233,8 @@ def members(cache: Path, entries: set[str]) -> Iterator[tuple[str, bytes]]:
             yield f"{entry}/{file.name}", data
 
 
-def pack(cache: Path, entries: set[str], archive: Path) -> None:
+def pack(cache: Path, entries: set[str], archive: Path) -> int:
+    """Write the archive; returns its bytes."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     fresh = archive.with_suffix(".new")
     # Like beside like: names end in what a file is, so sorting by the end puts similar kernels next to each other.
@@ -245,17 +245,17 @@ def pack(cache: Path, entries: set[str], archive: Path) -> None:
             info.size, info.mode = len(data), 0o644
             tar.addfile(info, io.BytesIO(data))
     fresh.replace(archive)
+    return archive.stat().st_size
 
 
-def attempt(jobs: int, tiles: int) -> int:
-    """The session with the archive, in a cache of its own: every step must compile nothing."""
-    out, cache = ROOT / "out" / "dry-run", BUILD / "dry-run"
-    for folder in (out, cache):
-        shutil.rmtree(folder, ignore_errors=True)
-    session(out, "1", cache, jobs, tiles)
+def attempt(folder: Path, archive: Path, out: Path, jobs: int, tiles: int) -> int:
+    """The session with the archive, in a cache of its own: no step may compile anything."""
+    for old in (out, folder / "dry-run"):
+        shutil.rmtree(old, ignore_errors=True)
+    session(out, "1", folder / "dry-run", archive, jobs, tiles)
     steps = (out / "steps.txt").read_text().splitlines()
     missed = [line for line in steps if "compiled: 0, launchers built: 0" not in line and not line.startswith("cache:")]
-    print(f"archive: {ARCHIVE.stat().st_size / 2**20:.1f} MiB")
+    print(f"archive: {archive.stat().st_size / 2**20:.1f} MiB")
     print("no kernel was compiled" if not missed else "compiled beside the archive:\n" + "\n".join(missed))
     return 1 if missed else 0
 
@@ -267,10 +267,10 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name)
         command.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="processes")
         command.add_argument("--sweep-tiles", type=int, default=4, help="tiles of each sweep that are compiled ahead")
-        if name == "build":
-            command.add_argument(
-                "--only-compile", action="store_true", help="what the last build noted, no new session"
-            )
+        command.add_argument("--folder", type=Path, default=BUILD, help="where notes and compiled kernels are kept")
+        command.add_argument("--archive", type=Path, default=ARCHIVE)
+    command.add_argument("--out", type=Path, default=ROOT / "out" / "dry-run", help="what the session writes")
+    commands.choices["build"].add_argument("--noted", action="store_true", help="compile what the last build noted")
     command = commands.add_parser("unpack")
     command.add_argument("archive", type=Path)
     command.add_argument("folder", type=Path)
@@ -278,8 +278,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "unpack":
         return unpack(args.archive, args.folder)
     if args.command == "try":
-        return attempt(args.jobs, args.sweep_tiles)
-    return build(args.jobs, args.sweep_tiles, args.only_compile)
+        return attempt(args.folder, args.archive, args.out, args.jobs, args.sweep_tiles)
+    return build(args.folder, args.archive, args.jobs, args.sweep_tiles, not args.noted)
 
 
 if __name__ == "__main__":

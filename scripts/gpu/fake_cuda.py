@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import io
 import os
 import pickle
 import subprocess
@@ -50,7 +51,6 @@ def install() -> None:
     _patch_profiler()
     if not __debug__:  # no assertions, so that every launch of a test is reached: then not this one either
         torch.testing.assert_close = lambda *_, **__: None
-    torch.library.opcheck = _call_both_ways
     torch.compile = lambda model=None, **_: model if model is not None else (lambda f: f)
     warnings.filterwarnings("ignore", message="CUDA initialization")  # autograd counts GPUs by way of the runtime
     FakeGpu().__enter__()
@@ -97,6 +97,8 @@ class FakeGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
+        if torch._C._len_torch_dispatch_stack():  # fake tensors, tracing: shapes only, on any device
+            return func(*args, **kwargs)
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
         asked = kwargs.get("device")
         if any(t.is_meta or isinstance(t, torch._subclasses.FakeTensor) for t in tensors):
@@ -298,15 +300,6 @@ def _patch_profiler() -> None:
     profiler.profile = profile
 
 
-def _call_both_ways(op: Any, args: tuple, kwargs: dict | None = None, **_: Any) -> None:
-    """In place of opcheck, whose modes and ours do not agree: the launches that it makes."""
-    outs = op(*args, **(kwargs or {}))
-    outs = [t for t in (outs if isinstance(outs, tuple) else (outs,)) if t.requires_grad]
-    inputs = [t for t in args if isinstance(t, torch.Tensor) and t.requires_grad]
-    if outs and inputs:
-        torch.autograd.grad(outs, inputs, [torch.ones_like(t) for t in outs], allow_unused=True)
-
-
 # ---- recording -------------------------------------------------------------------------------------------------------
 
 
@@ -338,8 +331,10 @@ def _record(folder: Path) -> None:
     ) -> Any:
         self.device_caches[device][0][key] = NoKernel
         spec = (self.fn.__module__, self.fn.__qualname__, signature, constexprs, attrs, dict(options.__dict__))
-        with file.open("ab") as lines:
-            SpecPickler(lines).dump(spec)
+        pickled = io.BytesIO()
+        SpecPickler(pickled).dump(spec)
+        with file.open("ab") as records:
+            records.write(len(pickled.getvalue()).to_bytes(8, "big") + pickled.getvalue())
         return NoKernel
 
     jit.JITFunction._do_compile = note

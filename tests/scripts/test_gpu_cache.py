@@ -1,0 +1,120 @@
+"""Kernels compiled ahead of a GPU session, and the GPU that is not there, over which the session is tried."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+from scripts.gpu import cache
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "scripts" / "gpu" / "site"
+needs_gcc = pytest.mark.skipif(
+    shutil.which("gcc") is None, reason="the driver that does nothing is a C file, and gcc is missing"
+)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """What `cache.environment` sets is undone."""
+    for name in ("TRITON_CACHE_DIR", "TRITON_STORE_BINARY_ONLY", "FASTGPT_FAKE_GPU", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+
+
+def on_fake_gpu(code: str, mode: str, folder: Path) -> str:
+    environment = os.environ | {
+        "FASTGPT_FAKE_GPU": mode, "PYTHONPATH": str(SITE), "TRITON_CACHE_DIR": str(folder), "TRITON_INTERPRET": "0",
+        "TRITON_STORE_BINARY_ONLY": "1",
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+# A launch with tensor maps, one without, two dtypes, autocast, gradients; and what a tensor on a GPU says of itself.
+LAUNCHES = """
+import ctypes, os, torch
+from fastgpt.kernels import flash_attention, layer_norm
+
+x = torch.randn(64, 768, device="cuda", requires_grad=True)
+assert torch.cuda.is_available() and x.is_cuda and x.device == torch.device("cuda", 0)
+assert x[1:].is_cuda and (x + 1).is_cuda and x.detach().clone().is_cuda and torch.tensor([1], device="cuda").is_cuda
+assert not x.cpu().is_cuda and not x.to("cpu").is_cuda and not torch.zeros(3).is_cuda and torch.zeros(3).cuda().is_cuda
+assert torch.nn.Linear(3, 4).to("cuda").weight.is_cuda
+layer_norm(x, (768,)).sum().backward()
+assert x.grad.is_cuda
+with torch.autocast("cuda", torch.bfloat16):
+    assert layer_norm(x.bfloat16(), (768,)).dtype == torch.float32  # as CUDA's autocast has it, and the CPU's has not
+q = torch.randn(1, 512, 3, 2, 64, device="cuda", dtype=torch.bfloat16).permute(2, 0, 3, 1, 4)
+assert flash_attention(*q).is_cuda
+large = torch.randn(1 << 14, 1 << 14, device="cuda")
+assert (large @ large).is_cuda  # takes no time
+driver = ctypes.CDLL(os.path.join(os.environ["TRITON_LIBCUDA_PATH"], "libcuda.so.1"))
+print(driver.fake_launches(), driver.fake_tensor_maps())
+"""
+
+
+@needs_gcc
+def test_what_was_noted_and_compiled_is_all_that_a_launch_needs(tmp_path):
+    """As `make gpu-cache` and the session do it, with a few launches in place of all."""
+    specs = tmp_path / "specs"
+    assert on_fake_gpu(LAUNCHES, f"record:{specs}", tmp_path / "unused") == "0 0\n"
+    noted = cache.recorded(specs)
+    assert not list((tmp_path / "unused").rglob("*.cubin"))
+    entries, failed = cache.compile_all(noted, tmp_path / "built", jobs=1)
+    assert not failed
+    assert len(list((tmp_path / "built").rglob("*.cubin"))) == len(noted) >= 4
+    assert cache.pack(tmp_path / "built", entries, tmp_path / "archive.tar.xz") < 1 << 20
+    there = tmp_path / "there"
+    assert cache.unpack(tmp_path / "archive.tar.xz", there) == 0
+    before = {p: p.stat().st_mtime_ns for p in there.rglob("*") if p.is_file()}
+    assert len([p for p in before if p.suffix == ".cubin"]) == len(noted)
+    launches, tensor_maps = map(int, on_fake_gpu(LAUNCHES, "1", there).split())
+    assert launches == len(noted)
+    assert tensor_maps >= 3
+    assert {p: p.stat().st_mtime_ns for p in there.rglob("*") if p.is_file()} == before
+
+
+def made(folder: Path) -> Path:
+    """A cache with one kernel, as Triton writes it."""
+    entry = folder / "ENTRY"
+    entry.mkdir(parents=True)
+    for name, data in (("k.cubin", b"binary"), ("k.json", b"{}"), ("k.source", b"text"), ("k.ptx", b"text")):
+        (entry / name).write_bytes(data)
+    paths = {name: str(entry / name) for name in ("k.cubin", "k.json", "k.source")}
+    (entry / "__grp__k.json").write_text(json.dumps({"child_paths": paths}))
+    (folder / "STALE").mkdir()
+    (folder / "STALE" / "old.cubin").write_bytes(b"of an older kernel")
+    return folder
+
+
+def test_archive_holds_what_a_launch_reads_and_finds_it_in_another_folder(tmp_path, capsys):
+    cache.pack(made(tmp_path / "here"), {"ENTRY"}, tmp_path / "a.tar.xz")
+    shutil.rmtree(tmp_path / "here")
+    there = tmp_path / "there"
+    assert cache.unpack(tmp_path / "a.tar.xz", there) == 0
+    assert sorted(str(p.relative_to(there)) for p in there.rglob("*") if p.is_file()) == [
+        "ENTRY/__grp__k.json", "ENTRY/k.cubin", "ENTRY/k.json",
+    ]  # fmt: skip
+    paths = json.loads((there / "ENTRY" / "__grp__k.json").read_text())["child_paths"]
+    assert {name: Path(path).read_bytes() for name, path in paths.items()} == {"k.cubin": b"binary", "k.json": b"{}"}
+
+
+def test_archive_of_another_triton_is_left_alone(tmp_path, monkeypatch, capsys):
+    mine = cache.key()
+    monkeypatch.setattr(cache, "key", lambda: mine | {"triton": "another"})
+    cache.pack(made(tmp_path / "here"), {"ENTRY"}, tmp_path / "a.tar.xz")
+    monkeypatch.undo()
+    assert cache.unpack(tmp_path / "a.tar.xz", tmp_path / "there") == 1
+    assert "is of another triton: kernels will be compiled" in capsys.readouterr().out
+    assert not (tmp_path / "there").exists()
+
+
+def test_no_archive_is_said(tmp_path, capsys):
+    assert cache.unpack(tmp_path / "a.tar.xz", tmp_path / "there") == 1
+    assert "make gpu-cache" in capsys.readouterr().out
