@@ -51,6 +51,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.importorskip(module, reason=f"needs {module}, which is not installed here")
 
 
+def pytest_runtest_teardown() -> None:
+    # A GPU session runs a dozen processes on one GPU: what torch keeps of a large test would be missing to the others.
+    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 2 << 30:
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def interpreter():
     """The CPU, with the interpreter: on a GPU machine too, for what a GPU cannot show. Fresh memory is poisoned."""
