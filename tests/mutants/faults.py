@@ -12,6 +12,7 @@ _ADD_NORM = "tests/kernels/layer_norm/test_add_layer_norm.py::test_"
 _FFN = "tests/kernels/ffn/test_values.py::test_"
 _LOSS = "tests/kernels/linear_cross_entropy/test_values.py::test_"
 _LOSS_EDGES = "tests/kernels/linear_cross_entropy/test_edges.py::test_"
+_HAZARDS = "tests/kernels/test_hazards.py::test_"
 _LOSS_EXTREMES = "tests/kernels/linear_cross_entropy/test_extremes.py::test_"
 
 MUTANTS = (
@@ -441,6 +442,34 @@ MUTANTS = (
         "slope = 4.0 * e * inverse * inverse",
         "slope = 1.0",
         _LOSS + "options",
+    ),
+    Mutant(
+        "loss-rows-overwritten-before-all-have-read-the-target",
+        "linear_cross_entropy/softmax.py",
+        "tl.debug_barrier()  # no warp may",
+        "pass  # no warp may",
+        _HAZARDS + "losses_in_place",
+    ),
+    Mutant(
+        "loss-long-rows-overwritten-before-all-have-read-the-target",
+        "linear_cross_entropy/softmax.py",
+        "tl.debug_barrier()  # as above",
+        "pass  # as above",
+        _HAZARDS + "losses_of_rows_that_are_read_twice",
+    ),
+    Mutant(
+        "loss-gradient-takes-the-targets-logit-from-memory",
+        "linear_cross_entropy/softmax.py",
+        "share = tl.where(offs == t, at_target, elsewhere)",
+        "share = tl.where(offs == t, at_target, elsewhere) + 0.0 * tl.load(Logits + i * stride_n + t)",
+        _HAZARDS + "losses_in_place",
+    ),
+    Mutant(
+        "add-layer-norm-long-rows-read-before-they-are-written",
+        "layer_norm/long_rows.py",
+        "tl.debug_barrier()  # an element",
+        "pass  # an element",
+        _HAZARDS + "layer_norm_and_the_residual_that_it_reads_again",
     ),
     Mutant(
         "loss-softcap-slope-as-1-minus-tanh-squared",
