@@ -6,7 +6,7 @@ in the maximum norm and in RMS; factor 2 for outputs, 3 for gradients. `rounding
 arithmetic itself makes of roundings to the dtype (`fastgpt.rounding`): a result need not be nearer than that, however
 lucky torch is on this machine with the order of its sums.
 
-    exact = exactly(lambda: reference(x.double()))      # or outputs and gradients, any number
+    exact = exactly(reference, x, weight)               # or a function that returns outputs and gradients
     assert_all_within_budget(["out"], [ours], [torchs], exact)
 
 If the environment variable FASTGPT_BUDGET_REPORT names a file, nothing is raised: every verdict is appended to the file
@@ -15,6 +15,7 @@ as a line of JSON (`Verdict.line`), from any number of processes.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .rounding import deviations
 
@@ -52,45 +54,43 @@ def errors(value: Tensor, exact: Tensor) -> Errors:
 class Exact:
     """One result in float64, `value`, and how far roundings move it."""
 
-    def __init__(self, value: Tensor, moved: Callable[[torch.dtype], Tensor]) -> None:
+    def __init__(self, value: Tensor, moved: Callable[[], Tensor]) -> None:
         assert value.dtype == torch.float64, f"the exact result must be float64, not {value.dtype}"
         self.value, self._moved = value.detach(), moved
 
     def __getitem__(self, index) -> Exact:
         """A part of the result, to be judged on its own."""
         index = index if isinstance(index, tuple) else (index,)
-        return Exact(self.value[index], lambda dtype: self._moved(dtype)[(slice(None), *index)])
+        return Exact(self.value[index], lambda: self._moved()[(slice(None), *index)])
 
-    def rounding(self, dtype: torch.dtype) -> Errors:
-        """u * scale in both norms, for roundings to `dtype`: the mean square over the draws, its root."""
-        moved = self._moved(dtype).abs()
+    @functools.cached_property
+    def rounding(self) -> Errors:
+        """u * scale in both norms: the mean square over the draws, its root."""
+        moved = self._moved().abs()
         moved = moved.reshape(len(moved), -1)  # (draws, numbers)
         if moved.numel() == 0:
             return Errors(0.0, 0.0)
         return Errors(moved.amax(1).square().mean().sqrt().item(), moved.square().mean().sqrt().item())
 
 
-def exactly(function: Callable[[], Tensor | Sequence[Tensor | None]]) -> list[Exact | None]:
-    """The results of `function`, which computes in float64 and can be called again and again (so it makes new leaves).
+def exactly(function: Callable[..., Tensor | Sequence[Tensor | None]], *inputs) -> list[Exact | None]:
+    """The results of function(*inputs) in float64: outputs, gradients, any number.
 
-    Rounding is only looked into when a verdict needs it, once for all the results.
+    `inputs` are tensors (in lists and dictionaries too) as they are given to the operator under test, in its dtypes and
+    asking for a gradient or not. `function` gets leaves of the same values: in float64, and, as soon as a verdict needs
+    to know what rounding does, tensors that round as the inputs' dtypes say.
     """
+    wide = tree_map(_double, list(inputs))
+    found = function(*wide)
+    values = [None if x is None else x.detach() for x in ([found] if isinstance(found, Tensor) else found)]
+    moved = functools.cache(lambda: deviations(function, inputs, values))
+    return [None if x is None else Exact(x, functools.partial(lambda i: moved()[i], i)) for i, x in enumerate(values)]
 
-    def results() -> Sequence[Tensor | None]:
-        found = function()
-        return [found] if isinstance(found, Tensor) else list(found)
 
-    moved: dict[torch.dtype, list[Tensor | None]] = {}
-
-    def part(i: int) -> Callable[[torch.dtype], Tensor]:
-        def of(dtype: torch.dtype) -> Tensor:
-            if dtype not in moved:
-                moved[dtype] = deviations(results, dtype)
-            return moved[dtype][i]
-
-        return of
-
-    return [None if value is None else Exact(value, part(i)) for i, value in enumerate(results())]
+def _double(x):
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x
+    return x.detach().double().requires_grad_(x.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -137,45 +137,29 @@ class Verdict:
         return json.dumps(record | {"ok": self.ok}) + "\n"
 
 
-def _rounded_once(exact: Tensor) -> Exact:
-    return Exact(exact, lambda dtype: 2 * torch.finfo(dtype).eps * torch.nan_to_num(exact, 0.0, 0.0, 0.0)[None])
-
-
-def judge(
-    name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT, dtype: torch.dtype | None = None
-) -> tuple[Verdict, Verdict]:
-    """The verdicts in the maximum norm and in RMS.
-
-    dtype: what the operator stores its intermediate results in (default: the dtype of `ours`), for example bfloat16 for
-    a float32 loss of bfloat16 logits.
-    """
-    dtype = dtype or ours.dtype
-    exact = exact if isinstance(exact, Exact) else _rounded_once(exact)
-    mine, theirs = errors(ours, exact.value), errors(torchs, exact.value)
-    rounding = exact.rounding(dtype)
-    label = str(dtype).removeprefix("torch.")
+def judge(name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT) -> tuple[Verdict, Verdict]:
+    """The verdicts in the maximum norm and in RMS."""
+    mine, theirs, rounding = errors(ours, exact.value), errors(torchs, exact.value), exact.rounding
+    dtype = str(ours.dtype).removeprefix("torch.")
     return (
-        Verdict(name, label, "max", factor, mine.max, theirs.max, rounding.max),
-        Verdict(name, label, "rms", factor, mine.rms, theirs.rms, rounding.rms),
+        Verdict(name, dtype, "max", factor, mine.max, theirs.max, rounding.max),
+        Verdict(name, dtype, "rms", factor, mine.rms, theirs.rms, rounding.rms),
     )
 
 
-def assert_within_budget(
-    name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT, dtype: torch.dtype | None = None
-) -> None:
-    """Fail unless `ours` is as near to `exact` as the budget allows, given `torchs` in the same dtype; see `judge`."""
-    exact = exact if isinstance(exact, Exact) else _rounded_once(exact)
+def assert_within_budget(name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT) -> None:
+    """Fail unless `ours` is as near to `exact` (see `exactly`) as the budget allows, given `torchs` in its dtype."""
+    if not isinstance(exact, Exact):
+        raise TypeError(f"{name}: exact is a {type(exact).__name__}; make it with exactly(function, *inputs)")
     assert ours.shape == exact.value.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(exact.value.shape)}"
     if ours.numel() == 0:
         return
-    report = os.environ.get(REPORT)
-    if not report:
+    if not os.environ.get(REPORT):
         mine, theirs = errors(ours, exact.value), errors(torchs, exact.value)
         if mine.max <= factor * theirs.max < math.inf and mine.rms <= factor * theirs.rms:
             return  # right whatever rounding is, which would take a while to say
-    verdicts = judge(name, ours, torchs, exact, factor=factor, dtype=dtype)
-    if report:
-        write(report, verdicts)
+    verdicts = judge(name, ours, torchs, exact, factor=factor)
+    if reported(verdicts):
         return
     for verdict in verdicts:
         assert verdict.ok, str(verdict)
@@ -183,20 +167,24 @@ def assert_within_budget(
 
 def assert_all_within_budget(
     names: Sequence[str], ours: Sequence[Tensor | None], torchs: Sequence[Tensor | None],
-    exact: Sequence[Exact | None], *, factor: float = OUTPUT, dtype: torch.dtype | None = None,
+    exact: Sequence[Exact | None], *, factor: float = OUTPUT,
 ) -> None:  # fmt: skip
     """`assert_within_budget` for several results; a None among `ours` must be None in the others too."""
     for name, a, b, c in zip(names, ours, torchs, exact, strict=True):
         assert (a is None) == (c is None), f"{name}: {'missing' if a is None else 'not asked for'}"
         if a is not None:
-            assert_within_budget(name, a, b, c, factor=factor, dtype=dtype)
+            assert_within_budget(name, a, b, c, factor=factor)
 
 
-def write(report: str, verdicts: Sequence[Verdict]) -> None:
-    """Append `verdicts` to the file `report`, in one write, so that lines of several processes do not mix."""
+def reported(verdicts: Sequence[Verdict]) -> bool:
+    """Append `verdicts` to the report, if one is asked for; in one write, so that processes do not mix their lines."""
+    report = os.environ.get(REPORT)
+    if not report:
+        return False
     text = "".join(verdict.line() for verdict in verdicts)
     file = os.open(report, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, text.encode())
     finally:
         os.close(file)
+    return True

@@ -1,23 +1,26 @@
-"""What rounding does to a computation: run it again in float64, with every operation wrong by one rounding.
+"""What rounding does to a computation: run it again, with every operation wrong by one rounding.
 
-    moved = deviations(function, torch.bfloat16)        # how far roundings to bfloat16 move each result, draw by draw
+    moved = deviations(function, inputs, exact)         # how far roundings move each result, draw by draw
 
 A rounding to a dtype is wrong by at most its unit roundoff u, relatively: 2^-24 in float32, 2^-11 in float16, 2^-8 in
-bfloat16. So every operation's result r becomes r (1 ± u), by the toss of a coin. An operation that adds up many numbers
-(a sum, a product of matrices) also rounds on the way, in an order that nobody promises: its result moves by another ± u
-of the same operation over absolute values, u being that of the accumulator, float32. What then comes out, less the
-exact result, is what the arithmetic itself makes of rounding, cancellation, softmax and the whole backward included;
-and no formula is needed for any operator. (Monte Carlo arithmetic: D. S. Parker, UCLA CSD-970002, 1997.)
+bfloat16. So `function` is given tensors that have the dtypes of the inputs but compute in float64 (`Rounded`), where
+every operation's result r becomes r (1 ± u), by the toss of a coin, u being that of the dtype of r. An operation that
+adds up many numbers (a sum, a product of matrices) also rounds on the way, in an order that nobody promises: its result
+moves by another ± u of the same operation over absolute values, u being that of the accumulator, float32. What comes
+out, less the exact result, is what the arithmetic itself makes of rounding: cancellation, softmax and the whole
+backward included, in any mixture of dtypes, and without a formula for any operator. (Monte Carlo arithmetic:
+D. S. Parker, UCLA CSD-970002, 1997.)
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 
@@ -29,85 +32,168 @@ SUMS = {
     aten.embedding_dense_backward, aten.index_add, aten.index_put, aten.scatter_add,
 }  # fmt: skip
 
+# Functions whose libraries promise a unit in the last place, which is two roundings.
+FUNCTIONS = {
+    aten.exp, aten.exp2, aten.expm1, aten.log, aten.log2, aten.log1p, aten.erf, aten.tanh, aten.sigmoid, aten.rsqrt,
+    aten.pow, aten.sin, aten.cos,
+}  # fmt: skip
+
 # Operations that only move, choose or make numbers, or flip a sign: they round nothing. So do views.
 EXACT = {
-    aten.clone, aten.copy_, aten._to_copy, aten.fill_, aten.zero_, aten.neg, aten.abs, aten.sign, aten.where,
-    aten.masked_fill, aten.masked_fill_, aten.cat, aten.stack, aten.repeat, aten.flip, aten.constant_pad_nd,
-    aten.index, aten.index_select, aten.gather, aten.scatter, aten.embedding, aten.tril, aten.triu,
-    aten.slice_backward, aten.select_backward, aten.amax, aten.max, aten.maximum, aten.relu, aten.sort, aten.topk,
-    aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.zeros,
-    aten.zeros_like, aten.new_zeros, aten.ones, aten.ones_like, aten.new_ones, aten.full, aten.full_like,
-    aten.new_full, aten.scalar_tensor, aten.arange,
+    aten.clone, aten.copy_, aten.fill_, aten.zero_, aten.neg, aten.abs, aten.sign, aten.where, aten.masked_fill,
+    aten.masked_fill_, aten.cat, aten.stack, aten.repeat, aten.flip, aten.constant_pad_nd, aten.index,
+    aten.index_select, aten.gather, aten.scatter, aten.embedding, aten.tril, aten.triu, aten.slice_backward,
+    aten.select_backward, aten.amax, aten.max, aten.maximum, aten.relu, aten.sort, aten.topk, aten.empty_like,
+    aten.new_empty, aten.new_empty_strided, aten.zeros_like, aten.new_zeros, aten.ones_like, aten.new_ones,
+    aten.full_like, aten.new_full,
 }  # fmt: skip
 
 
-def deviations(function: Callable[[], Sequence[Tensor | None]], dtype: torch.dtype) -> list[Tensor | None]:
-    """(DRAWS, *shape) for each result of `function`: with roundings to `dtype`, less without, in float64.
+def deviations(function: Callable, inputs: Sequence, exact: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """(DRAWS, *shape) for each of `exact`, the results of function(*inputs) in float64: with roundings, less without.
 
-    `function` computes in float64, gradients included, and can be called again and again. A None stays None.
+    Tensors in `inputs` (in lists and dictionaries too) keep their dtypes: those say what is rounded to what.
     """
-    exact, draws = function(), []
+    draws = []
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the others are one operation each
         for seed in range(DRAWS):
-            with _Rounded(dtype, seed):
-                draws.append(function())
+            coins = Coins(seed)
+            results = function(*tree_map(lambda x, coins=coins: _leaf(x, coins), list(inputs)))
+            draws.append([results] if isinstance(results, Tensor) else list(results))
     return [
         None if result is None else torch.stack([_difference(draw[i], result) for draw in draws])
         for i, result in enumerate(exact)
     ]
 
 
+def _leaf(x, coins: Coins):
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x
+    return Rounded(x.detach().double(), x.dtype, coins).requires_grad_(x.requires_grad)
+
+
 def _difference(result: Tensor, exact: Tensor) -> Tensor:
     """result - exact; 0 where both are the same infinity or NaN."""
-    return torch.nan_to_num((result - exact).detach(), nan=0.0, posinf=0.0, neginf=0.0)
+    if not isinstance(result, Rounded):
+        raise TypeError(
+            f"deviations: a result is a {type(result).__name__} that owes nothing to the inputs; hand the function all "
+            f"of its tensors as inputs, upstream gradients too"
+        )
+    return torch.nan_to_num(result.detach().value - exact, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-class _Rounded(TorchDispatchMode):
-    """Inside the block every result of an operation in float64, backward included, is off by a rounding to `dtype`."""
+class Coins:
+    """Tosses of one run; the same ones every time."""
 
-    def __init__(self, dtype: torch.dtype, seed: int) -> None:
-        super().__init__()
-        info = torch.finfo(dtype)
-        self.stored, self.smallest = info.eps / 2, info.smallest_normal
-        self.accumulated = min(self.stored, torch.finfo(torch.float32).eps / 2)
+    def __init__(self, seed: int) -> None:
         self.seed, self.generators = seed, {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def like(self, x: Tensor) -> Tensor:
+        """-1 or 1 for each element of x."""
+        if x.device not in self.generators:
+            self.generators[x.device] = torch.Generator(x.device).manual_seed(self.seed)
+        heads = torch.empty(x.shape, dtype=torch.float64, device=x.device)
+        return heads.bernoulli_(generator=self.generators[x.device]) * 2 - 1
+
+
+class Rounded(Tensor):
+    """A tensor of dtype `dtype` whose numbers are kept in float64: `value`. Operations on it round by the coins."""
+
+    value: Tensor
+    coins: Coins
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, value: Tensor, dtype: torch.dtype, coins: Coins):
+        return Tensor._make_wrapper_subclass(
+            cls, value.shape, strides=value.stride(), storage_offset=value.storage_offset(), dtype=dtype,
+            device=value.device,
+        )  # fmt: skip
+
+    def __init__(self, value: Tensor, dtype: torch.dtype, coins: Coins) -> None:
+        self.value, self.coins = value, coins
+
+    def __repr__(self) -> str:
+        return f"Rounded({self.value}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         operation = func.overloadpacket
-        if operation in FORMULAS and args[0].dtype == torch.float64:
-            with self:
-                return FORMULAS[operation](*args, **kwargs)
-        result = func(*args, **kwargs)
-        if func.is_view or operation in EXACT:
-            return result
-        total = func(*_absolute(args), **kwargs) if operation in SUMS else None
-        if isinstance(result, (tuple, list)):
-            return type(result)(self.moved(r, None, False) for r in result)
-        return self.moved(result, total, func._schema.is_mutable)
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()]
+        coins = next(x.coins for x in tensors if isinstance(x, Rounded))
+        dtype = kwargs.get("dtype") or _promoted(tensors)
+        if operation in FORMULAS:  # computed in float32 or better, and stored once
+            args, kwargs = tree_map(_widened, (args, kwargs))
+            return tree_map(lambda x: _stored(x, dtype), FORMULAS[operation](*args, **kwargs))
 
-    def moved(self, result, total: Tensor | None, in_place: bool):
-        """`result` with one rounding, and with those on the way to it if it is a sum."""
-        if not isinstance(result, Tensor) or result.dtype != torch.float64 or result.numel() == 0:
-            return result
-        # Below the smallest normal number the distance between numbers stays the same; 0 itself is exact.
-        size = result.abs().clamp(min=self.smallest) * (result != 0)
-        moved = result + self.coins(result) * self.stored * size
-        if total is not None:
-            moved += self.coins(result) * self.accumulated * total
-        moved = torch.where(moved.isfinite(), moved, result)
-        return result.copy_(moved) if in_place else moved
-
-    def coins(self, like: Tensor) -> Tensor:
-        """-1 or 1 for each element; the same ones in every run."""
-        if like.device not in self.generators:
-            self.generators[like.device] = torch.Generator(like.device).manual_seed(self.seed)
-        heads = torch.empty(like.shape, dtype=torch.float64, device=like.device)
-        return heads.bernoulli_(generator=self.generators[like.device]) * 2 - 1
+        plain_args, plain_kwargs = tree_map(_plain, (list(args), kwargs))
+        if dtype.is_floating_point and kwargs.get("dtype"):
+            plain_kwargs["dtype"] = torch.float64
+        result = func(*plain_args, **plain_kwargs)
+        exact = func.is_view or operation in EXACT
+        if operation is aten._to_copy:
+            exact = torch.promote_types(dtype, args[0].dtype) == dtype
+        if not exact:
+            total = None
+            if operation in SUMS:
+                total = func(*tree_map(_absolute, plain_args), **plain_kwargs)
+            elif operation is aten.exp:  # 2^(x log2 e): the product in the exponent rounds as well
+                total = plain_args[0].abs() * result
+            roundings = 2 if operation in FUNCTIONS else 1
+            move = functools.partial(_moved, dtype=dtype, coins=coins, roundings=roundings, total=total)
+            result = result.copy_(move(result)) if func._schema.is_mutable else tree_map(move, result)
+        if func._schema.is_mutable:
+            return args[0]
+        return tree_map(lambda x: _wrapped(x, dtype, coins), result)
 
 
-def _absolute(args: Sequence) -> list:
-    return [a.abs() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+def _wide(x) -> bool:
+    return isinstance(x, Tensor) and x.dtype == torch.float64
+
+
+def _plain(x):
+    if isinstance(x, Rounded):
+        return x.value
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _wrapped(x, dtype: torch.dtype, coins: Coins):
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x
+    assert x.dtype == torch.float64, "every operation on Rounded tensors must have been computed in float64"
+    return Rounded(x, dtype, coins)
+
+
+def _absolute(x):
+    return x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _promoted(tensors: Sequence[Tensor]) -> torch.dtype:
+    """What torch computes an operation of these in: a number (no dimensions) does not widen a tensor."""
+    ranked = [x.dtype for x in tensors if x.dim()] or [x.dtype for x in tensors]
+    return functools.reduce(torch.promote_types, ranked)
+
+
+def _widened(x):
+    return Rounded(x.value, torch.float32, x.coins) if isinstance(x, Rounded) and x.dtype.itemsize < 4 else x
+
+
+def _stored(x, dtype: torch.dtype):
+    return aten._to_copy(x, dtype=dtype) if isinstance(x, Rounded) and x.dtype != dtype else x
+
+
+def _moved(result, dtype: torch.dtype, coins: Coins, roundings: int, total: Tensor | None):
+    """`result` with its roundings to `dtype`, and those on the way to it, of numbers as large as `total`."""
+    if not _wide(result) or result.numel() == 0:
+        return result
+    info = torch.finfo(dtype)
+    # Below the smallest normal number the distance between numbers stays the same; 0 itself is exact.
+    size = result.abs().clamp(min=info.smallest_normal) * (result != 0)
+    moved = result + coins.like(result) * (roundings * info.eps / 2) * size
+    if total is not None:
+        moved += coins.like(result) * (min(info.eps, torch.finfo(torch.float32).eps) / 2) * total
+    return torch.where(moved.isfinite(), moved, result)
 
 
 # ---- what torch computes in one go, as the arithmetic that it stands for: what cancels inside, shows -----------------

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.budget import GRADIENT, OUTPUT, assert_all_within_budget
+from tests.support.budget import GRADIENT, OUTPUT, assert_all_within_budget, exactly
 
 LONG = "FASTGPT_FUZZ_EXAMPLES" in os.environ
 
@@ -69,24 +69,25 @@ def compare(
     inputs: dict[str, Tensor | None],
     wanted: Sequence[str],
     outputs: Sequence[str],
-    dtype: torch.dtype,
     tensors: Tensors,
 ) -> None:
     """Outputs and gradients of `ours` within the budget, judged by `reference` in float64 and in the inputs' dtypes.
 
     ours, reference  take the inputs, in order, and return the tensors named in `outputs`
     wanted           the inputs whose gradients are asked for; the others must get none
-    dtype            the lowest precision among the inputs
     """
-    exact_inputs = {name: x if x is None or not x.is_floating_point() else x.double() for name, x in inputs.items()}
+
+    def plain(inputs: dict[str, Tensor | None], upstream: Sequence[Tensor]) -> list[Tensor | None]:
+        results, gradients = _run(reference, inputs, wanted, upstream)
+        return results + gradients
+
     mine, gradients = _run(ours, inputs, wanted, None)
     upstream = [tensors.normal(y.shape, y.dtype) for y in mine]
-    exact, exact_gradients = _run(reference, exact_inputs, wanted, [g.double() for g in upstream])
-    torchs, torch_gradients = _run(reference, inputs, wanted, upstream)
+    torchs, exact = plain(inputs, upstream), exactly(plain, inputs, upstream)
     mine, gradients = _run(ours, inputs, wanted, upstream)
-    assert_all_within_budget(outputs, mine, torchs, exact, factor=OUTPUT, dtype=dtype)
-    names = [f"d{name}" for name in inputs]
-    assert_all_within_budget(names, gradients, torch_gradients, exact_gradients, factor=GRADIENT, dtype=dtype)
+    n = len(mine)
+    assert_all_within_budget(outputs, mine, torchs[:n], exact[:n], factor=OUTPUT)
+    assert_all_within_budget([f"d{name}" for name in inputs], gradients, torchs[n:], exact[n:], factor=GRADIENT)
 
 
 def _run(

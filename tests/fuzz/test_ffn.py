@@ -43,7 +43,7 @@ def test_linear_gelu(device, seed, dtype, leading, d_in, d_out, has_bias, approx
     compare(
         lambda x, w, b: [linear_gelu(x, w, b, approximate, path=path)],
         lambda x, w, b: [reference.linear_gelu(x, w, b, approximate)],
-        inputs, [n for n in wanted if inputs[n] is not None], ["y"], dtype, tensors,
+        inputs, [n for n in wanted if inputs[n] is not None], ["y"], tensors,
     )  # fmt: skip
 
 
@@ -98,4 +98,4 @@ def test_gelu_ffn(
             )
         ]
 
-    compare(ours, truth, inputs, [n for n in wanted if inputs[n] is not None], ["y"], dtype, tensors)
+    compare(ours, truth, inputs, [n for n in wanted if inputs[n] is not None], ["y"], tensors)

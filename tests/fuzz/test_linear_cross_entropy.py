@@ -63,7 +63,7 @@ def test_linear_cross_entropy(device, seed, dtype, N, d, V, options, ignored, ha
         lambda x, w, b: results(linear_cross_entropy(x, w, target, b, **options, num_chunks=num_chunks)),
         lambda x, w, b: results(reference.linear_cross_entropy(x, w, target, b, **options)),
         inputs, [n for n in wanted if inputs[n] is not None], ["loss", "lse"][: 1 + options["return_lse"]],
-        dtype, tensors,
+        tensors,
     )  # fmt: skip
 
 
@@ -87,5 +87,5 @@ def test_cross_entropy(device, seed, dtype, N, V, options, ignored, layout, want
     compare(
         lambda x: results(cross_entropy(x, target, **options)),
         lambda x: results(reference.cross_entropy(x, target, **options)),
-        {"logits": logits}, ["logits"] if wants else [], ["loss", "lse"][: 1 + options["return_lse"]], dtype, tensors,
+        {"logits": logits}, ["logits"] if wants else [], ["loss", "lse"][: 1 + options["return_lse"]], tensors,
     )  # fmt: skip

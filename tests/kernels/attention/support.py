@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastgpt.kernels import reference
 from fastgpt.kernels.attention import flash_attention
-from tests.support.budget import GRADIENT, assert_all_within_budget
+from tests.support.budget import GRADIENT, assert_all_within_budget, exactly
 
 MASKS = ("key_lengths", "key_starts", "cu_seqlens", "document_ids")
 
@@ -44,13 +44,12 @@ def check(device, qkv, *, ours=None, dropout_mask=None, **arguments) -> tuple[Te
     d_lse = torch.where(lse.isfinite().to(device), d_lse, 0.0)
 
     mine = forward_and_gradients(ours or flash_attention, qkv, d_out, d_lse, **arguments)
-    torchs, exact = (
-        forward_and_gradients(
-            reference.flash_attention, tuple(x.detach().cpu().to(dtype).requires_grad_() for x in qkv),
-            d_out.cpu(), d_lse.cpu(), **on_cpu,
-        )
-        for dtype in (q.dtype, torch.float64)
-    )  # fmt: skip
-    assert_all_within_budget(("out", "lse"), mine[:2], torchs[:2], exact[:2], dtype=q.dtype)
+
+    def plain(qkv, d_out, d_lse):
+        return forward_and_gradients(reference.flash_attention, qkv, d_out, d_lse, **on_cpu)
+
+    inputs = [x.detach().cpu().requires_grad_() for x in qkv], d_out.cpu(), d_lse.cpu()
+    torchs, exact = plain(*inputs), exactly(plain, *inputs)
+    assert_all_within_budget(("out", "lse"), mine[:2], torchs[:2], exact[:2])
     assert_all_within_budget(("dq", "dk", "dv"), mine[2:], torchs[2:], exact[2:], factor=GRADIENT)
     return mine

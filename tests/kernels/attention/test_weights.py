@@ -1,12 +1,14 @@
 """attention_weights against float64: masks, selections, strides, gradients, refusals."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from fastgpt.kernels import attention_weights, flash_attention, reference
 from fastgpt.kernels.attention import weights as module
-from tests.support.budget import GRADIENT, OUTPUT, assert_within_budget
+from tests.support.budget import GRADIENT, assert_within_budget, exactly
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -22,7 +24,7 @@ def fast_lse(q, k, **options):
 
 
 def through_lse(q, k, softmax_scale=None, **mask):
-    """torch by the same route, exp(s - lse): a float32 lse is off by half an ulp of itself, which softmax is spared."""
+    """The weights by our route, exp(s - lse): lse is off by half an ulp of itself, which softmax is spared."""
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     sees = reference.attention_mask(q.shape[2], k.shape[2], **mask, device=q.device)
     s = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(2, 3) * scale
@@ -32,12 +34,11 @@ def through_lse(q, k, softmax_scale=None, **mask):
 
 def assert_right(q, k, lse, options):
     ours = attention_weights(q, k, lse, **options)
-    torchs = through_lse(q, k, **options) if q.dtype == torch.float32 else reference.attention_weights(q, k, **options)
-    exact = reference.attention_weights(q.double(), k.double(), **options)
+    plain = through_lse if q.dtype == torch.float32 else reference.attention_weights
+    (exact,) = exactly(lambda q, k: plain(q, k, **options), q, k)
     assert ours.dtype == q.dtype
-    # The fast path's float32 lse is rounded in base 2 and once more in base e, torch's only once.
-    assert_within_budget("weights", ours, torchs, exact, factor=4.0 if q.dtype == torch.float32 else OUTPUT)
-    return ours, exact
+    assert_within_budget("weights", ours, plain(q, k, **options), exact)
+    return ours, exact.value
 
 
 MASKS = {
@@ -98,8 +99,11 @@ def test_chosen_heads_and_rows_are_those_of_the_whole(device, seed, heads, rows)
     q, k = inputs(device, 70, 130, H=4, H_kv=2)
     lse = reference.flash_attention(q, k, k, window=50, return_lse=True)[1]
     ours = attention_weights(q, k, lse, heads=heads, rows=rows, window=50)
-    expected = reference.attention_weights(q, k, heads=heads, rows=rows, window=50)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    whole = attention_weights(q, k, lse, window=50)
+    whole = whole if heads is None else whole[:, heads]
+    assert torch.equal(ours, whole if rows is None else whole[:, :, rows])
+    (exact,) = exactly(lambda q, k: through_lse(q, k, window=50), q, k)
+    assert_within_budget("whole", attention_weights(q, k, lse, window=50), through_lse(q, k, window=50), exact)
 
 
 @pytest.mark.parametrize(
@@ -157,17 +161,16 @@ def test_gradients_through_weights_and_lse(device, seed, dtype, heads, rows):
     q, k = inputs(device, 33, 40, B=1, H=4, H_kv=2, dtype=dtype)
     mix = torch.randn_like(reference.attention_weights(q, k, heads=heads, rows=rows), dtype=torch.float32)
 
-    def gradients(weights_of, *tensors):
-        tensors = [x.detach().requires_grad_() for x in tensors]
-        weights = weights_of(*tensors)
-        (weights * mix.to(weights.dtype)).sum().backward()
-        return [x.grad for x in tensors]
+    def gradients(weights_of, q, k, mix):
+        weights = weights_of(q, k)
+        return torch.autograd.grad(weights, (q, k), mix.to(weights.dtype))
 
     def plain(q, k):
         return reference.attention_weights(q, k, heads=heads, rows=rows)
 
-    ours = gradients(lambda q, k: attention_weights(q, k, fast_lse(q, k), heads=heads, rows=rows), q, k)
-    torchs, exact = gradients(plain, q, k), gradients(plain, q.double(), k.double())
+    q, k = q.requires_grad_(), k.requires_grad_()
+    ours = gradients(lambda q, k: attention_weights(q, k, fast_lse(q, k), heads=heads, rows=rows), q, k, mix)
+    torchs, exact = gradients(plain, q, k, mix), exactly(functools.partial(gradients, plain), q, k, mix)
     for name, a, b, c in zip("qk", ours, torchs, exact):
         assert_within_budget(f"d{name}", a, b, c, factor=GRADIENT)
 

@@ -3,6 +3,7 @@
 import torch
 
 from fastgpt.kernels import gelu_ffn, linear_gelu, reference
+from tests.support.budget import exactly
 
 NAMES = ("out", "dx", "dw1", "db1", "dw2", "db2")
 
@@ -31,13 +32,19 @@ def out_and_grads(function, tensors, dout, *args, **options):
 
 
 def three_ways(tensors, dout, *args, reference_options=None, function="gelu_ffn", **options):
-    """(ours, torch in the same dtype, float64): out and gradients of each."""
+    """(ours, torch in the same dtype, exactly): out and gradients of each."""
     ours_function = {"gelu_ffn": gelu_ffn, "linear_gelu": linear_gelu}[function]
     plain = getattr(reference, function)
     told = options if reference_options is None else reference_options
     told = {k: v for k, v in told.items() if k not in ("path", "recompute")}
-    wide_told = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in told.items()}
+
+    def eager(tensors, dout, told):
+        return out_and_grads(plain, tensors, dout, *args, **told)
+
     ours = out_and_grads(ours_function, tensors, dout, *args, **options)
-    theirs = out_and_grads(plain, copies(tensors, tensors[0].dtype), dout, *args, **told)
-    exact = out_and_grads(plain, copies(tensors, torch.float64), dout, *args, **wide_told)
-    return ours, theirs, exact
+    return ours, eager(tensors, dout, told), exactly(eager, tensors, dout, told)
+
+
+def exactly_ffn(tensors, dout):
+    """Out and gradients of the plain layer."""
+    return exactly(lambda tensors, dout: out_and_grads(reference.gelu_ffn, tensors, dout), tensors, dout)

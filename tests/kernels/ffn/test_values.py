@@ -5,9 +5,9 @@ import torch
 
 from fastgpt.kernels import gelu_ffn, linear_gelu, reference
 from fastgpt.kernels._runtime import KNOWN_TARGETS, pretend
-from tests.kernels.ffn.cases import NAMES, copies, ffn_inputs, out_and_grads, three_ways
+from tests.kernels.ffn.cases import NAMES, copies, exactly_ffn, ffn_inputs, out_and_grads, three_ways
 from tests.support import philox
-from tests.support.budget import GRADIENT, OUTPUT, assert_within_budget
+from tests.support.budget import GRADIENT, OUTPUT, assert_within_budget, exactly
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PATHS = ("triton", "cublas")
@@ -99,8 +99,7 @@ def test_strided_inputs(device, seed, layout, path):
         assert torch.equal(a, b)
     want = out_and_grads(gelu_ffn, [t.clone().requires_grad_() for t in plain], dout, path=path)
     got = out_and_grads(gelu_ffn, [t.requires_grad_() for t in moved], strided(dout), path=path)
-    exact = out_and_grads(reference.gelu_ffn, copies([t.requires_grad_() for t in plain], torch.float64), dout)
-    check(got, want, exact)
+    check(got, want, exactly_ffn([t.requires_grad_() for t in plain], dout))
 
 
 def test_rows_with_a_stride_are_not_copied(device, seed):
@@ -115,12 +114,12 @@ def test_rows_with_a_stride_are_not_copied(device, seed):
 @pytest.mark.parametrize("path", PATHS)
 def test_upstream_gradient_of_stride_zero(device, seed, path):
     tensors = ffn_inputs(device, torch.float32)
-    gelu_ffn(*tensors, path=path).sum().backward()
-    exact = copies(tensors, torch.float64)
-    reference.gelu_ffn(*exact).sum().backward()
-    theirs = copies(tensors, torch.float32)
-    reference.gelu_ffn(*theirs).sum().backward()
-    check(*([None, *(t.grad for t in ts)] for ts in (tensors, theirs, exact)))
+
+    def eager(tensors):
+        return torch.autograd.grad(reference.gelu_ffn(*tensors).sum(), tensors)
+
+    ours = torch.autograd.grad(gelu_ffn(*tensors, path=path).sum(), tensors)
+    check(*([None, *gradients] for gradients in (ours, eager(tensors), exactly(eager, tensors))))
     linear = copies(tensors[:3], torch.float32)
     linear_gelu(*linear, path=path).sum().backward()
     assert all(t.grad.isfinite().all() for t in linear)
@@ -186,8 +185,7 @@ def test_recompute_and_kept_graphs_give_the_same(device, seed, path):
         torch.autograd.grad(out, tensors, dout)
     again = out_and_grads(gelu_ffn, tensors, dout, recompute=True, path=path)
     assert torch.equal(again[0], want[0])
-    exact = out_and_grads(reference.gelu_ffn, copies(tensors, torch.float64), dout)
-    check(again, want, exact)
+    check(again, want, exactly_ffn(tensors, dout))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgpt.kernels import add_layer_norm, layer_norm, reference
-from tests.support.budget import GRADIENT, OUTPUT, assert_all_within_budget
+from tests.support.budget import GRADIENT, OUTPUT, assert_all_within_budget, exactly
 
 fp32, fp16, bf16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = (fp32, fp16, bf16)
@@ -40,18 +40,21 @@ def converted(inputs: Sequence[Tensor | None], dtype: torch.dtype | None = None)
     ]
 
 
-def check(ours, torchs, exact, inputs, upstream, names, rounded: torch.dtype | None = None) -> Results:
-    """Hold `ours` to the budget, and to torch's shapes and dtypes. The functions take `inputs` only.
+def check(ours, torchs, exact, inputs, upstream, names) -> Results:
+    """Hold `ours` to the budget, and to torch's shapes and dtypes. The functions take `inputs` only."""
 
-    rounded: dtype to which an intermediate result is rounded, if that is not the dtype of each gradient.
-    """
+    def everything(inputs, upstream):
+        results = evaluate(exact, inputs, upstream)
+        return results.outputs + results.gradients
+
     mine = evaluate(ours, inputs, upstream)
     cpu_upstream = [None if g is None else g.cpu() for g in upstream]
     theirs = evaluate(torchs, converted(inputs), cpu_upstream)
-    truth = evaluate(exact, converted(inputs, torch.float64), cpu_upstream)
-    labels = [f"output {i}" for i in range(len(mine.outputs))]
-    assert_all_within_budget(labels, mine.outputs, theirs.outputs, truth.outputs, factor=OUTPUT)
-    assert_all_within_budget(names, mine.gradients, theirs.gradients, truth.gradients, factor=GRADIENT, dtype=rounded)
+    n = len(mine.outputs)
+    truth = exactly(everything, converted(inputs), cpu_upstream)
+    labels = [f"output {i}" for i in range(n)]
+    assert_all_within_budget(labels, mine.outputs, theirs.outputs, truth[:n], factor=OUTPUT)
+    assert_all_within_budget(names, mine.gradients, theirs.gradients, truth[n:], factor=GRADIENT)
     for a, b in zip(mine.outputs + mine.gradients, theirs.outputs + theirs.gradients):
         assert a is None or (a.dtype == b.dtype and a.shape == b.shape and a.is_contiguous())
     return mine
@@ -91,7 +94,7 @@ def add_layer_norm_case(x, residual, weight, bias, *, eps: float = 1e-5, upstrea
         lambda x, r, w, b: add_layer_norm(x, r, w, b, eps),
         torchs,
         lambda x, r, w, b: reference.add_layer_norm(x, r, w, b, eps),
-        inputs, grads, ["dx", "dresidual", "dweight", "dbias"], rounded=x.dtype,
+        inputs, grads, ["dx", "dresidual", "dweight", "dbias"],
     )  # fmt: skip
 
 

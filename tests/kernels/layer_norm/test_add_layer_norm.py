@@ -78,7 +78,6 @@ def test_dropout_is_exact(device, seed, monkeypatch, dropout_p, x_dtype, residua
         torchs,
         lambda *tensors: reference.add_layer_norm(*tensors, dropout_p=dropout_p, dropout_mask=mask),
         inputs, [torch.randn(shape).to(x), torch.randn(shape).to(residual)], ["dx", "dresidual", "dweight", "dbias"],
-        rounded=x_dtype,
     )  # fmt: skip
     dropped = ~mask.to(device)
     assert torch.equal(results.outputs[1][dropped], residual.detach()[dropped])

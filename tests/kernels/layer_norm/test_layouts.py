@@ -1,5 +1,6 @@
 """Any memory layout, any number of rows; a row's result depends on nothing but that row, bit for bit."""
 
+import functools
 import random
 import re
 
@@ -9,9 +10,10 @@ import torch
 
 from benchmarks.gate.offline import offline
 from benchmarks.gate.usage import usage
-from fastgpt.kernels import _runtime, add_layer_norm, layer_norm
+from fastgpt.kernels import _runtime, add_layer_norm, layer_norm, reference
 from fastgpt.kernels.layer_norm import launch
 from fastgpt.kernels.layer_norm.launch import alignment, as_rows
+from tests.support.budget import GRADIENT, assert_all_within_budget, exactly
 
 from .cases import DTYPES, bf16, fp16, fp32, layer_norm_case, parameters
 
@@ -50,10 +52,13 @@ def test_stride_0_upstream_gradient(device, seed, reduce):
     x = torch.randn(6, 33, device=device, requires_grad=True)
     weight, bias = (t.requires_grad_() for t in parameters(33, fp32, device))
     new = torch.randn(6, 33, device=device, requires_grad=True)
-    ours = torch.autograd.grad(reduce(layer_norm(x, 33, weight, bias)), (x, weight, bias))
-    torchs = torch.autograd.grad(reduce(torch.nn.functional.layer_norm(x, (33,), weight, bias)), (x, weight, bias))
-    for a, b in zip(ours, torchs):
-        torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4)
+
+    def gradients(function, *tensors):
+        return torch.autograd.grad(reduce(function(tensors[0], (33,), *tensors[1:])), tensors)
+
+    ours, torchs = (gradients(f, x, weight, bias) for f in (layer_norm, torch.nn.functional.layer_norm))
+    exact = exactly(functools.partial(gradients, reference.layer_norm), x, weight, bias)
+    assert_all_within_budget(("dx", "dweight", "dbias"), ours, torchs, exact, factor=GRADIENT)
     _, new_residual = add_layer_norm(x, new)
     (dx,) = torch.autograd.grad(reduce(new_residual), x)
     torch.testing.assert_close(dx, torch.full_like(x, 1.0 if reduce is torch.sum else 1 / x.numel()))

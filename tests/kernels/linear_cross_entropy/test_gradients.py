@@ -1,13 +1,15 @@
 """What autograd asks of the two functions: which gradients, how often, in place or not, and through lse."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastgpt.kernels import cross_entropy, linear_cross_entropy, reference
-from tests.support.budget import GRADIENT, assert_all_within_budget
+from tests.support.budget import GRADIENT, OUTPUT, assert_all_within_budget, assert_within_budget, exactly
 
-from .cases import FLOAT_DTYPES, problem, run
+from .cases import FLOAT_DTYPES, Problem, problem, run
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -84,22 +86,25 @@ def test_gradient_accumulation_is_exact(device, seed, dtype):
     p.target = torch.where(torch.arange(2, device=device) < lengths, p.target, -100)
     p.target[0, 0] = 1
     tokens = (p.target != -100).sum()
-    whole = linear_cross_entropy(p.x, p.weight, p.target)
-    whole.backward()
-    at_once, p.weight.grad = p.weight.grad.clone(), None
 
-    micro = [linear_cross_entropy(p.x[i : i + 8], p.weight, p.target[i : i + 8], reduction="sum") / tokens
-             for i in range(0, 32, 8)]  # fmt: skip
-    for loss in micro:
-        loss.backward()
-    torch.testing.assert_close(sum(micro), whole)
+    def at_once(function, x, weight):
+        loss = function(x, weight, p.target)
+        return [loss, *torch.autograd.grad(loss, weight)]
 
-    q = p.to(torch.float64)
-    (exact,) = torch.autograd.grad(reference.linear_cross_entropy(q.x, q.weight, q.target), q.weight)
-    tolerance = torch.finfo(dtype).eps * exact.abs().max().item()
-    # Each of the four gradients, and each of the sums that autograd makes of them, is rounded to the dtype once.
-    for gradient, roundings in ((at_once, 2), (p.weight.grad, 8)):
-        torch.testing.assert_close(gradient.double(), exact, atol=roundings * tolerance, rtol=0.0)
+    def in_parts(function, x, weight):
+        micro = [function(x[i : i + 8], weight, p.target[i : i + 8], reduction="sum") / tokens
+                 for i in range(0, 32, 8)]  # fmt: skip
+        gradients = [torch.autograd.grad(loss, weight)[0] for loss in micro]
+        return [sum(micro[1:], micro[0]), sum(gradients[1:], gradients[0])]
+
+    right = exactly(functools.partial(at_once, reference.linear_cross_entropy), p.x, p.weight)
+    for way in (at_once, in_parts):  # parts round more: each gradient, and each sum of them
+        plain = functools.partial(way, reference.linear_cross_entropy)
+        same = exactly(plain, p.x, p.weight)
+        three = way(linear_cross_entropy, p.x, p.weight), plain(p.x, p.weight), same
+        for name, a, b, c, value, factor in zip(("loss", "dweight"), *three, right, (OUTPUT, GRADIENT)):
+            torch.testing.assert_close(c.value, value.value, rtol=1e-12, atol=1e-12)
+            assert_within_budget(name, a, b, c, factor=factor)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -108,18 +113,19 @@ def test_lse_is_differentiable(device, seed, dtype, reduction):
     p = problem(device, dtype)
     g_loss, g_lse = torch.randn(3, 5, device=device), torch.randn(3, 5, device=device)
 
-    def gradients(function, p, **settings):
+    def gradients(function, p, g_loss, g_lse, **settings):
         loss, lse = function(p.x, p.weight, p.target, p.bias, reduction=reduction, return_lse=True, **settings)
         assert lse.shape == p.target.shape
         return [lse, *torch.autograd.grad((loss * g_loss).sum() + (lse * g_lse).sum(), p.leaves)]
 
-    assert_all_within_budget(
-        ("lse", "dx", "dweight", "dbias"),
-        gradients(linear_cross_entropy, p, softcap=9.0, num_chunks=2),
-        gradients(reference.linear_cross_entropy, p.to(dtype), softcap=9.0),
-        gradients(reference.linear_cross_entropy, p.to(torch.float64), softcap=9.0),
-        factor=GRADIENT, dtype=dtype,
-    )  # fmt: skip
+    def plain(x, weight, bias, g_loss, g_lse):
+        return gradients(reference.linear_cross_entropy, Problem(x, weight, bias, p.target), g_loss, g_lse, softcap=9.0)
+
+    inputs = p.x, p.weight, p.bias, g_loss, g_lse
+    ours = gradients(linear_cross_entropy, p, g_loss, g_lse, softcap=9.0, num_chunks=2)
+    torchs, exact = plain(*inputs), exactly(plain, *inputs)
+    assert_within_budget("lse", ours[0], torchs[0], exact[0], factor=OUTPUT)
+    assert_all_within_budget(("dx", "dweight", "dbias"), ours[1:], torchs[1:], exact[1:], factor=GRADIENT)
 
 
 def test_lse_alone_and_unused(device, seed):

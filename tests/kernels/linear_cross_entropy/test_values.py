@@ -1,11 +1,13 @@
 """Loss and gradients against float64, for every option, dtype, reduction and shape."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastgpt.kernels import cross_entropy, linear_cross_entropy, reference
-from tests.support.budget import GRADIENT, assert_within_budget, errors
+from tests.support.budget import GRADIENT, OUTPUT, assert_within_budget, errors, exactly
 
 from .cases import FLOAT_DTYPES, check, problem
 
@@ -107,14 +109,16 @@ def test_cross_entropy_of_logits_with_a_large_offset(device, seed):
     """What a row's logits have in common cancels exactly: lse alone, rounded to float32, could not do that."""
     logits = (torch.randn(5, 99, device=device) + 4096.0).requires_grad_()
     target = torch.randint(0, 99, (5,), device=device)
-    exact = logits.detach().double().requires_grad_()
-    same = logits.detach().clone().requires_grad_()
     for settings in ({}, {"label_smoothing": 0.3}):
-        ours, torchs = cross_entropy(logits, target, **settings), F.cross_entropy(same, target, **settings)
-        true = F.cross_entropy(exact, target, **settings)
-        assert_within_budget("loss", ours, torchs, true)
-        grads = [torch.autograd.grad(loss, of)[0] for loss, of in ((ours, logits), (torchs, same), (true, exact))]
-        assert_within_budget("dlogits", *grads, factor=GRADIENT)
+
+        def results(function, logits, settings=settings):
+            loss = function(logits, target, **settings)
+            return [loss, *torch.autograd.grad(loss, logits)]
+
+        exact = exactly(functools.partial(results, F.cross_entropy), logits)
+        loss, dlogits = zip(results(cross_entropy, logits), results(F.cross_entropy, logits), exact)
+        assert_within_budget("loss", *loss)
+        assert_within_budget("dlogits", *dlogits, factor=GRADIENT)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -125,17 +129,16 @@ def test_cross_entropy_of_logits(device, seed, dtype, reduction, V):
     target = torch.randint(0, V, (2, 3), device=device)
     target[0, 1] = -100
     settings = {"reduction": reduction, "label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 7.0, "return_lse": True}
-    results = []
-    for function, of in (
-        (cross_entropy, logits),
-        (reference.cross_entropy, logits.detach().clone().requires_grad_()),
-        (reference.cross_entropy, logits.detach().double().requires_grad_()),
-    ):
-        loss, lse = function(of, target, **settings)
+
+    def results(function, logits):
+        loss, lse = function(logits, target, **settings)
         total = (loss * torch.arange(1, loss.numel() + 1, device=device).view(loss.shape)).sum() + 0.1 * lse.sum()
-        results.append((loss, lse, *torch.autograd.grad(total, of)))
-    for name, *three in zip(("loss", "lse", "dlogits"), *results):
-        assert_within_budget(name, *three, factor=GRADIENT)
+        return [loss, lse, *torch.autograd.grad(total, logits)]
+
+    exact = exactly(functools.partial(results, reference.cross_entropy), logits)
+    ours, torchs = results(cross_entropy, logits), results(reference.cross_entropy, logits)
+    for name, *three, factor in zip(("loss", "lse", "dlogits"), ours, torchs, exact, (OUTPUT, OUTPUT, GRADIENT)):
+        assert_within_budget(name, *three, factor=factor)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
