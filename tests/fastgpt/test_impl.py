@@ -8,6 +8,7 @@ import torch
 import fastgpt
 from fastgpt import GPT, GPTConfig, impl
 from fastgpt.kernels import _runtime
+from tests.support.modules import assert_same_module
 
 TINY = {"vocab_size": 128, "max_len": 16, "n_layers": 2, "n_heads": 2, "d_model": 16}
 PARTS = {"attn": "sdpa", "norm": "torch", "ffn": "torch", "loss": "torch"}
@@ -53,6 +54,17 @@ def train(model, batches, device, lr=1e-2):
     return losses
 
 
+class Maps(torch.nn.Module):
+    """The attention maps of a model's second head."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, idx):
+        return list(self.model.attention_maps(idx, heads=[1]).values())
+
+
 @pytest.mark.parametrize("tie", [True, False])
 def test_ten_steps_on_text_give_the_references_losses(device, seed, tie):
     reference = GPT(GPTConfig(**TINY, **REFERENCE, tie_weights=tie)).to(device)
@@ -73,10 +85,7 @@ def test_each_part_in_triton_gives_the_references_gradients(device, seed, part):
     model.load_state_dict(reference.state_dict())
     ((idx, targets),) = text_batches(1)
     idx, targets = idx.to(device), targets.to(device)
-    for m in (model, reference):
-        m(idx, targets).loss.backward()
-    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters()):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert_same_module(model, reference, idx, targets, pick=lambda output: output.loss)
 
 
 def test_attention_maps_and_generation_in_triton(device, seed):
@@ -85,9 +94,7 @@ def test_attention_maps_and_generation_in_triton(device, seed):
     away_from_init(reference)
     model.load_state_dict(reference.state_dict())
     idx = text_batches(1)[0][0].to(device)
-    ours, theirs = model.attention_maps(idx, heads=[1]), reference.attention_maps(idx, heads=[1])
-    for layer in (0, 1):
-        torch.testing.assert_close(ours[layer], theirs[layer], rtol=1e-4, atol=1e-5)
+    assert_same_module(Maps(model), Maps(reference), idx)
     prompt = idx[:, :5]
     ours = model.generate(prompt, 6, temperature=0.0)
     assert torch.equal(ours, reference.generate(prompt, 6, temperature=0.0))

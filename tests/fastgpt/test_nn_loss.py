@@ -6,11 +6,23 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import fastgpt.impl
+from fastgpt.kernels import reference
 from fastgpt.nn import LinearCrossEntropyLoss
+from tests.support.modules import assert_same_module
+
+
+class Plain(nn.Module):
+    """A criterion's linear layer and the loss, in plain PyTorch."""
+
+    def __init__(self, criterion, **settings):
+        super().__init__()
+        self.linear, self.settings = criterion.linear, settings
+
+    def forward(self, hidden, target):
+        return reference.linear_cross_entropy(hidden, self.linear.weight, target, self.linear.bias, **self.settings)
 
 
 def inputs(device="cpu", dtype=torch.float32):
@@ -25,28 +37,18 @@ def inputs(device="cpu", dtype=torch.float32):
 def test_equals_torch(device, seed, impl, bias):
     hidden, target = inputs(device)
     criterion = LinearCrossEntropyLoss(8, 33, bias=bias, label_smoothing=0.1, impl=impl, device=device)
-    loss = criterion(hidden, target)
-    logits = criterion.linear(hidden)
-    expected = F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=0.1)
-    torch.testing.assert_close(loss, expected)
-    parameters = [hidden, *criterion.parameters()]
-    torch.testing.assert_close(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
+    assert_same_module(criterion, Plain(criterion, label_smoothing=0.1), hidden, target)
 
 
 @pytest.mark.parametrize("impl", ["triton", "torch"])
 def test_every_setting_arrives(device, seed, impl):
-    from fastgpt.kernels import reference
-
     hidden, target = inputs(device)
     target[0, 1] = 5
     settings = {"reduction": "none", "ignore_index": 5, "label_smoothing": 0.2, "z_loss": 0.1, "softcap": 2.0}
     target[target == -100] = 7
     criterion = LinearCrossEntropyLoss(8, 33, impl=impl, device=device, num_chunks=3, **settings)
-    loss = criterion(hidden, target)
-    assert loss.shape == (2, 5)
-    torch.testing.assert_close(
-        loss, reference.linear_cross_entropy(hidden, criterion.linear.weight, target, **settings)
-    )
+    assert criterion(hidden, target).shape == (2, 5)
+    assert_same_module(criterion, Plain(criterion, **settings), hidden, target)
 
 
 @pytest.mark.parametrize("impl", ["triton", "torch"])
@@ -58,13 +60,12 @@ def test_tied_and_borrowed_weights(device, seed, impl):
     borrowed = LinearCrossEntropyLoss(impl=impl)
     assert not list(borrowed.parameters())
     ids = target.clamp(min=0)
-    expected = F.cross_entropy(F.linear(hidden, embedding.weight).flatten(0, 1), target.flatten())
     loss = tied(hidden + embedding(ids), target)  # the weight is used twice, and gets both gradients
     again = borrowed(hidden + embedding(ids), target, embedding.weight)
-    torch.testing.assert_close(loss, again)
-    both = [torch.autograd.grad(of, embedding.weight)[0] for of in (loss, again)]
-    torch.testing.assert_close(*both)
-    torch.testing.assert_close(borrowed(hidden, target, embedding.weight), expected)
+    assert torch.equal(loss, again)
+    assert torch.equal(*(torch.autograd.grad(of, embedding.weight)[0] for of in (loss, again)))
+    assert torch.equal(borrowed(hidden, target, embedding.weight), tied(hidden, target))
+    assert_same_module(tied, Plain(tied), hidden, target)
 
 
 @pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="this torch has no nn.LinearCrossEntropyLoss")
@@ -74,8 +75,8 @@ def test_takes_the_place_of_torchs_own_class(seed, bias):
     ours = LinearCrossEntropyLoss(8, 33, bias=bias, reduction="sum", label_smoothing=0.1)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     hidden, target = torch.randn(6, 8), torch.randint(0, 33, (6,))
-    torch.testing.assert_close(ours(hidden, target), theirs(hidden, target))
-    torch.testing.assert_close(ours(hidden[0], target[0]), theirs(hidden[0], target[0]))
+    assert_same_module(ours, theirs, hidden.requires_grad_(), target)
+    assert_same_module(ours, theirs, hidden[0].detach().requires_grad_(), target[0])
     torch.manual_seed(0)
     theirs = nn.LinearCrossEntropyLoss(8, 33, bias=bias)
     torch.manual_seed(0)
@@ -127,8 +128,9 @@ def test_is_an_ordinary_module(device, seed):
     for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
         assert torch.equal(twin(hidden, target), criterion(hidden, target))
     doubled = {name: 2 * p for name, p in criterion.named_parameters()}
-    in_torch = LinearCrossEntropyLoss(8, 33, bias=True, z_loss=0.1, impl="torch", device=device)
-    called = [torch.func.functional_call(m, doubled, (hidden, target)) for m in (criterion, in_torch)]
-    torch.testing.assert_close(*called)
+    called = torch.func.functional_call(criterion, doubled, (hidden, target))
+    twin.load_state_dict(doubled)
+    assert torch.equal(called, twin(hidden, target))
+    assert_same_module(twin, Plain(twin, z_loss=0.1), hidden, target)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(hidden, target), criterion(hidden, target))

@@ -1,0 +1,257 @@
+"""The error budget itself: it catches what it must in every family and dtype, hangs on no luck, and can report."""
+
+import functools
+import json
+import math
+import multiprocessing
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgpt import verify
+from fastgpt.budget import (
+    GRADIENT,
+    OUTPUT,
+    REPORT,
+    Verdict,
+    assert_all_within_budget,
+    assert_within_budget,
+    errors,
+    exactly,
+    judge,
+)
+from fastgpt.kernels import reference
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@functools.cache
+def family(kernel, dtype):
+    """[(function, inputs)] of the self-check's calls of a kernel: the reference's outputs and gradients."""
+    torch.manual_seed(0)
+    calls = []
+    for case in verify.CASES[kernel](1):
+        inputs = {k: t.to(dtype) if t.is_floating_point() else t for k, t in case.tensors.items()}
+        inputs |= case.derived({k: t.double() if t.is_floating_point() else t for k, t in inputs.items()})
+        inputs = {k: t.detach().requires_grad_(k in case.wanted) for k, t in inputs.items()}
+        function = getattr(reference, kernel)
+        upstream = verify._upstream(function, inputs, case)
+        calls.append((functools.partial(verify._run, function, case=case), (inputs, upstream), len(upstream)))
+    return calls
+
+
+def judged(kernel, dtype):
+    """(name, torch's result, exact, factor) of every output and gradient."""
+    for run, inputs, n in family(kernel, dtype):
+        for i, (torchs, exact) in enumerate(zip(run(*inputs), exactly(run, *inputs), strict=True)):
+            yield f"result {i}", torchs, exact, OUTPUT if i < n else GRADIENT
+
+
+def ok(*args, **options):
+    return all(verdict.ok for verdict in judge(*args, **options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", verify.names())
+def test_eight_roundings_are_caught_wherever_they_are_planted(kernel, dtype):
+    generator = torch.Generator().manual_seed(0)
+    for name, torchs, exact, factor in judged(kernel, dtype):
+        assert ok(name, torchs, torchs, exact, factor=factor), f"{name}: torch itself is not within the budget"
+        places = torch.randperm(exact.value.numel(), generator=generator)[:6].tolist()
+        for place in (*places, exact.value.abs().argmax().item()):
+            for sign in (-8.0, 8.0):
+                planted = torchs.double().flatten()
+                planted[place] += sign * exact.rounding.max
+                assert not ok(name, planted.view_as(exact.value), torchs, exact, factor=factor), (name, place)
+        signs = torch.randint(0, 2, exact.value.shape, generator=generator) * 16.0 - 8.0
+        assert not ok(name, torchs.double() + signs * exact.rounding.rms, torchs, exact, factor=factor), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_scale_is_that_of_the_expression_over_absolute_values(seed, dtype):
+    """By hand, where the last operation says all: eight roundings of it are caught, and half of one is not."""
+    u = torch.finfo(dtype).eps / 2
+    q, k, v = (torch.randn(1, 2, 50, 32).to(dtype) for _ in range(3))
+    p = reference.attention_weights(q.double(), k.double())
+    x, w, b = torch.randn(9, 64).to(dtype), torch.randn(64).to(dtype), torch.randn(64).to(dtype)
+    normed = reference.layer_norm(x.double())
+    absolute = (x.double().abs() @ w.double().abs()) * 2**-24 / u + (x.double() @ w.double()).abs()  # summed in float32
+
+    def affine(x, w, b):
+        return reference.layer_norm(x, None, w, b)
+
+    for scale, function, *inputs in (
+        (p @ v.double().abs(), reference.flash_attention, q, k, v),
+        (normed.abs() * w.double().abs() + b.double().abs(), affine, x, w, b),
+        (absolute, torch.matmul, x, w),
+    ):
+        (exact,) = exactly(function, *inputs)
+        for size, expected in ((0.5, True), (8.0, False)):
+            planted = exact.value.clone().flatten()
+            planted[scale.argmax()] += size * u * scale.max()
+            assert ok("out", planted.view_as(exact.value), exact.value, exact) is expected, (function, size)
+
+
+class AnyOrder(TorchDispatchMode):
+    """Every sum in an order of its own, in parts of any length: some other machine's."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def parts(self, n):
+        order = torch.randperm(n, generator=self.generator)
+        return order.split([1, 3, 8, 32, n][torch.randint(0, 5, (), generator=self.generator)])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        if func.overloadpacket in (aten.mm, aten.bmm) and args[0].shape[-1] > 1:
+            a, b = args
+            return functools.reduce(torch.add, (a[..., i] @ b[..., i, :] for i in self.parts(a.shape[-1])))
+        if func is aten.addmm.default and args[1].shape[-1] > 1:
+            bias, a, b = args
+            return functools.reduce(torch.add, (a[:, i] @ b[i] for i in self.parts(a.shape[-1]))) + bias
+        if func is aten.sum.dim_IntList and len(args[1]) == 1 and args[0].shape[args[1][0]] > 1:
+            x, (dim,), *keep = args
+            found = functools.reduce(
+                torch.add, (x.index_select(dim, i).sum(dim, True) for i in self.parts(x.shape[dim]))
+            )
+            return found if keep and keep[0] else found.squeeze(dim)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", verify.names())
+def test_no_verdict_hangs_on_the_order_of_sums(kernel):
+    """However lucky torch is here (its results exact but for the last rounding), any machine's order is right."""
+    for run, inputs, n in family(kernel, torch.float32):
+        exact = exactly(run, *inputs)
+        luckiest = [x.value.float() for x in exact]
+        for seed in range(20):
+            with AnyOrder(seed), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                results = run(*inputs)
+            names = [f"result {i}" for i in range(len(results))]
+            assert_all_within_budget(names[:n], results[:n], luckiest[:n], exact[:n])
+            assert_all_within_budget(names[n:], results[n:], luckiest[n:], exact[n:], factor=GRADIENT)
+
+
+def test_a_missing_term_is_caught():
+    """1e-6 of a float32 result, and a key left out of 200 in any dtype."""
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        q, k, v = (torch.randn(1, 1, 200, 16).to(dtype) for _ in range(3))
+        (exact,) = exactly(functools.partial(reference.flash_attention, causal=False), q, k, v)
+        torchs = reference.flash_attention(q, k, v, causal=False)
+        short = reference.flash_attention(q, k[:, :, 1:], v[:, :, 1:], causal=False)
+        assert not ok("out", short, torchs, exact)
+        if dtype == torch.float32:
+            assert not ok("out", torchs + 1e-6 * v.abs().max(), torchs, exact)
+
+
+def exact_of(*values):
+    (exact,) = exactly(lambda x: x * 1.0, torch.tensor(values))
+    return exact
+
+
+def test_what_is_not_a_number():
+    inf, nan = math.inf, math.nan
+    exact = exact_of(inf, nan, 2.0)
+    assert ok("x", torch.tensor([inf, nan, 2.0]), torch.tensor([inf, nan, 2.0]), exact)
+    for wrong in ([-inf, nan, 2.0], [inf, 0.0, 2.0], [inf, nan, nan], [1e38, nan, 2.0]):
+        assert not ok("x", torch.tensor(wrong), torch.tensor([inf, nan, 2.0]), exact)
+        # That torch overflows or fails excuses nothing, and costs nothing.
+        assert not ok("x", torch.tensor(wrong), torch.tensor([0.0, 0.0, nan]), exact)
+    assert ok("x", torch.tensor([inf, nan, 2.0]), torch.tensor([0.0, 0.0, nan]), exact)
+
+
+def test_parts_of_a_result_are_judged_on_their_own():
+    exact = exact_of(1e6, 1.0, 2.0)
+    torchs = exact.value.float()
+    ours = torchs + torch.tensor([0.0, 1e-3, 0.0])
+    small = exact.value < 10
+    assert ok("all", ours, torchs, exact)
+    assert not ok("small", ours[small], torchs[small], exact[small])
+    assert not ok("small", ours[1:], torchs[1:], exact[1:])
+    assert exact[3:].rounding.max == 0.0
+
+
+def test_what_does_not_fit_is_an_error():
+    x = torch.tensor([1.0, 2.0])
+    exact = exact_of(1.0, 2.0)
+    with pytest.raises(
+        AssertionError, match=r"y: max error 1.000e\+00 .* exceeds .* = 2 x max\(torch's 0.000e\+00, float32"
+    ):
+        assert_within_budget("y", x + 1, x, exact)
+    with pytest.raises(AssertionError, match=r"y: shape \(1,\), expected \(2,\)"):
+        assert_within_budget("y", x[:1], x, exact)
+    with pytest.raises(TypeError, match=r"y: exact is a Tensor; make it with exactly\(function, \*inputs\)"):
+        assert_within_budget("y", x, x, x.double())
+    with pytest.raises(AssertionError, match=r"must be float64, not torch\.float32"):
+        exactly(lambda x: x.float(), x)
+    with pytest.raises(AssertionError, match="y: not asked for"):
+        assert_all_within_budget(["y"], [x], [x], [None])
+    with pytest.raises(AssertionError, match="y: missing"):
+        assert_all_within_budget(["y"], [None], [x], [exact])
+    assert_within_budget("y", x[:0], x[:0], exact[:0])
+
+
+def test_equal_infinities_are_no_error():
+    value = torch.tensor([math.inf, 1.0])
+    assert errors(value, value.double()).max == 0.0
+    assert errors(-value, value.double()).max == math.inf
+    assert errors(value[:0], value[:0].double()).rms == 0.0
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+def test_a_report_takes_the_place_of_failing(monkeypatch, tmp_path):
+    path = tmp_path / "ratios.jsonl"
+    monkeypatch.setenv(REPORT, str(path))
+    x = torch.tensor([1.0, 2.0])
+    assert_within_budget("fine", x, x, exact_of(1.0, 2.0))
+    assert_within_budget("wrong", x + 1, x, exact_of(1.0, 2.0), factor=GRADIENT)
+    assert_within_budget("nan", x * math.nan, x, exact_of(1.0, 2.0))
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+    assert [(line["name"], line["norm"], line["ok"]) for line in lines] == [
+        ("fine", "max", True), ("fine", "rms", True), ("wrong", "max", False), ("wrong", "rms", False),
+        ("nan", "max", False), ("nan", "rms", False),
+    ]  # fmt: skip
+    wrong = lines[2]
+    assert wrong["test"] == "tests/fastgpt/test_budget.py::test_a_report_takes_the_place_of_failing"
+    assert (wrong["dtype"], wrong["factor"], wrong["error"], wrong["torch_error"]) == ("float32", 3.0, 1.0, 0.0)
+    assert wrong["u_scale"] == pytest.approx(2**-23)
+    assert wrong["limit"] == 3.0 * wrong["u_scale"]
+    assert wrong["used"] == wrong["error"] / wrong["limit"]
+    assert lines[4]["error"] is None
+    with pytest.raises(AssertionError, match="shape"):
+        assert_within_budget("shape", x[:1], x, exact_of(1.0, 2.0))
+
+
+def _append(path, name):
+    from fastgpt.budget import reported
+
+    for _ in range(200):
+        reported([Verdict(name * 50, "float32", "max", 2.0, 0.0, 0.0, 0.0)])
+
+
+def test_processes_do_not_mix_their_lines(monkeypatch, tmp_path):
+    path = tmp_path / "ratios.jsonl"
+    monkeypatch.setenv(REPORT, str(path))
+    workers = [multiprocessing.get_context("fork").Process(target=_append, args=(path, name)) for name in "abcd"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    names = [json.loads(line)["name"] for line in path.read_text().splitlines()]
+    assert sorted(names) == sorted(name * 50 for name in "abcd" for _ in range(200))
+
+
+def test_verify_reports_as_well(monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    path = tmp_path / "ratios.jsonl"
+    monkeypatch.setenv(REPORT, str(path))
+    report = verify.verify("cpu", only=("layer_norm",))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == len(report.rows) * 4 * 2  # y and three gradients, two norms
+    assert max(line["used"] for line in lines) == max(row.used for row in report.rows)
