@@ -65,7 +65,7 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
         return_dict = kwargs.pop("return_dict", None)
         outputs = self.transformer(*args, **kwargs)
         if shifted is None:  # tokens before n predict token n
-            shifted = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+            shifted = F.pad(labels.long(), (0, 1), value=ignore_index)[..., 1:]
         loss = linear_cross_entropy(
             outputs.last_hidden_state, self.lm_head.weight, shifted.to(outputs.last_hidden_state.device),
             ignore_index=ignore_index, reduction="mean" if tokens is None else "sum",

@@ -17,6 +17,8 @@ from . import elementwise, tiles
 from . import forward as fwd
 
 _HALF = (torch.float16, torch.bfloat16)
+# Kernels number rows and columns in 32 bits, and look past the end: the last tile, or the last band of `_bands`.
+LARGEST = 2**31 - 2**25
 
 
 def _can_tma(*matrices: Tensor) -> bool:
@@ -35,6 +37,11 @@ class _Product:
     """What the launch of one product needs: its tile, whether operands come by TMA, and who computes it."""
 
     def __init__(self, role: str, path: str, a: Tensor, b: Tensor, depth: int) -> None:
+        if max(*a.shape, *b.shape) > LARGEST:
+            raise ValueError(
+                f"gelu_ffn, linear_gelu: a product of {tuple(a.shape)} and {tuple(b.shape)}; the kernels number rows "
+                f"and columns in 32 bits, up to {LARGEST}: split the batch, or use fastgpt.kernels.reference"
+            )
         target = _runtime.target_of(a)
         self.precision = _runtime.dot_precision(a)
         self.tma = _can_tma(a, b)

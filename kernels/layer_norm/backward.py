@@ -57,7 +57,8 @@ def layer_norm_backward(
     dweight = tl.zeros((block_m, block_n), tl.float32)
     dbias = tl.zeros((block_m, block_n), tl.float32)
 
-    for tile in tl.range(program, tl.cdiv(M, block_m), programs, num_stages=stages):
+    tiles = (M - 1) // block_m + 1  # M + block_m may pass 2^31
+    for tile in tl.range(program, tiles, programs, num_stages=stages):
         row = row_indices(tile, block_m)  # (block_m, 1)
         mask = (row < M) & (cols < N)  # (block_m, block_n)
         h = tl.load(H + row * stride_hm + cols, mask=mask, other=0.0).to(tl.float32)

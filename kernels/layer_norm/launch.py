@@ -196,8 +196,18 @@ def itemsizes(inputs: list[tuple[Tensor, int]]) -> tuple[int, ...]:
 
 
 def rows_and_columns(x: Tensor, d: int) -> tuple[int, int]:
-    """(M, N): the products of the leading dimensions and of the `d` trailing ones."""
-    return math.prod(x.shape[: x.dim() - d]), math.prod(x.shape[x.dim() - d :])
+    """(M, N): the products of the leading dimensions and of the `d` trailing ones.
+
+    Raises:
+        ValueError: rows so long that the kernels, which number columns in 32 bits, would lose count.
+    """
+    M, N = math.prod(x.shape[: x.dim() - d]), math.prod(x.shape[x.dim() - d :])
+    if N > tiles.LONGEST:
+        raise ValueError(
+            f"layer_norm: rows of {N} elements, and the kernels take up to {tiles.LONGEST}; use "
+            "fastgpt.kernels.reference.layer_norm"
+        )
+    return M, N
 
 
 def contiguous(t: Tensor | None) -> Tensor | None:

@@ -40,6 +40,7 @@ LONGEST_FORWARD = 32768
 # registers, 256 with 255 each, leave the most of them to the row: what a thread needs beside it is needed least often.
 LONGEST_HELD = 65536
 LONGEST_BACKWARD = 16384  # h and dy
+LONGEST = 2**31 - 2**15  # columns are numbered in 32 bits, and the last tile looks past the end
 LONGEST_SUMMED = 12288  # h, dy, dweight and dbias; held in their own dtypes beyond 8192, or 4096 of a residual stream
 
 # Shared memory that one program can have, in KB (CUDA programming guide, compute capabilities; AMD's CDNA ISA guides).

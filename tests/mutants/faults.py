@@ -248,8 +248,8 @@ MUTANTS = (
     Mutant(
         "layer-norm-last-rows-left-out",
         "layer_norm/backward.py",
-        "tl.range(program, tl.cdiv(M, block_m), programs",
-        "tl.range(program, M // block_m, programs",
+        "tiles = (M - 1) // block_m + 1",
+        "tiles = M // block_m",
         _NORM + "dtypes_and_widths",
     ),
     Mutant(

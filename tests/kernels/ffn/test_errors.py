@@ -87,3 +87,19 @@ def test_double_backward_names_the_reference(device, seed):
             dx.sum().backward()
     tensors = [t.detach().double().requires_grad_() for t in ffn_inputs(device, shape=(2, 3), d_hidden=4, d_out=2)]
     assert torch.autograd.gradgradcheck(reference.gelu_ffn, tensors)
+
+
+@pytest.mark.parametrize("path", ["triton", "cublas"])
+def test_more_tokens_than_the_kernels_can_number_are_refused(path):
+    pytest.importorskip("triton")
+    from fastgpt.kernels._runtime import KNOWN_TARGETS, pretend
+    from fastgpt.kernels.ffn import launch
+
+    def huge(tokens):
+        return torch.empty(1, device="meta").expand(tokens, 8), torch.empty(4, 8, device="meta")
+
+    with pretend(KNOWN_TARGETS["sm_90"]), launches_skipped() as launched:
+        launch._Product("up", path, *huge(launch.LARGEST), 8)
+        with pytest.raises(ValueError, match=r"\(2147483648, 8\) and \(4, 8\).*split the batch"):
+            launch.up(*huge(2**31), None, False, None, path)
+    assert not launched

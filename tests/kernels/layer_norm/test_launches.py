@@ -171,3 +171,10 @@ def test_programs_do_not_depend_on_the_number_of_multiprocessors():
     few, many = (_runtime.Target("cuda", "sm_90", count) for count in (16, 132))
     for N in (768, 4096, 8192):
         assert tiles.backward_tile(N, (2, 2), False, few) == tiles.backward_tile(N, (2, 2), False, many)
+
+
+def test_rows_longer_than_the_kernels_can_number_are_refused():
+    x = torch.empty(1, device="meta").expand(3, tiles.LONGEST)
+    assert launch.rows_and_columns(x, 1) == (3, tiles.LONGEST)
+    with pytest.raises(ValueError, match=r"layer_norm: rows of 2147483648 elements.*reference.layer_norm"):
+        launch.rows_and_columns(torch.empty(1, device="meta").expand(3, 2**31), 1)
