@@ -20,7 +20,7 @@ def dot_operand(tile, PRECISION: tl.constexpr):
 
 @triton.jit
 def round_to_tf32(x):
-    """float32 x moved away from zero by half a unit of TF32; the tensor core drops the rest, the low 13 bits.
+    """float32 x moved away from zero by half a unit of TF32, once; the tensor core drops the rest, the low 13 bits.
 
     Two instructions an element: every warp that shares an operand rounds it for itself. inf and NaN stay what they are,
     which adding half a unit to the bits would not ensure (a GPU's own NaN, 0x7fffffff, would turn into -0). As in every

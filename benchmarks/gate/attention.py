@@ -13,7 +13,7 @@ from fastgpt.kernels.attention import launch
 
 from . import attention_weights
 from .limits import LIMITS
-from .rows import Row
+from .rows import Row, tf32_allowed
 
 ALL = frozenset({"tensor_core", "wide_loads", "no_spills"})
 LARGE_HEAD = frozenset({"tensor_core", "wide_loads"})  # beyond head_dim 128 a spill is allowed, and recorded
@@ -39,6 +39,11 @@ def rows() -> Iterator[Row]:
         yield row(f"bf16-d{head_dim}-dropout", ALL, head_dim=head_dim, dropout_p=0.1)
         yield row(f"fp32-d{head_dim}-causal", FLOAT32, head_dim=head_dim, dtype=torch.float32)
     yield row("fp32-d256-causal", FLOAT32, head_dim=256, dtype=torch.float32)
+    nvidia = tuple(arch for arch in LIMITS if arch.startswith("sm_"))
+    for head_dim in (64, 128, 256):
+        expect = frozenset({"tensor_core", "no_spills"} if head_dim <= 128 else {"tensor_core"})
+        call = functools.partial(_call, head_dim=head_dim, dtype=torch.float32, arches=nvidia)
+        yield Row("attention", f"tf32-d{head_dim}-causal", tf32_allowed()(call), expect)
     # What masks and layouts change is the same everywhere: one GPU of each kind of tensor core is enough.
     kinds = ("sm_80", "sm_90", "sm_100", "gfx942")
     for head_dim in (64, 128):

@@ -8,7 +8,7 @@ import torch
 
 from fastgpt.kernels.attention import weights
 
-from .rows import Row
+from .rows import Row, tf32_allowed
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 EVERYTHING = frozenset({"tensor_core", "wide_loads", "no_spills"})
@@ -24,6 +24,7 @@ def rows() -> Iterator[Row]:
     yield Row("attention", "weights-bf16-d128-last-rows", _call(torch.bfloat16, 128, count=4), EVERYTHING)
     # ieee float32 products are not for tensor cores.
     yield Row("attention", "weights-fp32-d128-causal", _call(torch.float32, 128), EVERYTHING - {"tensor_core"})
+    yield Row("attention", "weights-tf32-d128-causal", tf32_allowed()(_call(torch.float32, 128)), EVERYTHING)
     yield Row("attention", "weights-bf16-d20-causal", _call(torch.bfloat16, 20), frozenset({"no_spills"}))
 
 
@@ -35,7 +36,7 @@ def _call(dtype: torch.dtype, head_dim: int, *, count: int = T, masks: bool = Fa
         per_sequence = torch.empty(B, dtype=torch.int32, device="meta") if masks else None
         documents = torch.empty(B, T, dtype=torch.int32, device="meta") if masks else None
         weights._launch(
-            q, k, lse, list(range(H)), T - count, count, 1, head_dim**-0.5, 1024 if masks else None, 0,
+            q, k, lse, list(range(H)), T - count, count, 1, head_dim**-0.5, 1024 if masks else -1, 0,
             per_sequence, per_sequence, documents,
         )  # fmt: skip
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
@@ -13,7 +12,7 @@ import torch
 
 from fastgpt.kernels.ffn import launch, layers
 
-from .rows import Row
+from .rows import Row, tf32_allowed
 
 TOKENS = 16384
 WIDTHS = (256, 512, 768, 1024, 1600, 2048, 4096)
@@ -47,21 +46,8 @@ def rows() -> Iterator[Row]:
 
 
 def _row(label: str, call: Callable[..., None], expect: frozenset[str], *, tf32: bool = False, **options) -> Row:
-    def in_precision() -> None:
-        with _tf32(tf32):
-            call(**options)
-
-    return Row("ffn", label, in_precision if tf32 else functools.partial(call, **options), expect)
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    matmul = torch.backends.cuda.matmul
-    saved, matmul.fp32_precision = matmul.fp32_precision, "tf32" if allowed else "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = saved
+    call = functools.partial(call, **options)
+    return Row("ffn", label, tf32_allowed()(call) if tf32 else call, expect)
 
 
 def _tensors(d: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import torch
 
 EXPECTATIONS = frozenset({"tensor_core", "wide_loads", "no_spills"})
 
@@ -33,3 +36,14 @@ class Row:
             raise ValueError(f"Row {self.label!r}: unknown expectation {min(unknown)!r}, use {sorted(EXPECTATIONS)}")
         if any(c.isspace() for c in self.label + self.family):
             raise ValueError(f"Row {self.label!r}: family and label must hold no spaces (they are columns of a table)")
+
+
+@contextlib.contextmanager
+def tf32_allowed() -> Iterator[None]:
+    """float32 products inside the block may run on tensor cores, where the GPU has TF32."""
+    matmul = torch.backends.cuda.matmul
+    saved, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = saved

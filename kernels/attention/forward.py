@@ -88,8 +88,10 @@ def forward_step(
         k_b = dot_operand(k_b, PRECISION)
         s = tl.dot(q_b, tl.trans(k_b), s, input_precision=PRECISION)
     v_a = stream_tile(V, V_a, b, h_kv, n, rows_n, cols_a, stride_v, j_ok, head_dim, 0, MASKED, MASK_A)
+    v_a = dot_operand(v_a, PRECISION)
     if D_B > 0:
         v_b = stream_tile(V, V_b, b, h_kv, n, rows_n, cols_b, stride_v, j_ok, head_dim, D_A, MASKED, MASK_B)
+        v_b = dot_operand(v_b, PRECISION)
     if MASKED:
         document_j = 0
         if HAS_DOCUMENTS:
@@ -119,10 +121,8 @@ def forward_step(
         keep = keep_mask(seed, offset, head, i[:, None], j[None, :], threshold)
         p = tl.where(keep, p, 0.0)  # the constant 1 / (1 - dropout_p) waits until the end
     p = dot_operand(p.to(v_a.dtype), PRECISION)
-    v_a = dot_operand(v_a, PRECISION)
     acc_a = tl.dot(p, v_a, acc_a * alpha[:, None], input_precision=PRECISION)
     if D_B > 0:
-        v_b = dot_operand(v_b, PRECISION)
         acc_b = tl.dot(p, v_b, acc_b * alpha[:, None], input_precision=PRECISION)
     return acc_a, acc_b, l, m_new
 

@@ -164,7 +164,7 @@ def test_one_product(device, seed, precision):
     exact = a.double() @ b.double()
     rounded = nearest_tf32(a) @ nearest_tf32(b)
     wanted, other = (exact, rounded) if precision == "ieee" else (rounded, exact)
-    assert (c - wanted).abs().max() < n * 2**-23 < 1e-4 < (c - other).abs().max()
+    assert (c - wanted).abs().max() < n * 2**-20 < 1e-4 < (c - other).abs().max()
 
 
 def test_the_interpreter_multiplies_as_tensor_cores_do(interpreter, seed):
@@ -184,7 +184,7 @@ def distance(a, b):
     return (a.detach().double() - b).square().mean().sqrt().item()
 
 
-def check(names, ours, emulated, exact, precision, limit=0.3):
+def check(names, ours, emulated, exact, precision, limit=0.4):
     """In tf32, `ours` is what float64 makes of operands rounded to the nearest; in ieee, of the operands as they are.
 
     Not bit for bit: where float32 rounds a weight of the softmax across a tie, TF32 rounds it the other way. An operand
@@ -254,7 +254,7 @@ def test_attention_over_several_tiles(device, seed, options):
     emulated, exact = in_float64(nearest_tf32), in_float64(torch.Tensor.double)
     # The forward rounds weights relative to the maximum so far: of its error only the size can be compared, and the
     # gradients have a little of it, through delta.
-    check(("dq", "dk", "dv"), grads, emulated[1:], exact[1:], "tf32", limit=0.4)
+    check(("dq", "dk", "dv"), grads, emulated[1:], exact[1:], "tf32", limit=0.5)
     assert distance(out, exact[0]) < 1.1 * distance(emulated[0], exact[0])
 
 
@@ -294,6 +294,15 @@ def test_rows_that_do_not_see_a_nan_stay_clean_in_tf32(device, seed):
         grads = torch.autograd.grad(out[..., :-1, :].sum(), leaves)
     assert grads[0][..., :-1, :].isfinite().all()
     assert grads[1].isnan().any()  # the last query sees every key
+
+
+def test_numbers_that_round_to_infinity_stay_with_those_who_see_them(device, seed):
+    """Nearer to 2^128 than to the largest TF32: in a product with the weight 0 of a hidden key they would make NaN."""
+    q, k, v = (torch.randn(1, 1, 40, 16, device=device) for _ in "qkv")
+    v[..., -1, :] = torch.finfo(torch.float32).max
+    with multiplying_in("tf32"):
+        out = flash_attention(q, k, v, causal=True)
+        assert torch.equal(out[..., :-1, :], flash_attention(q, k, v * (v.abs() < 1e38), causal=True)[..., :-1, :])
 
 
 def test_the_old_getter_raises_and_nobody_asks_it(device):

@@ -10,6 +10,7 @@ _EXTREMES = "tests/kernels/attention/test_extremes.py::test_"
 _NORM = "tests/kernels/layer_norm/test_accuracy.py::test_"
 _ADD_NORM = "tests/kernels/layer_norm/test_add_layer_norm.py::test_"
 _FFN = "tests/kernels/ffn/test_values.py::test_"
+_PRECISION = "tests/kernels/test_precision.py::test_"
 _LOSS = "tests/kernels/linear_cross_entropy/test_values.py::test_"
 _LOSS_EDGES = "tests/kernels/linear_cross_entropy/test_edges.py::test_"
 _HAZARDS = "tests/kernels/test_hazards.py::test_"
@@ -513,5 +514,112 @@ MUTANTS = (
         "return word >= threshold",
         "return word < threshold",
         "tests/kernels/test_dropout.py::test_mask_is_philox",
+    ),
+    # --- products in TF32 ---------------------------------------------------------------------------------------------
+    Mutant(
+        "tf32-operands-truncated",
+        "_tf32.py",
+        "return x + power * 0.00048828125",
+        "return x",
+        _PRECISION + "one_product",
+    ),
+    Mutant(
+        "tf32-rounds-a-quarter-of-a-unit",
+        "_tf32.py",
+        "power * 0.00048828125",
+        "power * 0.000244140625",
+        _PRECISION + "rounding_of_every_kind_of_number",
+    ),
+    Mutant(
+        "tf32-rounding-by-integers-loses-nan",
+        "_tf32.py",
+        "return x + power * 0.00048828125",
+        "return (x.to(tl.uint32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)",
+        _PRECISION + "rounding_keeps_what_is_not_a_number",
+    ),
+    Mutant(
+        "tf32-rounds-ieee-products-too",
+        "_tf32.py",
+        'if PRECISION == "tf32":',
+        'if PRECISION == "tf32" or PRECISION == "ieee":',
+        _PRECISION + "one_product",
+    ),
+    Mutant(
+        "tf32-asked-by-the-getter-that-raises",
+        "_runtime.py",
+        'torch.backends.cuda.matmul.fp32_precision != "tf32"',
+        "not torch.backends.cuda.matmul.allow_tf32",
+        _PRECISION + "every_way_to_set_torchs_switch",
+    ),
+    Mutant(
+        "tf32-on-turing",
+        "_runtime.py",
+        "capability >= 80",
+        "capability >= 75",
+        _PRECISION + "gpus_without_tf32",
+    ),
+    Mutant(
+        "attention-tf32-weights-truncated",
+        "attention/forward.py",
+        "p = dot_operand(p.to(v_a.dtype), PRECISION)",
+        "p = p.to(v_a.dtype)",
+        _PRECISION + "attention",
+    ),
+    Mutant(
+        "attention-tf32-second-part-of-queries-truncated",
+        "attention/forward.py",
+        "q_b = dot_operand(q_b, PRECISION)",
+        "pass",
+        _PRECISION + "attention",
+    ),
+    Mutant(
+        "attention-tf32-values-rounded-twice",
+        "attention/forward.py",
+        "v_a = without_nonfinite(v_a)",
+        "v_a = dot_operand(without_nonfinite(v_a), PRECISION)",
+        _PRECISION + "attention_over_several_tiles",
+    ),
+    Mutant(
+        "attention-dkdv-tf32-scores-truncated",
+        "attention/backward.py",
+        "dsT = dot_operand(dsT.to(q_a.dtype), PRECISION)",
+        "dsT = dsT.to(q_a.dtype)",
+        _PRECISION + "attention",
+    ),
+    Mutant(
+        "attention-dkdv-tf32-second-part-of-keys-truncated",
+        "attention/backward.py",
+        "v_b = load_tile(V, rows_n, cols_b, stride_v[2], stride_v[3], j_ok, HEAD_DIM, True, MASK_B)\n"
+        "        k_b, v_b = dot_operand(k_b, PRECISION), dot_operand(v_b, PRECISION)",
+        "v_b = load_tile(V, rows_n, cols_b, stride_v[2], stride_v[3], j_ok, HEAD_DIM, True, MASK_B)",
+        _PRECISION + "attention",
+    ),
+    Mutant(
+        "attention-dq-tf32-scores-truncated",
+        "attention/backward.py",
+        "ds = dot_operand(ds.to(k_a.dtype), PRECISION)",
+        "ds = ds.to(k_a.dtype)",
+        _PRECISION + "attention",
+    ),
+    Mutant(
+        "attention-dq-tf32-gradients-truncated",
+        "attention/backward.py",
+        "q_a, do_a = dot_operand(q_a, PRECISION), dot_operand(do_a, PRECISION)",
+        "q_a = dot_operand(q_a, PRECISION)",
+        _PRECISION + "attention",
+    ),
+    Mutant(
+        "attention-weights-tf32-keys-truncated",
+        "attention/weights_kernel.py",
+        "q, k = dot_operand(q, PRECISION), dot_operand(k, PRECISION)",
+        "q = dot_operand(q, PRECISION)",
+        _PRECISION + "attention",
+    ),
+    Mutant(
+        "ffn-tf32-second-operand-truncated",
+        "ffn/gemm.py",
+        "other=0.0)\n            a, b = dot_operand(a, precision), dot_operand(b, precision)",
+        "other=0.0)\n            a = dot_operand(a, precision)",
+        _PRECISION + "ffn",
     ),
 )
