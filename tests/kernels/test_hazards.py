@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastgpt.kernels import (
+    _runtime,
     add_layer_norm,
     cross_entropy,
     flash_attention,
@@ -59,6 +60,17 @@ def test_the_ffn_over_its_pre_activation(interpreter, seed, path, approximate):
         y = gelu_ffn(*tensors[:5], approximate, residual=tensors[5], dropout_p=0.2, path=path)
         gradients(y, *tensors)
         gradients(linear_gelu(*tensors[:3], approximate, path=path), *tensors[:3])
+    assert hazards.found == []
+
+
+def test_the_ffn_by_descriptors_and_sums_in_parts(interpreter, seed):
+    """The paths that the shapes above do not take: TMA on sm_90, and weights' gradients split over many tokens."""
+    halves = [leaf(*s, dtype=bf16) for s in ((70, 24), (72, 24), (72,), (24, 72), (24,))]
+    wide = [leaf(*s) for s in ((300, 4), (8, 4), (8,), (4, 8), (4,))]
+    with Hazards() as hazards:
+        with _runtime.pretend(_runtime.KNOWN_TARGETS["sm_90"]):
+            gradients(gelu_ffn(*halves, path="triton"), *halves)
+        gradients(gelu_ffn(*wide, path="triton"), *wide)
     assert hazards.found == []
 
 
