@@ -13,6 +13,7 @@ _FFN = "tests/kernels/ffn/test_values.py::test_"
 _PRECISION = "tests/kernels/test_precision.py::test_"
 _LOSS = "tests/kernels/linear_cross_entropy/test_values.py::test_"
 _LOSS_EDGES = "tests/kernels/linear_cross_entropy/test_edges.py::test_"
+_CONTRACTION = "tests/benchmarks/test_contraction.py::test_"
 _HAZARDS = "tests/kernels/test_hazards.py::test_"
 _LOSS_EXTREMES = "tests/kernels/linear_cross_entropy/test_extremes.py::test_"
 
@@ -217,6 +218,20 @@ MUTANTS = (
         "centred = tl.where(mask, h - mean, 0.0)",
         "centred = h - mean",
         _NORM + "dtypes_and_widths",
+    ),
+    Mutant(
+        "layer-norm-variance-contracted-into-its-sum-over-lanes",
+        "layer_norm/forward.py",
+        "sum_of_products(centred, centred, axis=1",
+        "tl.sum(centred * centred, axis=1",
+        _CONTRACTION + "few_columns_of_layer_norm",
+    ),
+    Mutant(
+        "layer-norm-mean-of-g-contracted-into-its-sum-over-lanes",
+        "layer_norm/backward.py",
+        "g = rounded_product(dy, weight)",
+        "g = dy * weight",
+        _CONTRACTION + "few_columns_of_layer_norm",
     ),
     Mutant(
         "layer-norm-eps-dropped",
