@@ -179,6 +179,11 @@ def problems(result: Result) -> list[str]:
                 f"{at}: {u.contracted_sums} sums over lanes differ between the lanes: a product is contracted into "
                 "their first step; use kernels/_sums.py"
             )
+        if u.unconditional_copies:
+            found.append(
+                f"{at}: {', '.join(u.unconditional_copies)}: the copies of a loop's first steps are issued whether or "
+                "not it has one; what they depend on is undefined where it has none (a division by 0?)"
+            )
         if "no_spills" in result.expect and u.spill_bytes:
             found.append(f"{at}: spills {u.spill_bytes} bytes")
         if "tensor_core" in result.expect and u.has_dot and u.tensor_core == "none":

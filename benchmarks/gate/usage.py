@@ -22,10 +22,11 @@ from benchmarks.sass import loops, parser
 from benchmarks.sass.loops import find_loops, hot_loop
 from benchmarks.sass.parser import Instruction, program_of
 
-from . import contraction, limits
+from . import contraction, limits, prefetch
 from .contraction import contracted_sums
 from .limits import ctas_per_sm
 from .offline import Compiled
+from .prefetch import unconditional_copies
 
 # Tensor-core opcodes: HMMA etc. (warp-wide mma.sync), HGMMA etc. (warpgroup), UTCHMMA etc. (tcgen05), v_mfma_* (AMD).
 _TENSOR = {
@@ -62,6 +63,7 @@ class Usage:
     warnings: tuple[str, ...]  # ptxas codes, "C7510"
     has_dot: bool
     contracted_sums: int  # sums over lanes whose result differs between the lanes that hold it: contraction.py
+    unconditional_copies: tuple[str, ...]  # places in the source; see prefetch.py
 
 
 def usage(compiled: Compiled | Any, arch: str) -> Usage:
@@ -74,7 +76,7 @@ def usage(compiled: Compiled | Any, arch: str) -> Usage:
     key = [binary, arch.encode(), _analysis(), str((kernel.metadata.shared, kernel.metadata.num_warps)).encode()]
     text = _remembered("usage", key, lambda: json.dumps(asdict(_analyse(kernel, arch))))
     known = json.loads(text)
-    return Usage(**known | {"warnings": tuple(known["warnings"])})
+    return Usage(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 def _analyse(kernel: Any, arch: str) -> Usage:
@@ -106,6 +108,7 @@ def _analyse(kernel: Any, arch: str) -> Usage:
         warnings=warnings,
         has_dot=bool(re.search(r"\btt\.dot", kernel.asm.get("ttir", ""))),
         contracted_sums=len(contracted_sums(program)),
+        unconditional_copies=tuple(unconditional_copies(kernel.asm.get("ttgir", ""), kernel.asm.get("ptx", ""))),
     )
 
 
@@ -114,7 +117,7 @@ def _analysis() -> bytes:
     """The source of everything that a `Usage` depends on besides the machine code."""
     return b"".join(
         Path(inspect.getfile(module)).read_bytes()
-        for module in (sys.modules[__name__], contraction, limits, loops, parser)
+        for module in (sys.modules[__name__], contraction, limits, loops, parser, prefetch)
     )
 
 

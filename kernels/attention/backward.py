@@ -31,7 +31,10 @@ def attention_delta(
     D_out += head_offset(stride_do, b, h) + row.to(tl.int64) * stride_do[2]
     out = load_tile(Out, rows, cols, stride_o[2], stride_o[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
     d_out = load_tile(D_out, rows, cols, stride_do[2], stride_do[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
-    delta = sum_of_products(out.to(tl.float32), d_out.to(tl.float32), 1)
+    if Out.dtype.element_ty == tl.float32 or D_out.dtype.element_ty == tl.float32:
+        delta = sum_of_products(out.to(tl.float32), d_out.to(tl.float32), 1)
+    else:  # products of two 16-bit numbers are exact in float32: nothing is lost where they are fused into the sum
+        delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
     offs = head.to(tl.int64) * T_q + i
     if D_lse is not None:
         D_lse += head_offset(stride_dlse, b, h) + row.to(tl.int64) * stride_dlse[2]
@@ -187,10 +190,11 @@ def attention_dkdv(
     for MASKED in tl.static_range(2):  # in this order for the reason given in the forward
         tiles = num_left + num_right if MASKED else num_full
         for step in tl.range(0, tiles * GROUP, num_stages=1 if MASKED else None):
-            # Loads of the first step may be issued before the loop, also where it has no step: what they depend on must
-            # be defined then, and a division by 0 is not.
-            g = step // tl.maximum(tiles, 1) if GROUP > 1 else 0
-            m = tile_start(step - g * tiles, left, num_left, full, right, BLOCK_M, EDGE, MASKED)
+            # The heads of the group take turns at a tile, so that both divisions are by a constant. The number of tiles
+            # may be 0, and the loads of the first step are issued before the loop, whether or not it has a step: what
+            # they depend on must be defined then.
+            g = step % GROUP
+            m = tile_start(step // GROUP, left, num_left, full, right, BLOCK_M, EDGE, MASKED)
             g64 = tl.zeros([], tl.int64) + g
             dk_a, dk_b, dv_a, dv_b = dkdv_step(
                 dk_a, dk_b, dv_a, dv_b, k_a, k_b, v_a, v_b, Q + g64 * stride_q[1], D_out + g64 * stride_do[1],

@@ -33,6 +33,20 @@ def row_sum(X, Out, N: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(Out + row, tl.sum(total))
 
 
+@triton.jit
+def grouped_product(A, B, C, Tiles, GROUP: tl.constexpr, BLOCK: tl.constexpr, SAFE: tl.constexpr):
+    """C (BLOCK, BLOCK): for each of GROUP matrices in A, its first Tiles[program] // 64 tiles times those of B, summed."""
+    tiles = tl.maximum(tl.load(Tiles + tl.program_id(0)), 0) // 64
+    offs = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for step in tl.range(0, tiles * GROUP, num_stages=3):
+        g = step // (tl.maximum(tiles, 1) if SAFE else tiles)
+        a = tl.load(A + (g * 4096 + step) * BLOCK * BLOCK + offs)  # (BLOCK, BLOCK)
+        b = tl.load(B + (step - g * tiles) * BLOCK * BLOCK + offs)  # (BLOCK, BLOCK)
+        acc = tl.dot(a, b, acc)
+    tl.store(C + offs, acc)
+
+
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
@@ -50,3 +64,11 @@ def row_sum_row(label: str, n: int, *, expect: set[str], block: int = 1024) -> R
         row_sum[(64,)](empty(64, n), empty(64, dtype=torch.float32), n, block, num_warps=4)
 
     return Row("sample", label, call, frozenset(expect))
+
+
+def grouped_row(label: str, *, safe: bool) -> Row:
+    def call() -> None:
+        c, tiles = empty(64, 64, dtype=torch.float32), empty(8, dtype=torch.int32)
+        grouped_product[(8,)](empty(4, 64, 64), empty(64, 64), c, tiles, 3, 64, safe, num_warps=4)
+
+    return Row("sample", label, call)

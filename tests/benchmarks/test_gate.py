@@ -12,7 +12,7 @@ from benchmarks.gate import run, table
 from benchmarks.gate.limits import LIMITS, ctas_per_sm
 from benchmarks.gate.rows import Row
 
-from .sample_kernels import matmul_row, row_sum_row
+from .sample_kernels import grouped_row, matmul_row, row_sum_row
 
 compiles = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1 leaves nothing to compile in this process"
@@ -86,6 +86,17 @@ def test_a_dot_without_tensor_cores_is_refused(good):
     scalar = dataclasses.replace(used, tensor_core="none", tensor_core_count=0)
     found = table.problems(dataclasses.replace(good, kernels={name: scalar, "other": used}))
     assert found == ["sample good sm_90 matmul: no tensor-core instruction"]
+
+
+@compiles
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_copies_issued_before_a_loop_without_steps_are_refused(arch):
+    """A division by the number of tiles, which may be 0: the compiler concludes that it is not, and always copies."""
+    (problem,) = table.problems(run.compile_row(grouped_row("unsafe", safe=False), arch))
+    assert "the copies of a loop's first steps are issued whether or not it has one" in problem
+    assert problem.count("sample_kernels.py:") == 2  # a and b
+    assert table.problems(run.compile_row(grouped_row("safe", safe=True), arch)) == []
+    assert table.problems(run.compile_row(GOOD, arch)) == []  # another loop with copies
 
 
 LINE = table.Line("fwd", "kernel", "sm_90", 128, 0, 65536, 2, "wgmma:8", 16, 0, 4, 200, "-")
