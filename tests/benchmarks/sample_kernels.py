@@ -35,7 +35,7 @@ def row_sum(X, Out, N: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def grouped_product(A, B, C, Tiles, GROUP: tl.constexpr, BLOCK: tl.constexpr, SAFE: tl.constexpr):
-    """C (BLOCK, BLOCK): for each of GROUP matrices in A, its first Tiles[program] // 64 tiles times those of B, summed."""
+    """C (BLOCK, BLOCK): the first Tiles[program] // 64 tiles of each of GROUP matrices in A, times those of B."""
     tiles = tl.maximum(tl.load(Tiles + tl.program_id(0)), 0) // 64
     offs = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)

@@ -22,8 +22,11 @@ def few_tiles(device, table_tiles, monkeypatch):
 @pytest.mark.parametrize("group", range(1, 9))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_groups(device, seed, dtype, group, T, head_dim):
-    if device.type == "cpu" and dtype == torch.float16 and group != 3:
-        pytest.skip("on a CPU the two dtypes differ in rounding only: one group is enough")
+    if device.type == "cpu" and (
+        (dtype == torch.float16 and (group, T) != (3, 20))
+        or (T == 300 and (group not in (3, 4, 5) or (head_dim == 128 and group != 3)))
+    ):
+        pytest.skip("without prefetches, which a CPU has not, the others run the same code: seconds each")
     check(device, random_qkv(device, 1, group, T, T, head_dim, H_kv=1, dtype=dtype))
 
 
@@ -33,7 +36,9 @@ def test_groups(device, seed, dtype, group, T, head_dim):
 )
 def test_groups_under_masks(device, seed, group, masks):
     masks = dict(masks)
+    if device.type == "cpu" and group != 3:
+        pytest.skip("as above")
     T_q = masks.pop("T_q", 300)
     if "key_lengths" in masks:
         masks["key_lengths"] = torch.tensor([masks["key_lengths"]], device=device)
-    check(device, random_qkv(device, 1, 2 * group, T_q, 300, 64, H_kv=2, dtype=torch.bfloat16), **masks)
+    check(device, random_qkv(device, 1, group, T_q, 300, 64, H_kv=1, dtype=torch.bfloat16), **masks)
