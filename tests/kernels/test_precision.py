@@ -1,10 +1,12 @@
 """float32 products follow torch's switch, set by whichever of its APIs, and round their operands as cuBLAS does."""
 
+import ast
 import contextlib
 import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +80,30 @@ def test_every_way_to_set_torchs_switch():
         assert found == {
             "torch.float32": expected, "torch.float16": "ieee", "torch.bfloat16": "ieee"
         }, statement  # fmt: skip
+
+
+def named(node):
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {"tl"}
+
+
+def calls_of(tree, function):
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == function]
+
+
+def test_every_product_names_its_precision_and_rounds_its_operands():
+    """By the source: a new product that forgets either would multiply in TF32 unasked, or truncate."""
+    products = 0
+    for file in Path(_runtime.__file__).parent.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        assigned = [n for n in ast.walk(tree) if isinstance(n, ast.Assign) and calls_of(n.value, "dot_operand")]
+        rounded = set().union(*(named(target) for n in assigned for target in n.targets))
+        for product in calls_of(tree, "tl.dot"):
+            products += 1
+            where = f"{file}:{product.lineno}: {ast.unparse(product)}"
+            assert "input_precision" in {k.arg for k in product.keywords}, where
+            for operand in product.args[:2]:
+                assert named(operand) <= rounded, f"{where}: {ast.unparse(operand)} is no dot_operand"
+    assert products >= 20
 
 
 @contextlib.contextmanager
