@@ -226,31 +226,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks = (
             inputs
         )
-        loss, _, stats, counts, dx, dweight, dbias = outputs
+        _, lse, stats, counts, dx, dweight, dbias = outputs
         made = dx.dim() == 2, dweight.dim() == 2, dbias.shape[0] > 0  # x and weight are 2-D, and V >= 1
         all_made = not any(n and not m for n, m in zip(_needed(ctx), made))
         again = () if all_made and not return_lse else (x, weight, target, bias, stats)
-        ctx.save_for_backward(loss, counts, dx, dweight, dbias, *again)
+        ctx.save_for_backward(counts, dx, dweight, dbias, *again)
         ctx.all_made, ctx.reduction, ctx.num_chunks, ctx.rows = all_made, reduction, num_chunks, x.shape[0]
         ctx.settings = ignore_index, label_smoothing, z_loss, softcap
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*outputs[2:] if return_lse else outputs[1:])
+        # The gradients stay differentiable outputs: by them alone a second derivative finds its way here, and raises.
+        ctx.mark_non_differentiable(stats, counts, *(() if return_lse else (lse,)))
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         need = _needed(ctx)
         if grad_loss is None and grad_lse is None:
             return (None,) * 11
-        loss, counts, *made, x, weight, target, bias, stats = (*ctx.saved_tensors, *(None,) * 5)[:10]
+        counts, *made, x, weight, target, bias, stats = (*ctx.saved_tensors, *(None,) * 5)[:9]
         if not ctx.all_made or grad_lse is not None:
             rows = upstream_rows(grad_loss, counts, ctx.reduction, ctx.rows)
             grads = _backward_op(
                 rows, grad_lse, x, weight, target, bias, stats, *ctx.settings, ctx.num_chunks, *need
             )  # fmt: skip
         else:
-            if torch.is_grad_enabled():  # what is saved here has no history: the loss, which has, must make up for it
-                grad_loss = torch.stack([grad_loss, loss])[0]
             divisor = counts if ctx.reduction == "mean" else None
             grads = [_scale_op(grad_loss, divisor, g, t) if n else None for g, t, n in zip(made, ctx.dtypes, need)]
         dx, dweight, dbias = (g if n else None for g, n in zip(grads, need))

@@ -6,6 +6,7 @@ gives for plain copies of them.
 
 import pytest
 import torch
+import torch.utils.flop_counter
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
@@ -251,3 +252,64 @@ def test_what_is_not_dense_and_real_is_refused_by_name(device, seed, name):
             function = name.split(",")[0]
             assert str(error.value).startswith(f"{function}: {argument} "), str(error.value)
             assert kind in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------- what bypasses an operator
+
+
+@pytest.mark.parametrize("lazy", ["logits", "target", "upstream"])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_the_loss_that_overwrites_its_logits(device, seed, lazy, reduction):
+    """Its backward pass writes into storage, and must not where that says something else."""
+    target = torch.tensor([3, 0, 10], device=device)
+    x = torch.randn(3, 11, device=device, requires_grad=True)
+    g = torch.randn(3 if reduction == "none" else (), device=device)
+
+    def gradient(make, inplace):
+        logits = make(x) if lazy == "logits" else x * 1
+        targets = make(target) if lazy == "target" else target
+        loss = kernels.cross_entropy(logits, targets, reduction=reduction, inplace=inplace)
+        return torch.autograd.grad(loss, x, make(g) if lazy == "upstream" else g)[0]
+
+    assert torch.equal(plain(gradient(negated, True)), gradient(lambda t: t * 1, False))
+
+
+def test_normed_rows_rebuilt_from_negated_views(device, seed):
+    """What `recompute_normed` keeps in place of an output is read by a launch without an operator."""
+    x, w = torch.randn(3, 8, device=device), torch.randn(8, 8, device=device, requires_grad=True)
+    scale, shift = torch.randn(8, device=device), torch.randn(8, device=device)
+
+    def gradient(make, recompute, read=lambda h: h):
+        normed = kernels.layer_norm(make(x), 8, make(scale), make(shift), recompute=recompute)
+        return torch.autograd.grad((read(normed) @ w).sin().sum(), w)[0]
+
+    expected = gradient(plain, False)
+    with kernels.recompute_normed():
+        assert torch.equal(gradient(negated, True), expected)
+    expected = gradient(plain, False, lambda h: torch._neg_view(h))
+    with kernels.recompute_normed():  # a negated view of the output is no view that can be rebuilt by its strides
+        assert torch.equal(gradient(plain, True, lambda h: torch._neg_view(h)), expected)
+
+
+def test_saved_tensors_handed_back_negated(device, seed):
+    """Hooks may give back what they like: a backward pass that overwrites what was saved looks at it first."""
+    x, w1, w2 = (torch.randn(s, device=device, requires_grad=True) for s in ((3, 8), (12, 8), (8, 12)))
+    g = torch.randn(3, 8, device=device)
+    expected = torch.autograd.grad(kernels.gelu_ffn(x, w1, None, w2, None), (x, w1, w2), g)
+    pack = lambda t: t.detach().neg() if t.is_floating_point() else t  # noqa: E731
+    unpack = lambda t: torch._neg_view(t) if t.is_floating_point() else t  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        y = kernels.gelu_ffn(x, w1, None, w2, None)
+    for a, b in zip(torch.autograd.grad(y, (x, w1, w2), g), expected):
+        assert torch.equal(plain(a), b)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_modes_that_watch_see_negated_tensors_right(device, seed, name):
+    """Through the dispatcher, which resolves them before a mode or a kernel sees them."""
+    call = CALLS[name]
+    inputs = call.inputs(device)
+    expected = call.run(kernels, inputs)
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        ours = call.run(kernels, {n: negated(x) for n, x in inputs.items()})
+    assert all(torch.equal(plain(a), b) for a, b in zip(ours, expected))

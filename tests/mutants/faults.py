@@ -16,6 +16,8 @@ _LOSS_EDGES = "tests/kernels/linear_cross_entropy/test_edges.py::test_"
 _CONTRACTION = "tests/benchmarks/test_contraction.py::test_"
 _HAZARDS = "tests/kernels/test_hazards.py::test_"
 _LOSS_EXTREMES = "tests/kernels/linear_cross_entropy/test_extremes.py::test_"
+_SPECIAL = "tests/kernels/test_special_tensors.py::test_"
+_TRANSFORMS = "tests/kernels/test_transforms.py::test_"
 
 MUTANTS = (
     # --- attention: which keys a query sees ---------------------------------------------------------------------------
@@ -636,5 +638,69 @@ MUTANTS = (
         "other=0.0)\n            a, b = dot_operand(a, precision), dot_operand(b, precision)",
         "other=0.0)\n            a = dot_operand(a, precision)",
         _PRECISION + "ffn",
+    ),
+    # --- between torch and the kernels --------------------------------------------------------------------------------
+    Mutant(
+        "operator-reads-the-storage-of-lazy-views",
+        "_library.py",
+        "            if _dispatch_keys(arg).raw_repr() not in _PLAIN:\n                return False",
+        "            if arg.is_meta:\n                return False",
+        _SPECIAL + "one_negated_argument",
+    ),
+    Mutant(
+        "operator-loses-tangents",
+        "_transforms.py",
+        "if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:",
+        "if isinstance(arg, Tensor) and arg.requires_grad and forward_ad.unpack_dual(arg).tangent is not None:",
+        _TRANSFORMS + "forward_mode_is_refused",
+    ),
+    Mutant(
+        "operator-not-told-of-forward-mode",
+        "_library.py",
+        "        or forward_ad._current_level >= 0\n",
+        "",
+        _TRANSFORMS + "forward_mode_is_refused",
+    ),
+    Mutant(
+        "operator-batches-along-the-wrong-dimension",
+        "_transforms.py",
+        "return a.select(d, i) if",
+        "return a.transpose(0, d).select(0, i) if",
+        _TRANSFORMS + "vmap_is_a_loop",
+    ),
+    Mutant(
+        "loss-gradients-without-a-history",
+        "linear_cross_entropy/op.py",
+        "ctx.mark_non_differentiable(stats, counts, *(() if return_lse else (lse,)))",
+        "ctx.mark_non_differentiable(*outputs[2:] if return_lse else outputs[1:])",
+        _TRANSFORMS + "a_second_derivative_is_refused",
+    ),
+    Mutant(
+        "loss-overwrites-what-is-no-plain-storage",
+        "linear_cross_entropy/logits_op.py",
+        "plain = _library.plain((rows, grad_lse, logits, target, stats))",
+        "plain = type(logits) is Tensor",
+        _SPECIAL + "the_loss_that_overwrites_its_logits",
+    ),
+    Mutant(
+        "ffn-backward-overwrites-for-all-of-vmap",
+        "ffn/op.py",
+        "and plain((pre, dout))",
+        "and type(pre) is Tensor",
+        _TRANSFORMS + "batched_gradients_of_a_graph_that_dies",
+    ),
+    Mutant(
+        "layer-norm-rebuilt-from-the-storage-of-a-negated-view",
+        "layer_norm/recompute.py",
+        "(t if t is None else t.resolve_neg() for t in (self.h, self.weight, self.bias))",
+        "(self.h, self.weight, self.bias)",
+        _SPECIAL + "normed_rows_rebuilt_from_negated_views",
+    ),
+    Mutant(
+        "layer-norm-rebuilds-a-negated-view-by-its-strides",
+        "layer_norm/recompute.py",
+        "tensor.layout != torch.strided or tensor.is_neg() or",
+        "tensor.layout != torch.strided or",
+        _SPECIAL + "normed_rows_rebuilt_from_negated_views",
     ),
 )

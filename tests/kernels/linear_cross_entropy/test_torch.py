@@ -225,3 +225,20 @@ def test_no_host_sync():
         cross_entropy(torch.randn(8, 64, device="cuda", requires_grad=True), p.target[:8] % 64).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_loss_may_be_changed_in_place(device, seed, reduction):
+    """As `loss /= accumulation_steps` does: nothing that is handed out is needed in the backward pass."""
+    p = problem(device, torch.float32, (6,), 33, 8)
+    gradients = []
+    for in_place in (True, False):
+        loss, lse = linear_cross_entropy(p.x, p.weight, p.target, p.bias, reduction=reduction, return_lse=True)
+        if in_place:
+            loss /= 4
+            lse.mul_(0.25)
+        else:
+            loss, lse = loss / 4, lse * 0.25
+        gradients.append(torch.autograd.grad(loss.sum() + lse.sum(), p.leaves))
+    for a, b in zip(*gradients):
+        assert torch.equal(a, b)
