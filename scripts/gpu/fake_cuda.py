@@ -51,6 +51,7 @@ def install() -> None:
     _patch_profiler()
     if not __debug__:  # no assertions, so that every launch of a test is reached: then not this one either
         torch.testing.assert_close = lambda *_, **__: None
+    _patch_tracers()
     torch.compile = lambda model=None, **_: model if model is not None else (lambda f: f)
     warnings.filterwarnings("ignore", message="CUDA initialization")  # autograd counts GPUs by way of the runtime
     FakeGpu().__enter__()
@@ -298,6 +299,27 @@ def _patch_profiler() -> None:
             super().__init__(activities=[profiler.ProfilerActivity.CPU], **kwargs)
 
     profiler.profile = profile
+
+
+def _patch_tracers() -> None:
+    """What traces with modes of its own, which do not agree with ours: in its place, the launches that it makes."""
+    import torch.nn.attention.flex_attention as flex
+    from torch.nn.attention.bias import CausalBias
+
+    def called_both_ways(op: Any, args: tuple, kwargs: dict | None = None, **_: Any) -> None:
+        outs = op(*args, **(kwargs or {}))
+        outs = [t for t in (outs if isinstance(outs, tuple) else (outs,)) if t.requires_grad]
+        inputs = [t for t in args if isinstance(t, torch.Tensor) and t.requires_grad]
+        if outs and inputs:
+            torch.autograd.grad(outs, inputs, [torch.ones_like(t) for t in outs], allow_unused=True)
+
+    def no_flex(*_: Any, **__: Any) -> None:
+        raise RuntimeError("flex_attention needs torch.compile, which does nothing on a GPU that is not there")
+
+    torch.library.opcheck = called_both_ways
+    torch.export.export = lambda module, *_, **__: types.SimpleNamespace(module=lambda: module, graph=None)
+    flex.flex_attention = no_flex
+    CausalBias.__new__ = lambda cls, *_, **__: torch.Tensor._make_subclass(cls, torch.empty(0))
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------
