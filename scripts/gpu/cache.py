@@ -132,11 +132,12 @@ def compile_one(spec: bytes) -> tuple[str, set[str], str | None]:
     used = watch_cache()
     name = ""
     try:
-        module, name, signature, constexprs, attrs, options = SpecUnpickler(io.BytesIO(spec)).load()
+        module, name, signature, constexprs, attrs, options, target = SpecUnpickler(io.BytesIO(spec)).load()
         function = getattr(importlib.import_module(module), name)
         source = ASTSource(function, signature, constexprs, attrs)
-        kernel = triton.compile(source, target=GPUTarget("cuda", ARCH, 32), options=options)
-        CudaLauncher(kernel.src, kernel.metadata)
+        kernel = triton.compile(source, target=GPUTarget(*target), options=options)
+        if target[:2] == ("cuda", ARCH):
+            CudaLauncher(kernel.src, kernel.metadata)
     except Exception as error:
         return name, set(used), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
     return name, set(used), None

@@ -352,7 +352,9 @@ def _record(folder: Path) -> None:
         self: Any, key: Any, signature: Any, device: Any, constexprs: Any, options: Any, attrs: Any, *_: Any
     ) -> Any:
         self.device_caches[device][0][key] = NoKernel
-        spec = (self.fn.__module__, self.fn.__qualname__, signature, constexprs, attrs, dict(options.__dict__))
+        target = self.device_caches[device][2]  # not always this GPU: some tests compile for others
+        target = (target.backend, target.arch, target.warp_size)
+        spec = (self.fn.__module__, self.fn.__qualname__, signature, constexprs, attrs, dict(options.__dict__), target)
         pickled = io.BytesIO()
         SpecPickler(pickled).dump(spec)
         with file.open("ab") as records:

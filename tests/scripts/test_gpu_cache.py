@@ -60,6 +60,7 @@ print(driver.fake_launches(), driver.fake_tensor_maps())
 
 
 @needs_gcc
+@pytest.mark.timeout(1200)  # three processes that import torch and one C compiler: 15 s of a core, if one is free
 def test_what_was_noted_and_compiled_is_all_that_a_launch_needs(tmp_path):
     """As `make gpu-cache` and the session do it, with a few launches in place of all."""
     specs = tmp_path / "specs"
