@@ -6,6 +6,7 @@ from .plant import Mutant
 
 _ATTENTION = "tests/kernels/attention/test_flash_attention.py::test_"
 _GUARANTEES = "tests/kernels/attention/test_guarantees.py::test_"
+_COMPILED = "tests/kernels/attention/test_compiled.py::test_"
 _EXTREMES = "tests/kernels/attention/test_extremes.py::test_"
 _NORM = "tests/kernels/layer_norm/test_accuracy.py::test_"
 _ADD_NORM = "tests/kernels/layer_norm/test_add_layer_norm.py::test_"
@@ -119,6 +120,21 @@ MUTANTS = (
         "d = (d0 + tl.arange(0, BLOCK_D)).to(tl.int64)",
         "d = d0 + tl.arange(0, BLOCK_D)",
         _EXTREMES + "columns_of_weights_a_whole_tensor_apart",
+    ),
+    # --- attention: what only machine code shows ----------------------------------------------------------------------
+    Mutant(
+        "attention-steps-of-a-group-divided-by-a-number-that-may-be-0",
+        "attention/backward.py",
+        "g = step % GROUP\n            m = tile_start(step // GROUP, left",
+        "g = step // tiles\n            m = tile_start(step - g * tiles, left",
+        _COMPILED + "prefetches_ask_whether_there_is_a_step",
+    ),
+    Mutant(
+        "attention-delta-of-one-product-a-lane-fused",
+        "attention/backward.py",
+        "delta = sum_of_products(out.to(tl.float32), d_out.to(tl.float32), 1)",
+        "delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)",
+        _COMPILED + "lanes_agree_about_delta",
     ),
     # --- attention: the online softmax --------------------------------------------------------------------------------
     Mutant(
