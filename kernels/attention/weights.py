@@ -114,6 +114,8 @@ def _check_tensors(q: Tensor, k: Tensor, lse: Tensor) -> None:
         raise ValueError(
             f"{_NAME}: k must have q's batch size and head_dim, got q {tuple(q.shape)} and k {tuple(k.shape)}"
         )
+    if q.shape[3] == 0:
+        raise ValueError(f"{_NAME}: head_dim of q must be at least 1, got q {tuple(q.shape)}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"{_NAME}: k's head count {k.shape[1]} must divide q's {q.shape[1]}")
     if lse.shape != q.shape[:3]:

@@ -274,3 +274,9 @@ def test_strides_of_what_the_backward_is_given(interpreter, seed):
     ]
     assert all(map(torch.equal, *gradients))
     assert op.FARTHEST >= launch.MAX_POSITIONS
+
+
+def test_weights_without_a_head_dim_are_refused(device):
+    q = torch.zeros(1, 1, 4, 0, device=device)
+    with pytest.raises(ValueError, match=r"attention_weights: head_dim of q must be at least 1"):
+        attention_weights(q, q, torch.zeros(1, 1, 4, device=device))
