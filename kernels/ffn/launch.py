@@ -273,9 +273,17 @@ def _plain_product(product: _Product, a: Tensor, b: Tensor, a_is_km: bool, out: 
 def _float32_reductions() -> Iterator[None]:
     """cuBLAS may add the parts of a split sum in half precision if torch lets it; a weight's gradient may not."""
     flags = torch.backends.cuda.matmul
-    saved = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
-    flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
+    names = "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"
+    saved = {name: (getattr(flags, name), getattr(flags, f"{name}_split_k", True)) for name in names}
+    for name, (_, split_k) in saved.items():
+        _set_reduction(name, False, split_k)
     try:
         yield
     finally:
-        flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = saved
+        for name, setting in saved.items():
+            _set_reduction(name, *setting)
+
+
+def _set_reduction(name: str, allowed: bool, split_k: bool) -> None:
+    """A bare bool would allow split sums again where the user has forbidden them."""
+    setattr(torch.backends.cuda.matmul, name, allowed if split_k else (allowed, split_k))

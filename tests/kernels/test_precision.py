@@ -17,6 +17,7 @@ import triton.language as tl
 
 from fastgpt.kernels import _runtime, attention_weights, flash_attention, gelu_ffn
 from fastgpt.kernels._tf32 import dot_operand, round_to_tf32
+from fastgpt.kernels.ffn import launch as ffn_launch
 
 OLD = "torch.backends.cuda.matmul.allow_tf32 = "
 OLDEST = "torch.set_float32_matmul_precision"
@@ -342,3 +343,26 @@ def test_the_old_getter_raises_and_nobody_asks_it(device):
         assert attention_weights(q, q, lse).isfinite().all()
         x, w = torch.randn(3, 16, device=device), torch.randn(16, 16, device=device)
         assert gelu_ffn(x, w, None, w, None, path="triton").isfinite().all()
+
+
+@pytest.mark.parametrize("setting", [(True, True), (False, True), (False, False)], ids=str)
+def test_torchs_other_switches_are_as_they_were(setting):
+    """A weight's gradient by cuBLAS forbids half-precision sums meanwhile, and allows no split that was forbidden."""
+    flags = torch.backends.cuda.matmul
+    names = "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"
+
+    def state():
+        return [(getattr(flags, name), getattr(flags, f"{name}_split_k")) for name in names]
+
+    if not hasattr(flags, f"{names[0]}_split_k"):
+        pytest.skip(f"torch {torch.__version__} does not say whether split sums are allowed")
+    saved = state()
+    try:
+        for name in names:
+            setattr(flags, name, setting)
+        with ffn_launch._float32_reductions():
+            assert state() == [(False, setting[1])] * 2
+        assert state() == [setting] * 2
+    finally:
+        for name, value in zip(names, saved, strict=True):
+            setattr(flags, name, value)
