@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*modules): skipped where one of these cannot be imported")
     # Not in pyproject.toml, where pytest without the plugin stops at an option that it does not know.
     if not hasattr(config.option, "timeout"):  # the plugin's
+        config.addinivalue_line("markers", "timeout(seconds): of one test, where pytest-timeout is installed")
         return
     asked = config.option.timeout is not None or "PYTEST_TIMEOUT" in os.environ or config.getini("timeout")
     if not asked:

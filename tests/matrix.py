@@ -83,6 +83,7 @@ def run(name: str, arguments: list[str], environment: dict[str, str], jobs: int)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+        command += ["-p", "tests.support.as_it_goes", "--as-it-goes", f"{folder}/as_it_goes.jsonl"]  # failures show now
         if jobs > 1:
             command += ["-n", str(jobs), "--dist", "worksteal"]
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
