@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo test test-all bench gate gate-check mutants fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
+.PHONY: help demo test test-all test-cpus bench gate gate-check mutants fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,9 @@ test: $(VENV)/.dev  ## the whole CPU test suite (on a GPU machine: on the GPU)
 # --- more -----------------------------------------------------------------------------------------------------------
 test-all: $(VENV)/.dev  ## the tests, slow ones included
 	$(PYTEST) -n $(JOBS) --dist worksteal
+
+test-cpus: $(VENV)/.dev  ## the numeric tests, with what libraries have for older CPUs (one: CPUS=default)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.cpus $(CPUS:%=--only %) -n $(JOBS) --dist worksteal
 
 bench: $(VENV)/.dev  ## benchmarks beside peers (on a CPU: the peers that run there, without ours)
 	$(BIN)/python -m pytest benchmarks/ --benchmark

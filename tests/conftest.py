@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from types import ModuleType
 
 import pytest
 import torch
@@ -43,6 +44,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
         elif "device" in getattr(item, "fixturenames", ()) and item.nodeid.startswith(ON_A_GPU):
             item.add_marker(pytest.mark.gpu)
+        if item.module.__name__ not in BESIDE_THE_POINT and _uses_the_budget(item.module):
+            item.add_marker(pytest.mark.numeric)
+
+
+BESIDE_THE_POINT = ("tests.fastgpt.test_budget", "tests.fastgpt.test_rounding")  # nothing of ours is judged there
+JUDGES = {
+    "assert_within_budget", "assert_all_within_budget", "assert_results_within_budget",
+    "check",  # what folders call their own judge
+}  # fmt: skip
+
+
+def _uses_the_budget(module: ModuleType) -> bool:
+    """Whether this file holds results to the error budget, itself or by a function of the files beside it."""
+    for value in vars(module).values():
+        home = str(getattr(value, "__module__", None))
+        called = getattr(getattr(value, "__code__", None), "co_names", ())
+        if home == "fastgpt.budget" or (home.startswith("tests.") and not JUDGES.isdisjoint(called)):
+            return True
+    return False
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures, which may import them

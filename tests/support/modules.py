@@ -28,10 +28,10 @@ def assert_same_module(ours: nn.Module, plain: nn.Module, *inputs, pick: Callabl
     theirs, exact = of_plain(*given), exactly(of_plain, *given)
     mine = results(ours, leaves_of(ours), list(inputs), options, pick)
     assert list(mine) == names
-    judge(mine, dict(zip(names, theirs)), dict(zip(names, exact)))
+    assert_results_within_budget(mine, dict(zip(names, theirs)), dict(zip(names, exact)))
 
 
-def judge(mine: dict, theirs: dict, exact: dict) -> None:
+def assert_results_within_budget(mine: dict, theirs: dict, exact: dict) -> None:
     """Three `results` compared."""
     for name, value in mine.items():
         factor = OUTPUT if name.startswith("output") else GRADIENT

@@ -1,0 +1,47 @@
+"""Which instruction sets a CPU has, what of them is skipped and why, and which tests are run for each."""
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from tests import cpus
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [("AVX512", ["default", "avx2", "avx512"]), ("AVX2", ["default", "avx2"]), ("DEFAULT", ["default"]),
+     ("SVE256", ["default"])],
+)  # fmt: skip
+def test_no_more_than_the_cpu_has(capability, expected):
+    assert cpus.available(capability) == expected
+
+
+def test_each_set_is_run_or_said_to_be_skipped(monkeypatch, capsys):
+    calls = []
+
+    def run(command, env, **options):
+        calls.append((command, env.get("ATEN_CPU_CAPABILITY")))
+        return SimpleNamespace(stdout="AVX2\n", returncode=1 if "pytest" in command and calls[-1][1] == "avx2" else 0)
+
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # must not hide from torch what the CPU has
+    monkeypatch.setattr(subprocess, "run", run)
+    assert cpus.main(["-n", "2"]) == 1
+    assert [capability for _, capability in calls] == [None, "default", "avx2"]
+    assert calls[1][0][-2:] == ["-n", "2"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("default: passed")
+    assert lines[2].startswith("avx2: FAILED (pytest exited with 1)")
+    assert lines[3] == "avx512: skipped, since torch finds AVX2 on this CPU and no more"
+    calls.clear()
+    assert cpus.main(["--only", "default"]) == 0
+    assert len(calls) == 2
+
+
+def test_files_that_use_the_budget_are_marked():
+    from tests import conftest
+    from tests.fastgpt import test_data, test_nn_ffn
+    from tests.kernels.layer_norm import test_accuracy, test_traffic
+
+    assert [conftest._uses_the_budget(m) for m in (test_nn_ffn, test_accuracy)] == [True, True]
+    assert [conftest._uses_the_budget(m) for m in (test_data, test_traffic)] == [False, False]
