@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgpt.budget import exactly
 from fastgpt.rounding import Coins, Rounded, deviations
@@ -137,6 +138,19 @@ def test_the_same_numbers_every_time(seed):
     first, second = (moved(lambda x: torch.softmax(x @ x, -1), x)[0] for _ in range(2))
     assert torch.equal(first, second)
     assert len({tuple(draw.flatten().tolist()) for draw in first}) == len(first)
+
+
+def test_modes_that_look_at_memory_are_no_hindrance(seed):
+    class Looks(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            for x in args:
+                if isinstance(x, torch.Tensor):
+                    x.data_ptr()
+            return func(*args, **(kwargs or {}))
+
+    with Looks():
+        draws, _ = moved(lambda x: torch.softmax(x @ x, -1), torch.randn(5, 5))
+    assert draws.any()
 
 
 def test_tensors_that_are_not_inputs_are_an_error(seed):

@@ -1,11 +1,14 @@
 """Calls of operators skip torch's dispatcher exactly where nobody would see them there."""
 
+import functools
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgpt.kernels import _library, layer_norm, reference
 from fastgpt.kernels.layer_norm import op
+from tests.support.budget import assert_within_budget, exactly
 
 pytest.importorskip("triton")
 
@@ -47,7 +50,8 @@ def test_plain_tensors_go_straight_to_the_launch(x, through_torch):
     assert torch.equal(third, y)
     assert dx.shape == x.shape
     assert not again.requires_grad
-    torch.testing.assert_close(y, reference.layer_norm(x, 20))
+    plain = functools.partial(reference.layer_norm, normalized_shape=20)
+    assert_within_budget("y", y, plain(x), *exactly(plain, x))
 
 
 @pytest.mark.parametrize("watcher", [Watching, torch.profiler.profile])

@@ -10,6 +10,7 @@ import torch
 from fastgpt.kernels import attention, reference
 from fastgpt.kernels.attention import flash_attention, launch, op
 from tests.support import philox
+from tests.support.budget import GRADIENT, assert_within_budget, exactly
 
 from .support import check, random_qkv
 
@@ -148,11 +149,17 @@ def test_upstream_gradients_of_any_stride(device, seed, kind):
     else:
         result, upstream = lse, torch.ones((), device=device).expand(lse.shape)
     mine = torch.autograd.grad(result, (q, k, v), upstream, allow_unused=True)
-    exact_qkv = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    exact = reference.flash_attention(*exact_qkv, return_lse=True)[1 if kind == "lse only" else 0]
-    expected = torch.autograd.grad(exact, exact_qkv, upstream.double(), allow_unused=True)
-    for a, b in zip(mine, expected):
-        torch.testing.assert_close(a.double(), torch.zeros_like(a.double()) if b is None else b, rtol=1e-4, atol=1e-5)
+
+    def plain(q, k, v, upstream):
+        result = reference.flash_attention(q, k, v, return_lse=True)[1 if kind == "lse only" else 0]
+        return torch.autograd.grad(result, (q, k, v), upstream, allow_unused=True)
+
+    torchs, exact = plain(q, k, v, upstream), exactly(plain, q, k, v, upstream)
+    for name, a, b, c in zip("qkv", mine, torchs, exact):
+        if c is None:
+            assert not a.any()
+        else:
+            assert_within_budget(f"d{name}", a, b, c, factor=GRADIENT)
 
 
 @pytest.mark.parametrize("wanted", ["q", "k", "v", "kv"])
