@@ -61,11 +61,9 @@ def deviations(function: Callable, inputs: Sequence, exact: Sequence[Tensor | No
         for seed in range(DRAWS):
             coins = Coins(seed)
             results = function(*tree_map(lambda x, coins=coins: _leaf(x, coins), list(inputs)))
-            draws.append([results] if isinstance(results, Tensor) else list(results))
-    return [
-        None if result is None else torch.stack([_difference(draw[i], result) for draw in draws])
-        for i, result in enumerate(exact)
-    ]
+            results = [results] if isinstance(results, Tensor) else list(results)
+            draws.append([_difference(a, b) for a, b in zip(results, exact, strict=True)])
+    return [None if of_one[0] is None else torch.stack(of_one) for of_one in zip(*draws)]
 
 
 def _leaf(x, coins: Coins):
@@ -74,8 +72,10 @@ def _leaf(x, coins: Coins):
     return Rounded(x.detach().double(), x.dtype, coins).requires_grad_(x.requires_grad)
 
 
-def _difference(result: Tensor, exact: Tensor) -> Tensor:
+def _difference(result: Tensor | None, exact: Tensor | None) -> Tensor | None:
     """result - exact; 0 where both are the same infinity or NaN."""
+    if result is None or exact is None:
+        return None
     if not isinstance(result, Rounded):
         raise TypeError(
             f"deviations: a result is a {type(result).__name__} that owes nothing to the inputs; hand the function all "
@@ -124,18 +124,21 @@ class Rounded(Tensor):
         operation = func.overloadpacket
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()]
         coins = next(x.coins for x in tensors if isinstance(x, Rounded))
-        dtype = kwargs.get("dtype") or _promoted(tensors)
+        in_place = func._schema.is_mutable
+        if in_place and not isinstance(args[0], Rounded):
+            raise TypeError(f"deviations: {func} writes into a tensor that is not made of the inputs")
+        dtype = args[0].dtype if in_place else kwargs.get("dtype") or _promoted(tensors)
         if operation in FORMULAS:  # computed in float32 or better, and stored once
-            args, kwargs = tree_map(_widened, (args, kwargs))
-            return tree_map(lambda x: _stored(x, dtype), FORMULAS[operation](*args, **kwargs))
+            found = FORMULAS[operation](*tree_map(_widened, args), **kwargs)
+            return _stored(operation, found, args, dtype)
 
         plain_args, plain_kwargs = tree_map(_plain, (list(args), kwargs))
         if dtype.is_floating_point and kwargs.get("dtype"):
             plain_kwargs["dtype"] = torch.float64
         result = func(*plain_args, **plain_kwargs)
         exact = func.is_view or operation in EXACT
-        if operation is aten._to_copy:
-            exact = torch.promote_types(dtype, args[0].dtype) == dtype
+        if operation in (aten._to_copy, aten.copy_):
+            exact = torch.promote_types(dtype, args[operation is aten.copy_].dtype) == dtype
         if not exact:
             total = None
             if operation in SUMS:
@@ -144,8 +147,8 @@ class Rounded(Tensor):
                 total = plain_args[0].abs() * result
             roundings = 2 if operation in FUNCTIONS else 1
             move = functools.partial(_moved, dtype=dtype, coins=coins, roundings=roundings, total=total)
-            result = result.copy_(move(result)) if func._schema.is_mutable else tree_map(move, result)
-        if func._schema.is_mutable:
+            result = result.copy_(move(result)) if in_place else tree_map(move, result)
+        if in_place:
             return args[0]
         return tree_map(lambda x: _wrapped(x, dtype, coins), result)
 
@@ -181,7 +184,16 @@ def _widened(x):
     return Rounded(x.value, torch.float32, x.coins) if isinstance(x, Rounded) and x.dtype.itemsize < 4 else x
 
 
-def _stored(x, dtype: torch.dtype):
+def _stored(operation, result, args, dtype: torch.dtype):
+    """`result` of a formula in the dtype in which torch returns it."""
+    if operation is aten.native_layer_norm:  # mean and rstd stay in float32
+        return (_rounded_to(result[0], args[0].dtype), *result[1:])
+    if operation in (aten._softmax, aten._log_softmax) and args[2]:
+        dtype = torch.float32
+    return tree_map(lambda x: _rounded_to(x, dtype), result)
+
+
+def _rounded_to(x, dtype: torch.dtype):
     return aten._to_copy(x, dtype=dtype) if isinstance(x, Rounded) and x.dtype != dtype else x
 
 

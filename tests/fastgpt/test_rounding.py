@@ -62,6 +62,33 @@ def test_conversions_round_to_the_narrower_dtype():
     assert torch.equal(x.half().float().value.sub(x.value).abs(), x.value * 2**-11)
 
 
+def test_writing_in_place_rounds_to_what_is_written_into():
+    x = Rounded(torch.tensor([1.0, 3.0], dtype=torch.float64), torch.float32, Coins(0))
+    for write in (lambda y: y.copy_(x), lambda y: y.zero_().add_(x)):
+        y = x.half().clone()
+        before = y.value
+        assert write(y) is y
+        assert y.dtype == torch.float16
+        assert y.value is before
+        assert torch.equal((y.value - x.value).abs(), x.value * 2**-11)
+    assert torch.equal(x.clone().copy_(x).value, x.value)
+    with pytest.raises(TypeError, match=r"aten.add_.Tensor writes into a tensor that is not made of the inputs"):
+        torch.zeros(2).add_(x)
+
+
+def test_layer_norm_keeps_its_statistics_in_float32(seed):
+    """At a mean of 1000, statistics rounded to bfloat16 would leave nothing of the result."""
+    x, dy = (1000 + 20 * torch.randn(4, 64)).bfloat16().requires_grad_(), torch.randn(4, 64).bfloat16()
+
+    def both(x, dy):
+        y = F.layer_norm(x, (64,))
+        return [y, *torch.autograd.grad(y, x, dy)]
+
+    exact = [result.value for result in exactly(both, x, dy)]
+    for draws, value in zip(deviations(both, [x, dy], exact), exact):
+        assert draws.abs().max() < 0.02 * value.abs().max()
+
+
 def test_numbers_below_the_smallest_normal_one_round_absolutely():
     draws, _ = moved(lambda x: x * 0.5, torch.tensor([2**-20, 0.0], dtype=torch.float16))
     assert draws[:, 0].abs().tolist() == [2**-14] * len(draws)
