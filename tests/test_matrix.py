@@ -49,6 +49,22 @@ def declared() -> dict[str, SpecifierSet]:
     return {r.name: r.specifier for r in map(Requirement, requirements)}
 
 
+def test_the_committed_result_names_versions_in_range_and_nothing_failed():
+    if not matrix.RESULT.exists():
+        pytest.skip("no result yet: run `make matrix`, and commit benchmarks/results/matrix.md")
+    stack, parts = matrix.parse(matrix.RESULT.read_text())
+    assert stack["Python"].startswith("3.12.")
+    for package in matrix.PACKAGES:
+        version = stack[package].partition("+")[0]
+        assert version == pinned()[package], "run `make matrix`, and commit its result"
+        assert declared()[package].contains(version)
+    assert list(parts) == [name for name, *_ in matrix.PARTS]
+    for passed, failed, skipped in parts.values():
+        assert passed > 1000
+        assert failed == 0
+        assert skipped < passed / 10, "a suite that skips itself says nothing"
+
+
 def test_the_constraints_are_in_the_declared_ranges():
     for package in matrix.PACKAGES:
         assert declared()[package], package
@@ -85,6 +101,12 @@ def test_nothing_is_written_where_pytest_did_not_run(tmp_path, sample, status):
     with pytest.raises(SystemExit, match=f"exit status {status}.*nothing is written"):
         matrix.main(["--jobs", "1", "--out", str(out), str(test)])
     assert not out.exists()
+
+
+def test_a_run_leaves_out_the_check_of_the_result_that_it_replaces():
+    file, _, name = matrix.LAST_RESULT.partition("::")
+    assert (ROOT / file).samefile(__file__)
+    assert name in globals()
 
 
 def test_a_part_of_the_suite_does_not_replace_the_result(capsys):
