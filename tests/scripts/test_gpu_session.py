@@ -39,7 +39,8 @@ def test_no_failure_stops_the_steps_after_it(tmp_path):
     steps, calls = session(tmp_path, "exit 3")
     order = ["cache", "verify", "headline", "headline-again", "tests", "peers", "sweep"]
     assert [line.split(":")[0] for line in steps] == order
-    assert all("exit 3 after" in line and "kernels compiled: 0, launchers built: 0" in line for line in steps)
+    assert all("exit 3 after" in line for line in steps)
+    assert all("kernels compiled: 0, launchers built: 0" in line for line in steps[1:])
     assert "--only verify" in calls[1]
     tests = calls[4].split()
     assert tests[tests.index("-n") + 1] == "12"
@@ -56,7 +57,8 @@ def test_what_a_step_compiles_is_counted(tmp_path):
     steps, _ = session(
         tmp_path, 'mkdir -p "$TRITON_CACHE_DIR/$$"; touch "$TRITON_CACHE_DIR/$$/k.cubin" "$TRITON_CACHE_DIR/$$/l.so"'
     )
-    assert all("kernels compiled: 1, launchers built: 1" in line for line in steps)
+    assert "kernels: 1, launchers: 1" in steps[0]
+    assert all("kernels compiled: 1, launchers built: 1" in line for line in steps[1:])
 
 
 def test_time_is_kept(tmp_path):
