@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import kernels
 from .config import GPTConfig
 from .impl import check_constructible, choose
-from .kernels import _runtime, reference
+from .kernels import _runtime, _transforms, reference
 
 IGNORE_INDEX = -100  # targets with this value do not count, as in torch
 
@@ -99,9 +99,8 @@ class CausalSelfAttention(nn.Module):
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     """torch's attention with our causal mask: torch aligns is_causal top-left, so T_q < T_k needs a mask."""
-    if torch._C._are_functorch_transforms_active() or _runtime.forward_mode_is_on():
-        # torch's fused kernels know neither forward mode nor second derivatives, and cannot tell that they are wanted.
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    if _transforms.are_on():
+        with _transforms.torch_attention():
             return _torch_sdpa(q, k, v, dropout_p)
     return _torch_sdpa(q, k, v, dropout_p)
 

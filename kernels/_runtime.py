@@ -144,15 +144,20 @@ def check_dense(function: str, **tensors: torch.Tensor | None) -> None:
 def can_be_read(tensor: torch.Tensor) -> bool:
     """True if Python may look at `tensor`'s values now (on a GPU: by waiting).
 
-    It must hold data, and neither torch.compile, export nor one of torch.func's transforms may stand between.
+    It must hold data, and neither torch.compile, export, make_fx (by which torch.func.linearize traces), a mode of fake
+    tensors nor one of torch.func's transforms may stand between.
     """
     return (
         not torch.compiler.is_compiling()
+        and all(torch._C._get_dispatch_mode(mode) is None for mode in _TRACING_MODES)
         and type(tensor) in (torch.Tensor, torch.nn.Parameter)
         and not tensor.is_meta
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not torch._is_functional_tensor(tensor)
     )
+
+
+_TRACING_MODES = tuple(getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL"))
 
 
 def forward_mode_is_on() -> bool:

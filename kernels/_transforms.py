@@ -9,11 +9,15 @@ jvp    is refused: a kernel reads primals only, and would lose the tangents sile
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from . import _runtime
 
 _PARTS = {
     "flash_attention": "attn", "attention_weights": "attn", "layer_norm": "norm", "add_layer_norm": "norm",
@@ -40,6 +44,27 @@ def _no_forward_mode(name: str, way_out: str) -> NotImplementedError:
         f"fastgpt::{name} has no forward-mode derivative (jvp, jacfwd, forward_ad): the fused kernels would lose the "
         f"tangents. Use the reference implementation: {way_out}; or reverse mode (grad, vjp, jacrev)."
     )
+
+
+def are_on() -> bool:
+    """True inside of torch.func's transforms, and where forward-mode AD is on."""
+    return torch._C._are_functorch_transforms_active() or _runtime.forward_mode_is_on()
+
+
+@contextlib.contextmanager
+def torch_attention() -> Iterator[None]:
+    """For where transforms are on: torch's own attention keeps to operators that know them.
+
+    Its fused ones, and the fast path of its modules, know neither forward mode nor second derivatives, and cannot tell
+    that they are wanted.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def transformable(
@@ -74,12 +99,19 @@ def _sample(args: tuple[Any, ...], in_dims: tuple[Any, ...], i: int) -> list[Any
 def apply(operator: Any, name: str, way_out: str, args: tuple[Any, ...]) -> Any:
     """Run the innermost of torch.func's transforms that are active on the call of an operator."""
     refuse_tangents(name, way_out, args)
-    top = torch._C._functorch.peek_interpreter_stack()
-    if top is not None and top.key() == torch._C._functorch.TransformType.Functionalize:
+    functionalize = torch._C._functorch.TransformType.Functionalize
+    transforms = [t.key() for t in torch._C._functorch.get_interpreter_stack() or ()]
+    if transforms[-1:] == [functionalize]:
         from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
         from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 
         api = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())
         with api.redispatch_to_next():
             return api.wrap_tensors(operator.op(*api.unwrap_tensors(args)))
+    if functionalize in transforms:
+        raise NotImplementedError(
+            f"fastgpt::{name}: torch.func.functionalize knows no autograd.Function, which grad and vmap inside of it "
+            "make of every fused operator. Put functionalize inside, as in grad(functionalize(f)), or use the "
+            f"reference implementation: {way_out}"
+        )
     return operator.function.apply(*args)

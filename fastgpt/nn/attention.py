@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..kernels import _runtime, attention_weights, flash_attention
+from ..kernels import _runtime, _transforms, attention_weights, flash_attention
 from ..kernels._notice import say_once
 from ..kernels.attention.op import MAX_HEAD_DIM
 from ..kernels.attention.sdpa import tensors_why_not, top_left
@@ -77,9 +77,11 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
             if is_causal and attn_mask is None:
                 time = 0 if query.dim() == 2 or not self.batch_first else 1
                 attn_mask = _hidden_by_causality(query.shape[time], key.shape[time], query.device)
-            return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            )
+            arguments = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            if not _transforms.are_on():
+                return super().forward(query, key, value, *arguments)
+            with _transforms.torch_attention():
+                return super().forward(query, key, value, *arguments)
         return self._attend(query, key, value, masks, need_weights, average_attn_weights)
 
     def _why_not(self, query: Tensor, key: Tensor, value: Tensor) -> str | None:

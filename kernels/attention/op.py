@@ -77,7 +77,7 @@ def flash_attention(
     if cu_seqlens is not None:
         if document_ids is not None:
             raise ValueError("flash_attention: give cu_seqlens or document_ids, not both")
-        document_ids = _documents_of(cu_seqlens, B, T_q, T_k)
+        document_ids = documents_of("flash_attention", cu_seqlens, B, T_q, T_k)
     elif document_ids is not None:
         document_ids = _check_documents(document_ids, B, T_q, T_k)
     _runtime.check_launchable(
@@ -164,27 +164,25 @@ def _check_documents(ids: Tensor, B: int, T_q: int, T_k: int) -> Tensor:
     return ids.contiguous()
 
 
-def _documents_of(cu_seqlens: Tensor, B: int, T_q: int, T_k: int) -> Tensor:
+def documents_of(function: str, cu_seqlens: Tensor, B: int, T_q: int, T_k: int) -> Tensor:
     """(1, T_k) document ids of packed documents, computed on the device without a sync."""
     if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"flash_attention: cu_seqlens must be int32, got {cu_seqlens.dtype}; use .to(torch.int32)")
+        raise TypeError(f"{function}: cu_seqlens must be int32, got {cu_seqlens.dtype}; use .to(torch.int32)")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(
-            f"flash_attention: cu_seqlens must be (N + 1,) for N >= 1 documents, got shape {tuple(cu_seqlens.shape)}"
+            f"{function}: cu_seqlens must be (N + 1,) for N >= 1 documents, got shape {tuple(cu_seqlens.shape)}"
         )
     if B != 1:
         raise ValueError(
-            f"flash_attention: with cu_seqlens the documents lie end to end in one sequence, B = 1; got B = {B} "
+            f"{function}: with cu_seqlens the documents lie end to end in one sequence, B = 1; got B = {B} "
             "(use document_ids for batches)"
         )
     if T_q != T_k:
-        raise ValueError(f"flash_attention: cu_seqlens needs T_q = T_k, got T_q = {T_q} and T_k = {T_k}")
+        raise ValueError(f"{function}: cu_seqlens needs T_q = T_k, got T_q = {T_q} and T_k = {T_k}")
     if cu_seqlens.device.type == "cpu" and _runtime.can_be_read(cu_seqlens):
         values = cu_seqlens.tolist()
         if values[0] != 0 or values[-1] != T_k or values != sorted(values):
-            raise ValueError(
-                f"flash_attention: cu_seqlens must rise from 0 to the number of tokens, {T_k}; got {values}"
-            )
+            raise ValueError(f"{function}: cu_seqlens must rise from 0 to the number of tokens, {T_k}; got {values}")
     token = torch.arange(T_k, dtype=torch.int32, device=cu_seqlens.device)
     return torch.bucketize(token, cu_seqlens[1:], out_int32=True, right=True)[None]
 

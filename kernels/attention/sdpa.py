@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _runtime, reference
+from .. import _runtime, _transforms, reference
 from .._notice import say_once
 from .op import DTYPES, MAX_HEAD_DIM, flash_attention
 
@@ -57,8 +57,8 @@ def scaled_dot_product_attention(
     reason = _why_not(query, key, value, mask, dropout_p, enable_gqa)
     if reason is not None:
         say_once(f"scaled_dot_product_attention: torch's own function is used, because {reason}")
-        # Of torch's own, only the one that materialises the scores has a forward mode.
-        function = reference if _runtime.forward_mode_is_on() else F
+        # Of torch's own, only the one that materialises the scores has a forward mode and second derivatives.
+        function = reference if _transforms.are_on() else F
         return function.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )

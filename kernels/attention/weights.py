@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, _runtime
-from .op import DTYPES, FARTHEST, check_integers, check_window
+from .op import DTYPES, FARTHEST, check_integers, check_window, documents_of
 
 _NAME = "attention_weights"
 
@@ -74,8 +74,7 @@ def attention_weights(
     if cu_seqlens is not None and document_ids is not None:
         raise ValueError(f"{_NAME}: cu_seqlens and document_ids say the same thing; pass one of them")
     if cu_seqlens is not None:
-        positions = torch.arange(T_k, device=q.device, dtype=cu_seqlens.dtype)
-        document_ids = torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True)[None]  # (1, T_k)
+        document_ids = documents_of(_NAME, cu_seqlens, batch, T_q, T_k)
     if document_ids is not None and (
         document_ids.dim() != 2 or document_ids.shape[0] not in (1, batch) or document_ids.shape[1] != T_k or T_q > T_k
     ):

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
 
 import fastgpt
 from fastgpt import OneHeadLM, impl
@@ -171,3 +171,52 @@ def test_auto_passes_the_kernels_over_where_forward_mode_is_on(caplog):
     said = [r.message for r in caplog.records if "forward-mode" in r.message]
     assert len(said) == 2
     assert impl.choose("norm", "auto", cuda, torch.float32) == "triton"
+
+
+def test_linearize(plain):
+    """It traces with make_fx, which may not be asked for the values of token ids."""
+    loss, parameters, _ = plain
+    direction = {name: torch.randn_like(p) for name, p in parameters.items()}
+    of = lambda p: loss(p, TOKENS, TARGETS)  # noqa: E731
+    expected = jvp(of, (parameters,), (direction,))[1]
+    torch.testing.assert_close(linearize(of, parameters)[1](direction), expected)
+
+
+def test_one_head_linearize():
+    model = OneHeadLM(13, 6, 8)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    direction = {name: torch.randn_like(p) for name, p in parameters.items()}
+    of = lambda p: functional_call(model, p, (TOKENS,)).logits  # noqa: E731
+    torch.testing.assert_close(linearize(of, parameters)[1](direction), jvp(of, (parameters,), (direction,))[1])
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_attention_module_in_forward_mode(training, need_weights):
+    """torch's own, which takes over, must keep to operators that have one: neither a fused one nor its fast path."""
+    torch.manual_seed(0)
+    module = fastgpt.nn.FlashMultiheadAttention(8, 2, batch_first=True).double().train(training)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    direction = {name: torch.randn_like(p) for name, p in parameters.items()}
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+
+    def of(p):
+        return functional_call(module, p, (x, x, x), {"need_weights": need_weights})[0].square().sum()
+
+    first = grad(of)(parameters)
+    expected = sum((first[name] * direction[name]).sum() for name in first)
+    torch.testing.assert_close(jvp(of, (parameters,), (direction,))[1], expected)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = of({name: forward_ad.make_dual(p, direction[name]) for name, p in parameters.items()})
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
+    one = lambda b: of({**parameters, "in_proj_bias": b})  # noqa: E731
+    bias = parameters["in_proj_bias"]
+    torch.testing.assert_close(hessian(one)(bias), jacrev(jacrev(one))(bias))
+    assert torch.backends.mha.get_fastpath_enabled(), "left as it was"
+
+
+def test_scaled_dot_product_attention_where_torch_takes_over_has_second_derivatives():
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    of = lambda function: lambda q: function(q, x, x, is_causal=True).sum()  # noqa: E731
+    ours, plain = (of(k.scaled_dot_product_attention) for k in (fastgpt.kernels, fastgpt.kernels.reference))
+    torch.testing.assert_close(jacrev(jacrev(ours))(x), jacrev(jacrev(plain))(x))

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, functionalize, grad, jacfwd, jacrev, jvp, vjp, vmap
 
 from fastgpt import kernels
 from fastgpt.kernels import _library
@@ -338,3 +338,16 @@ def test_operators_called_through_torch_ops(device, seed):
     refused("layer_norm", lambda: jvp(call, (x,), (x,)))
     with torch.no_grad(), forward_ad.dual_level():
         refused("layer_norm", lambda: call(forward_ad.make_dual(x, x)))
+
+
+@pytest.mark.parametrize("name", ["flash_attention", "layer_norm", "linear_gelu", "linear_cross_entropy"])
+def test_functionalize_around_a_transform_is_refused(device, seed, name):
+    """torch has no rule for it; inside it has, which the message says."""
+    call = CALLS[name]
+    floats, integers = split(call, device)
+    loss = loss_of(call, integers)
+    per_sample = vmap(loss, in_dims=(0, *[None] * (len(floats) - 1)))
+    for function, first in ((grad(loss), floats[0]), (per_sample, floats[0][None])):
+        with pytest.raises(NotImplementedError, match=rf"functionalize inside.*kernels\.reference\.{public(name)}"):
+            functionalize(function)(first, *floats[1:])
+    assert_close([grad(functionalize(loss))(*floats)], [grad(loss)(*floats)])

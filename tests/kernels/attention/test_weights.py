@@ -241,6 +241,9 @@ def test_one_launch_for_each_progression_of_heads():
             ValueError,
             "one of them",
         ),
+        ({"cu_seqlens": torch.tensor([0, 9])}, TypeError, "cu_seqlens must be int32"),
+        ({"cu_seqlens": torch.tensor([0, 9], dtype=torch.uint8)}, TypeError, "cu_seqlens must be int32"),
+        ({"cu_seqlens": torch.tensor([0, 9], dtype=torch.int32)}, ValueError, "B = 1; got B = 2"),
     ],
 )
 def test_bad_input_names_the_argument(device, change, error, words):
@@ -261,3 +264,16 @@ def test_a_cpu_without_the_interpreter_is_told_the_way_out(monkeypatch):
     q = torch.zeros(1, 1, 2, 16)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
         attention_weights(q, q, torch.zeros(1, 1, 2))
+
+
+@pytest.mark.parametrize("values", [[[0, 9]], [0, 8], [0, 5, 3, 9], [9]])
+def test_packed_documents_are_checked_as_in_flash_attention(device, values):
+    """What the forward refuses has no weights either."""
+    q, lse = torch.zeros(1, 2, 9, 20, device=device), torch.zeros(1, 2, 9, device=device)
+    cu_seqlens = torch.tensor(values, dtype=torch.int32)  # whose values are looked at on a CPU only
+    for name, call in (
+        ("flash_attention", lambda: flash_attention(q, q, q, cu_seqlens=cu_seqlens)),
+        ("attention_weights", lambda: attention_weights(q, q, lse, cu_seqlens=cu_seqlens)),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: cu_seqlens must"):
+            call()
