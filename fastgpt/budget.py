@@ -80,11 +80,15 @@ def exactly(function: Callable[..., Tensor | Sequence[Tensor | None]], *inputs) 
     asking for a gradient or not. `function` gets leaves of the same values: in float64, and, as soon as a verdict needs
     to know what rounding does, tensors that round as the inputs' dtypes say.
     """
-    wide = tree_map(_double, list(inputs))
-    found = function(*wide)
+    inputs = tree_map(_copy, list(inputs))  # rounding may be asked for after the caller's were written over
+    found = function(*tree_map(_double, inputs))
     values = [None if x is None else x.detach() for x in ([found] if isinstance(found, Tensor) else found)]
     moved = functools.cache(lambda: deviations(function, inputs, values))
     return [None if x is None else Exact(x, functools.partial(lambda i: moved()[i], i)) for i, x in enumerate(values)]
+
+
+def _copy(x):
+    return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
 
 
 def _double(x):

@@ -175,6 +175,15 @@ def test_parts_of_a_result_are_judged_on_their_own():
     assert exact[3:].rounding.max == 0.0
 
 
+def test_inputs_may_be_written_over_before_rounding_is_asked_for():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    exact, gradient = exactly(lambda x: [x * x, *torch.autograd.grad((x * x).sum(), x)], x)
+    with torch.no_grad():
+        x.fill_(1000.0)
+    assert exact.rounding.max == pytest.approx(4.0 * 2**-24)
+    assert gradient.rounding.max < 5 * 2**-24
+
+
 def test_what_does_not_fit_is_an_error():
     x = torch.tensor([1.0, 2.0])
     exact = exact_of(1.0, 2.0)
