@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._runtime import check_numbers
+
 
 def new_seed(device: torch.device) -> Tensor:
     """(2,) int64 (seed, offset) on `device`: a fresh Philox key, without a host sync.
@@ -21,6 +23,9 @@ def drop_threshold(dropout_p: float) -> int:
 
 
 def check_dropout(function: str, dropout_p: float) -> None:
-    """Raise ValueError unless 0 <= dropout_p < 1."""
+    """Raise TypeError or ValueError unless dropout_p is a number and 0 <= dropout_p < 1."""
+    if dropout_p is None:
+        raise TypeError(f"{function}: dropout_p is None, expected a number; 0.0 drops nothing")
+    check_numbers(function, dropout_p=dropout_p)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"{function}: dropout_p must be in [0, 1), got {dropout_p}")

@@ -12,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch.autograd import forward_ad
@@ -128,10 +129,13 @@ def why_not(tensor: torch.Tensor) -> str | None:
     )
 
 
-def check_dense(function: str, **tensors: torch.Tensor | None) -> None:
-    """Raise TypeError unless every argument is a tensor (or None) whose elements lie in memory one by one."""
-    for name, tensor in tensors.items():
-        if tensor is None:
+def check_dense(function: str, required: int, **tensors: torch.Tensor | None) -> None:
+    """Raise TypeError unless every argument is a tensor whose elements lie in memory one by one.
+
+    The first `required` of them must be there; the others may be None.
+    """
+    for number, (name, tensor) in enumerate(tensors.items()):
+        if tensor is None and number >= required:
             continue
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(tensor).__name__}; make it one")
@@ -139,6 +143,15 @@ def check_dense(function: str, **tensors: torch.Tensor | None) -> None:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.").removeprefix("_")
             way_out = "pad or pack" if tensor.is_nested else "call .to_dense() on"
             raise TypeError(f"{function}: {name} is a {kind} tensor, and the kernels take dense ones; {way_out} it")
+
+
+def check_numbers(function: str, **numbers: float | None) -> None:
+    """Raise TypeError unless every argument is a real number, or None: a setting, of which no gradient is taken."""
+    for name, number in numbers.items():
+        if type(number) is float or type(number) is int or number is None:  # what would take longer to ask below
+            continue
+        if not isinstance(number, Real | torch.SymInt | torch.SymFloat):
+            raise TypeError(f"{function}: {name} is {number!r}, expected a number; take a tensor's by .item()")
 
 
 def can_be_read(tensor: torch.Tensor) -> bool:

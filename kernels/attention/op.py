@@ -62,7 +62,7 @@ def flash_attention(
     Dao et al. 2022 (arXiv 2205.14135), Dao 2023 (arXiv 2307.08691), Shah et al. 2024 (arXiv 2407.08608).
     """
     _runtime.check_dense(
-        "flash_attention", q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
+        "flash_attention", 3, q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
     dtype = _runtime.autocast_dtype(q)
@@ -71,6 +71,7 @@ def flash_attention(
     B, T_q, T_k = _check_qkv(q, k, v)
     if dropout_p != 0.0:
         check_dropout("flash_attention", dropout_p)
+    check_causal_and_scale("flash_attention", causal, softmax_scale)
     left, right = check_window("flash_attention", window, causal)
     key_starts = _check_per_sequence("key_starts", key_starts, B)
     key_lengths = _check_per_sequence("key_lengths", key_lengths, B)
@@ -118,6 +119,13 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
     if (H_kv == 0 and H != 0) or (H_kv != 0 and H % H_kv != 0):
         raise ValueError(f"flash_attention: q's heads must be a multiple of k's, got q {H} and k {H_kv}")
     return B, T_q, T_k
+
+
+def check_causal_and_scale(name: str, causal: bool, softmax_scale: float | None) -> None:
+    """Raise TypeError for a mask in the place of a switch, or for a scale whose gradient would be lost."""
+    if not isinstance(causal, int):  # so that 0 and 1 do, and no tensor, whose value would have to be waited for
+        raise TypeError(f"{name}: causal must be True or False, got {causal!r}; use bool(), or name the mask by window")
+    _runtime.check_numbers(name, softmax_scale=softmax_scale)
 
 
 def check_window(name: str, window: int | tuple[int, int] | None, causal: bool) -> tuple[int, int]:

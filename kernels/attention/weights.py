@@ -6,6 +6,7 @@ Operator and launch; the device code, with its formula, is in weights_kernel.py.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, _runtime
-from .op import DTYPES, FARTHEST, check_integers, check_window, documents_of
+from .op import DTYPES, FARTHEST, check_causal_and_scale, check_integers, check_window, documents_of
 
 _NAME = "attention_weights"
 
@@ -55,7 +56,7 @@ def attention_weights(
         RuntimeError: no Triton, a CPU without the interpreter, or a GPU older than sm_75.
     """
     _runtime.check_dense(
-        _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
+        _NAME, 3, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
     dtype = _runtime.autocast_dtype(q)  # as in flash_attention, whose lse belongs to the rounded q and k
@@ -85,6 +86,7 @@ def attention_weights(
     _runtime.check_launchable(
         _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, document_ids=document_ids
     )
+    check_causal_and_scale(_NAME, causal, softmax_scale)
     left, right = check_window(_NAME, window, causal)
     right = 0 if causal else right
     row_start, row_count, row_step = _resolve_rows(rows, T_q)
@@ -124,12 +126,14 @@ def _check_tensors(q: Tensor, k: Tensor, lse: Tensor) -> None:
 def _resolve_heads(heads: Sequence[int] | None, num_heads: int) -> list[int]:
     if heads is None:
         return list(range(num_heads))
-    resolved = []
-    for head in heads:
+    try:
+        numbers = [operator.index(head) for head in heads]
+    except TypeError:
+        raise TypeError(f"{_NAME}: heads must be a list of ints, got {heads!r}") from None
+    for head in numbers:
         if not -num_heads <= head < num_heads:
             raise ValueError(f"{_NAME}: heads must lie in [-{num_heads}, {num_heads}), got {head}")
-        resolved.append(int(head) % num_heads)
-    return resolved
+    return [head % num_heads for head in numbers]
 
 
 def _resolve_rows(rows: slice | None, T_q: int) -> tuple[int, int, int]:
@@ -138,6 +142,8 @@ def _resolve_rows(rows: slice | None, T_q: int) -> tuple[int, int, int]:
         return 0, T_q, 1
     if not isinstance(rows, slice):
         raise TypeError(f"{_NAME}: rows must be a slice such as slice(-1, None), got {type(rows).__name__}")
+    if not all(bound is None or hasattr(bound, "__index__") for bound in (rows.start, rows.stop, rows.step)):
+        raise TypeError(f"{_NAME}: rows must be a slice of ints, got {rows}; use int()")
     step = 1 if rows.step is None else min(rows.step, FARTHEST)
     if step < 1:
         raise ValueError(f"{_NAME}: rows must have a positive step, got {rows}; flip the result instead")

@@ -37,7 +37,7 @@ def linear_gelu(
         TypeError: dtypes that are not supported or not the same.
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
-    _runtime.check_dense("linear_gelu", x=x, w=w, b=b)
+    _runtime.check_dense("linear_gelu", 2, x=x, w=w, b=b)
     x, w, b = _autocast("linear_gelu", x, w, b)
     _check_choice("linear_gelu", "approximate", approximate, ("none", "tanh"))
     _check_choice("linear_gelu", "path", path, _PATHS)
@@ -84,7 +84,7 @@ def gelu_ffn(
         TypeError: dtypes that are not supported or not the same.
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
-    _runtime.check_dense("gelu_ffn", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
+    _runtime.check_dense("gelu_ffn", 3, x=x, w1=w1, w2=w2, b1=b1, b2=b2, residual=residual)
     x, w1, b1, w2, b2 = _autocast("gelu_ffn", x, w1, b1, w2, b2)
     _check_choice("gelu_ffn", "approximate", approximate, ("none", "tanh"))
     _check_choice("gelu_ffn", "path", path, _PATHS)
@@ -102,7 +102,7 @@ def gelu_ffn(
     _runtime.check_launchable("gelu_ffn", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
     save_pre = not recompute and _needs_grad(x, w1, b1, w2)
     seed = new_seed(x.device) if dropout_p > 0.0 else None
-    return _gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, True, path)[0]
+    return _gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, float(dropout_p), approximate, save_pre, True, path)[0]
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

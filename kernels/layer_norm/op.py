@@ -47,7 +47,7 @@ def layer_norm(
         ValueError: shapes that do not fit, eps < 0, tensors on different devices.
         RuntimeError: Triton cannot run on x's device.
     """
-    _runtime.check_dense("layer_norm", x=x, weight=weight, bias=bias)
+    _runtime.check_dense("layer_norm", 1, x=x, weight=weight, bias=bias)
     d = _check("layer_norm", x, normalized_shape, weight, bias, eps, out_dtype)
     _runtime.check_launchable("layer_norm", x=x, weight=weight, bias=bias)
     y, stats = _layer_norm_fwd(x, weight, bias, d, float(eps), out_dtype or _torch_out_dtype(x))
@@ -87,7 +87,7 @@ def add_layer_norm(
     Raises:
         As `layer_norm`; ValueError also for dropout_p outside [0, 1) and a residual of another shape.
     """
-    _runtime.check_dense("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
+    _runtime.check_dense("add_layer_norm", 2, x=x, residual=residual, weight=weight, bias=bias)
     shape = weight.shape if weight is not None else None
     d = _check("add_layer_norm", x, shape, weight, bias, eps, out_dtype)
     if residual.dtype not in DTYPES:
@@ -148,6 +148,9 @@ def _check(
             raise ValueError(f"{function}: {name} has shape {tuple(tensor.shape)}, normalized_shape is {shape}")
     if out_dtype is not None and out_dtype not in DTYPES:
         raise TypeError(f"{function}: out_dtype is {out_dtype}; choose one of {_names(DTYPES)}")
+    if eps is None:
+        raise TypeError(f"{function}: eps is None, expected a number; torch's default is 1e-5")
+    _runtime.check_numbers(function, eps=eps)
     if not eps >= 0.0:
         raise ValueError(f"{function}: eps must be >= 0, got {eps}")
     return d

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch import Tensor
+
+from .._runtime import check_numbers
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 REDUCTIONS = ("mean", "sum", "none")
@@ -47,9 +47,10 @@ def check_settings(
         raise TypeError(f"{function}: ignore_index is {ignore_index!r}, expected an int (-100 is torch's default)")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"{function}: ignore_index is {ignore_index}, use a number that fits in int64")
-    for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss), ("softcap", softcap)):
-        if not isinstance(value, Real | torch.SymInt | torch.SymFloat) and (name != "softcap" or value is not None):
-            raise TypeError(f"{function}: {name} is {value!r}, expected a number; take a tensor's by .item()")
+    for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
+        if value is None:
+            raise TypeError(f"{function}: {name} is None, expected a number; 0.0 switches it off")
+    check_numbers(function, label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{function}: label_smoothing is {label_smoothing}, use a value in [0, 1]")
     if not 0.0 <= z_loss <= _FLOAT32.max:

@@ -57,7 +57,7 @@ def cross_entropy(
         RuntimeError: Triton cannot run on the device of `logits`; the message says what to do.
     """
     function = "cross_entropy"
-    check_dense(function, logits=logits, target=target)
+    check_dense(function, 2, logits=logits, target=target)
     check_floating(function, logits=logits)
     if logits.dim() < 1 or logits.shape[-1] < 1:
         raise ValueError(f"{function}: logits has shape {tuple(logits.shape)}, expected (..., V) with V >= 1")

@@ -70,7 +70,7 @@ def linear_cross_entropy(
         RuntimeError: Triton cannot run on x's device; the message says what to do.
     """
     function = "linear_cross_entropy"
-    check_dense(function, x=x, weight=weight, target=target, bias=bias)
+    check_dense(function, 3, x=x, weight=weight, target=target, bias=bias)
     dtype = autocast_dtype(x)
     if dtype is not None:
         check_floating(function, x=x, weight=weight, bias=bias)
@@ -81,6 +81,8 @@ def linear_cross_entropy(
     _check_shapes(function, x, weight, bias)
     check_target(function, target, x.shape[:-1], "x")
     check_settings(function, ignore_index, reduction, label_smoothing, z_loss, softcap)
+    if num_chunks is not None and (isinstance(num_chunks, bool) or not isinstance(num_chunks, int | torch.SymInt)):
+        raise TypeError(f"{function}: num_chunks is {num_chunks!r}, use an int, or None for the default rule")
     if num_chunks is not None and num_chunks < 1:
         raise ValueError(f"{function}: num_chunks is {num_chunks}, use a number >= 1, or None for the default rule")
     check_launchable(function, x=x, weight=weight, target=target, bias=bias)
