@@ -119,3 +119,18 @@ def test_archive_of_another_triton_is_left_alone(tmp_path, monkeypatch, capsys):
 def test_no_archive_is_said(tmp_path, capsys):
     assert cache.unpack(tmp_path / "a.tar.xz", tmp_path / "there") == 1
     assert "make gpu-cache" in capsys.readouterr().out
+
+
+def test_keys_do_not_depend_on_what_was_launched_before(tmp_path):
+    """In Triton a kernel's key lacks the constants of device functions that have not been hashed yet."""
+    keys = set()
+    for first in ("loss_kernel", "load_logits"):
+        code = (
+            "from fastgpt.kernels.linear_cross_entropy import softmax\n"
+            f"softmax.{first}.cache_key; print(softmax.loss_kernel.cache_key)"
+        )
+        environment = os.environ | {"PYTHONPATH": str(SITE), "FASTGPT_FAKE_GPU": "", "TRITON_INTERPRET": "0"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        keys.add(done.stdout)
+    assert len(keys) == 1

@@ -1,8 +1,8 @@
 """For every Python of a GPU session: `scripts/gpu_session.sh` puts this folder first on PYTHONPATH.
 
-It maps `fastgpt` and `fastgpt.kernels` to this tree, as an editable install would: GPU time is too dear for pip. With
-FASTGPT_FAKE_GPU it also gives torch a GPU that is not there (`scripts/gpu/fake_cuda.py`), so that a session can be
-tried on any machine.
+It maps `fastgpt` and `fastgpt.kernels` to this tree, as an editable install would: GPU time is too dear for pip. It
+makes Triton's keys of compiled kernels the same in every process. With FASTGPT_FAKE_GPU it also gives torch a GPU that
+is not there (`scripts/gpu/fake_cuda.py`), so that a session can be tried on any machine.
 """
 
 import importlib.util
@@ -25,31 +25,52 @@ class ThisTree:
         )
 
 
-class AfterTorch:
-    """Runs fake_cuda.install() as soon as torch has been imported, and before anything uses it."""
+class AfterImport:
+    """Does something as soon as a module has been imported, and before anything uses it."""
 
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name != "torch":
+    def __init__(self, name, action):
+        self.name, self.action = name, action
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
             return None
-        sys.meta_path.remove(AfterTorch)
+        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path, target)
+        if spec is None:
+            return None
         run = spec.loader.exec_module
 
         def exec_module(module):
             run(module)
-            spec_of_fake = importlib.util.spec_from_file_location(
-                "fastgpt_fake_cuda", os.path.join(ROOT, "scripts", "gpu", "fake_cuda.py")
-            )
-            fake = importlib.util.module_from_spec(spec_of_fake)
-            sys.modules["fastgpt_fake_cuda"] = fake
-            spec_of_fake.loader.exec_module(fake)
-            fake.install()
+            self.action(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
+def hash_callees_first(jit):
+    """Triton's key of a kernel holds the constants of the device functions that it calls, if those were hashed before.
+
+    So it depends on what a process launched earlier, and a kernel compiled elsewhere may not be found.
+    """
+    original = jit.DependenciesFinder._update_hash
+
+    def update_hash(self, function):
+        _ = function.cache_key
+        return original(self, function)
+
+    jit.DependenciesFinder._update_hash = update_hash
+
+
+def install_fake_gpu(torch):
+    name = "fastgpt_fake_cuda"
+    spec = importlib.util.spec_from_file_location(name, os.path.join(ROOT, "scripts", "gpu", "fake_cuda.py"))
+    fake = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fake)
+    fake.install()
+
+
 sys.meta_path.insert(0, ThisTree)  # before an editable install of another tree
+sys.meta_path.insert(0, AfterImport("triton.runtime.jit", hash_callees_first))
 if os.environ.get("FASTGPT_FAKE_GPU"):
-    sys.meta_path.insert(0, AfterTorch)
+    sys.meta_path.insert(0, AfterImport("torch", install_fake_gpu))
