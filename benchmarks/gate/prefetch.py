@@ -140,6 +140,8 @@ def _unguarded(ptx: str) -> list[str]:
             facts.add("launch")
         if opcode.startswith("setp"):
             facts.add("comparison")
+        if any(name.startswith("%p") and name in values.sources for name in written):
+            facts.add("step")  # a predicate written before the loop and in it: what is left of a comparison of the step
         values.define(written, [*read, *guard], facts)
     guarded = _remembering(lambda name: _is_condition(values, name))
     return [place for place, names in copies if not any(map(guarded, values.behind(names)))]
@@ -147,10 +149,11 @@ def _unguarded(ptx: str) -> list[str]:
 
 def _is_condition(values: _Values, name: str) -> bool:
     """A comparison whose outcome is the same for all threads and differs between launches, programs or steps."""
-    if "comparison" not in values.facts.get(name, ()):
+    own = values.facts.get(name, ())
+    if "comparison" not in own and "step" not in own:
         return False
     facts = values.facts_of(name)
-    return "launch" in facts and "thread" not in facts
+    return ("launch" in facts or "step" in own) and "thread" not in facts
 
 
 def _split(operands: str) -> tuple[list[str], list[str]]:
