@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +83,7 @@ def test_nothing_is_installed_and_the_tree_is_found(tmp_path):
 class Item:
     def __init__(self, nodeid: str, fixtures: tuple[str, ...], *marks: str) -> None:
         self.nodeid, self.fixturenames, self.marks = nodeid, fixtures, list(marks)
+        self.module = ModuleType("some_tests")
 
     def get_closest_marker(self, name: str) -> str | None:
         return name if name in self.marks else None
