@@ -21,6 +21,8 @@ _REGISTER = re.compile(r"%(?!tid|ntid|ctaid|nctaid|laneid|warpid|clock)[A-Za-z_]
 _PTX_COPY = re.compile(r"cp\.async\.(c[ag]\.shared|bulk\.tensor\.\d+d\.shared|bulk\.shared)")
 _PTX_PLACE = re.compile(r"\.loc\s+\d+ \d+ \d+.*//\s*([^\s/]+:\d+:\d+)")
 _PTX = re.compile(r"(?:@!?(%\w+)\s+)?([a-z][\w.:]*)\s*(.*?);")
+_PTX_LABEL = re.compile(r"^(\$L__BB\w+):")
+_PTX_BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$L__BB\w+);")
 _OF_A_THREAD = re.compile(r"%(tid|laneid|warpid)|elect\.sync|activemask|shfl\.sync")
 _OF_THE_LAUNCH = re.compile(r"ld\.param|ld\.global|%n?ctaid")
 
@@ -119,9 +121,11 @@ def _place(name: str, locations: dict[str, str]) -> str:
 
 
 def _unguarded(ptx: str) -> list[str]:
-    """Places of the copies of `ptx` that no comparison of the launch's scalars guards."""
+    """Places of the copies of `ptx` before a loop that no comparison of the launch's scalars guards."""
     values, copies, place = _Values(), [], "?"
-    for line in ptx.splitlines():
+    lines = ptx.splitlines()
+    loops = _innermost_loops(lines)
+    for index, line in enumerate(lines):
         if match := _PTX_PLACE.search(line):
             place = match[1]
             continue
@@ -132,7 +136,10 @@ def _unguarded(ptx: str) -> list[str]:
         guard = [predicate] if predicate else []
         if _PTX_COPY.match(opcode):
             size = [] if "bulk" in opcode else _REGISTER.findall(operands.rsplit("]", 1)[-1])
-            copies.append((place, guard + size))
+            # Inside the loop the condition may be a flag, or gone where the number of steps is a constant.
+            before = any(index < first for first, _ in loops)  # a loop of one step is straight code
+            if before and not any(first < index < last for first, last in loops):
+                copies.append((place, guard + size))
             continue
         written, read = _split(operands)
         facts = {"thread"} if _OF_A_THREAD.search(match[0]) else set()
@@ -140,20 +147,25 @@ def _unguarded(ptx: str) -> list[str]:
             facts.add("launch")
         if opcode.startswith("setp"):
             facts.add("comparison")
-        if any(name.startswith("%p") and name in values.sources for name in written):
-            facts.add("step")  # a predicate written before the loop and in it: what is left of a comparison of the step
         values.define(written, [*read, *guard], facts)
     guarded = _remembering(lambda name: _is_condition(values, name))
     return [place for place, names in copies if not any(map(guarded, values.behind(names)))]
 
 
+def _innermost_loops(lines: list[str]) -> list[tuple[int, int]]:
+    """(line of the label, line of the branch back to it) of each loop that holds no other."""
+    labels = {match[1]: i for i, line in enumerate(lines) if (match := _PTX_LABEL.match(line))}
+    back = [(labels.get(name, i), i) for i, line in enumerate(lines) for name in _PTX_BRANCH.findall(line)]
+    loops = [(first, last) for first, last in back if first < last]
+    return [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+
+
 def _is_condition(values: _Values, name: str) -> bool:
     """A comparison whose outcome is the same for all threads and differs between launches, programs or steps."""
-    own = values.facts.get(name, ())
-    if "comparison" not in own and "step" not in own:
+    if "comparison" not in values.facts.get(name, ()):
         return False
     facts = values.facts_of(name)
-    return ("launch" in facts or "step" in own) and "thread" not in facts
+    return "launch" in facts and "thread" not in facts
 
 
 def _split(operands: str) -> tuple[list[str], list[str]]:
