@@ -121,8 +121,8 @@ class GPT(nn.Module):
         """Logits of the next token at every position, and the loss against `targets`.
 
         Args:
-            idx: (B, T) integer token ids, T <= max_len.
-            targets: (B, T) int64, already shifted: targets[:, t] follows idx[:, t]. -100 does not count.
+            idx: (B, T) int64 or int32 token ids, T <= max_len.
+            targets: (B, T) int64 or int32, already shifted: targets[:, t] follows idx[:, t]. -100 does not count.
             return_logits: True computes logits even beside a fused loss; False drops them even where the loss made
                 them. None (default): whatever costs nothing. `output.logits` is there in every case: computed when
                 asked for, if need be.
@@ -130,7 +130,7 @@ class GPT(nn.Module):
 
         Raises:
             ValueError: T > max_len, or targets of another shape.
-            TypeError: idx is not an integer tensor.
+            TypeError: idx or targets of another dtype.
             IndexError: a token id outside [0, vocab_size) (checked on CPU; CUDA fails with a device-side assertion).
         """
         self._check(idx, targets)
@@ -289,8 +289,11 @@ class GPT(nn.Module):
         config = self.config
         if idx.dim() != 2:
             raise ValueError(f"GPT: idx must be (batch, tokens), got shape {tuple(idx.shape)}; add or drop a dimension")
-        if idx.is_floating_point() or idx.is_complex() or idx.dtype == torch.bool:
-            raise TypeError(f"GPT: idx must hold integer token ids, got {idx.dtype}; convert with .long()")
+        for name, tokens in (("idx", idx), ("targets", targets)):
+            if tokens is not None and tokens.dtype not in (torch.int64, torch.int32):
+                raise TypeError(
+                    f"GPT: {name} must hold int64 or int32 token ids, got {tokens.dtype}; convert with .long()"
+                )
         if idx.shape[1] > config.max_len:
             raise ValueError(
                 f"GPT: idx has {idx.shape[1]} tokens and max_len is {config.max_len}; pass idx[:, -{config.max_len}:], "

@@ -196,7 +196,7 @@ class Head(nn.Linear):
     def forward(
         self, x: Tensor, targets: Tensor | None = None, *, return_logits: bool | None = None, reduction: str = "mean"
     ) -> tuple[Tensor | None, Tensor | None]:
-        """x (B, T, d), targets (B, T) int64 -> logits (B, T, V) or None, loss or None.
+        """x (B, T, d), targets (B, T) int64 or int32 -> logits (B, T, V) or None, loss or None.
 
         Without targets there are logits and no loss. With targets, the fused loss gives logits only on request.
         """
@@ -210,7 +210,7 @@ class Head(nn.Linear):
         if impl == "torch":
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = F.cross_entropy(
-                wide.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction
+                wide.flatten(0, -2), targets.flatten().long(), ignore_index=IGNORE_INDEX, reduction=reduction
             )
             loss = loss.view(targets.shape) if reduction == "none" else loss
         else:

@@ -63,7 +63,7 @@ class OneHeadLM(nn.Module):
         """Next-token logits, and the steps that led there.
 
         Raises:
-            ValueError: T > max_len. IndexError: a token id outside the vocabulary.
+            ValueError: T > max_len. TypeError: ids that are not int64 or int32. IndexError: one outside the vocabulary.
         """
         self._check(idx_BxT)
         T, D = idx_BxT.shape[1], self.token_emb.embedding_dim
@@ -88,9 +88,11 @@ class OneHeadLM(nn.Module):
 
     def loss(self, idx_BxT: Tensor, targets_BxT: Tensor) -> Tensor:
         """Mean cross-entropy of the next token; targets_BxT[:, t] follows idx_BxT[:, t]."""
-        return F.cross_entropy(self(idx_BxT).logits.flatten(0, 1), targets_BxT.flatten())
+        return F.cross_entropy(self(idx_BxT).logits.flatten(0, 1), targets_BxT.flatten().long())
 
     def _check(self, idx_BxT: Tensor) -> None:
+        if idx_BxT.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"OneHeadLM: token ids must be int64 or int32, got {idx_BxT.dtype}; convert with .long()")
         T, V = idx_BxT.shape[1], self.token_emb.num_embeddings
         if T > self.max_len:  # noqa: SIM300 (T is a size, not a constant)
             raise ValueError(f"OneHeadLM: {T} tokens and max_len is {self.max_len}; make it with max_len={T}")

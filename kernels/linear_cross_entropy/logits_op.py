@@ -81,11 +81,21 @@ def _check_overwritable(logits: Tensor) -> None:
             "cross_entropy: inplace=True with logits that are a leaf requiring a gradient: its values would be lost; "
             "pass inplace=False"
         )
-    if any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride())):
+    if _may_overlap(logits):
         raise ValueError(
-            "cross_entropy: inplace=True with expanded logits, whose rows share memory; pass inplace=False or "
-            "logits.contiguous()"
+            f"cross_entropy: inplace=True with logits whose elements share memory (expanded, or windows that overlap: "
+            f"shape {tuple(logits.shape)}, strides {logits.stride()}); pass inplace=False or logits.contiguous()"
         )
+
+
+def _may_overlap(x: Tensor) -> bool:
+    """False where each dimension steps over all that the dimensions of smaller strides reach."""
+    reach = 0
+    for stride, size in sorted(zip(x.stride(), x.shape)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 # ---- operators ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastgpt import GPT, GPTConfig
+from fastgpt.kernels import interpret
 from tests.support.reference_gpt import ReferenceGPT
 
 SHAPE = {"vocab_size": 61, "max_len": 24, "n_layers": 3, "n_heads": 4, "d_model": 32}
@@ -228,7 +229,14 @@ def test_num_parameters(tie):
         (torch.full((1, 3), 61), None, IndexError, r"token id 61 is outside \[0, 61\)"),
         (torch.tensor([[0, -1]]), None, IndexError, r"token id -1 is outside \[0, 61\)"),
         (torch.zeros(3, dtype=torch.long), None, ValueError, r"idx must be \(batch, tokens\), got shape \(3,\)"),
-        (torch.zeros(1, 3), None, TypeError, "idx must hold integer token ids, got torch.float32"),
+        (torch.zeros(1, 3), None, TypeError, "idx must hold int64 or int32 token ids, got torch.float32"),
+        (torch.zeros(1, 3, dtype=torch.uint8), None, TypeError, "idx must hold .* got torch.uint8"),
+        (
+            torch.zeros(1, 3, dtype=torch.long),
+            torch.zeros(1, 3, dtype=torch.int16),
+            TypeError,
+            "targets must hold .* got torch.int16",
+        ),
         (torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long), ValueError, "targets have shape"),
     ],
 )
@@ -320,3 +328,17 @@ def test_import_is_quick_and_touches_neither_gpu_nor_heavy_packages():
         if float(seconds) <= 0.3:
             return
     pytest.fail(f"import fastgpt took {seconds} s of processor time beyond torch's own import")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("impls", [PLAIN, TORCH, {"loss_impl": "triton"}], ids=["reference", "torch", "triton"])
+def test_token_ids_and_targets_of_32_bits(seed, impls, reduction):
+    """The loss of the same numbers in int64, targets that do not count included."""
+    if impls.get("loss_impl") == "triton":
+        pytest.importorskip("triton")
+    model = GPT(GPTConfig(**SHAPE, **impls))
+    idx, targets = batch()
+    targets[0, 3] = -100
+    with interpret():
+        narrow, wide = (model(idx.to(t), targets.to(t), reduction=reduction).loss for t in (torch.int32, torch.int64))
+    assert torch.equal(narrow, wide)

@@ -122,6 +122,8 @@ def test_it_learns(seed):
     [
         (torch.zeros(1, 9, dtype=torch.long), ValueError, "9 tokens and max_len is 8; make it with max_len=9"),
         (torch.full((1, 2), 50), IndexError, r"token id 50 is outside \[0, 50\)"),
+        (torch.zeros(1, 2), TypeError, "token ids must be int64 or int32, got torch.float32"),
+        (torch.zeros(1, 2, dtype=torch.uint8), TypeError, "token ids must be int64 or int32, got torch.uint8"),
         (torch.full((1, 2), -1), IndexError, r"token id -1 is outside \[0, 50\)"),
     ],
 )

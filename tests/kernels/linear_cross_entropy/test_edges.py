@@ -169,7 +169,9 @@ def test_bad_arguments_of_linear_cross_entropy(changes, error, match):
         ({"target": torch.zeros(2, dtype=torch.int64)}, ValueError, r"target has shape \(2,\), expected \(3,\)"),
         ({"reduction": None}, ValueError, r"reduction is None"),
         ({"label_smoothing": -0.1}, ValueError, r"label_smoothing is -0.1"),
-        ({"logits": torch.randn(1, 9).expand(3, 9), "inplace": True}, ValueError, r"expanded logits"),
+        ({"logits": torch.randn(1, 9).expand(3, 9), "inplace": True}, ValueError, r"share memory"),
+        ({"logits": torch.randn(25).unfold(0, 9, 8), "inplace": True}, ValueError, r"share memory.*strides \(8, 1\)"),
+        ({"logits": torch.randn(11).as_strided((3, 9), (1, 1)), "inplace": True}, ValueError, r"share memory"),
         ({"logits": torch.randn(3, 9, requires_grad=True), "inplace": True}, ValueError, r"a leaf"),
     ],
 )

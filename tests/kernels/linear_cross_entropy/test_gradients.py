@@ -224,3 +224,16 @@ class TestInplace:
         with torch.no_grad():
             loss = cross_entropy(leaf, target, inplace=True)
             assert_within_budget("loss", loss, F.cross_entropy(leaf, target), *exactly(F.cross_entropy, leaf, target))
+
+
+@pytest.mark.parametrize(
+    "view", [lambda x: x[:, :9], lambda x: x[::2], lambda x: x.t(), lambda x: x.view(2, 4, 12), lambda x: x[:, None]]
+)
+def test_views_whose_elements_share_no_memory_take_their_gradient_in_place(device, seed, view):
+    leaves = [torch.randn(8, 12, device=device).requires_grad_() for _ in range(2)]
+    leaves[1].data.copy_(leaves[0].data)
+    for leaf, inplace in zip(leaves, (True, False)):
+        logits = view(leaf * 1.0)
+        target = torch.arange(logits[..., 0].numel(), device=device).view(logits.shape[:-1]) % logits.shape[-1]
+        cross_entropy(logits, target, inplace=inplace).backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
