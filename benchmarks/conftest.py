@@ -40,11 +40,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sizes(names, full, quick, cpu, smoke): parametrize by what is to be measured")
     config.stash[ROWS] = []
-    if not has_pytest_benchmark(config) and config.getoption("--benchmark", default=False):
+    measured = config.getoption("--benchmark", default=False)
+    if measured and not has_pytest_benchmark(config):
         raise pytest.UsageError("--benchmark needs pytest-benchmark: pip install pytest-benchmark")
+    if measured and any(getattr(config.option, name, None) for name in ("numprocesses", "tx")):
+        raise pytest.UsageError("--benchmark measures in one process, alone on the machine: leave out xdist's -n")
+    if getattr(config.option, "benchmark_only", False) and not measured:
+        raise pytest.UsageError("--benchmark-only would measure nothing: these are measured by --benchmark alone")
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # threads that share cores with other processes measure these
-    if not config.getoption("--benchmark", default=False):
+    if not measured:
         config.option.benchmark_disable = True
     elif not any(getattr(config.option, f"benchmark_{name}", None) for name in THEIR_TABLES):
         config.option.benchmark_quiet = True  # ours says the same and more

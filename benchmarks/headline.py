@@ -282,12 +282,17 @@ OTHERS = {"verify": verify, "ceilings": ceilings, "train_step": train_step}
 SECTIONS = ("verify", "ceilings", "attention", "layer_norm", "ffn", "loss", "train_step")
 
 
+NO_GPU = 69  # the exit status by which the session knows that no later step has anything to measure
+
+
 def begun(out: Path) -> set[str]:
     """The sections that an earlier call has begun, whether they ended or not."""
-    if not out.exists():
-        return set()
-    rows = (json.loads(line) for line in out.read_text().splitlines() if line.endswith("}"))
-    return {row["section"] for row in rows if row.get("kind") == "begin"}
+    found = set()
+    for line in out.read_text().splitlines() if out.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # cut off, perhaps with the next row behind it
+            row = json.loads(line)
+            found |= {row["section"]} if row.get("kind") == "begin" else set()
+    return found
 
 
 def run(out: Path, sections: Sequence[str], seconds: float, rounds: int) -> int:
@@ -326,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not torch.cuda.is_available() and set(args.only) - {"verify"}:
         print("error: these figures are a GPU's, and there is no CUDA GPU here (--only verify works)", file=sys.stderr)
-        return 2
+        return NO_GPU
     return 1 if run(args.out, args.only, args.seconds, args.rounds) else 0
 
 

@@ -249,11 +249,15 @@ class Measure:
 
 def append_row(file: Path, row: dict[str, object]) -> None:
     """Append one JSON line; the first line of a new file is the environment."""
-    new = not file.exists()
-    with file.open("a") as lines:
+    new = not file.exists() or not file.stat().st_size
+    with file.open("a+b") as lines:
         if new:
-            lines.write(json.dumps({"environment": environment()}) + "\n")
-        lines.write(json.dumps(row) + "\n")
+            lines.write(json.dumps({"environment": environment()}).encode() + b"\n")
+        else:
+            lines.seek(-1, os.SEEK_END)
+            if lines.read() != b"\n":  # a process was killed as it wrote: its half a line costs no other
+                lines.write(b"\n")
+        lines.write(json.dumps(row).encode() + b"\n")
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[dict, list[dict]]:
 
 def stem(environment: dict) -> str:
     gpu = re.sub(r"[^a-z0-9]+", "-", environment["gpu"].lower()).strip("-")
-    return f"gpu-{gpu}-{environment['date']}-{environment['commit']}"
+    return f"gpu-{gpu}-{environment['date']}-{environment['commit'] or 'unknown'}"
 
 
 def best_tiles(rows: list[dict]) -> list[Finding]:
@@ -145,11 +145,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--apply", action="store_true", help="rewrite the table entries that lost")
     args = parser.parse_args(argv)
     paths = [p for p in (args.out / f"{name}.jsonl" for name in FIGURES) if p.is_file()]
+    found = [*summary.tests(args.out), *summary.errors(args.out)]
     if not paths:
         print(f"error: {args.out} holds none of {', '.join(f'{name}.jsonl' for name in FIGURES)}", file=sys.stderr)
+        print(*found, sep="\n")
         return 2
+    unreadable = 0
     for path in paths:
-        environment, rows = read(path)
+        try:
+            environment, rows = read(path)
+        except ValueError as error:  # of a session that was cut; the other files are good
+            print(f"error: {error}", file=sys.stderr)
+            unreadable += 1
+            continue
         if not environment["gpu"] or "fake" in environment["gpu"]:
             print(f"error: {path} was measured on {environment['gpu']}: that says nothing", file=sys.stderr)
             return 2
@@ -159,6 +167,9 @@ def main(argv: list[str] | None = None) -> int:
                 for row in rows
                 if row["kind"] == "figure"
             ]
+        if not rows:
+            print(f"{path.name}: cut before its first figure")
+            continue
         name = FIGURES[path.stem] + stem(environment)
         text = "".join(json.dumps(row) + "\n" for row in [{"environment": environment}, *rows])
         (RESULTS / f"{name}.jsonl").write_text(text)
@@ -171,8 +182,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {f.workload} {f.shape}: {verdict}")
             if args.apply:
                 apply(findings)
-    print(*summary.tests(args.out), *summary.errors(args.out), sep="\n")
-    return 0
+    print(*found, sep="\n")
+    return 1 if unreadable else 0
 
 
 if __name__ == "__main__":

@@ -24,16 +24,21 @@
 #
 # `scripts/fold_results.py OUT` puts the figures into benchmarks/results/.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-out=$(mkdir -p "${1:-out}" && cd "${1:-out}" && pwd)
+unset CDPATH  # with which cd prints
+cd "$(dirname "$0")/.." || exit 2
+out=$(mkdir -p "${1:-out}" && cd "${1:-out}" && pwd) && : >>"$out/log.txt" ||
+    { echo "error: OUT, ${1:-out}, is no folder that can be written to" >&2; exit 2; }
 total=${2:-405}
+[[ $total =~ ^[1-9][0-9]*$ ]] || { echo "error: SECONDS is $total, and must be a whole number of seconds" >&2; exit 2; }
 slower=${SLOWER:-1}  # multiplies every step's limit: for a dry run, whose GPU is a CPU
 python=${PYTHON:-python3}
 
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/scripts/gpu/site${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/fastgpt-triton-cache} TRITON_STORE_BINARY_ONLY=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}             # torch's own CPU work here is small, and 12 tests run at once
-export FASTGPT_COMMIT=${FASTGPT_COMMIT:-$(cat .gpu-cache/COMMIT 2>/dev/null || git describe --always --dirty 2>/dev/null)}
+# The tree's own commit; without git, the one that the kernels were compiled from.
+export FASTGPT_COMMIT=${FASTGPT_COMMIT:-$(git describe --always --dirty 2>/dev/null || cat .gpu-cache/COMMIT 2>/dev/null)}
+[ -n "$FASTGPT_COMMIT" ] || unset FASTGPT_COMMIT
 export FASTGPT_BUDGET_REPORT="$out/errors.jsonl"         # errors are reported, and fail no test
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1                  # the machine has plugins that take seconds to import
 pytest=(-q -p no:cacheprovider -p pytest_timeout)
@@ -57,7 +62,6 @@ step() {  # step NAME MAX_SECONDS COMMAND...: run it within what is left; a fail
     return $code
 }
 
-: >>"$out/log.txt"
 step cache 40 $python scripts/gpu/cache.py unpack "${GPU_CACHE:-.gpu-cache/cache.tar.xz}" "$TRITON_CACHE_DIR"
 tail -n 1 "$out/log.txt"
 
@@ -69,9 +73,13 @@ if [ $# -gt 2 ]; then
 fi
 
 step verify 60 $python -m benchmarks.headline --only verify --out "$out/headline.jsonl"
-# Once more if a kernel broke the CUDA context: it goes on with the section after that.
-step headline 120 $python -m benchmarks.headline --seconds 100 --out "$out/headline.jsonl" ||
-    step headline-again 60 $python -m benchmarks.headline --seconds 50 --out "$out/headline.jsonl"
+step headline 120 $python -m benchmarks.headline --seconds 100 --out "$out/headline.jsonl"
+case $? in
+    0) ;;
+    69) say "torch finds no CUDA GPU here: nothing else could be measured, and the session ends"; exit 1 ;;
+    # Once more if a kernel broke the CUDA context: it goes on with the section after that.
+    *) step headline-again 60 $python -m benchmarks.headline --seconds 50 --out "$out/headline.jsonl" ;;
+esac
 step tests 140 $python -m pytest tests/kernels tests/fastgpt -m 'gpu and not slow' -n "${WORKERS:-12}" \
     --dist worksteal "${pytest[@]}" -p xdist.plugin -p tests.support.as_it_goes --continue-on-collection-errors --tb=short --timeout 60 \
     --as-it-goes="$out/tests.jsonl"

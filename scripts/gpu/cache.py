@@ -60,28 +60,46 @@ def unpack(archive: Path, folder: Path) -> int:
     if not archive.is_file():
         print(f"no {archive}: kernels will be compiled as they are launched (`make gpu-cache` makes it)")
         return 1
-    start, mine, files = time.monotonic(), key(), 0
-    with tarfile.open(archive, "r:xz") as tar:
-        for member in tar:
-            data = tar.extractfile(member).read()
-            if member.name == "key.json":
-                theirs = json.loads(data)
-                differ = [name for name in mine if theirs.get(name) != mine[name]]
-                if differ:
-                    print(
-                        f"{archive} is of another {' and '.join(differ)}: kernels will be compiled as they are launched"
-                    )
-                    return 1
-                continue
-            path = folder / member.name
+    start, files = time.monotonic(), 0
+    try:
+        for name, data in usable(archive):
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.name.startswith("__grp__"):
                 data = data.replace(HERE.encode(), str(folder).encode())
-            path.write_bytes(data)
+            # Whole or not at all, whenever this is cut: Triton believes what is there.
+            path.with_name("part").write_bytes(data)
+            path.with_name("part").replace(path)
             files += 1
+    except Unusable as problem:
+        print(f"{archive} {problem}: kernels will be compiled as they are launched")
+        return 1
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"{archive} is damaged or cannot be unpacked ({message}): what is missing of it will be compiled")
+        return 1
     size = archive.stat().st_size / 2**20
     print(f"{files} files of {size:.1f} MiB unpacked into {folder} in {time.monotonic() - start:.1f} s")
     return 0
+
+
+class Unusable(Exception):
+    """Why this machine's Triton can do nothing with an archive."""
+
+
+def usable(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, contents) of an archive's files, if they were compiled by a Triton like this machine's."""
+    mine = key()
+    with tarfile.open(archive, "r:xz") as tar:
+        for number, member in enumerate(tar):
+            data = tar.extractfile(member).read()
+            if number:
+                yield member.name, data
+                continue
+            theirs = json.loads(data) if member.name == "key.json" else {}
+            differ = [name for name in mine if theirs.get(name) != mine[name]]
+            if differ:
+                raise Unusable(f"is of another {' and '.join(differ)}")
 
 
 # ---- building --------------------------------------------------------------------------------------------------------

@@ -162,3 +162,22 @@ def test_tests_have_a_time_limit(pytestconfig):
     if not hasattr(pytestconfig.option, "timeout"):
         pytest.skip(f"pytest-timeout is not installed beside pytest {metadata.version('pytest')}")
     assert pytestconfig.option.timeout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--benchmark-only"], "--benchmark-only would measure nothing"),
+        (["--benchmark", "-n", "2"], "leave out xdist's -n"),
+        (["--benchmark", "--tx", "2*popen", "--dist", "load"], "leave out xdist's -n"),
+    ],
+)
+def test_what_would_end_well_without_a_figure_is_refused(options, said):
+    pytest.importorskip("pytest_benchmark")
+    if "-n" in options or "--tx" in options:
+        pytest.importorskip("xdist")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/test_ffn.py", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
+    assert said in done.stderr + done.stdout

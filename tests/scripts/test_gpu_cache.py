@@ -134,3 +134,43 @@ def test_keys_do_not_depend_on_what_was_launched_before(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         keys.add(done.stdout)
     assert len(keys) == 1
+
+
+def test_a_damaged_archive_leaves_only_whole_files(tmp_path, capsys):
+    """Triton believes what it finds, so half a file would fail at every launch of its kernel."""
+    archive = tmp_path / "a.tar.xz"
+    here = made(tmp_path / "here")
+    (here / "ENTRY" / "k.cubin").write_bytes(os.urandom(1 << 20))  # which does not compress
+    cache.pack(here, {"ENTRY"}, archive)
+    whole = archive.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (
+        b"",
+        b"no archive",
+        whole[:100],
+        whole[: middle // 2],
+        whole[:middle] + b"!?" * 9 + whole[middle + 18 :],
+    ):
+        archive.write_bytes(damaged)
+        assert cache.unpack(archive, tmp_path / "there") == 1
+        assert "damaged or cannot be unpacked" in capsys.readouterr().out
+        for file in (tmp_path / "there").rglob("*.*"):
+            assert file.read_bytes() == (here / file.relative_to(tmp_path / "there")).read_bytes()
+    archive.write_bytes(whole)
+    (tmp_path / "file").touch()
+    assert cache.unpack(archive, tmp_path / "file") == 1
+    assert "cannot be unpacked (" in capsys.readouterr().out
+
+
+def test_a_file_that_was_cut_is_not_under_its_name(tmp_path, monkeypatch):
+    cache.pack(made(tmp_path / "here"), {"ENTRY"}, tmp_path / "a.tar.xz")
+
+    def killed(path, data):
+        with path.open("wb") as file:
+            file.write(data[:1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache.unpack(tmp_path / "a.tar.xz", tmp_path / "there")
+    assert [p.name for p in (tmp_path / "there").rglob("*") if p.is_file()] == ["part"]

@@ -77,6 +77,66 @@ def test_nothing_is_installed_and_the_tree_is_found(tmp_path):
     assert done.stdout.split() == [str(ROOT / "fastgpt/__init__.py"), str(ROOT / "kernels/__init__.py")], done.stderr
 
 
+def test_what_cannot_be_written_or_told_is_said_and_nothing_is_run(tmp_path):
+    """Without a folder to write to, a session that went on would write to /."""
+    (tmp_path / "file").touch()
+    environment = os.environ | {"PYTHON": str(python_that(tmp_path, "exit 0")), "TRITON_CACHE_DIR": str(tmp_path / "c")}
+    for arguments, said in (
+        ([tmp_path / "file", "60"], "file, is no folder that can be written to"),
+        ([tmp_path / "file" / "below", "60"], "below, is no folder that can be written to"),
+        ([tmp_path / "out", "7m"], "SECONDS is 7m, and must be a whole number"),
+        ([tmp_path / "out", "0"], "SECONDS is 0"),
+    ):
+        done = subprocess.run([SESSION, *arguments], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert not (tmp_path / "calls.txt").exists()
+
+
+def test_relative_folders_are_the_trees_whatever_cdpath_says(tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "scripts").mkdir(parents=True)
+    (tree / "scripts" / "gpu_session.sh").write_bytes(SESSION.read_bytes())
+    environment = os.environ | {"PYTHON": str(python_that(tmp_path, "exit 0")), "TRITON_CACHE_DIR": str(tmp_path / "c")}
+    subprocess.run(
+        ["bash", "tree/scripts/gpu_session.sh", "out", "60"], cwd=tmp_path, env=environment | {"CDPATH": str(tmp_path)},
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert "sweep: exit 0" in (tree / "out" / "steps.txt").read_text()
+
+
+def test_without_a_gpu_nothing_else_is_tried(tmp_path):
+    does = f'case "$*" in *"--seconds 100"*) exit {headline.NO_GPU};; esac'
+    environment = os.environ | {"PYTHON": str(python_that(tmp_path, does)), "TRITON_CACHE_DIR": str(tmp_path / "c")}
+    done = subprocess.run([SESSION, tmp_path / "out", "300"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    steps = (tmp_path / "out" / "steps.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in steps[:-1]] == ["cache", "verify", "headline"]
+    assert "no CUDA GPU" in steps[-1]
+
+
+@pytest.mark.parametrize("given", ["", "told"])
+def test_the_commit_is_the_trees_own_before_that_of_the_cache(tmp_path, given):
+    tree = tmp_path / "tree"
+    for folder in ("scripts", ".gpu-cache"):
+        (tree / folder).mkdir(parents=True)
+    (tree / "scripts" / "gpu_session.sh").write_bytes(SESSION.read_bytes())
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "c"), "FASTGPT_COMMIT": given}
+    environment |= {"PYTHON": str(python_that(tmp_path, 'echo "commit ${FASTGPT_COMMIT-none}"')), "GIT_DIR": "/nowhere"}
+
+    def commit() -> str:
+        subprocess.run(["bash", tree / "scripts/gpu_session.sh", "out", "60"], env=environment, check=True)
+        return (tree / "out" / "log.txt").read_text().split("commit ")[-1].strip()
+
+    assert commit() == (given or "none")
+    (tree / ".gpu-cache" / "COMMIT").write_text("cached\n")
+    assert commit() == (given or "cached")
+    (tmp_path / "git").write_text("#!/bin/sh\necho own\n")
+    (tmp_path / "git").chmod(0o755)
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    assert commit() == (given or "own")
+
+
 # ---- which tests -----------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +289,22 @@ def test_a_broken_context_ends_the_process_and_the_next_goes_on_behind_it(sectio
     assert ran == ["a", "b", "c"]
 
 
+def test_a_row_that_was_cut_off_costs_no_other(sections, tmp_path, capsys):
+    """The session's limit kills a process at any moment, and the next one goes on in the same file."""
+    names, _, ran = sections
+    file = tmp_path / "h.jsonl"
+    measure.append_row(file, {"section": "a", "kind": "begin"})
+    with file.open("a") as lines:
+        lines.write('{"section": "a", "kind": "fig')
+    assert headline.run(file, names, 60.0, 1) == 0
+    assert ran == ["b", "c"]
+    with file.open("a") as lines:
+        lines.write('{"half": 1\n{"half": {"x": 1}}}\n')
+    assert headline.begun(file) == {"a", "b", "c"}
+    kinds = [(r["section"], r["kind"]) for r in summary.rows(file)[1:]]
+    assert kinds == [("a", "begin"), ("b", "begin"), ("b", "noted"), ("c", "begin"), ("c", "noted")]
+
+
 def test_no_section_begins_after_the_time(sections, tmp_path, capsys):
     names, _, ran = sections
     headline.run(tmp_path / "h.jsonl", names, -1.0, 1)
@@ -238,7 +314,7 @@ def test_no_section_begins_after_the_time(sections, tmp_path, capsys):
 
 def test_headline_needs_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert headline.main([]) == 2
+    assert headline.main([]) == headline.NO_GPU
     assert "no CUDA GPU" in capsys.readouterr().err
 
 
@@ -316,3 +392,22 @@ def test_fold_refuses_what_no_gpu_measured(tmp_path, capsys):
         write(tmp_path / "headline.jsonl", {"environment": {"gpu": gpu, "date": "2026-01-01", "commit": "abc"}})
         assert fold(tmp_path, tmp_path) == 2
         assert "says nothing" in capsys.readouterr().err
+
+
+def test_fold_takes_what_a_cut_session_left(tmp_path, capsys):
+    environment = {"environment": {"gpu": "NVIDIA H100", "date": "2026-01-01", "commit": None}}
+    results = tmp_path / "results"
+    results.mkdir()
+    error = {"test": "t::b", "name": "out", "dtype": "float32", "norm": "max", "ok": False, "used": 1.5}
+    write(tmp_path / "errors.jsonl", error)
+    assert fold(tmp_path, results) == 2
+    assert "1 judged, 1 over their budget" in capsys.readouterr().out
+    write(tmp_path / "headline.jsonl", environment, {"section": "ffn", "kind": "begin"})
+    (tmp_path / "benchmarks.jsonl").write_text('{"environment": {"gpu": "NVI')
+    write(tmp_path / "full.jsonl", environment, {"op": "ffn"})
+    assert fold(tmp_path, results) == 1
+    said = capsys.readouterr()
+    assert "benchmarks.jsonl does not begin with an environment line" in said.err
+    assert "headline.jsonl: cut before its first figure" in said.out
+    assert "1 judged, 1 over their budget" in said.out
+    assert [p.name for p in results.iterdir()] == ["full-gpu-nvidia-h100-2026-01-01-unknown.jsonl"]
