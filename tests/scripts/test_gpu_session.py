@@ -96,6 +96,7 @@ def test_what_cannot_be_written_or_told_is_said_and_nothing_is_run(tmp_path):
 def test_relative_folders_are_the_trees_whatever_cdpath_says(tmp_path):
     tree = tmp_path / "tree"
     (tree / "scripts").mkdir(parents=True)
+    (tmp_path / "out").mkdir()  # which CDPATH would prefer
     (tree / "scripts" / "gpu_session.sh").write_bytes(SESSION.read_bytes())
     environment = os.environ | {"PYTHON": str(python_that(tmp_path, "exit 0")), "TRITON_CACHE_DIR": str(tmp_path / "c")}
     subprocess.run(
