@@ -195,14 +195,12 @@ def _text(shape: dict[str, int]) -> str:
 
 
 def verify(session: Session) -> None:
-    import dataclasses
-
     from fastgpt.verify import verify
 
     report = verify(measure.device())
     print(report)
-    for row in report.rows:
-        session.write("verify", **dataclasses.asdict(row), ok=row.ok)
+    for row in report.record()["rows"]:
+        session.write("verify", **row)
     session.write("verified", ok=report.ok, where=report.where, seconds=report.seconds)
 
 

@@ -186,7 +186,12 @@ def reported(verdicts: Sequence[Verdict]) -> bool:
     if not report:
         return False
     text = "".join(verdict.line() for verdict in verdicts)
-    file = os.open(report, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        file = os.open(report, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ValueError(
+            f"{REPORT}: {report!r} cannot be written to ({error.strerror}); name a file in a folder that exists"
+        ) from None
     try:
         os.write(file, text.encode())
     finally:

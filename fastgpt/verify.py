@@ -11,9 +11,10 @@ result as plain PyTorch in the same dtype, or as roundings to that dtype make of
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -92,6 +93,15 @@ class Report:
             for row in self.rows
         ]  # fmt: skip
 
+    def record(self) -> dict:
+        """All of it as JSON knows it: a number that is not finite is None."""
+        rows = [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}
+            | {"ok": row.ok}
+            for row in self.rows
+        ]
+        return {"rows": rows, "where": self.where, "seconds": self.seconds, "ok": self.ok}
+
     def __str__(self) -> str:
         lines = [self.HEADER, *self.table()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.HEADER))]
@@ -110,7 +120,7 @@ def verify(device: torch.device | str | None = None, only: tuple[str, ...] = ())
     """Check every kernel (or those in `only`) on `device`: "cuda", or "cpu" through the interpreter.
 
     Raises:
-        ValueError: a name in `only` that is no kernel.
+        ValueError: a name in `only` that is no kernel; a report (`fastgpt.budget`) that cannot be written.
         RuntimeError: triton is not installed.
     """
     began = time.perf_counter()
@@ -126,8 +136,9 @@ def verify(device: torch.device | str | None = None, only: tuple[str, ...] = ())
     else:
         where = "on the CPU, through Triton's interpreter"
         context = kernels.interpret()
+    reported([])  # so that a file that cannot be written is no kernel's fault
     rows = []
-    with context, torch.random.fork_rng(devices=[]):
+    with context, torch.random.fork_rng(devices=[]), torch.enable_grad():
         for name in only or names():
             torch.manual_seed(0)
             if name not in CASES:
@@ -154,9 +165,15 @@ def _check(case: Case, dtype: torch.dtype, label: str, device: torch.device) -> 
     inputs |= case.derived(exact_inputs)
     inputs = {k: t.requires_grad_(k in case.wanted) for k, t in inputs.items()}
     upstream = _upstream(reference_fn, inputs, case)
-    ours = _run(ours_fn, inputs, upstream, case)
+    # Ours last: if it wrote into what it is given, the others would be right about something else.
     torchs = _run(reference_fn, inputs, upstream, case)
     exact = exactly(lambda inputs, upstream: _run(reference_fn, inputs, upstream, case), inputs, upstream)
+    given = {**inputs, **{f"the gradient of result {n}": g for n, g in enumerate(upstream)}}
+    before = {k: t.detach().clone() for k, t in given.items()}
+    ours = _run(ours_fn, inputs, upstream, case)
+    written = [k for k, t in given.items() if not torch.equal(t, before[k])]
+    if written:
+        raise ValueError(f"writes into {', '.join(written)}")
     worst = {OUTPUT: (0.0, 0.0), GRADIENT: (0.0, 0.0)}
     used = 0.0
     for n, (mine, theirs, truth) in enumerate(zip(ours, torchs, exact, strict=True)):

@@ -18,12 +18,11 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        import dataclasses
         import json
 
         from ..trainer import resolve_device
         from ..verify import verify
 
         report = verify(resolve_device(self.device), self.only)
-        print(json.dumps(dataclasses.asdict(report) | {"ok": report.ok}) if self.json else report)
+        print(json.dumps(report.record(), allow_nan=False) if self.json else report)
         return 0 if report.ok else 1

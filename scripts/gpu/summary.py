@@ -27,7 +27,7 @@ def headline(found: list[dict]) -> list[str]:
     for row in found:
         match row.get("kind"):
             case "verify" if not row["ok"]:
-                lines.append(f"verify: {row['kernel']} {row['label']} {row['dtype']}: {row['used']:.2f} of the budget"
+                lines.append(f"verify: {row['kernel']} {row['label']} {row['dtype']}: {_share(row):.2f} of the budget"
                              f" {row['problem']}")  # fmt: skip
             case "verified":
                 lines.append(f"verify: {'ok' if row['ok'] else 'FAILED'}, {row['where']}, {row['seconds']:.1f} s")
@@ -65,14 +65,18 @@ def errors(out: Path) -> list[str]:
     found = rows(out / "errors.jsonl")
     if not found:
         return []
-    share = lambda row: math.inf if row["used"] is None else row["used"]  # noqa: E731 (null: not finite)
     worst: dict[str, dict] = {}  # of each test that has one over its budget
-    for row in sorted((r for r in found if not r["ok"]), key=share):
+    for row in sorted((r for r in found if not r["ok"]), key=_share):
         worst[row["test"]] = row
     count = sum(not r["ok"] for r in found)
-    lines = [f"errors: {len(found)} judged, {count} over their budget, the largest {max(map(share, found)):.2f} of it"]
-    ordered = sorted(worst.values(), key=share, reverse=True)
-    return lines + _first(f"{r['test']} {r['name']} {r['dtype']} {r['norm']}: {share(r):.2f} of it" for r in ordered)
+    lines = [f"errors: {len(found)} judged, {count} over their budget, the largest {max(map(_share, found)):.2f} of it"]
+    ordered = sorted(worst.values(), key=_share, reverse=True)
+    return lines + _first(f"{r['test']} {r['name']} {r['dtype']} {r['norm']}: {_share(r):.2f} of it" for r in ordered)
+
+
+def _share(row: dict) -> float:
+    """Of its budget; null stands for what is not finite."""
+    return math.inf if row["used"] is None else row["used"]
 
 
 def _first(texts: Iterable[str], most: int = 30) -> list[str]:

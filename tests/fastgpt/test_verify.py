@@ -102,3 +102,55 @@ def test_command(capsys, monkeypatch):
     assert [row["kernel"] for row in found["rows"]] == ["cross_entropy"] * 2
     monkeypatch.setattr(kernels, "layer_norm", wrong_output)
     assert cli.main(["verify", "--only", "layer_norm"]) == 1
+
+
+def test_a_kernel_that_writes_into_what_it_is_given_is_noticed(monkeypatch):
+    """Whether it spoils an input or an incoming gradient, and also where its own results are right."""
+
+    class Spoils(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            kept = grad.clone()
+            grad.zero_()
+            return kept
+
+    def spoils_x(x, **kwargs):
+        y = kernels.reference.layer_norm(x, **kwargs)
+        x.data.zero_()
+        return y
+
+    def spoils_gradient(x, **kwargs):
+        return Spoils.apply(kernels.reference.layer_norm(x, **kwargs))
+
+    for wrong, what in ((spoils_x, "x"), (spoils_gradient, "the gradient of result 0")):
+        monkeypatch.setattr(kernels, "layer_norm", wrong)
+        report = verify.verify(only=("layer_norm",))
+        assert {row.problem for row in report.rows} == {f"ValueError: writes into {what}"}
+        assert not any(row.ok for row in report.rows)
+
+
+def test_without_gradients_being_recorded():
+    with torch.no_grad():
+        assert verify.verify(only=("layer_norm",)).ok
+
+
+def test_a_report_that_cannot_be_written_is_no_kernels_fault(monkeypatch, tmp_path):
+    for path, why in ((tmp_path / "none" / "ratios.jsonl", "No such file"), (tmp_path, "Is a directory")):
+        monkeypatch.setenv("FASTGPT_BUDGET_REPORT", str(path))
+        with pytest.raises(
+            ValueError, match=rf"FASTGPT_BUDGET_REPORT: .* cannot be written to \({why}.*name a file in"
+        ):
+            verify.verify(only=("layer_norm",))
+
+
+@pytest.mark.needs("tyro")
+def test_the_json_of_a_kernel_that_gives_nan_is_json(capsys, monkeypatch):
+    monkeypatch.setattr(kernels, "layer_norm", nan_output)
+    assert cli.main(["verify", "--only", "layer_norm", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert not found["ok"]
+    assert {(row["used"], row["error"], row["ok"]) for row in found["rows"]} == {(None, None, False)}

@@ -412,3 +412,19 @@ def test_fold_takes_what_a_cut_session_left(tmp_path, capsys):
     assert "headline.jsonl: cut before its first figure" in said.out
     assert "1 judged, 1 over their budget" in said.out
     assert [p.name for p in results.iterdir()] == ["full-gpu-nvidia-h100-2026-01-01-unknown.jsonl"]
+
+
+def test_the_self_check_of_a_kernel_that_gives_nan_is_told(tmp_path, monkeypatch):
+    from fastgpt import verify
+
+    rows = (verify.Row("ffn", "a", "float32", used=float("inf")), verify.Row("ffn", "b", "float32", problem="E: no"))
+    monkeypatch.setattr(verify, "verify", lambda device: verify.Report(rows, "here", 1.0))
+    monkeypatch.setattr(measure, "environment", lambda: {})
+    headline.verify(headline.Session(tmp_path / "h.jsonl", "verify", 1))
+    for line in (tmp_path / "h.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    told = summary.headline(summary.rows(tmp_path / "h.jsonl"))
+    assert told == [
+        "verify: ffn a float32: inf of the budget ", "verify: ffn b float32: 0.00 of the budget E: no",
+        "verify: FAILED, here, 1.0 s",
+    ]  # fmt: skip
