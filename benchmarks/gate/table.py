@@ -160,8 +160,14 @@ def read(text: str) -> tuple[str, list[Line]]:
     return comments[1].removeprefix("# "), [Line(**{n: kinds[n](c) for n, c in zip(names, row)}) for row in rows[1:]]
 
 
-def problems(result: Result) -> list[str]:
-    """What is wrong with a result whatever the committed table says: empty if nothing."""
+FEW_BYTES = 32  # what another version's assembler may spill, a thread, of a kernel that just fits into the registers
+
+
+def problems(result: Result, *, spill: int = 0) -> list[str]:
+    """What is wrong with a result whatever the committed table says: empty if nothing.
+
+    spill  bytes a thread that a kernel may spill of which none are expected
+    """
     where = f"{result.task.family} {result.task.label} {result.task.arch}"
     if result.error:
         return [f"{where}: does not compile: {result.error}"]
@@ -184,7 +190,7 @@ def problems(result: Result) -> list[str]:
                 f"{at}: {', '.join(u.unconditional_copies)}: the copies of a loop's first steps are issued whether or "
                 "not it has one; what they depend on is undefined where it has none (a division by 0?)"
             )
-        if "no_spills" in result.expect and u.spill_bytes:
+        if "no_spills" in result.expect and u.spill_bytes > spill:
             found.append(f"{at}: spills {u.spill_bytes} bytes")
         if "tensor_core" in result.expect and u.has_dot and u.tensor_core == "none":
             found.append(f"{at}: no tensor-core instruction")

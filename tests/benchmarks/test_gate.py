@@ -255,3 +255,28 @@ def test_the_committed_table_lists_every_row(family):
 def test_a_sample_of_the_rows_is_as_committed(capsys):
     """A handful; CI's gate step and `make gate-check` compile more."""
     assert cli.main(["--check", "--sample", "8", "--seed", "1", "--jobs", "1"]) == 0, capsys.readouterr().out
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("spill", "ours", "other"), [(0, 0, 0), (4, 1, 0), (table.FEW_BYTES, 1, 0), (table.FEW_BYTES + 4, 1, 1)]
+)
+def test_a_few_spilled_bytes_are_a_fault_of_our_compilers_only(monkeypatch, tmp_path, good, spill, ours, other):
+    """A kernel that just fits into the registers does so for the versions that the table was written with."""
+    name, used = next(iter(good.kernels.items()))
+    result = dataclasses.replace(
+        good,
+        task=dataclasses.replace(good.task, family="ffn"),
+        expect=frozenset({"no_spills"}),
+        kernels={name: dataclasses.replace(used, spill_bytes=spill)},
+    )
+    monkeypatch.setattr(run, "rows_of", lambda family: {"good": dataclasses.replace(GOOD, family="ffn")})
+    monkeypatch.setattr(run, "compile_all", lambda tasks, jobs, show: [result])
+    monkeypatch.setattr(table, "table_path", lambda family: tmp_path / f"{family}.txt")
+    (tmp_path / "ffn.txt").write_text(
+        table.HEADING.format(versions=table.versions()) + table.render(table.lines_of([result]))
+    )
+    command = ["--check", "--family", "ffn", "--arch", "sm_90"]
+    assert cli.main(command) == ours
+    (tmp_path / "ffn.txt").write_text((tmp_path / "ffn.txt").read_text().replace("# triton ", "# triton 0."))
+    assert cli.main(command) == other
