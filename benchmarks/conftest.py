@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sizes(names, full, quick, cpu, smoke): parametrize by what is to be measured")
     config.stash[ROWS] = []
+    rows_file = config.getoption("--benchmark-rows", default=None)
+    if rows_file is not None and (rows_file.is_dir() or not rows_file.parent.is_dir()):
+        raise pytest.UsageError(f"--benchmark-rows={rows_file} cannot be written: name a file in a folder that exists")
     measured = config.getoption("--benchmark", default=False)
     if measured and not has_pytest_benchmark(config):
         raise pytest.UsageError("--benchmark needs pytest-benchmark: pip install pytest-benchmark")
@@ -110,8 +113,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     impls, dtypes = config.getoption("--impl", default=None), config.getoption("--dtype", default=None)
     kept, dropped = [], []
+    known = {str(item.callspec.params["impl"]) for item in items if "impl" in _params(item)}
+    unknown = sorted(set(impls or ()) - known)
+    if unknown and known:
+        raise pytest.UsageError(
+            f"--impl {unknown[0]} is none of these benchmarks'; choose from {', '.join(sorted(known))}"
+        )
     for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
+        params = _params(item)
         wrong_impl = impls and "impl" in params and params["impl"] not in impls
         wrong_dtype = dtypes and "dtype" in params and str(params["dtype"]).removeprefix("torch.") not in dtypes
         (dropped if wrong_impl or wrong_dtype else kept).append(item)
@@ -124,6 +133,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+
+
+def _params(item: pytest.Item) -> dict:
+    return getattr(getattr(item, "callspec", None), "params", {})
 
 
 @pytest.hookimpl(optionalhook=True)

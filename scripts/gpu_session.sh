@@ -83,7 +83,9 @@ esac
 step tests 140 $python -m pytest tests/kernels tests/fastgpt -m 'gpu and not slow' -n "${WORKERS:-12}" \
     --dist worksteal "${pytest[@]}" -p xdist.plugin -p tests.support.as_it_goes --continue-on-collection-errors --tb=short --timeout 60 \
     --as-it-goes="$out/tests.jsonl"
-step peers 100 $python -m pytest benchmarks --benchmark --quick "${pytest[@]}" -p pytest_benchmark.plugin \
+# Operators first: under torch.compile, one of the models takes as long as all of the operators.
+step peers 100 $python -m pytest benchmarks/test_{attention,layer_norm,ffn,linear_cross_entropy,train_step,block,generate}.py \
+    --benchmark --quick "${pytest[@]}" -p pytest_benchmark.plugin \
     --benchmark-rows="$out/benchmarks.jsonl"
 step sweep 600 $python -m benchmarks.sweep --out "$out/sweep.jsonl" --seconds "$(($(left) - 8))" \
     ${SWEEP_TILES:+--tiles "$SWEEP_TILES"}

@@ -170,6 +170,8 @@ def test_tests_have_a_time_limit(pytestconfig):
         (["--benchmark-only"], "--benchmark-only would measure nothing"),
         (["--benchmark", "-n", "2"], "leave out xdist's -n"),
         (["--benchmark", "--tx", "2*popen", "--dist", "load"], "leave out xdist's -n"),
+        (["--benchmark", "--impl", "eagre"], "--impl eagre is none of these benchmarks'; choose from compile, eager, "),
+        (["--benchmark", "--benchmark-rows=/nowhere/rows.jsonl"], "name a file in a folder that exists"),
     ],
 )
 def test_what_would_end_well_without_a_figure_is_refused(options, said):

@@ -45,6 +45,8 @@ def test_no_failure_stops_the_steps_after_it(tmp_path):
     tests = calls[4].split()
     assert tests[tests.index("-n") + 1] == "12"
     assert "gpu and not slow" in calls[4]
+    files = [word for word in calls[5].split() if word.endswith(".py")]
+    assert sorted(files) == sorted(f"benchmarks/{file.name}" for file in (ROOT / "benchmarks").glob("test_*.py"))
     assert not [word for word in tests if word in ("-x", "--exitfirst") or word.startswith("--maxfail")]
 
 
