@@ -48,6 +48,12 @@ left() { echo $((total - SECONDS)); }
 compiled() { find "$TRITON_CACHE_DIR" -name '*.cubin' 2>/dev/null | wc -l; }
 launchers() { find "$TRITON_CACHE_DIR" -name '*.so' 2>/dev/null | wc -l; }
 
+fit() {  # keep the log's two ends: a file of more than 16 MiB would not come back at all
+    [ "$(stat -c %s "$out/log.txt")" -le $((12 << 20)) ] && return
+    { head -c $((4 << 20)) "$out/log.txt"; printf '\n==== cut out ====\n'; tail -c $((4 << 20)) "$out/log.txt"; } >"$out/log.new"
+    mv "$out/log.new" "$out/log.txt"
+}
+
 step() {  # step NAME MAX_SECONDS COMMAND...: run it within what is left; a failure is noted and does not stop the rest
     local name=$1 limit=$(($2 * slower)) code=0 start=$SECONDS kernels stubs
     shift 2
@@ -56,6 +62,7 @@ step() {  # step NAME MAX_SECONDS COMMAND...: run it within what is left; a fail
     kernels=$(compiled) stubs=$(launchers)
     echo "==== $name: $*" >>"$out/log.txt"
     timeout --signal=INT --kill-after=5 "$limit" "$@" >>"$out/log.txt" 2>&1 || code=$?
+    fit
     local did="kernels compiled: $(($(compiled) - kernels)), launchers built: $(($(launchers) - stubs))"
     [ "$name" = cache ] && did="kernels: $(compiled), launchers: $(launchers)"
     say "$name: exit $code after $((SECONDS - start)) s (of $limit); $did"

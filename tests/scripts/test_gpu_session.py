@@ -69,6 +69,16 @@ def test_time_is_kept(tmp_path):
     assert [line.split(": ", 1)[1] for line in steps[1:]] == ["no time left"] * (len(steps) - 1)
 
 
+def test_the_log_stays_small_enough_to_come_back(tmp_path):
+    session(tmp_path, 'case "$*" in *unpack*) echo first;; *sweep*) echo last;; *) head -c 13000000 /dev/zero;; esac')
+    log = (tmp_path / "out" / "log.txt").read_bytes()
+    assert len(log) < 16 << 20
+    assert b"\nfirst\n" in log
+    assert log.endswith(b"last\n")
+    assert b"cut out" in log
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
 def test_nothing_is_installed_and_the_tree_is_found(tmp_path):
     _, calls = session(tmp_path, "exit 0")
     assert not [call for call in calls if "pip" in call.split()]
