@@ -100,7 +100,7 @@ def layer_norm_dweight_long(
     stride_dym, stride_hm = in_elements(stride_dym, aligned), in_elements(stride_hm, aligned)
     dweight = tl.zeros((block_m, block_n), tl.float32)
     dbias = tl.zeros((block_m, block_n), tl.float32)
-    for tile in tl.range(0, (M - 1) // block_m + 1):  # M + block_m may pass 2^31
+    for tile in tl.range(0, tl.cdiv(M, block_m)):  # in int32: no memory holds 2^31 rows of this length
         row = row_indices(tile, block_m)  # (block_m, 1)
         mask = (row < M) & (cols < N)[None, :]  # (block_m, block_n)
         dy = tl.load(DY + row * stride_dym + cols[None, :], mask=mask, other=0.0).to(tl.float32)
