@@ -76,7 +76,7 @@ def speed_table() -> str:
     if not runs:
         return (
             "Not yet measured: no GPU has run this code. `scripts/gpu_session.sh` measures every operator beside its "
-            "peers in ten minutes."
+            "peers in seven minutes."
         )
     parts = []
     for run in runs:

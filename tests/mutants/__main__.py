@@ -41,7 +41,7 @@ HEADING = """\
 # Mutants
 
 Deliberate faults, planted in a copy of the kernels one at a time; the tests named caught each of them. Written by
-`make mutants`; the faults are in `tests/mutants/faults.py`.
+`make mutants`; the faults are in `tests/mutants/faults/`.
 
 """
 

@@ -49,7 +49,7 @@ class Mutant:
         if found != 1:
             raise ValueError(
                 f"mutant {self.name!r} is stale: its source text occurs {found} times in kernels/{self.path}, must be "
-                f"once; bring it up to date in tests/mutants/faults.py"
+                f"once; bring it up to date in tests/mutants/faults/"
             )
         file.write_text(text.replace(self.source, self.replacement))
 

@@ -1,0 +1,150 @@
+"""Faults of the loss."""
+
+from __future__ import annotations
+
+from ..plant import Mutant
+
+_LOSS = "tests/kernels/linear_cross_entropy/test_values.py::test_"
+_LOSS_EDGES = "tests/kernels/linear_cross_entropy/test_edges.py::test_"
+_HAZARDS = "tests/kernels/test_hazards.py::test_"
+_LOSS_EXTREMES = "tests/kernels/linear_cross_entropy/test_extremes.py::test_"
+_SPECIAL = "tests/kernels/test_special_tensors.py::test_"
+_TRANSFORMS = "tests/kernels/test_transforms.py::test_"
+
+MUTANTS = (
+    # --- linear + cross-entropy ---------------------------------------------------------------------------------------
+    Mutant(
+        "loss-ignore-index-counted",
+        "linear_cross_entropy/softmax.py",
+        "tl.store(Loss + i, tl.where(valid, loss, 0.0))",
+        "tl.store(Loss + i, loss)",
+        _LOSS_EDGES + "ignored_rows_get_zero",
+    ),
+    Mutant(
+        "loss-mean-over-ignored-rows-too",
+        "linear_cross_entropy/scalars.py",
+        "count += valid.to(tl.int64)",
+        "count += (offs < N).to(tl.int64)",
+        _LOSS + "loss_and_gradients",
+    ),
+    Mutant(
+        "loss-ignored-rows-get-a-gradient",
+        "linear_cross_entropy/softmax.py",
+        "g_loss = tl.where(valid, 1.0, 0.0)",
+        "g_loss = 1.0",
+        _LOSS_EDGES + "ignored_rows_get_zero",
+    ),
+    Mutant(
+        "loss-sum-not-rescaled",
+        "linear_cross_entropy/softmax.py",
+        "s = s * tl.exp2((m - base) * LOG2E) +",
+        "s = s +",
+        _LOSS + "any_vocabulary",
+    ),
+    Mutant(
+        "loss-padding-columns-in-the-softmax",
+        "linear_cross_entropy/softmax.py",
+        'y = tl.where(offs < V, y, -float("inf"))',
+        "y = y",
+        _LOSS + "any_vocabulary",
+    ),
+    Mutant(
+        "loss-target-column-not-subtracted",
+        "linear_cross_entropy/softmax.py",
+        "at_target * (1.0 - smoothing)",
+        "0.0 * at_target",
+        _LOSS + "loss_and_gradients",
+    ),
+    Mutant(
+        "loss-smoothing-dropped-from-the-gradient",
+        "linear_cross_entropy/softmax.py",
+        "(smoothing / V + at_target",
+        "(at_target",
+        _LOSS + "options",
+    ),
+    Mutant(
+        "loss-z-loss-dropped-from-the-gradient",
+        "linear_cross_entropy/softmax.py",
+        "(1.0 + 2.0 * z_loss * (m + log_sum))",
+        "(1.0 + z_loss * (m + log_sum))",
+        _LOSS + "options",
+    ),
+    Mutant(
+        "loss-slope-of-the-softcap-dropped",
+        "linear_cross_entropy/softmax.py",
+        "slope = 4.0 * e * inverse * inverse",
+        "slope = 1.0",
+        _LOSS + "options",
+    ),
+    Mutant(
+        "loss-rows-overwritten-before-all-have-read-the-target",
+        "linear_cross_entropy/softmax.py",
+        "tl.debug_barrier()  # no warp may",
+        "pass  # no warp may",
+        _HAZARDS + "losses_in_place",
+    ),
+    Mutant(
+        "loss-long-rows-overwritten-before-all-have-read-the-target",
+        "linear_cross_entropy/softmax.py",
+        "tl.debug_barrier()  # as above",
+        "pass  # as above",
+        _HAZARDS + "losses_of_rows_that_are_read_twice",
+    ),
+    Mutant(
+        "loss-gradient-takes-the-targets-logit-from-memory",
+        "linear_cross_entropy/softmax.py",
+        "share = tl.where(offs == t, at_target, elsewhere)",
+        "share = tl.where(offs == t, at_target, elsewhere) + 0.0 * tl.load(Logits + i * stride_n + t)",
+        _HAZARDS + "losses_in_place",
+    ),
+    Mutant(
+        "loss-softcap-slope-as-1-minus-tanh-squared",
+        "linear_cross_entropy/softmax.py",
+        "slope = 4.0 * e * inverse * inverse",
+        "slope = 1.0 - ((1.0 - e) * inverse) * ((1.0 - e) * inverse)",
+        _LOSS_EXTREMES + "a_saturated_softcap_keeps_the_digits_of_its_slope",
+    ),
+    Mutant(
+        "loss-ignore-index-counted-in-the-targets-dtype",
+        "linear_cross_entropy/scalars.py",
+        "(t != ignore_index)",
+        "(t != tl.cast(ignore_index, t.dtype))",
+        _LOSS_EXTREMES + "ignore_index_outside_of_int32",
+    ),
+    Mutant(
+        "loss-ignore-index-compared-in-the-targets-dtype",
+        "linear_cross_entropy/softmax.py",
+        "t != ignore_index",
+        "t != tl.cast(ignore_index, t.dtype)",
+        _LOSS_EXTREMES + "ignore_index_outside_of_int32",
+    ),
+    Mutant(
+        "loss-lanes-past-the-last-target-counted",
+        "linear_cross_entropy/scalars.py",
+        "valid = (offs < N) & (t",
+        "valid = (offs <= N) & (t",
+        _LOSS_EXTREMES + "ignore_index_outside_of_int32",
+    ),
+    Mutant(
+        "loss-bias-gradient-of-the-last-chunk-only",
+        "linear_cross_entropy/launch.py",
+        "self.dbias.copy_(partial) if first else self.dbias.add_(partial)",
+        "self.dbias.copy_(partial)",
+        _LOSS + "any_number_of_chunks",
+    ),
+    # --- between torch and the kernels --------------------------------------------------------------------------------
+    Mutant(
+        "loss-gradients-without-a-history",
+        "linear_cross_entropy/op.py",
+        "ctx.mark_non_differentiable(stats, counts, *(() if return_lse else (lse,)))",
+        "ctx.mark_non_differentiable(*outputs[2:] if return_lse else outputs[1:])",
+        _TRANSFORMS + "a_second_derivative_is_refused",
+    ),
+    Mutant(
+        "loss-overwrites-what-is-no-plain-storage",
+        "linear_cross_entropy/logits_op.py",
+        "plain = _library.plain((rows, grad_lse, logits, target, stats))",
+        "plain = type(logits) is Tensor",
+        _SPECIAL + "the_loss_that_overwrites_its_logits",
+    ),
+)
