@@ -24,6 +24,7 @@ _ACCUMULATES = re.compile(r"v_(pk_)?(fmac|mac)_")
 _COPY = re.compile(r"(MOV|v_mov_b(32|64)_e32|v_accvgpr_(read|write)_b32)\b")
 _NVIDIA_REGISTER = re.compile(r"(?<![\w.\[])[-|~]*R(\d+)\b")
 _AMD_REGISTER = re.compile(r"(?<![\w.])[-|]*([va])(?:(\d+)\b|\[(\d+):(\d+)\])")
+_ZERO = re.compile(r"-?(RZ\b.*|0)$")
 _MANY_WRITTEN = re.compile(r"GMMA|MMA|MATRIX|UTC|LDTM|v_s?mfma")
 _WIDTH = re.compile(r"\.(64|128|WIDE|F32x2|U64|S64)\b|^(FFMA2|FMUL2|FADD2|D[A-Z]+)\b")
 
@@ -36,10 +37,13 @@ def contracted_sums(program: Program) -> list[Instruction]:
     for index, instruction in enumerate(program.instructions):
         if index in starts:  # control flow joins: nothing is known
             moved.clear()
-        operands = [_registers(text, instruction.opcode) for text in _split(instruction.operands)]
+        texts = _split(instruction.operands)
+        operands = [_registers(text, instruction.opcode) for text in texts]
         if _FMA.match(instruction.opcode) and operands:
-            addend = operands[0 if _ACCUMULATES.match(instruction.opcode) else -1]
-            if moved.intersection(addend):
+            accumulates = bool(_ACCUMULATES.match(instruction.opcode))
+            addend, factors = operands[0 if accumulates else -1], texts[1:] if accumulates else texts[1:-1]
+            # A product with 0 is 0 or NaN, which no rounding changes: what poisons sums where a tile is not finite.
+            if moved.intersection(addend) and not any(map(_ZERO.match, factors)):
                 found.append(instruction)
         written = next((registers for registers in operands if registers), [])
         source = operands[-1] if operands else []

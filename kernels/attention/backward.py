@@ -31,10 +31,7 @@ def attention_delta(
     D_out += head_offset(stride_do, b, h) + row.to(tl.int64) * stride_do[2]
     out = load_tile(Out, rows, cols, stride_o[2], stride_o[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
     d_out = load_tile(D_out, rows, cols, stride_do[2], stride_do[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
-    if Out.dtype.element_ty == tl.float32 or D_out.dtype.element_ty == tl.float32:
-        delta = sum_of_products(out.to(tl.float32), d_out.to(tl.float32), 1)
-    else:  # products of two 16-bit numbers are exact in float32: nothing is lost where they are fused into the sum
-        delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    delta = sum_of_products(out.to(tl.float32), d_out.to(tl.float32), 1)
     offs = head.to(tl.int64) * T_q + i
     if D_lse is not None:
         D_lse += head_offset(stride_dlse, b, h) + row.to(tl.int64) * stride_dlse[2]

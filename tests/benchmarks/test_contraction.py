@@ -33,6 +33,8 @@ SHUFFLE = "SHFL.BFLY PT, R5, R4, 0x10, 0x1f"
         ([SHUFFLE, "@P0 BRA `(.L_x_0)", "FFMA R6, R2, R3, R5", ".L_x_0:", "EXIT"], 1),
         ([SHUFFLE, "FFMA2 R6, R2.F32x2.HI_LO, R8.F32x2.HI_LO, R4.F32x2.HI_LO"], 1),  # R5 is the upper half
         ([SHUFFLE, "FADD R6, R4, R5"], 0),  # as it should be
+        ([SHUFFLE, "FFMA R6, RZ, R3, R5"], 0),  # 0 or NaN, whatever rounds
+        ([SHUFFLE, "HFMA2.BF16_V2 R6, -RZ.H0_H0, RZ.H0_H0, |R5|"], 0),
         ([SHUFFLE, "FFMA R6, R5, R3, R7"], 0),  # the partner's value is a factor
         ([SHUFFLE, "FMUL R5, R5, R3", "FFMA R6, R2, R3, R5"], 0),  # no longer the partner's value
         ([SHUFFLE, "LDG.E.128 R4, [R2.64]", "FFMA R6, R2, R3, R5"], 0),  # R4 to R7 are loaded
@@ -53,6 +55,7 @@ def test_what_is_found_in_sass(body, found):
         (["v_mov_b32_dpp v5, v4 quad_perm:[1,0,3,2] row_mask:0xf bank_mask:0xf", "v_fma_f32 v6, v2, v3, v5"], 1),
         (["ds_swizzle_b32 v5, v4 offset:swizzle(SWAP,16)", "v_fmac_f32_e32 v5, v2, v3"], 1),  # adds to what it writes
         (["ds_swizzle_b32 v5, v4 offset:swizzle(SWAP,16)", "v_pk_fma_f32 v[6:7], v[2:3], v[2:3], v[4:5]"], 1),
+        (["ds_swizzle_b32 v5, v4 offset:swizzle(SWAP,16)", "v_fmac_f32_e32 v5, 0, v3"], 0),
         (["ds_swizzle_b32 v5, v4 offset:swizzle(SWAP,16)", "v_fmac_f32_e32 v6, v2, v5"], 0),
         (["ds_swizzle_b32 v5, v4 offset:swizzle(SWAP,16)", "v_add_f32_e32 v6, v4, v5"], 0),
         (["ds_swizzle_b32 v5, v4 offset:swizzle(SWAP,16)", "global_load_dwordx2 v[4:5], v[0:1], off",
