@@ -181,6 +181,7 @@ def start_worker() -> None:
     import torch  # noqa: F401 (with the fake driver behind it)
     from triton.backends.nvidia.driver import CudaUtils
 
+    sys.path.append(str(ROOT))  # for the kernels of tests: multiprocessing hands on this script's path
     CudaUtils()
 
 
