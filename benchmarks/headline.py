@@ -135,7 +135,7 @@ class Session:
             peak = measure.Measure._peak_bytes(run)
             seconds = self._time(run, figure, impl, peer.version, peak)
         except Exception as error:
-            if fatal(error):
+            if measure.fatal():
                 raise
             message = str(error).splitlines()[0] if str(error) else ""
             self.write("skipped", op=figure.op, impl=impl, mode=figure.mode, shape=figure.shape, reason=message)
@@ -180,11 +180,6 @@ def bound(function: Callable[..., Any], figure: Figure) -> Callable[[], None]:
         torch.autograd.grad(outputs, wanted, grads)
 
     return both
-
-
-def fatal(error: Exception) -> bool:
-    """True for a fault that leaves the CUDA context unusable: everything after it in this process would fail too."""
-    return any(s in str(error) for s in ("illegal memory access", "device-side assert", "unspecified launch failure"))
 
 
 def _text(shape: dict[str, int]) -> str:
@@ -312,7 +307,7 @@ def run(out: Path, sections: Sequence[str], seconds: float, rounds: int) -> int:
             with contextlib.suppress(Exception):
                 session.write("failed", error=f"{type(error).__name__}: {error}"[:2000])
             print(f"{section}: FAILED: {type(error).__name__}: {str(error)[:500]}")
-            if fatal(error):
+            if measure.fatal():
                 raise
         print(f"{section}: {time.monotonic() - start:.1f} s", flush=True)
     return failed

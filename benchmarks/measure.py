@@ -110,6 +110,18 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def fatal() -> bool:
+    """Whether a fault has left the CUDA context unusable: whatever followed in this process would fail too.
+
+    The device is asked: the faults that do this have many texts, and an error may be told by a call long after.
+    """
+    try:
+        synchronize()
+    except Exception:
+        return True
+    return False
+
+
 @functools.cache  # nvidia-smi takes longer than most figures
 def gpu_state() -> dict[str, str]:
     """Clocks, temperature, power and driver as nvidia-smi saw them when this process asked first; {} without one."""

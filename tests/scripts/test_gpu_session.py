@@ -292,14 +292,32 @@ def test_a_failed_section_does_not_stop_the_next(sections, tmp_path, capsys):
     assert "b: FAILED: ValueError: no such tile" in summary.headline(rows)
 
 
-def test_a_broken_context_ends_the_process_and_the_next_goes_on_behind_it(sections, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "fault", ["an illegal memory access was encountered", "misaligned address", "of a kind unheard"]
+)
+def test_a_broken_context_ends_the_process_and_the_next_goes_on_behind_it(
+    sections, tmp_path, capsys, monkeypatch, fault
+):
     names, error, ran = sections
-    error["is"] = RuntimeError("CUDA error: an illegal memory access was encountered")
+    error["is"] = RuntimeError(f"CUDA error: {fault}")
+    monkeypatch.setattr(measure, "fatal", lambda: "b" in ran)
     with pytest.raises(RuntimeError):
         headline.run(tmp_path / "h.jsonl", names, 60.0, 1)
     assert ran == ["a", "b"]
     assert headline.run(tmp_path / "h.jsonl", names, 60.0, 1) == 0
     assert ran == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_the_device_is_asked_whether_a_fault_is_fatal(monkeypatch, dead):
+    def synchronize():
+        if dead:
+            raise RuntimeError("CUDA error: hardware stack error")
+
+    assert not measure.fatal()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert measure.fatal() is dead
 
 
 def test_a_row_that_was_cut_off_costs_no_other(sections, tmp_path, capsys):
