@@ -52,7 +52,7 @@ def layer_norm(
     _runtime.check_launchable("layer_norm", x=x, weight=weight, bias=bias)
     y, stats = _layer_norm_fwd(x, weight, bias, d, float(eps), out_dtype or _torch_out_dtype(x))
     if recompute:
-        offer(y, x, stats, weight, bias, d)
+        offer("layer_norm", ("x", "weight", "bias"), y, x, stats, weight, bias, d)
     return y
 
 
@@ -103,7 +103,8 @@ def add_layer_norm(
         x, residual, weight, bias, seed, d, float(eps), float(dropout_p), out_dtype or _torch_out_dtype(x)
     )
     if recompute:
-        offer(normed, new_residual, stats, weight, bias, d)
+        names = "new_residual", "weight", "bias"
+        offer("add_layer_norm", names, normed, new_residual, stats, weight, bias, d)
     return normed, new_residual
 
 

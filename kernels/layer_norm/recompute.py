@@ -15,30 +15,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _library
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """y from what LayerNorm keeps anyway: h (M rows of the `d` trailing dimensions), stats, weight and bias."""
+    """y from what LayerNorm keeps anyway: h (M rows of the `d` trailing dimensions), stats, weight and bias.
 
+    names, versions   of h, weight and bias: what the caller calls them, and torch's counter of changes in place
+    """
+
+    function: str
+    names: tuple[str, ...]
     h: Tensor
-    h_version: int
     stats: Tensor
     weight: Tensor | None
     bias: Tensor | None
     d: int
     dtype: torch.dtype
+    versions: tuple[int | None, ...]
+
+    def changed(self) -> str | None:
+        """Which of h, weight and bias was modified in place since y was written from it."""
+        for name, tensor, version in zip(self.names, (self.h, self.weight, self.bias), self.versions):
+            if tensor is not None and tensor._version != version:
+                return name
+        return None
 
     def cook(self) -> Tensor:
-        from . import launch
-
-        if self.h._version != self.h_version:
+        changed = self.changed()
+        if changed is not None:
             raise RuntimeError(
-                "recompute_normed: the input of a layer_norm (or the residual of an add_layer_norm) was modified in "
-                "place after it; clone it first, or call with recompute=False"
+                f"recompute_normed: {changed} of {self.function} was modified in place after the call, and the output "
+                f"cannot be written again from it; clone {changed} first, or call {self.function} with recompute=False"
             )
-        # The launch reads storages, which hold the opposite of what a lazily negated view says.
-        h, weight, bias = (t if t is None else t.resolve_neg() for t in (self.h, self.weight, self.bias))
-        return launch.normalise_again(h, self.stats, weight, bias, self.d, self.dtype)
+        return _layer_norm_again(self.h, self.stats, self.weight, self.bias, self.d, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ class _Book:
             return tensor
         entry = self.entries.get(tensor.untyped_storage()._cdata)
         if entry is None or entry[0].expired() or tensor._version != entry[1] or tensor.dtype != entry[2].dtype:
+            return tensor
+        if entry[2].changed() is not None:  # y is right as it is, and could not be written again
             return tensor
         return Rebuilt(entry[2], tensor.size(), tensor.stride(), tensor.storage_offset())
 
@@ -104,13 +117,45 @@ def recompute_normed() -> Iterator[None]:
 
 
 def offer(
-    y: Tensor, h: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, d: int
-) -> None:  # fmt: skip
-    """Enter y into the book of the `recompute_normed` around this call, if there is one."""
+    function: str,
+    names: tuple[str, str, str],
+    y: Tensor,
+    h: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    d: int,
+) -> None:
+    """Enter y into the book of the `recompute_normed` around this call, if there is one.
+
+    `names` are those of h, weight and bias in `function`.
+    """
     book = getattr(_thread, "book", None)
     if book is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return
     if torch._C._are_functorch_transforms_active():  # its tensors have no storage of their own
         return
+    if any(t is not None and t.is_inference() for t in (y, h, weight, bias)):  # no counter says if these change
+        return
+    versions = tuple(None if t is None else t._version for t in (h, weight, bias))
     weight, bias = (None if t is None else t.detach() for t in (weight, bias))
-    book.add(y, Recipe(h.detach(), h._version, stats, weight, bias, d, y.dtype))
+    book.add(y, Recipe(function, names, h.detach(), stats, weight, bias, d, y.dtype, versions))
+
+
+def _launch_layer_norm_again(h, stats, weight, bias, d, dtype):
+    from . import launch
+
+    return launch.normalise_again(h, stats, weight, bias, d, dtype)
+
+
+def _fake_layer_norm_again(h, stats, weight, bias, d, dtype):
+    return torch.empty(h.shape, dtype=dtype, device=h.device)
+
+
+_layer_norm_again = _library.define(
+    "layer_norm_again(Tensor h, Tensor stats, Tensor? weight, Tensor? bias, int d, ScalarType dtype) -> Tensor y",
+    launch=_launch_layer_norm_again,
+    fake=_fake_layer_norm_again,
+    public="layer_norm",
+    differentiable=(0, 2, 3),
+)

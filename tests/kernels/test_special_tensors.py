@@ -275,7 +275,7 @@ def test_the_loss_that_overwrites_its_logits(device, seed, lazy, reduction):
 
 
 def test_normed_rows_rebuilt_from_negated_views(device, seed):
-    """What `recompute_normed` keeps in place of an output is read by a launch without an operator."""
+    """What `recompute_normed` keeps in place of an output is read in the backward, by an operator of its own."""
     x, w = torch.randn(3, 8, device=device), torch.randn(8, 8, device=device, requires_grad=True)
     scale, shift = torch.randn(8, device=device), torch.randn(8, device=device)
 

@@ -9,6 +9,7 @@ _ADD_NORM = "tests/kernels/layer_norm/test_add_layer_norm.py::test_"
 _CONTRACTION = "tests/benchmarks/test_contraction.py::test_"
 _HAZARDS = "tests/kernels/test_hazards.py::test_"
 _SPECIAL = "tests/kernels/test_special_tensors.py::test_"
+_TORCH = "tests/kernels/layer_norm/test_torch_integration.py::test_"
 
 MUTANTS = (
     # --- layer norm ---------------------------------------------------------------------------------------------------
@@ -157,9 +158,16 @@ MUTANTS = (
     Mutant(
         "layer-norm-rebuilt-from-the-storage-of-a-negated-view",
         "layer_norm/recompute.py",
-        "(t if t is None else t.resolve_neg() for t in (self.h, self.weight, self.bias))",
-        "(self.h, self.weight, self.bias)",
+        "return _layer_norm_again(",
+        "return _launch_layer_norm_again(",
         _SPECIAL + "normed_rows_rebuilt_from_negated_views",
+    ),
+    Mutant(
+        "layer-norm-rebuilt-from-another-weight-or-bias",
+        "layer_norm/recompute.py",
+        "zip(self.names, (self.h, self.weight, self.bias), self.versions)",
+        "zip(self.names, (self.h,), self.versions)",
+        _TORCH + "recompute_normed_notices_what_was_modified_in_place",
     ),
     Mutant(
         "layer-norm-rebuilds-a-negated-view-by-its-strides",
