@@ -37,7 +37,8 @@ class Peer:
 
     name          as shown, and as `--impl` takes it
     distribution  whose version is quoted
-    load          imports what is needed and returns the function; raises ImportError or Unavailable
+    load          imports what is needed and returns the function; raises ImportError or Unavailable; called anew for
+                  each benchmark, so that what is compiled is compiled for that one
     cuda_only     cannot run on a CPU at all
     """
 
@@ -75,10 +76,22 @@ def names(op: str) -> list[str]:
 
 def _peer(op: str, name: str, distribution: str = "torch", cuda_only: bool = False):
     def register(load: Callable[[], Callable[..., Any]]):
-        PEERS[op][name] = Peer(name, distribution, functools.cache(load), cuda_only)
+        PEERS[op][name] = Peer(name, distribution, load, cuda_only)
         return load
 
     return register
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """`function` (or a module) under torch.compile, for one benchmark, with that benchmark's sizes as constants.
+
+    Dynamo counts the compilations of one piece of code over the whole process. After `recompile_limit` of them (8) it
+    runs the code uncompiled, with no more than a warning, and sizes that change become symbols, whose kernels are
+    slower. So each benchmark begins with an empty count; and what is not compiled as one graph raises, for its time
+    would be eager's under another name.
+    """
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 # --- attention: f(q, k, v), causal, (B, H, T, head_dim) views of (B, T, H, head_dim) memory ---------------------------
@@ -112,12 +125,11 @@ _peer("attention", "sdpa-math")(lambda: _sdpa(SDPBackend.MATH))
 def _():
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    torch._dynamo.config.recompile_limit = 64  # one compilation a shape
-    compiled = torch.compile(flex_attention, dynamic=False)
+    attention = compiled(flex_attention)
     block_mask = functools.cache(
-        lambda T: create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device="cuda")
+        lambda T, device: create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device=device)
     )
-    return lambda q, k, v: compiled(q, k, v, block_mask=block_mask(q.shape[2]))
+    return lambda q, k, v: attention(q, k, v, block_mask=block_mask(q.shape[2], q.device))
 
 
 @_peer("attention", "flash-attn", "flash-attn", cuda_only=True)
@@ -160,7 +172,7 @@ def _eager_layer_norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 _peer("layer_norm", "eager")(lambda: _eager_layer_norm)
-_peer("layer_norm", "compile", cuda_only=True)(lambda: torch.compile(_eager_layer_norm, dynamic=False))
+_peer("layer_norm", "compile", cuda_only=True)(lambda: compiled(_eager_layer_norm))
 
 
 @_peer("layer_norm", "liger", "liger-kernel", cuda_only=True)
@@ -188,7 +200,7 @@ def _eager_add_layer_norm(
 
 
 _peer("add_layer_norm", "eager")(lambda: _eager_add_layer_norm)
-_peer("add_layer_norm", "compile", cuda_only=True)(lambda: torch.compile(_eager_add_layer_norm, dynamic=False))
+_peer("add_layer_norm", "compile", cuda_only=True)(lambda: compiled(_eager_add_layer_norm))
 
 
 # --- ffn: f(x, w1, b1, w2, b2), exact GELU ----------------------------------------------------------------------------
@@ -206,7 +218,7 @@ def _eager_ffn(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Ten
 
 
 _peer("ffn", "eager")(lambda: _eager_ffn)
-_peer("ffn", "compile", cuda_only=True)(lambda: torch.compile(_eager_ffn, dynamic=False))
+_peer("ffn", "compile", cuda_only=True)(lambda: compiled(_eager_ffn))
 
 
 # --- linear_cross_entropy: f(x, weight, target) -> mean loss ----------------------------------------------------------
@@ -224,9 +236,7 @@ def _eager_linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> Te
 
 
 _peer("linear_cross_entropy", "eager")(lambda: _eager_linear_cross_entropy)
-_peer("linear_cross_entropy", "compile", cuda_only=True)(
-    lambda: torch.compile(_eager_linear_cross_entropy, dynamic=False)
-)
+_peer("linear_cross_entropy", "compile", cuda_only=True)(lambda: compiled(_eager_linear_cross_entropy))
 
 
 @_peer("linear_cross_entropy", "torch-chunked")
