@@ -2,9 +2,11 @@
 
     python -m benchmarks.sweep --out sweep.jsonl [--seconds 200] [--only attention]
 
-For each workload the table's own tile comes first, then its neighbours: tiles that differ from it in one field, then in
-two. Every figure is appended to the file as soon as it is measured. All tiles are compiled beforehand, in parallel and
-offline, into Triton's cache, so that the GPU does not wait for a compiler; one that does not compile is left out.
+It goes round the workloads: every table's own tile, then every first neighbour, and so on, tiles that differ in one
+field before those that differ in two; so a short time gives some figures of each. Tiles are compiled a little ahead, in
+parallel and offline, into Triton's cache, and measured as they are ready; one that does not compile is left out. Every
+figure is appended to the file as soon as it is measured. Called again with the same file it goes on with the tiles that
+are not in it: a tile that breaks the CUDA context ends the process (exit status 70), and costs no other tile.
 `scripts/fold_results.py` shows which table entries the figures would change.
 """
 
@@ -16,17 +18,20 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import json
+import math
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import append_row, device, median_seconds
+from benchmarks.measure import append_row, device, fatal, median_seconds
 
 # What a field may be instead of the table's value.
 CHOICES = {
@@ -71,46 +76,49 @@ class Workload:
         return importlib.import_module(f"fastgpt.kernels.{self.family}.tiles")
 
     def candidates(self, default: Any) -> list[Any]:
-        """`default`, then every tile that differs from it in one field, then those that differ in two."""
+        """`default`, then tiles that differ from it in one field, then those that differ in two; the nearest first."""
         choices, values = CHOICES | FAMILY_CHOICES.get(self.family, {}), _as_dict(default)
         found = [default]
         for count in (1, 2):
+            others = []
             for changed in itertools.combinations([f for f in self.fields if f in values], count):
                 for new in itertools.product(*(choices.get(f, (values[f] // 2, values[f] * 2)) for f in changed)):
                     if all(n != values[f] for n, f in zip(new, changed)):
-                        found.append(_replaced(default, dict(zip(changed, new))))
+                        distance = sum(abs(math.log2(max(n, 1) / max(values[f], 1))) for n, f in zip(new, changed))
+                        others.append((distance, _replaced(default, dict(zip(changed, new)))))
+            found += [tile for _, tile in sorted(others, key=lambda other: other[0])]
         return found
 
 
 def workloads() -> list[Workload]:
-    """Most valuable first: attention at long and short T, the FFN, the norms, the loss."""
+    """Most valuable first: attention at T = 4096; FFN, loss and norms of GPT-2 124M; then other lengths and widths."""
     attention = ("block_m", "block_n", "edge", "num_warps", "num_stages")
     ffn = ("block_m", "block_n", "block_k", "num_warps", "num_stages", "programs_per_sm", "parts")
-    found = [
-        Workload("attention", function, attention, (16384 // T, 2048 // d, T, d), mode)
-        for T in (4096, 1024)
-        for d in (64, 128)
-        for function, mode in (("forward", "forward"), ("dkdv", "backward"), ("dq", "backward"))
-    ]
-    found += [Workload("ffn", "product_tile", ffn, (16384, d), m, r) for d in (768, 1600) for m, r in _FFN_ROLES]
-    found += [
-        Workload("layer_norm", "forward_tile", ("block_m", "num_warps"), (32768, n), "forward") for n in (768, 1600)
-    ]
-    found += [
-        Workload("layer_norm", "backward_tile", ("programs", "num_warps", "stages", "block_m"), (32768, n), "backward")
-        for n in (768, 1600, 4096)
-    ]
-    found += [
-        Workload("layer_norm", "backward_tile", ("programs", "num_warps", "stages"), (32768, n), "backward")
-        for n in (8192, 12288)
-    ]
+    norm = ("programs", "num_warps", "stages", "block_m")
+
+    def attentions(T: int) -> list[Workload]:
+        passes = (("forward", "forward"), ("dkdv", "backward"), ("dq", "backward"))
+        return [
+            Workload("attention", function, attention, (16384 // T, 2048 // d, T, d), mode)
+            for d in (64, 128)
+            for function, mode in passes
+        ]
+
+    def ffns(d: int) -> list[Workload]:
+        roles = (("forward", "up"), ("backward", "dgelu"))
+        return [Workload("ffn", "product_tile", ffn, (16384, d), mode, role) for mode, role in roles]
+
+    def norms(n: int) -> list[Workload]:
+        return [
+            Workload("layer_norm", "forward_tile", ("block_m", "num_warps"), (32768, n), "forward"),
+            Workload("layer_norm", "backward_tile", norm, (32768, n), "backward"),
+        ]
+
+    loss = Workload("linear_cross_entropy", "whole_row", ("num_warps", "lanes"), (16384, 768, 50257), "forward")
     return [
-        *found,
-        Workload("linear_cross_entropy", "whole_row", ("num_warps", "lanes"), (16384, 768, 50257), "forward"),
-    ]
-
-
-_FFN_ROLES = (("forward", "up"), ("backward", "dgelu"))
+        *attentions(4096), *ffns(768), loss, *norms(768), *attentions(1024), *ffns(1600), *norms(1600), norms(4096)[1],
+        *(Workload("layer_norm", "backward_tile", norm[:3], (32768, n), "backward") for n in (8192, 12288)),
+    ]  # fmt: skip
 
 
 def _as_dict(tile: Any) -> dict[str, Any]:
@@ -189,43 +197,129 @@ def _compile(work: Workload, tile: Any, arch: str) -> str | None:
         with offline(arch), answering(work, tile), PeakMemory():
             make(work, torch.device("meta"))()
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+        return _said(error)
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    work: Workload
+    tile: Any
+    default: bool
+
+    def row(self, arch: str) -> dict[str, Any]:
+        tile, work = _as_dict(self.tile), self.work
+        return {"workload": work.name, "shape": work.shape, "arch": arch, "tile": tile, "default": self.default}
+
+
+def own_tile(work: Workload, arch: str) -> Any:
+    """What the table answers for this workload; nothing is compiled or launched: that could end this process."""
+    from fastgpt.memory import on_paper
+
+    with answering(work, None) as given, on_paper(arch):
+        make(work, torch.device("meta"))()
+    return given[-1]
+
+
+def rounds(plans: list[list[Candidate]]) -> Iterator[Candidate]:
+    """The first of every plan, then the second of every plan, and so on."""
+    for some in itertools.zip_longest(*plans):
+        yield from (candidate for candidate in some if candidate is not None)
+
+
+def planned(out: Path, only: str | None, arch: str, most: int | None) -> Iterator[Candidate]:
+    """The tiles to measure that `out` does not have, in order; a workload that fails is noted, and left out."""
+    plans, known = [], {_key(row) for row in _rows(out)}
+    for work in workloads():
+        if only is not None and work.family != only:
+            continue
+        try:
+            tiles = work.candidates(own_tile(work, arch))[:most]
+        except Exception as error:
+            row = {"workload": work.name, "shape": work.shape, "arch": arch, "tile": None, "default": False}
+            append_row(out, row | {"seconds": None, "error": _said(error)})
+            print(f"{work.name} {work.shape}: {_said(error)}", file=sys.stderr)
+            continue
+        candidates = [Candidate(work, tile, default=number == 0) for number, tile in enumerate(tiles)]
+        plans.append([c for c in candidates if _key(c.row(arch)) not in known])
+    return rounds(plans)
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in out.read_text().splitlines() if out.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # cut off
+            found.append(json.loads(line))
+    return [row for row in found if "workload" in row]
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row[field] for field in ("workload", "shape", "arch", "tile")])
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+
+
+class ContextLost(RuntimeError):
+    """A tile has left the CUDA context unusable: this process can measure nothing more."""
+
+
 def sweep(out: Path, seconds: float, only: str | None, arch: str, most: int | None = None) -> int:
-    """Measure until `seconds` have passed, at most `most` tiles a workload; returns the number of figures."""
+    """Measure until `seconds` have passed, at most `most` tiles a workload; returns the number of figures.
+
+    Raises ContextLost behind the figure that was the last; called again it goes on with the next.
+    """
     end, figures = time.monotonic() + seconds, 0
-    todo = [w for w in workloads() if only is None or w.family == only]
+    begun = out.with_suffix(".begun")  # what is being measured: the process may end without a word
+    if begun.exists():
+        append_row(out, json.loads(begun.read_text()) | {"seconds": None, "error": "the process ended here"})
+        begun.unlink()
+    queue = planned(out, only, arch, most)
     workers = max(1, min(12, (os.cpu_count() or 2) - 1))
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        plans = []
-        for work in todo:
-            with answering(work, None) as given:
-                run = make(work, device())
-                run()
-            if given:
-                tiles = work.candidates(given[-1])[:most]
-                plans.append((work, [(t, pool.submit(_compile, work, t, arch)) for t in tiles]))
-            del run
-        for position, (work, tiles) in enumerate(plans):
-            share = (end - time.monotonic()) / (len(plans) - position)
-            stop = time.monotonic() + share
-            for tile, compiled in tiles:
-                if time.monotonic() > stop:
-                    break
-                try:
-                    error = compiled.result(timeout=max(1.0, stop - time.monotonic()))
-                except (concurrent.futures.TimeoutError, concurrent.futures.process.BrokenProcessPool):
-                    break
-                row = {"workload": work.name, "shape": work.shape, "arch": arch, "tile": _as_dict(tile)}
-                if error is None:
-                    error, row["seconds"] = _measure(work, tile)
-                append_row(out, row | {"default": tile == tiles[0][0], "error": error})
+    pool, waiting = compilers(workers), {}
+    try:
+        while time.monotonic() < end:
+            for candidate in itertools.islice(queue, 2 * workers - len(waiting)):
+                waiting[pool.submit(_compile, candidate.work, candidate.tile, arch)] = candidate
+            if not waiting:
+                break
+            ready = next((future for future in waiting if future.done()), None)
+            if ready is None:
+                left = max(0.0, end - time.monotonic())
+                concurrent.futures.wait(waiting, left, return_when=concurrent.futures.FIRST_COMPLETED)
+                continue
+            row = waiting[ready].row(arch) | {"seconds": None}
+            try:
+                error = ready.result()
+            except BrokenProcessPool:  # by one of those that were in it: which one is not told
+                for candidate in waiting.values():
+                    append_row(out, candidate.row(arch) | {"seconds": None, "error": "a compiler's process died"})
+                waiting.clear()
+                pool.shutdown(wait=False)
+                pool = compilers(workers)
+                continue
+            candidate = waiting.pop(ready)
+            if error is None:
+                begun.write_text(json.dumps(row))
+                error, row["seconds"] = _measure(candidate.work, candidate.tile)
+                lost = error is not None and fatal()
+                append_row(out, row | {"error": error})
+                begun.unlink()
+                if lost:
+                    raise ContextLost(f"{candidate.work.name} with {candidate.tile}: {error}")
                 figures += error is None
+            else:
+                append_row(out, row | {"error": error})
+    finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # a compilation can take longer than there is time
+            process.terminate()
     return figures
+
+
+def compilers(workers: int) -> concurrent.futures.Executor:
+    return concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _measure(work: Workload, tile: Any) -> tuple[str | None, float | None]:
@@ -233,7 +327,10 @@ def _measure(work: Workload, tile: Any) -> tuple[str | None, float | None]:
         with answering(work, tile):
             return None, median_seconds(make(work, device()), rounds=15)
     except Exception as error:  # out of resources at launch: this tile is not for this GPU
-        return f"{type(error).__name__}: {error}"[:300], None
+        return _said(error), None
+
+
+LOST = 70  # the exit status by which the session knows that a new process would go on
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -247,7 +344,11 @@ def main(argv: list[str] | None = None) -> int:
         print("error: a sweep times kernels, and there is no CUDA GPU here", file=sys.stderr)
         return 2
     major, minor = torch.cuda.get_device_capability()
-    count = sweep(args.out, args.seconds, args.only, f"sm_{major}{minor}", args.tiles)
+    try:
+        count = sweep(args.out, args.seconds, args.only, f"sm_{major}{minor}", args.tiles)
+    except ContextLost as lost:
+        print(f"error: the CUDA context is lost ({lost}); call this again to go on with the next tile", file=sys.stderr)
+        return LOST
     print(f"{count} figures -> {args.out}")
     return 0
 

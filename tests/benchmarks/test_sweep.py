@@ -1,7 +1,12 @@
 """The tile sweep, without timing: which tiles it tries, that they reach the launch, and what becomes of the figures."""
 
+import functools
 import importlib.util
+import itertools
 import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +33,126 @@ def asked(work: sweep.Workload) -> list:
     with sweep.answering(work, None) as given, on_paper():
         sweep.make(work, torch.device("meta"))()
     return given
+
+
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in out.read_text().splitlines()][1:]
+
+
+own_tile = functools.cache(sweep.own_tile)
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A sweep whose compiler and GPU are simulated: 30 ms a tile in 12 processes, 1 ms a figure; yields its file."""
+    monkeypatch.setattr("benchmarks.measure.environment", lambda: {})
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(sweep, "compilers", ThreadPoolExecutor)
+    monkeypatch.setattr(sweep, "own_tile", own_tile)
+    monkeypatch.setattr(sweep, "_compile", lambda *_: time.sleep(0.03))
+    monkeypatch.setattr(sweep, "_measure", lambda *_: (time.sleep(0.001), 1e-3))
+    return tmp_path / "sweep.jsonl"
+
+
+def test_a_short_time_gives_figures_of_every_workload(quick):
+    plans = Counter((c.work.name, c.work.shape) for c in sweep.planned(quick, None, "sm_90", None))
+    assert plans.total() > 1500  # of which the time is enough for a few
+    start = time.monotonic()
+    count = sweep.sweep(quick, 1.0, None, "sm_90")
+    assert time.monotonic() - start < 10.0
+    found = rows(quick)
+    assert len(found) == count
+    counts = Counter((row["workload"], tuple(row["shape"])) for row in found)
+    assert set(counts) == {(work.name, work.shape) for work in sweep.workloads()}
+    assert all(count >= min(plans[key], max(counts.values()) - 2) for key, count in counts.items())
+    assert all(any(r["default"] for r in found if (r["workload"], tuple(r["shape"])) == key) for key in counts)
+
+
+def test_a_slow_compilation_holds_up_no_other(quick, monkeypatch):
+    slow = sweep.workloads()[0]
+    monkeypatch.setattr(sweep, "_compile", lambda work, *_: time.sleep(1.5 if work == slow else 0.01))
+    sweep.sweep(quick, 1.0, "attention", "sm_90", 4)
+    counts = Counter((row["workload"], tuple(row["shape"])) for row in rows(quick))
+    assert set(counts.values()) == {4}
+    assert len(counts) == 11
+
+
+def test_most_valuable_workloads_first(quick):
+    first = list(itertools.islice(sweep.planned(quick, None, "sm_90", 2), 9))
+    assert [c.work.family for c in first] == ["attention"] * 6 + ["ffn"] * 2 + ["linear_cross_entropy"]
+    assert all(c.default and (c.work.family != "attention" or c.work.shape[2] == 4096) for c in first)
+
+
+def test_a_workload_that_fails_costs_no_other(quick, monkeypatch):
+    failing = sweep.workloads()[3]
+
+    def own(work, arch):
+        if work == failing:
+            raise RuntimeError("out of memory")
+        return own_tile(work, arch)
+
+    monkeypatch.setattr(sweep, "own_tile", own)
+    assert sweep.sweep(quick, 20.0, None, "sm_90", 1) == len(sweep.workloads()) - 1
+    (row,) = [row for row in rows(quick) if row["error"]]
+    assert (row["workload"], row["error"]) == (failing.name, "RuntimeError: out of memory")
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_tile_that_breaks_the_context_costs_no_other(quick, monkeypatch, silent):
+    """Told by an error, or as where the process just ends: the next call goes on behind it."""
+    measured = []
+
+    class Ended(BaseException): ...
+
+    def measure(work, tile):
+        measured.append((work, tile))
+        if len(measured) != 3:
+            return None, 1e-3
+        if silent:
+            raise Ended
+        return "RuntimeError: CUDA error: misaligned address", None
+
+    monkeypatch.setattr(sweep, "_measure", measure)
+    monkeypatch.setattr(sweep, "fatal", lambda: len(measured) == 3)
+    with pytest.raises(Ended if silent else sweep.ContextLost):
+        sweep.sweep(quick, 20.0, "ffn", "sm_90", 2)
+    assert sweep.sweep(quick, 20.0, "ffn", "sm_90", 2) == 5
+    found = rows(quick)
+    assert len(measured) == len(found) == 8
+    assert len({json.dumps([r["workload"], r["shape"], r["tile"]]) for r in found}) == 8
+    assert [r["error"] for r in found if r["error"]] == [
+        "the process ended here" if silent else "RuntimeError: CUDA error: misaligned address"
+    ]
+    assert sweep.sweep(quick, 20.0, "ffn", "sm_90", 2) == 0
+    assert [p.name for p in quick.parent.iterdir()] == [quick.name]
+
+
+def test_a_broken_context_is_told_by_the_exit_status(monkeypatch, capsys):
+    def lost(*_):
+        raise sweep.ContextLost("ffn with Tile()")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(sweep, "sweep", lost)
+    assert sweep.main([]) == sweep.LOST
+    assert "call this again" in capsys.readouterr().err
+
+
+def test_a_compiler_that_dies_is_replaced(quick, monkeypatch):
+    pools = []
+
+    class Dying(ThreadPoolExecutor):
+        def submit(self, *args):
+            future = super().submit(*args)
+            if len(pools) == 1:
+                future.result()
+                future._exception = sweep.BrokenProcessPool()
+            return future
+
+    monkeypatch.setattr(sweep, "compilers", lambda workers: pools.append(Dying(1)) or pools[-1])
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 2)
+    assert sweep.sweep(quick, 20.0, "ffn", "sm_90", 1) == 2
+    assert Counter(row["error"] for row in rows(quick)) == {None: 2, "a compiler's process died": 2}
 
 
 def test_neighbours_come_first():
