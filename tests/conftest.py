@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.support.dead_gpu import pytest_runtest_logfinish, pytest_runtest_logreport  # noqa: F401 (hooks)
+
 # The interpreter's many small matrix products run slower, not faster, on contending BLAS threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 torch.set_num_threads(1)

@@ -21,13 +21,17 @@ class Writer:
     def __init__(self, file: Path) -> None:
         self.lines = file.open("a", buffering=1)
         self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         seconds = self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.when != "call" and report.passed:
             return  # set-up and tear-down are worth a line only where they went wrong
+        if report.when not in ("setup", "call", "teardown") and report.nodeid in self.failed:
+            return  # xdist's word that the worker ended: as it should, behind a test that broke the GPU's context
         row = {"test": report.nodeid, "outcome": report.outcome, "when": report.when, "seconds": round(seconds, 3)}
         if report.failed:
+            self.failed.add(report.nodeid)
             crash = getattr(report.longrepr, "reprcrash", None)
             row["message"] = (crash.message if crash else str(report.longrepr))[:1000]
             print(f"\nFAILED {report.nodeid}: {row['message'].splitlines()[0][:300]}")
