@@ -102,9 +102,14 @@ def normalise_rows_again(
     H, Weight, Bias, Y, Stats, M, stride_hm,
     N: tl.constexpr, aligned: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """The same y once more, from the mean and rstd that were kept: tile (program_id(0), program_id(1)) of it."""
-    row = row_indices(tl.program_id(0), block_m)  # (block_m, 1)
-    cols = tl.program_id(1) * block_n + tl.arange(0, block_n)[None, :]  # (1, block_n)
+    """The same y once more, from the mean and rstd that were kept: one tile of it a program, those of a row in turn.
+
+    The grid has one dimension, since CUDA's others end at 65535, fewer than the tiles of the longest rows.
+    """
+    program = tl.program_id(0)
+    tiles = (N - 1) // block_n + 1  # of a row
+    row = row_indices(program // tiles, block_m)  # (block_m, 1)
+    cols = (program % tiles) * block_n + tl.arange(0, block_n)[None, :]  # (1, block_n)
     mask = (row < M) & (cols < N)  # (block_m, block_n)
     stride_hm = in_elements(stride_hm, aligned)
     h = tl.load(H + row * stride_hm + cols, mask=mask, other=0.0).to(tl.float32)

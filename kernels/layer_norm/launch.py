@@ -104,10 +104,10 @@ def normalise_again(
     y = torch.empty(h.shape, dtype=dtype, device=h.device)
     if y.numel() == 0:
         return y
-    (H, stride_hm), tile = as_rows(h, M, N), tiles.NORMALISE_AGAIN
+    (H, stride_hm), tile = as_rows(h, M, N), tiles.normalise_again_tile(N)
     aligned = alignment(N, (H, stride_hm))
     with _runtime.on_device_of(h):
-        normalise_rows_again[(cdiv(M, tile.block_m), cdiv(N, tile.block_n))](
+        normalise_rows_again[(cdiv(M, tile.block_m) * cdiv(N, tile.block_n),)](
             H, contiguous(weight), contiguous(bias), y, stats, M, stride_hm // aligned,
             N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps,
         )  # fmt: skip

@@ -70,7 +70,6 @@ class Tile:
 
 
 REDUCE_PARTIALS = Tile(64, 32, 4)  # partials x columns
-NORMALISE_AGAIN = Tile(4, 1024, 4)
 DWEIGHT_LONG = Tile(64, 64, 8)  # rows x columns: 128 bytes of each row, so that whole cache lines are read
 
 
@@ -85,6 +84,12 @@ def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Targ
     block_n = power_of_two(N)
     per_warp = 32 * (64 if dropout else 128) // max(itemsizes)  # elements; Philox needs registers too
     return Tile(between(1, per_warp // block_n, 16), block_n, _warps(between(1, block_n // per_warp, 32), target))
+
+
+def normalise_again_tile(N: int) -> Tile:
+    """4096 elements, of many rows where these are short: no GPU holds so many that the grid would pass 2^31 - 1."""
+    block_n = min(1024, power_of_two(N))
+    return Tile(4096 // block_n, block_n, 4)
 
 
 @functools.cache

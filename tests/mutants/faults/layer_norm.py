@@ -9,6 +9,7 @@ _ADD_NORM = "tests/kernels/layer_norm/test_add_layer_norm.py::test_"
 _CONTRACTION = "tests/benchmarks/test_contraction.py::test_"
 _HAZARDS = "tests/kernels/test_hazards.py::test_"
 _SPECIAL = "tests/kernels/test_special_tensors.py::test_"
+_LAYOUTS = "tests/kernels/layer_norm/test_layouts.py::test_"
 _TORCH = "tests/kernels/layer_norm/test_torch_integration.py::test_"
 
 MUTANTS = (
@@ -168,6 +169,20 @@ MUTANTS = (
         "zip(self.names, (self.h, self.weight, self.bias), self.versions)",
         "zip(self.names, (self.h,), self.versions)",
         _TORCH + "recompute_normed_notices_what_was_modified_in_place",
+    ),
+    Mutant(
+        "layer-norm-rebuilds-the-first-tile-of-a-row-in-every-place",
+        "layer_norm/forward.py",
+        "cols = (program % tiles) * block_n +",
+        "cols = (program // tiles) * block_n +",
+        _LAYOUTS + "a_row_normalised_again_has_the_same_bits",
+    ),
+    Mutant(
+        "layer-norm-rebuilds-in-a-grid-of-two-dimensions",
+        "layer_norm/launch.py",
+        "(cdiv(M, tile.block_m) * cdiv(N, tile.block_n),)",
+        "(cdiv(M, tile.block_m), cdiv(N, tile.block_n))",
+        "tests/kernels/test_grids.py::test_layer_norm",
     ),
     Mutant(
         "layer-norm-rebuilds-a-negated-view-by-its-strides",
