@@ -76,16 +76,24 @@ def cross_entropy(
 
 
 def _check_overwritable(logits: Tensor) -> None:
-    if logits.requires_grad and logits.is_leaf and torch.is_grad_enabled():
-        raise ValueError(
-            "cross_entropy: inplace=True with logits that are a leaf requiring a gradient: its values would be lost; "
-            "pass inplace=False"
-        )
+    if logits.requires_grad and torch.is_grad_enabled():
+        what = "a leaf" if logits.is_leaf else "a view of a leaf" if _is_view_of_leaf(logits) else None
+        if what is not None:
+            raise ValueError(
+                f"cross_entropy: inplace=True with logits that are {what} requiring a gradient: its values would be "
+                "lost; pass inplace=False"
+            )
     if _may_overlap(logits):
         raise ValueError(
             f"cross_entropy: inplace=True with logits whose elements share memory (expanded, or windows that overlap: "
             f"shape {tuple(logits.shape)}, strides {logits.stride()}); pass inplace=False or logits.contiguous()"
         )
+
+
+def _is_view_of_leaf(x: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # which knows no bases, and plans memory itself
+        return False
+    return x._is_view() and x._base.is_leaf and x._base.requires_grad
 
 
 def _may_overlap(x: Tensor) -> bool:
@@ -129,9 +137,7 @@ def _fake_with_stats(logits, *args):
 
 def _launch_backward(grad_losses, grad_lse, logits, target, stats, ignore_index, label_smoothing, z_loss, softcap):
     out = logits.new_empty(logits.shape)
-    _write_gradient(
-        grad_losses, grad_lse, logits, target, stats, ignore_index, label_smoothing, z_loss, softcap, out=out
-    )
+    _write_gradient(out, grad_losses, grad_lse, logits, target, stats, ignore_index, label_smoothing, z_loss, softcap)
     return out
 
 
@@ -139,16 +145,26 @@ def _fake_backward(grad_losses, grad_lse, logits, *args):
     return logits.new_empty(logits.shape)
 
 
+def _launch_backward_overwriting(grad_losses, grad_lse, logits, *args):
+    _write_gradient(logits, grad_losses, grad_lse, logits, *args)
+    if not logits.is_inference():
+        torch.autograd.graph.increment_version(
+            logits
+        )  # whoever else has saved them for a backward pass must hear of it
+
+
+def _fake_backward_overwriting(*args):
+    return None
+
+
 def _write_gradient(
-    grad_losses, grad_lse, logits, target, stats, ignore_index, label_smoothing, z_loss, softcap, *, out
+    out, grad_losses, grad_lse, logits, target, stats, ignore_index, label_smoothing, z_loss, softcap
 ):  # fmt: skip
     from . import launch
 
     settings = launch.Settings(ignore_index, label_smoothing, z_loss, softcap)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    launch.logits_backward(
-        grad_losses, grad_lse, _unit_columns(logits), target.contiguous(), stats, settings, out
-    )  # fmt: skip
+    launch.logits_backward(grad_losses, grad_lse, _unit_columns(logits), target.contiguous(), stats, settings, out)
 
 
 def _unit_columns(logits: Tensor) -> Tensor:
@@ -181,15 +197,25 @@ class _CrossEntropy(torch.autograd.Function):
             )
         logits, target, stats, counts = ctx.saved_tensors
         rows = upstream_rows(grad_loss, counts, ctx.reduction, logits.shape[0])
-        # Tracing, and create_graph=True, need an operator; only plain tensors are written to.
-        plain = _library.plain((rows, grad_lse, logits, target, stats))
-        if not ctx.inplace or not plain or torch.is_grad_enabled() or logits.stride(-1) != 1:
-            return (_backward_op(rows, grad_lse, logits, target, stats, *ctx.settings), *(None,) * 8)
+        inputs = rows, grad_lse, logits, target, stats
+        if not ctx.inplace or torch.is_grad_enabled() or not _may_be_overwritten(*inputs):
+            return (_backward_op(*inputs, *ctx.settings), *(None,) * 8)
         ctx.overwritten = True
         gradient = logits.detach()
-        _write_gradient(rows, grad_lse, gradient, target, stats, *ctx.settings, out=gradient)
-        torch.autograd.graph.increment_version(logits)
+        _overwriting_op(rows, grad_lse, gradient, target, stats, *ctx.settings)
         return (gradient, *(None,) * 8)
+
+
+def _may_be_overwritten(rows: Tensor, grad_lse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor) -> bool:
+    """Whether the backward pass that is running may leave the gradient in the logits' place.
+
+    Hooks on saved tensors may hand back what they like, and the user's upstream gradients may be read from the logits.
+    """
+    plain = _library.plain((rows, grad_lse, logits, target, stats))
+    if not plain or logits.stride(-1) != 1 or _may_overlap(logits):
+        return False
+    memory = logits.untyped_storage().data_ptr()
+    return all(x is None or x.untyped_storage().data_ptr() != memory for x in (rows, grad_lse))
 
 
 _SETTINGS = "int ignore_index, float label_smoothing, float z_loss, float? softcap"
@@ -209,6 +235,14 @@ _backward_op = _library.define(
     " -> Tensor",
     launch=_launch_backward,
     fake=_fake_backward,
+    public="cross_entropy",
+)
+# The same, but leaves the gradient in the logits' place; their columns are adjacent, and no two elements share memory.
+_overwriting_op = _library.define(
+    "cross_entropy_bwd_(Tensor grad_losses, Tensor? grad_lse, Tensor(a!) logits, Tensor target, Tensor stats, "
+    f"{_SETTINGS}) -> ()",
+    launch=_launch_backward_overwriting,
+    fake=_fake_backward_overwriting,
     public="cross_entropy",
 )
 _forward_op = _library.define(

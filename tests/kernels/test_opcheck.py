@@ -269,6 +269,11 @@ CASES = {
         of_the_sum={"grad_losses": torch.ones(1).expand(6)},
         empty={**NO_ROWS, "grad_losses": empty(), "grad_lse": empty(), "stats": empty(1)}, **LOW,
     ),
+    "cross_entropy_bwd_": Case(
+        logits_backward, no_lse={"grad_lse": None}, uncapped={"softcap": None},
+        of_the_sum={"grad_losses": torch.ones(1).expand(6)},
+        empty={**NO_ROWS, "grad_losses": empty(), "grad_lse": empty(), "stats": empty(1)}, **LOW,
+    ),
     "linear_cross_entropy_with_gradients": Case(
         loss_with_gradients, no_bias={"bias": None, "need_dbias": False}, empty=NO_ROWS, **WANTED, **REDUCTIONS, **LOW,
     ),

@@ -35,7 +35,7 @@ def test_no_fault_is_stale(tmp_path):
 def test_the_tests_named_exist():
     for mutant in MUTANTS:
         for test in mutant.tests.split():
-            file, function = test.split("::")
+            file, *_, function = test.split("::")  # a class may stand between
             assert f"def {function}(" in (ROOT / file).read_text(), mutant.name
 
 

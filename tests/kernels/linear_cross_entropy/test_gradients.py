@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastgpt.kernels import cross_entropy, linear_cross_entropy, reference
 from tests.support.budget import GRADIENT, OUTPUT, assert_all_within_budget, assert_within_budget, exactly
@@ -219,6 +220,64 @@ class TestInplace:
         logits.add_(1.0)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+    def test_make_fx_records_the_gradient(self, leaf, target):
+        """In its real mode tensors are plain, and yet each step has to be an operator."""
+
+        def gradient(x):
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(cross_entropy(x * 1.0, target, inplace=True), x)[0]
+
+        traced = make_fx(gradient)(torch.randn_like(leaf))
+        assert torch.equal(traced(leaf.detach()), gradient(leaf))
+
+    def test_the_profiler_sees_an_operator_that_writes_over_the_logits(self, leaf, target):
+        def gradient():
+            logits = leaf * 1.0
+            (g,) = torch.autograd.grad(cross_entropy(logits, target, inplace=True), logits)
+            assert g.data_ptr() == logits.data_ptr()
+            return g
+
+        with torch.autograd.profiler.profile() as profile:
+            seen = gradient()
+        assert "fastgpt::cross_entropy_bwd_" in [event.name for event in profile.function_events]
+        assert torch.equal(seen, gradient())
+
+    @pytest.mark.parametrize("view", [lambda x: x.view(2, 2, 300), lambda x: x[1:].view(3, 3, 100), lambda x: x.t()])
+    def test_a_view_of_a_leaf_is_refused_as_torch_does(self, leaf, view):
+        logits = view(leaf)
+        target = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=leaf.device)
+        with pytest.raises(RuntimeError, match="a view of a leaf Variable"):
+            logits.mul_(2.0)
+        with pytest.raises(ValueError, match=r"cross_entropy: inplace=True .* a view of a leaf .* inplace=False"):
+            cross_entropy(logits, target, inplace=True)
+        with torch.no_grad():  # there is no backward pass
+            cross_entropy(view(leaf), target, inplace=True)
+        cross_entropy(view(leaf * 1.0), target, inplace=True).backward()
+
+    def test_upstream_gradients_that_lie_in_the_logits(self, leaf, target):
+        """What every row's programs read must not be overwritten by the first row's."""
+
+        def gradient(inplace, upstream):
+            logits = leaf * 1.0
+            losses = cross_entropy(logits, target, reduction="none", return_lse=True, inplace=inplace)
+            first_row = logits.detach()[0]
+            return torch.autograd.grad(losses, leaf, upstream(first_row[:4], first_row[1:5]))[0]
+
+        expected = gradient(False, lambda a, b: (a.clone(), b.clone()))
+        assert torch.equal(gradient(True, lambda a, b: (a, b.clone())), expected)
+        assert torch.equal(gradient(True, lambda a, b: (a.clone(), b)), expected)
+
+    @pytest.mark.parametrize("unpack", [lambda x: x[:1].expand(4, 300), lambda x: x.t().contiguous().t()])
+    def test_saved_logits_handed_back_in_other_memory(self, leaf, target, unpack):
+        def gradient(inplace):
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda x: x, lambda x: unpack(x.detach()) if x.shape == leaf.shape else x
+            ):
+                loss = cross_entropy(leaf[:1].expand(4, 300) * 1.0, target, reduction="sum", inplace=inplace)
+            return torch.autograd.grad(loss, leaf)[0]
+
+        assert torch.equal(gradient(True), gradient(False))
 
     def test_without_gradients_it_changes_nothing(self, leaf, target):
         with torch.no_grad():

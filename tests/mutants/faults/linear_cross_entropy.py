@@ -10,6 +10,7 @@ _HAZARDS = "tests/kernels/test_hazards.py::test_"
 _LOSS_EXTREMES = "tests/kernels/linear_cross_entropy/test_extremes.py::test_"
 _SPECIAL = "tests/kernels/test_special_tensors.py::test_"
 _TRANSFORMS = "tests/kernels/test_transforms.py::test_"
+_INPLACE = "tests/kernels/linear_cross_entropy/test_gradients.py::TestInplace::test_"
 
 MUTANTS = (
     # --- linear + cross-entropy ---------------------------------------------------------------------------------------
@@ -146,5 +147,19 @@ MUTANTS = (
         "plain = _library.plain((rows, grad_lse, logits, target, stats))",
         "plain = type(logits) is Tensor",
         _SPECIAL + "the_loss_that_overwrites_its_logits",
+    ),
+    Mutant(
+        "loss-gradient-past-the-dispatcher",
+        "linear_cross_entropy/logits_op.py",
+        "_overwriting_op(rows, grad_lse, gradient, target, stats, *ctx.settings)",
+        "_launch_backward_overwriting(rows, grad_lse, gradient, target, stats, *ctx.settings)",
+        _INPLACE + "make_fx_records_the_gradient",
+    ),
+    Mutant(
+        "loss-overwrites-its-upstream-gradient",
+        "linear_cross_entropy/logits_op.py",
+        "for x in (rows, grad_lse))",
+        "for x in (rows,))",
+        _INPLACE + "upstream_gradients_that_lie_in_the_logits",
     ),
 )
