@@ -184,6 +184,8 @@ def _matmul_into_float32(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None
     same result), and on other GPUs each chunk's product is rounded to its dtype before it is added: with k chunks at
     most k roundings of relative size eps / 2, of the same order as the final rounding of the gradient.
     """
+    if out.numel() == 0:  # x of no features, for which not all of these calls are made
+        return
     if a.dtype == torch.float32 or a.device.type == "cpu":
         a, b = a.float(), b.float()
         torch.mm(a, b, out=out) if first else torch.addmm(out, a, b, out=out)

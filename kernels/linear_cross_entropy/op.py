@@ -88,8 +88,8 @@ def linear_cross_entropy(
     check_launchable(function, x=x, weight=weight, target=target, bias=bias)
 
     loss, lse = _forward_op(
-        x.reshape(-1, x.shape[-1]), weight, target.reshape(-1), bias, ignore_index, reduction, float(label_smoothing),
-        float(z_loss), None if softcap is None else float(softcap), return_lse, num_chunks or 0,
+        x.reshape(target.numel(), x.shape[-1]), weight, target.reshape(-1), bias, ignore_index, reduction,
+        float(label_smoothing), float(z_loss), None if softcap is None else float(softcap), return_lse, num_chunks or 0,
     )  # fmt: skip
     loss = loss.view(target.shape) if reduction == "none" else loss
     return (loss, lse.view(target.shape)) if return_lse else loss

@@ -27,9 +27,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def cap(x, softcap):
     """(y, dy/dx) for y = softcap · tanh(z), z = x / softcap; y = x and 1.0 where softcap is None.
 
-    Both to a few ulp of themselves. tanh by a polynomial near 0, where 1 - exp(-2|z|) would cancel, and as a factor of
-    x, since z underflows under a large softcap. The slope is sech²(z) = 4 E / (1 + E)² with E = exp(-2|z|), because
-    1 - tanh² has no digit left where tanh is nearly 1: there, under a small softcap, lies every logit.
+    y to a few ulp of itself, the slope to a few ulp and 2|z| more: z is rounded, and the slope falls as exp(-2|z|).
+    tanh by a polynomial near 0, where 1 - exp(-2|z|) would cancel, and as a factor of x, since z underflows under a
+    large softcap. The slope is sech²(z) = 4 E / (1 + E)² with E = exp(-2|z|), because 1 - tanh² has no digit left where
+    tanh is nearly 1: there, under a small softcap, lies every logit.
     """
     slope = 1.0
     if softcap is not None:

@@ -37,7 +37,7 @@ def problem(
     *, bias: bool = True, ignored: float = 0.3, ignore_index: int = -100, scale: float = 1.0,
 ) -> Problem:  # fmt: skip
     """Logits of standard deviation about 2 · scale, and a share of targets to ignore (the first one always is not)."""
-    x = torch.randn(*shape, d, device=device) * (2.0 * scale / d**0.5)
+    x = torch.randn(*shape, d, device=device) * (2.0 * scale / max(d, 1) ** 0.5)
     target = torch.randint(0, V, shape, device=device)
     hidden = torch.rand(shape, device=device) < ignored
     hidden.view(-1)[:1] = False

@@ -59,6 +59,25 @@ def test_no_rows(device, reduction):
     torch.testing.assert_close(cross_entropy(logits, p.target, reduction=reduction), theirs, equal_nan=True)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 3), (), (2, 0)])
+def test_no_features(device, seed, reduction, dtype, shape):
+    """Logits that are the bias alone: the sizes of the other dimensions are not to be told from x's elements."""
+    p = problem(device, dtype, shape or (1,), 9, 0)
+    if not shape:
+        p.x, p.target = p.x.detach()[0].requires_grad_(), p.target[0]
+    ours, our_grads = run(linear_cross_entropy, p, reduction=reduction, num_chunks=2)
+    theirs, their_grads = run(reference.linear_cross_entropy, p.to(dtype), reduction=reduction)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    for a, b in zip(our_grads, their_grads):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(
+        linear_cross_entropy(p.x, p.weight, p.target, reduction=reduction),
+        reference.linear_cross_entropy(p.x, p.weight, p.target, reduction=reduction), equal_nan=True,
+    )  # fmt: skip
+
+
 def test_nan_stays_in_its_row(device, seed):
     p = problem(device, torch.float32, (6,), bias=False, ignored=0.0)
     p.x = p.x.detach().clone()
