@@ -22,10 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 
 from benchmarks import measure, peers
 from benchmarks.measure import Work, append_row
 from benchmarks.ops import randn
+from benchmarks.report import ceilings_text, floor_text, notes
+from benchmarks.summary import rate_text
 
 BF16 = torch.bfloat16
 TOKENS, WIDTH = 16384, 2048  # attention: B·T and H·head_dim, as in FlashAttention's own figures
@@ -61,7 +64,9 @@ def attention() -> Iterator[Figure]:
             B, H = TOKENS // T, WIDTH // head_dim
             for mode, passes in (("forward", 1.0), ("forward+backward", 3.5)):
                 flops = passes * 4 * T * T * head_dim * H * B / 2  # causal; the backward counts 2.5 forwards
-                work = Work(flops=flops, bytes=4 * TOKENS * WIDTH * 2, tokens=TOKENS)
+                # q, k, v and out; of a backward, whose lse and delta and partial sums are the kernels' own, no count
+                memory = 4 * TOKENS * WIDTH * 2 if mode == "forward" else 0
+                work = Work(flops=flops, bytes=memory, tokens=TOKENS)
 
                 def inputs(B: int = B, T: int = T, H: int = H, head_dim: int = head_dim) -> list[Tensor]:
                     packed = randn(B, T, 3, H, head_dim, dtype=BF16).permute(2, 0, 3, 1, 4)
@@ -118,10 +123,22 @@ class Session:
         self.out, self.section, self.rounds = out, section, rounds
 
     def write(self, kind: str, **row: Any) -> None:
-        append_row(self.out, {"section": self.section, "kind": kind} | row)
+        # Not the ceilings: the first to write may be the self-check, in a process of its own and on a cold GPU.
+        append_row(self.out, {"section": self.section, "kind": kind} | row, about=measure.machine)
+
+    def ceilings(self) -> dict[str, Any]:
+        """The ceilings behind "of floor" of all figures in this file: its own, or else measured now and written."""
+        for row in rows(self.out):
+            if row.get("kind") == "ceilings":
+                measure.adopt_ceilings(row)
+                return row
+        found = measure.ceilings() | {"gpu_state": measure.gpu_state()}
+        self.write("ceilings", **found)
+        return found
 
     def figures(self, figures: Iterator[Figure]) -> None:
         """Time each figure of every implementation; a ratio is the time of the best of the others over ours."""
+        self.ceilings()
         for figure in figures:
             times = {impl: self._figure(figure, impl) for impl in PEERS[figure.op]}
             ours, others = times.pop(peers.OURS), [t for t in times.values() if t is not None]
@@ -144,16 +161,17 @@ class Session:
         return seconds
 
     def _time(self, run: Callable[[], None], figure: Figure, impl: str, version: str | None, peak: int | None) -> float:
-        times = measure.round_seconds(run, self.rounds)
+        call, late = measure.watched(run)
+        times = measure.round_seconds(call, self.rounds)
         row = measure.figure(
             times, op=figure.op, impl=impl, dtype=figure.dtype, work=figure.work, shape=figure.shape, mode=figure.mode,
-            version=version, peak_bytes=peak,
+            version=version, peak_bytes=peak, late=late,
         )  # fmt: skip
         self.write("figure", **row)
         print(
             f"  {figure.op:20s} {figure.mode:16s} {_text(figure.shape):34s} {impl:12s} {row['seconds'] * 1e3:9.3f} ms"
-            f"  {row['tflop_s']:6.1f} TFLOP/s  {row['gb_s']:7.1f} GB/s  {row['of_floor']:5.0%} of the floor"
-            f"  spread {row['spread']:.0%}"
+            f"  {rate_text(row):>14s}  {floor_text(row)} of the floor  spread {row['spread']:.0%}"
+            f"{''.join(f'  ({note})' for note in notes(row))}"
         )
         return row["seconds"]
 
@@ -200,10 +218,7 @@ def verify(session: Session) -> None:
 
 
 def ceilings(session: Session) -> None:
-    environment = measure.environment()
-    session.write("ceilings", **{k: environment[k] for k in ("copy_bandwidth_gb_s", "gemm_tflop_s", "gpu_state")})
-    rates = ", ".join(f"{k} {v:.0f} TFLOP/s" for k, v in environment["gemm_tflop_s"].items())
-    print(f"  {environment['gpu']}: copies {environment['copy_bandwidth_gb_s']:.0f} GB/s, matrix products {rates}")
+    print(f"  {ceilings_text(session.ceilings())}")
 
 
 GPT2_124M = {"vocab_size": 50304, "max_len": 1024, "n_layers": 12, "n_heads": 12, "d_model": 768}
@@ -217,27 +232,34 @@ def train_step(session: Session) -> None:
 
     config = GPTConfig(**GPT2_124M)
     size = {"layers": config.n_layers, "d": config.d_model, "T": config.max_len, "B": BATCH}
+    session.ceilings()
+    steps = {}
     for impl in (peers.OURS, "torch"):
-        step, flops = training_step(config.replace(**IMPLEMENTATION_SETS[impl]))
+        step, work = training_step(config.replace(**IMPLEMENTATION_SETS[impl]))
+        steps[impl] = step
         peak = measure.Measure._peak_bytes(step)
         times = measure.round_seconds(step, max(3, session.rounds // 3), flush=False)
-        tokens = BATCH * config.max_len
         row = measure.figure(
-            times, op="train_step", impl=impl, dtype=BF16, work=Work(flops=flops * tokens, tokens=tokens), shape=size,
-            mode="gpt2", version=None, peak_bytes=peak,
+            times, op="train_step", impl=impl, dtype=BF16, work=work, shape=size, mode="gpt2", version=None,
+            peak_bytes=peak,
         )  # fmt: skip
         session.write("figure", **row)
         print(
             f"  GPT-2 124M {impl:8s} {row['seconds'] * 1e3:8.2f} ms  {row['tokens_s']:9.0f} tokens/s"
-            f"  MFU {row['of_floor']:.0%} of this machine's matrix products  {(peak or 0) / 2**30:.2f} GiB"
+            f"  {floor_text(row)} of the floor  {(peak or 0) / 2**30:.2f} GiB  {'; '.join(notes(row))}"
         )
-        if impl == peers.OURS:
-            profile(session, step)
-        del step
+    try:  # behind both figures: a profiler may fail on a machine where all else works
+        profile(session, steps[peers.OURS])
+    except Exception as error:
+        if measure.fatal():
+            raise
+        reason = f"{type(error).__name__}: {error}"[:500]
+        session.write("skipped", op="profile", impl=peers.OURS, mode="gpt2", shape=size, reason=reason)
+        print(f"  no profile: {reason}")
 
 
-def training_step(config: Any) -> tuple[Callable[[], None], float]:
-    """(one step, its FLOPs per token)."""
+def training_step(config: Any) -> tuple[Callable[[], None], Work]:
+    """(one step, what it must do)."""
     from benchmarks import models
     from fastgpt import GPT
 
@@ -254,7 +276,7 @@ def training_step(config: Any) -> tuple[Callable[[], None], float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step, model.flops_per_token()
+    return step, models.step_work(model, idx.numel())
 
 
 def profile(session: Session, step: Callable[[], None]) -> None:
@@ -265,10 +287,18 @@ def profile(session: Session, step: Callable[[], None]) -> None:
     with torch.profiler.profile(activities=activities) as profiler:
         step()
         measure.synchronize()
-    averages = profiler.key_averages()
-    print(averages.table(sort_by="self_device_time_total", row_limit=30, max_name_column_width=60))
-    kernels = sorted(averages, key=lambda e: e.self_device_time_total, reverse=True)[:40]
-    session.write("profile", rows=[[e.key[:120], e.count, e.self_device_time_total] for e in kernels])
+    kernels = sorted(by_kernel(profiler.key_averages()), key=lambda e: e.self_device_time_total, reverse=True)
+    total = sum(e.self_device_time_total for e in kernels)
+    print(f"  one step of ours: {total / 1e3:.2f} ms in {sum(e.count for e in kernels)} kernels")
+    for e in kernels[:30]:
+        share = e.self_device_time_total / total
+        print(f"    {share:5.1%} {e.self_device_time_total / 1e3:8.3f} ms {e.count:5d} x {e.key[:100]}")
+    session.write("profile", rows=[[e.key[:120], e.count, e.self_device_time_total] for e in kernels[:40]])
+
+
+def by_kernel(averages: Sequence[Any]) -> list[Any]:
+    """What ran on the GPU. The operators that launched it hold the same time again, and annotations span it."""
+    return [e for e in averages if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
 
 
 OTHERS = {"verify": verify, "ceilings": ceilings, "train_step": train_step}
@@ -278,14 +308,18 @@ SECTIONS = ("verify", "ceilings", "attention", "layer_norm", "ffn", "loss", "tra
 NO_GPU = 69  # the exit status by which the session knows that no later step has anything to measure
 
 
+def rows(out: Path) -> list[dict]:
+    """What earlier calls have written; of lines that were cut off, perhaps with the next row behind them, none."""
+    found = []
+    for line in out.read_text().splitlines() if out.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
 def begun(out: Path) -> set[str]:
     """The sections that an earlier call has begun, whether they ended or not."""
-    found = set()
-    for line in out.read_text().splitlines() if out.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):  # cut off, perhaps with the next row behind it
-            row = json.loads(line)
-            found |= {row["section"]} if row.get("kind") == "begin" else set()
-    return found
+    return {row["section"] for row in rows(out) if row.get("kind") == "begin"}
 
 
 def run(out: Path, sections: Sequence[str], seconds: float, rounds: int) -> int:
@@ -298,8 +332,8 @@ def run(out: Path, sections: Sequence[str], seconds: float, rounds: int) -> int:
         if start > end:
             print(f"{section}: no time left")
             continue
-        session.write("begin")
         try:
+            session.write("begin")
             session.figures(FIGURES[section]()) if section in FIGURES else OTHERS[section](session)
             measure.synchronize()
         except Exception as error:

@@ -3,7 +3,8 @@
 On CUDA: events around the call after warm-up, the L2 cache flushed before each round, medians over rounds. The GPU is
 held busy between the flush and the first event until Python has queued the call, so that Python's time is not counted
 as the GPU's. Each figure carries its spread, peak memory, and its fraction of the floor: bytes over the copy bandwidth,
-or FLOPs over the GEMM rate, both measured in the same run. pytest-benchmark keeps the books.
+or FLOPs over the GEMM rate, both measured in the same run; and how often Python needed longer than the GPU waited.
+pytest-benchmark keeps the books.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +27,12 @@ import torch
 class CudaInstant:
     """A point on the GPU's time line. pytest-benchmark subtracts two of them: end - start is seconds between events."""
 
+    last: CudaInstant | None = None
+
     def __init__(self) -> None:
         self.event = torch.cuda.Event(enable_timing=True)
         self.event.record()
+        CudaInstant.last = self
 
     def __sub__(self, start: CudaInstant) -> float:
         self.event.synchronize()
@@ -65,6 +70,23 @@ def prepare_round(flush: bool = True) -> None:
         torch.cuda._sleep(HEAD_START)
 
 
+def watched(run: Callable[[], object]) -> tuple[Callable[[], object], list[bool]]:
+    """`run`, and for each call of it whether the GPU had passed the round's first event before all was queued.
+
+    Where it had, it may have waited for Python since, and the time of that round holds Python's.
+    """
+    late: list[bool] = []
+    if not torch.cuda.is_available():
+        return run, late
+
+    def call() -> None:
+        run()
+        if CudaInstant.last is not None:
+            late.append(CudaInstant.last.event.query())
+
+    return call, late
+
+
 def round_seconds(run: Callable[[], object], rounds: int, flush: bool = True) -> list[float]:
     """The time of each of `rounds` calls, without a warm-up and outside of pytest-benchmark, in ascending order."""
     now = timer()
@@ -84,21 +106,58 @@ def median_seconds(run: Callable[[], object], rounds: int = 20) -> float:
     return times[len(times) // 2]
 
 
-@functools.cache
-def copy_bandwidth() -> float:
-    """Bytes per second, read plus written, of a large device-to-device copy."""
-    n = (1 << 30) if torch.cuda.is_available() else (1 << 27)
-    source = torch.empty(n, dtype=torch.int8, device=device()).random_(-128, 127)
-    target = torch.empty_like(source)
-    return 2 * n / median_seconds(lambda: target.copy_(source))
+_ceilings: dict[str, float | None] = {}  # "copy" or a dtype -> bytes or FLOPs per second; None could not be measured
 
 
-@functools.cache
-def gemm_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product on random values (zeros run faster on GPUs)."""
-    n = 8192 if torch.cuda.is_available() else 512
-    a, b = (torch.randn(n, n, device=device()).to(dtype) for _ in range(2))
-    return 2 * n**3 / median_seconds(lambda: a @ b)
+def _ceiling(name: str, measured: Callable[[], float]) -> float | None:
+    """Measured once a process. A failure costs the fractions of the floor, and not the figures."""
+    if name not in _ceilings:
+        try:
+            _ceilings[name] = measured()
+        except Exception as error:
+            print(f"no ceiling of {name}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
+            _ceilings[name] = None
+    return _ceilings[name]
+
+
+def copy_bandwidth() -> float | None:
+    """Bytes per second, read plus written, of a large device-to-device copy; None where that fails."""
+
+    def measured() -> float:
+        n = (1 << 30) if torch.cuda.is_available() else (1 << 27)
+        source = torch.empty(n, dtype=torch.int8, device=device()).random_(-128, 127)
+        target = torch.empty_like(source)
+        return 2 * n / median_seconds(lambda: target.copy_(source))
+
+    return _ceiling("copy", measured)
+
+
+def gemm_rate(dtype: torch.dtype) -> float | None:
+    """FLOP/s of a large square matrix product on random values (zeros run faster on GPUs); None where that fails."""
+
+    def measured() -> float:
+        n = 8192 if torch.cuda.is_available() else 512
+        a, b = (torch.randn(n, n, device=device()).to(dtype) for _ in range(2))
+        return 2 * n**3 / median_seconds(lambda: a @ b)
+
+    return _ceiling(_short(dtype), measured)
+
+
+def ceilings() -> dict[str, object]:
+    """The rates behind "of floor", measured now unless this process has them."""
+    dtypes = [torch.bfloat16, torch.float32, *([torch.float16] if torch.cuda.is_available() else [])]
+    copy, products = copy_bandwidth(), {_short(dtype): gemm_rate(dtype) for dtype in dtypes}
+    return {
+        "copy_bandwidth_gb_s": copy and copy / 1e9,
+        "gemm_tflop_s": {name: rate and rate / 1e12 for name, rate in products.items()},
+    }
+
+
+def adopt_ceilings(row: dict) -> None:
+    """Take what `ceilings()` gave an earlier process of the same run, so that all its figures have one floor."""
+    copy = row["copy_bandwidth_gb_s"]
+    _ceilings["copy"] = copy and copy * 1e9
+    _ceilings.update({name: rate and rate * 1e12 for name, rate in row["gemm_tflop_s"].items()})
 
 
 def device() -> torch.device:
@@ -124,20 +183,24 @@ def fatal() -> bool:
 
 @functools.cache  # nvidia-smi takes longer than most figures
 def gpu_state() -> dict[str, str]:
-    """Clocks, temperature, power and driver as nvidia-smi saw them when this process asked first; {} without one."""
+    """Clocks, temperature, power and driver as nvidia-smi saw them when this process asked first.
+
+    {} without one, and its own words where it gives something else than these five.
+    """
     if not torch.cuda.is_available():
         return {}
     fields = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
     try:
         line = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return {}
-    return dict(zip(fields, (v.strip() for v in line.split(",")), strict=True))
+    values = [v.strip() for v in line.split(",")]
+    return dict(zip(fields, values)) if len(values) == len(fields) else {"nvidia-smi": line.strip()[:200]}
 
 
-def environment() -> dict[str, object]:
-    """What a figure depends on besides the code: GPU, versions, commit, and the ceilings measured in this run."""
+def machine() -> dict[str, object]:
+    """What a figure depends on besides the code, as far as it need not be measured: GPU, versions, commit."""
     cuda = torch.cuda.is_available()
     return {
         "gpu": torch.cuda.get_device_name() if cuda else None,
@@ -147,10 +210,13 @@ def environment() -> dict[str, object]:
         "cpu_threads": torch.get_num_threads(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "copy_bandwidth_gb_s": copy_bandwidth() / 1e9,
-        "gemm_tflop_s": {str(d).removeprefix("torch."): gemm_rate(d) / 1e12 for d in (torch.bfloat16, torch.float32)},
         "gpu_state": gpu_state(),
     }
+
+
+def environment() -> dict[str, object]:
+    """What a figure depends on besides the code: GPU, versions, commit, and the ceilings measured in this run."""
+    return machine() | ceilings()
 
 
 def _version(distribution: str) -> str | None:
@@ -175,31 +241,50 @@ def _commit() -> str | None:
 
 @dataclass(frozen=True)
 class Work:
-    """What a call must at least do. The floor is the larger of the two times."""
+    """What a call must at least do. The floor is the larger of the two times.
+
+    model_flops  by the convention of published MFUs, which counts the whole T x T square of causal attention: more than
+                 must be done, and so no part of the floor
+    """
 
     flops: float = 0.0  # on matrix units
     bytes: float = 0.0  # read once plus written once
     tokens: float = 0.0  # for throughput; 0 = not a token-wise operation
+    model_flops: float = 0.0  # 0 = not a training step
 
     def floor_seconds(self, dtype: torch.dtype) -> float | None:
-        """None on a CPU, whose caches hold the inputs, and which has no matrix units for some dtypes."""
+        """None where a ceiling is missing, and on a CPU: its caches hold the inputs, it has no matrix units."""
         if not torch.cuda.is_available():
             return None
-        return max(self.flops / gemm_rate(dtype), self.bytes / copy_bandwidth())
+        needed = [(self.flops, lambda: gemm_rate(dtype)), (self.bytes, copy_bandwidth)]
+        rates = [(amount, rate()) for amount, rate in needed if amount]
+        if not rates or any(rate is None for _, rate in rates):
+            return None
+        return max(amount / rate for amount, rate in rates)
+
+    def mfu(self, dtype: torch.dtype, seconds: float) -> float | None:
+        """Model FLOPs per second over the matrix products' of this machine; None as `floor_seconds` is."""
+        if not (torch.cuda.is_available() and self.model_flops and gemm_rate(dtype)):
+            return None
+        return self.model_flops / seconds / gemm_rate(dtype)
 
 
 def figure(
     times: Sequence[float], *, op: str, impl: str, dtype: torch.dtype, work: Work, shape: dict[str, int | float],
-    mode: str, version: str | None, peak_bytes: int | None,
+    mode: str, version: str | None, peak_bytes: int | None, late: Sequence[bool] = (),
 ) -> dict[str, object]:  # fmt: skip
-    """What a report shows of `times`, in seconds and ascending: the median, its spread and what it amounts to."""
+    """What a report shows of `times`, in seconds and ascending: the median, its spread and what it amounts to.
+
+    late  of `watched`, where the GPU was kept waiting: the share of rounds whose time may be Python's is told
+    """
     seconds, floor = statistics.median(times), work.floor_seconds(dtype)
     low, high = (times[len(times) * q // 4] for q in (1, 3))
     return {
         "op": op, "impl": impl, "version": version, "mode": mode, "dtype": _short(dtype), "shape": shape,
         "peak_bytes": peak_bytes, "seconds": seconds, "spread": (high - low) / seconds,
         "tflop_s": work.flops / seconds / 1e12, "gb_s": work.bytes / seconds / 1e9, "tokens_s": work.tokens / seconds,
-        "of_floor": floor and floor / seconds,
+        "of_floor": floor and floor / seconds, "mfu": work.mfu(dtype, seconds),
+        "late": sum(late) / len(late) if late else None,
     }  # fmt: skip
 
 
@@ -234,11 +319,12 @@ class Measure:
         limit = {"cuda": (1.5, 0.3), "cpu": (0.3, 0.05)}[device().type][self.quick]
         fewest = 10 if torch.cuda.is_available() else 5
         rounds = int(min(max(limit / max(once, 1e-7), fewest), 50 if self.quick else 300, MOST_ROUNDS))
-        self.benchmark.pedantic(run, setup=prepare_round if flush else None, rounds=rounds, warmup_rounds=3)
+        call, late = watched(run)
+        self.benchmark.pedantic(call, setup=prepare_round if flush else None, rounds=rounds, warmup_rounds=3)
         self.benchmark.extra_info.update(
             figure(
                 self.benchmark.stats.stats.sorted_data, op=op, impl=impl, version=version, mode=mode, dtype=dtype,
-                work=work, shape=shape, peak_bytes=peak,
+                work=work, shape=shape, peak_bytes=peak, late=late[-rounds:] if flush else (),
             )
         )  # fmt: skip
         self.rows.append(dict(self.benchmark.extra_info))
@@ -259,12 +345,12 @@ class Measure:
         return torch.cuda.max_memory_allocated() - before
 
 
-def append_row(file: Path, row: dict[str, object]) -> None:
-    """Append one JSON line; the first line of a new file is the environment."""
+def append_row(file: Path, row: dict[str, object], about: Callable[[], dict[str, object]] | None = None) -> None:
+    """Append one JSON line; the first line of a new file is what `about()` says, by default the environment."""
     new = not file.exists() or not file.stat().st_size
     with file.open("a+b") as lines:
         if new:
-            lines.write(json.dumps({"environment": environment()}).encode() + b"\n")
+            lines.write(json.dumps({"environment": (about or environment)()}).encode() + b"\n")
         else:
             lines.seek(-1, os.SEEK_END)
             if lines.read() != b"\n":  # a process was killed as it wrote: its half a line costs no other

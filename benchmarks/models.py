@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.measure import device
+from benchmarks.measure import Work, device
 from fastgpt import GPT, GPTConfig
 from fastgpt.config import IMPLEMENTATION_SETS
 
@@ -34,3 +34,9 @@ def compiled(impl: str, module: nn.Module) -> nn.Module:
 def autocast(dtype: torch.dtype):
     """bf16 autocast on CUDA, as one trains; float32 elsewhere."""
     return torch.autocast("cuda", dtype, enabled=torch.cuda.is_available())
+
+
+def step_work(model: GPT, tokens: int) -> Work:
+    """A training step of `tokens` tokens: the causal half of the T x T square is its floor, an MFU counts all of it."""
+    least, published = (model.flops_per_token(causal=causal) for causal in (True, False))
+    return Work(flops=least * tokens, model_flops=published * tokens, tokens=tokens)

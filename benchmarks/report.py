@@ -32,14 +32,29 @@ PLOTS = {
 }
 
 
+def json_lines(path: Path) -> list[dict]:
+    """The rows of a file of JSON lines, the environment first; a line that a cut left unfinished is dropped, and said.
+
+    Raises ValueError where the first line is no environment.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{path.name}: line {number} is cut off, and dropped", file=sys.stderr)
+    if not rows or not isinstance(rows[0], dict) or "environment" not in rows[0]:
+        raise ValueError(f"{path} does not begin with an environment line; was it written by gpu_session.sh?")
+    return rows
+
+
 def load(path: Path) -> tuple[dict, list[dict]]:
     """(environment, rows) of a results file. Raises ValueError when it is not one of ours."""
     try:
-        text = path.read_text()
         if path.suffix == ".jsonl":
-            first, *rows = (json.loads(line) for line in text.splitlines())
+            first, *rows = json_lines(path)
             return first["environment"], rows
-        data = json.loads(text)
+        data = json.loads(path.read_text())
         rows = [b["extra_info"] for b in data["benchmarks"] if "op" in b["extra_info"]]
         return data["machine_info"]["fastgpt"], rows
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -83,14 +98,39 @@ def is_noise(row: dict) -> bool:
     return row["spread"] > 1
 
 
+def is_python(row: dict) -> bool:
+    """In half of the rounds the GPU reached the work before Python had queued it all (see `measure.watched`)."""
+    return (row.get("late") or 0) >= 0.5
+
+
+def notes(row: dict) -> list[str]:
+    """What must be known of a figure besides its numbers."""
+    found = ["spread larger than the median: this figure says nothing, measure it again"] if is_noise(row) else []
+    if is_python(row):
+        found.append("Python queued longer than the GPU waited: this figure may be Python's time")
+    if row.get("mfu"):
+        found.append(f"MFU {row['mfu']:.1%}, by the convention that counts all of the T x T square")
+    return found
+
+
+def floor_text(row: dict) -> str:
+    """ "-" where there is no floor: on a CPU, or where a ceiling could not be measured (the environment says so)."""
+    return f"{row['of_floor']:.0%}" if row["of_floor"] else "-"
+
+
+def ceilings_text(environment: dict) -> str:
+    """The rates behind "of floor"; what could not be measured is named, for its figures have no floor."""
+    copy, rates = environment.get("copy_bandwidth_gb_s"), environment.get("gemm_tflop_s", {})
+    products = ", ".join(f"{k} {v:.3g} TFLOP/s" if v else f"{k} not measured" for k, v in rates.items())
+    return f"copy {f'{copy:.0f} GB/s' if copy else 'not measured'}, matrix product {products or 'not measured'}"
+
+
 def environment_line(environment: dict) -> str:
-    rates = ", ".join(f"{k} {v:.3g} TFLOP/s" for k, v in environment["gemm_tflop_s"].items())
     machine = environment["gpu"] or f"CPU, no GPU, threads: {environment.get('cpu_threads', '?')}"
     commit = environment["commit"] or "unknown"
     return (
         f"{machine}; torch {environment['torch']}, triton {environment['triton']}, Python {environment['python']}; "
-        f"commit {commit}; {environment['date']}; copy {environment['copy_bandwidth_gb_s']:.0f} GB/s, "
-        f"matrix product {rates}, measured in this run."
+        f"commit {commit}; {environment['date']}; {ceilings_text(environment)}, measured in this run."
     )
 
 
@@ -115,12 +155,12 @@ def cells(row: dict) -> list[str]:
     return [
         " ".join(f"{k}={v}" for k, v in row["shape"].items()),
         row["impl"] + (f" ({row['version']})" if row["version"] else ""),
-        f"{row['seconds'] * 1e3:.4g} ms",
+        f"{row['seconds'] * 1e3:.4g} ms" + (" (may be Python's)" if is_python(row) else ""),
         f"{row['spread']:.1%}" + (" (larger than the median)" if is_noise(row) else ""),
         number(row["tflop_s"], ".4g"),
         number(row["gb_s"], ".4g"),
         number(row["tokens_s"], ",.0f"),
-        f"{row['of_floor']:.0%}" if row["of_floor"] else "-",
+        floor_text(row) + (f" (MFU {row['mfu']:.0%})" if row.get("mfu") else ""),
         f"{row['peak_bytes'] / 2**20:.1f} MiB" if row["peak_bytes"] is not None else "-",
         f"{row['ratio']:.2f}x" if row["ratio"] else "-",
         f"{row['vs_ours']:.2f}x" if row["vs_ours"] else "-",

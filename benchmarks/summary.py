@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from benchmarks.report import OURS, environment_line, is_noise, with_ratios
+from benchmarks.report import OURS, environment_line, floor_text, notes, with_ratios
 
 WIDTH = 110
 
@@ -35,8 +35,7 @@ def figures(environment: dict, rows: Iterable[dict]) -> list[str]:
         lines += ["", title]
         for row, line in zip(members[title], body):
             lines.append(aligned([line[i] for i in shown], widths))
-            if is_noise(row):
-                lines.append("      ^ spread larger than the median: this figure says nothing, measure it again")
+            lines += [f"      ^ {note}" for note in notes(row)]
     legend = " ".join(text for name, text in LEGEND if name in head)
     return [*lines, "", *textwrap.wrap(legend, WIDTH)]
 
@@ -70,7 +69,7 @@ COLUMNS: list[tuple[str, Callable[[dict], str]]] = [
     ("median", lambda r: time_text(r["seconds"])),
     ("spread", lambda r: f"{r['spread']:.1%}"),
     ("rate", rate_text),
-    ("of floor", lambda r: f"{r['of_floor']:.0%}" if r["of_floor"] else "-"),
+    ("of floor", floor_text),
     ("tokens/s", lambda r: f"{r['tokens_s']:,.0f}" if r["tokens_s"] else "-"),
     ("peak memory", lambda r: "-" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:,.1f} MiB"),
     ("vs best other", lambda r: times_text(r["ratio"])),

@@ -31,7 +31,9 @@ def test_attention(measure, measuring_now, impl, mode, dtype, T, head_dim):
     B, H = tokens // T, width // head_dim
     # One packed (B, T, 3, H, head_dim) buffer, as a model's projection writes it.
     q, k, v = randn(B, T, 3, H, head_dim, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
-    work = Work(flops=flops(B, H, T, head_dim, mode), bytes=4 * q.numel() * q.element_size(), tokens=B * T)
+    # q, k, v and out; of a backward, whose lse and delta and partial sums are each kernel's own, no count
+    memory = 4 * q.numel() * q.element_size() if mode == "forward" else 0
+    work = Work(flops=flops(B, H, T, head_dim, mode), bytes=memory, tokens=B * T)
     shape = {"B": B, "H": H, "T": T, "head_dim": head_dim}
     leaves = [t.detach() for t in (q, k, v)]
     benchmark_op(measure, "attention", impl, leaves, mode=mode, work=work, shape=shape, measuring=measuring_now)

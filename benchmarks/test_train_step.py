@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import models
-from benchmarks.measure import Work, device
+from benchmarks.measure import device
 from benchmarks.ops import able_to_run
 from fastgpt import GPTConfig
 
@@ -50,9 +50,7 @@ def test_train_step(measure, measuring_now, impl, name, shape, B):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        n = idx.numel()
-        # "of floor" of this figure is the MFU against the matrix-product rate measured in the same run.
-        work = Work(flops=model.flops_per_token() * n, tokens=n)
+        work = models.step_work(model, idx.numel())
         size = {"layers": config.n_layers, "d": config.d_model, "T": config.max_len, "B": B}
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         measure(

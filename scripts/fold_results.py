@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks import report  # noqa: E402
 from scripts.gpu import summary  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,16 +48,19 @@ class Finding(NamedTuple):
 
 
 def read(path: Path) -> tuple[dict, list[dict]]:
-    """(environment, rows) of a file of JSON lines; a last line that a cut left unfinished is dropped."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines()):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            print(f"{path.name}: line {number + 1} is cut off, and dropped", file=sys.stderr)
-    if not rows or "environment" not in rows[0]:
-        raise ValueError(f"{path} does not begin with an environment line; was it written by gpu_session.sh?")
-    return rows[0]["environment"], rows[1:]
+    """(environment, rows) of a file of JSON lines; of the headline's, which also tells how the session went, figures.
+
+    The headline's ceilings are a row: the process that began the file measured none of its figures.
+    """
+    first, *rows = report.json_lines(path)
+    environment = first["environment"]
+    if path.stem == "headline":
+        for row in rows:
+            if row.get("kind") == "ceilings":
+                environment |= {k: row[k] for k in ("copy_bandwidth_gb_s", "gemm_tflop_s", "gpu_state")}
+        figures = [row for row in rows if row.get("kind") == "figure"]
+        rows = [{k: v for k, v in row.items() if k not in ("section", "kind")} for row in figures]
+    return environment, rows
 
 
 def stem(environment: dict) -> str:
@@ -161,12 +165,6 @@ def main(argv: list[str] | None = None) -> int:
         if not environment["gpu"] or "fake" in environment["gpu"]:
             print(f"error: {path} was measured on {environment['gpu']}: that says nothing", file=sys.stderr)
             return 2
-        if path.stem == "headline":  # it also tells how the session went
-            rows = [
-                {k: v for k, v in row.items() if k not in ("section", "kind")}
-                for row in rows
-                if row["kind"] == "figure"
-            ]
         if not rows:
             print(f"{path.name}: cut before its first figure")
             continue

@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks import report
+
 
 def rows(path: Path) -> list[dict]:
     """The JSON lines of a file; [] where there is none. A line that a cut left unfinished is dropped."""
@@ -32,7 +35,7 @@ def headline(found: list[dict]) -> list[str]:
             case "verified":
                 lines.append(f"verify: {'ok' if row['ok'] else 'FAILED'}, {row['where']}, {row['seconds']:.1f} s")
             case "ceilings":
-                lines.append(f"ceilings: {row['copy_bandwidth_gb_s']:.0f} GB/s, {row['gemm_tflop_s']} TFLOP/s")
+                lines.append(f"ceilings: {report.ceilings_text(row)}")
             case "failed":
                 lines.append(f"{row['section']}: FAILED: {row['error'].splitlines()[0][:200]}")
             case "skipped":
@@ -43,9 +46,14 @@ def headline(found: list[dict]) -> list[str]:
         groups.setdefault((row["op"], row["mode"], *row["shape"].items()), {})[row["impl"]] = row
     for (op, mode, *shape), impls in groups.items():
         text = " ".join(f"{k}={v}" for k, v in shape)
-        times = "  ".join(f"{impl} {r['seconds'] * 1e3:.3f} ms ({r['of_floor']:.0%})" for impl, r in impls.items())
-        lines.append(f"{op} {mode} {text}: {times}")
+        lines.append(f"{op} {mode} {text}: {'  '.join(map(figure, impls.values()))}")
+        lines += [f"  ^ {impl}: {note}" for impl, row in impls.items() for note in report.notes(row)]
     return lines
+
+
+def figure(row: dict) -> str:
+    floor = report.floor_text(row)
+    return f"{row['impl']} {row['seconds'] * 1e3:.3f} ms ({floor} of floor, spread {row['spread']:.0%})"
 
 
 def tests(out: Path) -> list[str]:

@@ -49,6 +49,12 @@ def test_a_spread_beyond_the_median_is_said():
     )
 
 
+def test_pythons_time_and_an_mfu_are_said_beside_their_figures():
+    cells = report.cells(report.with_ratios([row("x", 1.0) | {"late": 0.5, "mfu": 0.4}])[0])
+    assert cells[2] == "1000 ms (may be Python's)"
+    assert cells[7] == "50% (MFU 40%)"
+
+
 def test_depth_fit_recovers_a_line():
     steps = [
         row("fastgpt", 0.010 + 0.002 * n)

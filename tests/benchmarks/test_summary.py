@@ -38,6 +38,14 @@ def test_noise_is_said_below_its_row():
     assert "reference" in lines[marked - 1]
 
 
+def test_what_a_figure_may_hold_besides_is_said_below_its_row():
+    lines = summary.figures(ENVIRONMENT, [row("fastgpt", 1e-5) | {"late": 0.7}, row("torch", 1.0) | {"mfu": 0.4321}])
+    below_it = {lines[i - 1].split()[0]: line for i, line in enumerate(lines) if line.startswith("      ^ ")}
+    assert "may be Python's time" in below_it["fastgpt"]
+    assert "MFU 43.2%" in below_it["torch"]
+    assert max(map(len, lines)) <= summary.WIDTH
+
+
 def test_each_version_is_named_once():
     rows = [r | {"version": v} for r, v in zip(ROWS, ("flash-attn 2.8", "fastgpt 1", "torch 2.13", "flash-attn 2.8"))]
     assert "\n".join(summary.figures(ENVIRONMENT, rows)).count("Peers: flash-attn 2.8.") == 1

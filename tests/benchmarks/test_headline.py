@@ -1,0 +1,158 @@
+"""The headline figures: one floor for a whole file, a profile by kernel, and no failure that costs what it need not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
+
+from benchmarks import headline, measure, peers
+from fastgpt import GPTConfig
+from scripts.gpu import summary
+
+BF16 = torch.bfloat16
+
+
+def event(key: str, where: DeviceType, microseconds: float, annotation: bool = False) -> FunctionEventAvg:
+    found = FunctionEventAvg()
+    found.key, found.count, found.device_type, found.is_user_annotation = key, 2, where, annotation
+    found.self_device_time_total = microseconds
+    return found
+
+
+class Profiler:
+    """Of one step: an operator has the time of its kernels, and an annotation that of all between its ends."""
+
+    def __init__(self, **_) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def key_averages(self) -> list[FunctionEventAvg]:
+        return [
+            event("aten::mm", DeviceType.CPU, 70.0), event("gemm_kernel", DeviceType.CUDA, 70.0),
+            event("fastgpt::attention_fwd", DeviceType.CPU, 30.0), event("attention_kernel", DeviceType.CUDA, 30.0),
+            event("Optimizer.step#AdamW.step", DeviceType.CUDA, 100.0, annotation=True),
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A training step small enough for a CPU, of torch's own parts under both names."""
+    size = {"vocab_size": 61, "max_len": 8, "n_layers": 1, "n_heads": 2, "d_model": 32}
+    monkeypatch.setattr(headline, "GPT2_124M", size)
+    monkeypatch.setattr(headline, "BATCH", 2)
+    from fastgpt import config
+
+    monkeypatch.setitem(config.IMPLEMENTATION_SETS, peers.OURS, config.IMPLEMENTATION_SETS["torch"])
+    monkeypatch.setattr(measure, "_ceilings", {"copy": 4e12, "bfloat16": 8e14, "float32": 4e13})
+    return GPTConfig(**size)
+
+
+def rows(file: Path, kind: str) -> list[dict]:
+    return [row for row in summary.rows(file) if row.get("kind") == kind]
+
+
+def test_the_profile_counts_each_microsecond_once(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.profiler, "profile", Profiler)
+    file = tmp_path / "h.jsonl"
+    assert headline.run(file, ["train_step"], 60.0, 1) == 0
+    (profile,) = rows(file, "profile")
+    assert profile["rows"] == [["gemm_kernel", 2, 70.0], ["attention_kernel", 2, 30.0]]
+    said = capsys.readouterr().out
+    assert "0.10 ms in 4 kernels" in said
+    assert "70.0%" in said
+    assert summary.rows(file)[-1]["kind"] == "profile"  # behind every figure
+
+
+def test_what_the_profile_asks_of_an_event_torch_has():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        torch.ones(3) + 1
+    assert headline.by_kernel(profiler.key_averages()) == []
+    (found, *_) = profiler.key_averages()
+    assert (found.device_type, found.is_user_annotation, found.self_device_time_total) == (DeviceType.CPU, False, 0)
+
+
+def test_a_profiler_that_fails_costs_no_figure(tiny, monkeypatch, tmp_path, capsys):
+    def fails(**_):
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr(torch.profiler, "profile", fails)
+    file = tmp_path / "h.jsonl"
+    assert headline.run(file, ["train_step"], 60.0, 1) == 0
+    assert [row["impl"] for row in rows(file, "figure")] == [peers.OURS, "torch"]
+    assert "CUPTI_ERROR" in rows(file, "skipped")[0]["reason"]
+    assert "CUPTI_ERROR" in capsys.readouterr().out
+    assert any("CUPTI_ERROR" in line for line in summary.headline(summary.rows(file)))
+
+
+def test_every_figure_of_a_file_has_the_floor_that_the_file_tells(monkeypatch, tmp_path, capsys):
+    """The self-check writes first, in a process and on a GPU that measure nothing; a second process goes on."""
+    from fastgpt import verify
+
+    monkeypatch.setattr(measure, "_ceilings", {})
+    monkeypatch.setattr(verify, "verify", lambda device: verify.Report((), "here", 1.0))
+    seconds = iter([1.0, 2.0, 4.0, 8.0])
+    monkeypatch.setattr(measure, "median_seconds", lambda run: next(seconds))
+    file = tmp_path / "h.jsonl"
+    headline.run(file, ["verify"], 60.0, 1)
+    assert measure._ceilings == {}
+    assert not {"copy_bandwidth_gb_s", "gemm_tflop_s"} & set(summary.rows(file)[0]["environment"])
+
+    monkeypatch.setattr(headline, "FIGURES", {"a": lambda: iter(()), "b": lambda: iter(())})
+    headline.run(file, ["ceilings", "a"], 60.0, 1)
+    first = dict(measure._ceilings)
+    (row,) = rows(file, "ceilings")
+    assert row["copy_bandwidth_gb_s"] * 1e9 == pytest.approx(first["copy"])
+
+    monkeypatch.setattr(measure, "_ceilings", {})  # as another process begins
+    headline.run(file, ["ceilings", "a", "b"], 60.0, 1)
+    assert measure._ceilings == pytest.approx(first)
+    assert rows(file, "ceilings") == [row]
+
+
+def test_figures_alone_bring_their_ceilings(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(measure, "_ceilings", {"copy": 4e12, "bfloat16": 8e14, "float32": None})
+    monkeypatch.setattr(headline, "FIGURES", {"a": lambda: iter(())})
+    headline.run(tmp_path / "h.jsonl", ["a"], 60.0, 1)
+    (row,) = rows(tmp_path / "h.jsonl", "ceilings")
+    assert row["gemm_tflop_s"] == {"bfloat16": 800.0, "float32": None}
+
+
+def test_without_a_ceiling_figures_are_measured_and_shown(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(measure, "_ceilings", {"copy": None, "bfloat16": None, "float32": None})
+    x = torch.randn(3, 4, dtype=BF16)
+    weights = [torch.ones(4, dtype=BF16), torch.zeros(4, dtype=BF16)]
+    figure = headline.Figure("layer_norm", "forward", {"M": 3}, measure.Work(bytes=1.0), lambda: [x, *weights], {})
+    monkeypatch.setitem(headline.FIGURES, "layer_norm", lambda: iter([figure]))
+    monkeypatch.setitem(headline.PEERS, "layer_norm", ("eager", peers.OURS))
+    monkeypatch.setitem(peers.PEERS["layer_norm"], peers.OURS, peers.PEERS["layer_norm"]["eager"])
+    assert headline.run(tmp_path / "h.jsonl", ["ceilings", "layer_norm"], 60.0, 4) == 0
+    assert [row["of_floor"] for row in rows(tmp_path / "h.jsonl", "figure")] == [None, None]
+    said = capsys.readouterr().out
+    assert "copy not measured, matrix product bfloat16 not measured" in said
+    assert "- of the floor" in said
+    told = summary.headline(summary.rows(tmp_path / "h.jsonl"))
+    assert any("copy not measured" in line for line in told)
+    assert any("(- of floor, spread" in line for line in told)
+
+
+def test_a_file_that_refuses_the_first_row_does_not_end_the_process(monkeypatch, tmp_path, capsys):
+    ran = []
+
+    def append(file, row, about):
+        if (row["section"], row["kind"]) == ("a", "begin"):
+            raise OSError("no space left on device")
+        file.open("a").write(json.dumps(row) + "\n")
+
+    monkeypatch.setattr(headline, "append_row", append)
+    monkeypatch.setattr(headline, "OTHERS", {name: lambda session: ran.append(session.section) for name in "ab"})
+    assert headline.run(tmp_path / "h.jsonl", "ab", 60.0, 1) == 1
+    assert ran == ["b"]
+    assert "a: FAILED: OSError: no space left on device" in capsys.readouterr().out
