@@ -183,12 +183,22 @@ def fatal() -> bool:
 
 @functools.cache  # nvidia-smi takes longer than most figures
 def gpu_state() -> dict[str, str]:
-    """Clocks, temperature, power and driver as nvidia-smi saw them when this process asked first.
+    """Clocks, temperature, power and driver as nvidia-smi saw them when first asked.
 
-    {} without one, and its own words where it gives something else than these five.
+    {} without one, and its own words where it gives something else than these five. FASTGPT_GPU_STATE names a file by
+    which the processes of one session ask once between them.
     """
     if not torch.cuda.is_available():
         return {}
+    file = Path(os.environ.get("FASTGPT_GPU_STATE", os.devnull))
+    if file.is_file():
+        return json.loads(file.read_text())
+    state = _nvidia_smi()
+    file.write_text(json.dumps(state))
+    return state
+
+
+def _nvidia_smi() -> dict[str, str]:
     fields = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
     try:

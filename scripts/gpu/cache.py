@@ -188,6 +188,7 @@ def start_worker() -> None:
 def build(folder: Path, archive: Path, jobs: int, tiles: int, record: bool) -> int:
     """Note what a session launches (unless the last build's notes are to serve again), compile it, pack it."""
     start, specs = time.monotonic(), folder / "specs"
+    of = commit() + "\n" + tree_hash(ROOT) + "\n"
     if record:
         shutil.rmtree(specs, ignore_errors=True)
         shutil.rmtree(folder / "out", ignore_errors=True)
@@ -197,13 +198,26 @@ def build(folder: Path, archive: Path, jobs: int, tiles: int, record: bool) -> i
     entries, failed = compile_all(noted, folder / "triton", jobs)
     print(*sorted(set(failed)), sep="\n")
     size = pack(folder / "triton", entries, archive)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    (archive.parent / "COMMIT").write_text(commit.stdout)
+    (archive.parent / "COMMIT").write_text(of)
     print(f"{archive}: {size / 2**20:.1f} MiB, {len(entries)} entries, {time.monotonic() - start:.0f} s")
     if size > LIMIT:
         print(f"error: that is more than the {LIMIT >> 20} MiB that may travel; lower --sweep-tiles", file=sys.stderr)
         return 1
     return 0
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def tree_hash(root: Path) -> str:
+    """Of every source whose figures a session takes, as gpu_session.sh hashes them where there is no git."""
+    files = (
+        p.relative_to(root).as_posix() for f in ("kernels", "fastgpt", "benchmarks") for p in (root / f).rglob("*.py")
+    )
+    text = "".join(f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def compile_all(specs: list[bytes], cache: Path, jobs: int) -> tuple[set[str], list[str]]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import headline, measure
-from scripts.gpu import summary
+from scripts.gpu import cache, summary
 from tests import conftest
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +36,12 @@ def session(folder: Path, does: str, *arguments: str, **environment: str) -> tup
     return (out / "steps.txt").read_text().splitlines(), (folder / "calls.txt").read_text().splitlines()
 
 
+STEPS = ["cache", "verify", "headline", "tests", "peers", "peers-compiled", "sweep"]
+
+
 def test_no_failure_stops_the_steps_after_it(tmp_path):
     steps, calls = session(tmp_path, "exit 3")
-    order = ["cache", "verify", "headline", "headline-again", "tests", "peers", "sweep"]
+    order = ["cache", "verify", "headline", "headline-again", "tests", "peers", "peers-compiled", "sweep"]
     assert [line.split(":")[0] for line in steps] == order
     assert all("exit 3 after" in line for line in steps)
     assert all("kernels compiled: 0, launchers built: 0" in line for line in steps[1:])
@@ -45,14 +49,75 @@ def test_no_failure_stops_the_steps_after_it(tmp_path):
     tests = calls[4].split()
     assert tests[tests.index("-n") + 1] == "12"
     assert "gpu and not slow" in calls[4]
-    files = [word for word in calls[5].split() if word.endswith(".py")]
+    files = [word for word in calls[5].split() if word.endswith(".py") and word.startswith("benchmarks/")]
     assert sorted(files) == sorted(f"benchmarks/{file.name}" for file in (ROOT / "benchmarks").glob("test_*.py"))
     assert not [word for word in tests if word in ("-x", "--exitfirst") or word.startswith("--maxfail")]
 
 
 def test_a_step_that_went_well_is_not_tried_again(tmp_path):
     steps, _ = session(tmp_path, "exit 0")
-    assert [line.split(":")[0] for line in steps] == ["cache", "verify", "headline", "tests", "peers", "sweep"]
+    assert [line.split(":")[0] for line in steps] == STEPS
+
+
+def test_a_headline_with_nothing_left_to_do_is_not_tried_again(tmp_path, monkeypatch):
+    """A kernel of the last section broke the context, say."""
+    monkeypatch.setattr(measure, "environment", lambda: {})
+    headline.Session(tmp_path / "begun", headline.SECTIONS[-1], 1).write("begin")
+    does = f'case "$*" in *benchmarks.headline*) cp "{tmp_path}/begun" "{tmp_path}/out/headline.jsonl"; exit 1;; esac'
+    steps, _ = session(tmp_path, does)
+    assert [line.split(":")[0] for line in steps] == STEPS
+
+
+@pytest.mark.parametrize("status", [70, 139])
+def test_what_goes_on_is_called_again_when_the_context_is_lost(tmp_path, status):
+    does = (
+        f'case "$*" in *benchmarks.sweep*|*--begun*) echo x >>"{tmp_path}/n"; '
+        f'[ $(($(wc -l <"{tmp_path}/n") % 3)) = 0 ] || exit {status};; esac'
+    )
+    steps, calls = session(tmp_path, does)
+    names = [line.split(":")[0] for line in steps]
+    assert names[4:] == [n for name in STEPS[4:] for n in (name, f"{name}-again", f"{name}-again")]
+    assert calls[4] == calls[5] == calls[6]
+
+
+def test_the_shares_add_up_and_what_is_left_goes_to_the_next(tmp_path):
+    """A step's limit is what is left until it is due: where all is quick, the shares before it and its own."""
+    steps, calls = session(tmp_path, "exit 0", "405")
+    limits = [int(line.split("(of ")[1].split(")")[0]) for line in steps]
+    for limit, due in zip(limits, (15, 50, 155, 275, 335, 370, 405), strict=True):
+        assert due - 10 <= limit <= due
+    allowed = int(calls[2].split("--seconds ")[1].split()[0])
+    assert allowed == limits[2] - 8
+    assert limits[-1] - 8 == int(calls[6].split("--seconds ")[1].split()[0])
+
+
+def test_compiled_peers_come_after_the_others_and_cheapest_first(tmp_path):
+    _, calls = session(tmp_path, "exit 0")
+    plain, compiled = (call for call in calls if "--benchmark " in call)
+    assert "-k not compile" in plain
+    assert "-k compile and " in compiled
+    files = [word for word in compiled.split() if word.startswith("benchmarks/")]
+    assert [f.split("test_")[1] for f in files] == [
+        "layer_norm.py", "ffn.py", "linear_cross_entropy.py", "train_step.py", "attention.py",
+    ]  # fmt: skip
+
+
+def test_files_of_an_earlier_session_are_put_away(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tests.jsonl").write_text("old\n")
+    (out / "mine.txt").write_text("not of a session")
+    session(tmp_path, "exit 0")
+    assert not (out / "tests.jsonl").exists()
+    assert (out / "mine.txt").exists()
+    first = (out / "steps.txt").read_text()
+    session(tmp_path, "exit 0")
+    assert len((out / "steps.txt").read_text().splitlines()) == len(STEPS)
+    with tarfile.open(out / "earlier-1.tar.gz") as tar:
+        assert tar.getnames() == ["tests.jsonl"]
+    with tarfile.open(out / "earlier-2.tar.gz") as tar:
+        assert tar.getnames() == ["steps.txt", "log.txt"]
+        assert tar.extractfile("steps.txt").read().decode() == first
 
 
 def test_what_a_step_compiles_is_counted(tmp_path):
@@ -119,7 +184,7 @@ def test_relative_folders_are_the_trees_whatever_cdpath_says(tmp_path):
 
 
 def test_without_a_gpu_nothing_else_is_tried(tmp_path):
-    does = f'case "$*" in *"--seconds 100"*) exit {headline.NO_GPU};; esac'
+    does = f'case "$*" in *benchmarks.headline*--seconds*) exit {headline.NO_GPU};; esac'
     environment = os.environ | {"PYTHON": str(python_that(tmp_path, does)), "TRITON_CACHE_DIR": str(tmp_path / "c")}
     done = subprocess.run([SESSION, tmp_path / "out", "300"], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
@@ -131,19 +196,28 @@ def test_without_a_gpu_nothing_else_is_tried(tmp_path):
 @pytest.mark.parametrize("given", ["", "told"])
 def test_the_commit_is_the_trees_own_before_that_of_the_cache(tmp_path, given):
     tree = tmp_path / "tree"
-    for folder in ("scripts", ".gpu-cache"):
+    for folder in ("scripts", ".gpu-cache", "kernels"):
         (tree / folder).mkdir(parents=True)
     (tree / "scripts" / "gpu_session.sh").write_bytes(SESSION.read_bytes())
+    (tree / "kernels" / "some.py").write_text("x = 1\n")
+    (tree / "kernels" / "another.py").write_text("")
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "c"), "FASTGPT_COMMIT": given}
     environment |= {"PYTHON": str(python_that(tmp_path, 'echo "commit ${FASTGPT_COMMIT-none}"')), "GIT_DIR": "/nowhere"}
 
     def commit() -> str:
-        subprocess.run(["bash", tree / "scripts/gpu_session.sh", "out", "60"], env=environment, check=True)
-        return (tree / "out" / "log.txt").read_text().split("commit ")[-1].strip()
+        command = ["bash", tree / "scripts/gpu_session.sh", "out", "60"]
+        said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        label = (tree / "out" / "log.txt").read_text().split("commit ")[-1].strip()
+        assert f"figures are labelled {'with no commit' if label == 'none' else label}\n" in said
+        return label
 
     assert commit() == (given or "none")
-    (tree / ".gpu-cache" / "COMMIT").write_text("cached\n")
+    (tree / ".gpu-cache" / "COMMIT").write_text(f"cached\n{cache.tree_hash(tree)}\n")
     assert commit() == (given or "cached")
+    (tree / "kernels" / "some.py").write_text("x = 2\n")
+    assert commit() == (given or "cached-changed")
+    (tree / ".gpu-cache" / "COMMIT").write_text("cached\n")
+    assert commit() == (given or "cached-changed")
     (tmp_path / "git").write_text("#!/bin/sh\necho own\n")
     (tmp_path / "git").chmod(0o755)
     environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
@@ -246,16 +320,35 @@ def test_pytest_benchmark_prepares_each_round_in_the_same_way(monkeypatch):
     assert seen["setup"] is None
 
 
-def test_nvidia_smi_is_asked_once(monkeypatch):
+@pytest.mark.parametrize("shared", [False, True])
+def test_nvidia_smi_is_asked_once(monkeypatch, tmp_path, shared):
+    """By a process; where a file is named, by all of them together."""
     calls = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     answer = SimpleNamespace(stdout="1980 MHz, 2619 MHz, 40, 300 W, 580.1\n")
     monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: calls.append(1) or answer)
+    if shared:
+        monkeypatch.setenv("FASTGPT_GPU_STATE", str(tmp_path / "state.json"))
     measure.gpu_state.cache_clear()
     try:
-        assert measure.gpu_state() == measure.gpu_state()
-        assert measure.gpu_state()["clocks.sm"] == "1980 MHz"
+        first = measure.gpu_state()
+        assert first == measure.gpu_state()
+        assert first["clocks.sm"] == "1980 MHz"
         assert len(calls) == 1
+        measure.gpu_state.cache_clear()  # as in another process
+        assert measure.gpu_state() == first
+        assert len(calls) == (1 if shared else 2)
+    finally:
+        measure.gpu_state.cache_clear()
+
+
+def test_what_nvidia_smi_may_say_instead_costs_no_figure(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    answer = SimpleNamespace(stdout="No devices were found\n")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: answer)
+    measure.gpu_state.cache_clear()
+    try:
+        assert measure.gpu_state() == {"nvidia-smi": "No devices were found"}
     finally:
         measure.gpu_state.cache_clear()
 
