@@ -21,6 +21,7 @@ import json
 import lzma
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -40,29 +41,33 @@ LIMIT = 40 << 20  # bytes; 64 MiB travel to the machine in all, the working tree
 
 
 def key() -> dict[str, str]:
-    """What must be equal on both machines for the archive to be of use, beside the kernels' own sources."""
+    """What must be equal on both machines for the archive to be of use, beside the sources that were compiled."""
     from triton.backends.nvidia.compiler import get_ptxas_version
-    from triton.runtime.build import platform_key
     from triton.runtime.cache import triton_key
 
     return {
         "triton": hashlib.sha256(triton_key().encode()).hexdigest(),
         "ptxas": get_ptxas_version(ARCH),
-        "python": f"{sysconfig.get_config_var('SOABI')} {platform_key()}",
+        "python": str(sysconfig.get_config_var("SOABI")),
+        "machine": f"{platform.machine()} {platform.system()}",
     }
+
+
+# What each of these decides. A launcher is found by the source that Triton generates for it, whatever Triton that is.
+NEEDED = {"kernels": ("triton", "ptxas"), "launchers": ("python", "machine")}
 
 
 # ---- unpacking -------------------------------------------------------------------------------------------------------
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Put the archive's kernels into Triton's cache at `folder` if this machine's Triton can use them; 1 if not."""
+    """Put what this machine's Triton can use of the archive into its cache at `folder`; 1 if that is not all of it."""
     if not archive.is_file():
         print(f"no {archive}: kernels will be compiled as they are launched (`make gpu-cache` makes it)")
         return 1
-    start, files = time.monotonic(), 0
+    start, files, unusable = time.monotonic(), 0, {}
     try:
-        for name, data in usable(archive):
+        for name, data in usable(archive, unusable):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.name.startswith("__grp__"):
@@ -71,35 +76,33 @@ def unpack(archive: Path, folder: Path) -> int:
             path.with_name("part").write_bytes(data)
             path.with_name("part").replace(path)
             files += 1
-    except Unusable as problem:
-        print(f"{archive} {problem}: kernels will be compiled as they are launched")
-        return 1
     except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"{archive} is damaged or cannot be unpacked ({message}): what is missing of it will be compiled")
         return 1
     size = archive.stat().st_size / 2**20
-    print(f"{files} files of {size:.1f} MiB unpacked into {folder} in {time.monotonic() - start:.1f} s")
-    return 0
+    missing = "".join(f"; its {kind} are of another {' and '.join(of)}, and will be made as they are needed"
+                      for kind, of in unusable.items())  # fmt: skip
+    print(f"{files} files of {size:.1f} MiB unpacked into {folder} in {time.monotonic() - start:.1f} s{missing}")
+    return 1 if unusable else 0
 
 
-class Unusable(Exception):
-    """Why this machine's Triton can do nothing with an archive."""
+def usable(archive: Path, unusable: dict[str, list[str]]) -> Iterator[tuple[str, bytes]]:
+    """(name, contents) of those of an archive's files that a Triton like this machine's could have made.
 
-
-def usable(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, contents) of an archive's files, if they were compiled by a Triton like this machine's."""
+    unusable: filled with what could not, as a key of NEEDED, and with those of `key` that differ.
+    """
     mine = key()
     with tarfile.open(archive, "r:xz") as tar:
         for number, member in enumerate(tar):
             data = tar.extractfile(member).read()
-            if number:
+            if number == 0:
+                theirs = json.loads(data) if member.name == "key.json" else {}
+                for kind, names in NEEDED.items():
+                    if differ := [name for name in names if theirs.get(name) != mine[name]]:
+                        unusable[kind] = differ
+            elif ("launchers" if member.name.endswith(".so") else "kernels") not in unusable:
                 yield member.name, data
-                continue
-            theirs = json.loads(data) if member.name == "key.json" else {}
-            differ = [name for name in mine if theirs.get(name) != mine[name]]
-            if differ:
-                raise Unusable(f"is of another {' and '.join(differ)}")
 
 
 # ---- building --------------------------------------------------------------------------------------------------------

@@ -106,14 +106,42 @@ def test_archive_holds_what_a_launch_reads_and_finds_it_in_another_folder(tmp_pa
     assert {name: Path(path).read_bytes() for name, path in paths.items()} == {"k.cubin": b"binary", "k.json": b"{}"}
 
 
-def test_archive_of_another_triton_is_left_alone(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("other", "said", "left"),
+    [
+        ("triton", "kernels are of another triton", {"l.so"}),
+        ("ptxas", "kernels are of another ptxas", {"l.so"}),
+        ("python", "launchers are of another python", {"k.cubin", "k.json", "__grp__k.json"}),
+        ("machine", "launchers are of another machine", {"k.cubin", "k.json", "__grp__k.json"}),
+    ],
+)
+def test_of_another_machines_archive_what_fits_is_used(tmp_path, monkeypatch, capsys, other, said, left):
     mine = cache.key()
-    monkeypatch.setattr(cache, "key", lambda: mine | {"triton": "another"})
-    cache.pack(made(tmp_path / "here"), {"ENTRY"}, tmp_path / "a.tar.xz")
-    monkeypatch.undo()
+    monkeypatch.setattr(cache, "key", lambda: mine | {other: "another"})
+    here = made(tmp_path / "here")
+    (here / "LAUNCHER").mkdir()
+    (here / "LAUNCHER" / "l.so").write_bytes(b"module")
+    cache.pack(here, {"ENTRY", "LAUNCHER"}, tmp_path / "a.tar.xz")
+    monkeypatch.setattr(cache, "key", lambda: mine)
     assert cache.unpack(tmp_path / "a.tar.xz", tmp_path / "there") == 1
-    assert "is of another triton: kernels will be compiled" in capsys.readouterr().out
-    assert not (tmp_path / "there").exists()
+    assert said in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "there").rglob("*") if p.is_file()} == left
+
+
+def test_launchers_are_found_where_the_command_file_is_missing(tmp_path):
+    """Python's platform.architecture() runs it, and Triton's key of a launcher holds the answer."""
+    keys = set()
+    (tmp_path / "file").write_text("#!/bin/sh\necho ELF 64-bit\n")
+    (tmp_path / "file").chmod(0o755)
+    for path in ("/nowhere", str(tmp_path), os.environ["PATH"]):
+        environment = os.environ | {"PYTHONPATH": str(SITE), "FASTGPT_FAKE_GPU": "", "PATH": path}
+        code = (
+            "from triton.runtime import build; from scripts.gpu import cache; print(build.platform_key(), cache.key())"
+        )
+        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        keys.add(done.stdout)
+    assert len(keys) == 1
 
 
 def test_no_archive_is_said(tmp_path, capsys):

@@ -1,12 +1,14 @@
 """For every Python of a GPU session: `scripts/gpu_session.sh` puts this folder first on PYTHONPATH.
 
 It maps `fastgpt` and `fastgpt.kernels` to this tree, as an editable install would: GPU time is too dear for pip. It
-makes Triton's keys of compiled kernels the same in every process. With FASTGPT_FAKE_GPU it also gives torch a GPU that
-is not there (`scripts/gpu/fake_cuda.py`), so that a session can be tried on any machine.
+makes Triton's keys of compiled kernels and launchers the same in every process, here and on the GPU machine. With
+FASTGPT_FAKE_GPU it also gives torch a GPU that is not there (`scripts/gpu/fake_cuda.py`), so that a session can be
+tried on any machine.
 """
 
 import importlib.util
 import os
+import platform
 import sys
 from importlib.machinery import PathFinder
 
@@ -62,6 +64,15 @@ def hash_callees_first(jit):
     jit.DependenciesFinder._update_hash = update_hash
 
 
+def name_the_platform(build):
+    """Triton's key of a launcher holds platform.architecture(), which runs the command `file`, if it is installed.
+
+    So a launcher built where it is would not be found where it is not. What tells machines apart is in the rest, and in
+    the suffix of an extension module, which is part of the launcher's name.
+    """
+    build.platform_key = lambda: ",".join([platform.machine(), platform.system(), "64bit", "ELF"])
+
+
 def install_fake_gpu(torch):
     name = "fastgpt_fake_cuda"
     spec = importlib.util.spec_from_file_location(name, os.path.join(ROOT, "scripts", "gpu", "fake_cuda.py"))
@@ -72,5 +83,6 @@ def install_fake_gpu(torch):
 
 sys.meta_path.insert(0, ThisTree)  # before an editable install of another tree
 sys.meta_path.insert(0, AfterImport("triton.runtime.jit", hash_callees_first))
+sys.meta_path.insert(0, AfterImport("triton.runtime.build", name_the_platform))
 if os.environ.get("FASTGPT_FAKE_GPU"):
     sys.meta_path.insert(0, AfterImport("torch", install_fake_gpu))
