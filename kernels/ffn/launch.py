@@ -78,10 +78,15 @@ def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def up(x: Tensor, w: Tensor, b: Tensor | None, tanh: bool, pre: Tensor | None, path: str) -> Tensor:
-    """gelu(x wᵀ + b), and x wᵀ + b into `pre` if given; x (M, d_in), w (d_hidden, d_in), pre (M, d_hidden)."""
+def up(
+    x: Tensor, w: Tensor, b: Tensor | None, tanh: bool, pre: Tensor | None, path: str, out: Tensor | None = None
+) -> Tensor:
+    """gelu(x wᵀ + b), into `out` if given, and x wᵀ + b into `pre` if given; both contiguous.
+
+    x (M, d_in), w (d_hidden, d_in), out and pre (M, d_hidden).
+    """
     (M, K), N = x.shape, w.shape[0]
-    act = x.new_empty(M, N)
+    act = x.new_empty(M, N) if out is None else out
     product = _Product("up", path, x, w, K)
     if not product.triton:
         pre = act if pre is None else pre
@@ -100,7 +105,16 @@ def up(x: Tensor, w: Tensor, b: Tensor | None, tanh: bool, pre: Tensor | None, p
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
     """x wᵀ + b by cuBLAS, into `out`."""
-    return torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
+    return _cublas(x, w.t(), out) if b is None else torch.addmm(b, x, w.t(), out=out)
+
+
+def _cublas(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a b, into `out` if given.
+
+    Autocast leaves alone what writes to `out`. It would cast the operands of any other product, and a backward pass may
+    run inside of it though its forward did not.
+    """
+    return torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]) if out is None else out)
 
 
 def gelu_pass(pre: Tensor, act: Tensor, tanh: bool) -> None:
@@ -198,7 +212,7 @@ def dgelu(
     (M, K), N = dy.shape, w.shape[1]
     product = _Product("dgelu", path, dy, w, K)
     if not product.triton:
-        return dgelu_pass(torch.mm(dy, w), pre, dpre, act, bias, tanh)
+        return dgelu_pass(_cublas(dy, w), pre, dpre, act, bias, tanh)
     tile = product.tile
     out = dy.new_empty(M, N) if act else None
     parts = dy.new_empty(triton.cdiv(M, tile.block_m), N, dtype=torch.float32) if bias else None
@@ -233,7 +247,7 @@ def input_grad(dpre: Tensor, w: Tensor, path: str) -> Tensor:
     """dpre w: (M, N) x (N, d_in)."""
     product = _Product("dx", path, dpre, w, w.shape[0])
     if not product.triton:
-        return torch.mm(dpre, w)
+        return _cublas(dpre, w)
     return _plain_product(product, dpre, w, a_is_km=False)
 
 
@@ -242,7 +256,7 @@ def weight_grad(dy: Tensor, x: Tensor, path: str, out: Tensor | None = None) -> 
     product = _Product("dw", path, dy, x, dy.shape[0])
     if not product.triton:
         with _float32_reductions():
-            return torch.mm(dy.t(), x) if out is None else torch.mm(dy.t(), x, out=out)
+            return _cublas(dy.t(), x, out)
     return _plain_product(product, dy.t(), x, a_is_km=True, out=out)
 
 

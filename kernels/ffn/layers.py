@@ -5,6 +5,7 @@
     dy = mask ⊙ dout      dpre = (dy W2) ⊙ gelu'(pre)      dW2 = dyᵀ act      dW1 = dpreᵀ x      dx = dpre W1
 
 These functions are what the operators run; they return new tensors, and an empty one for a gradient not asked for.
+Outputs are allocated in their final shape: a view that is made inside of an autograd.Function may not be modified.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def linear_gelu_forward(
 ) -> tuple[Tensor, Tensor]:
     """(gelu(x wᵀ + b), pre-activation (M, d_out) or an empty tensor)."""
     with _runtime.on_device_of(x):
-        flat = launch.rows_of(x)
+        flat, act = launch.rows_of(x), x.new_empty(*x.shape[:-1], w.shape[0])
         pre = x.new_empty(flat.shape[0], w.shape[0]) if save_pre else None
-        act = launch.up(flat, w, b, approximate == "tanh", pre, path)
-    return act.view(*x.shape[:-1], w.shape[0]), x.new_empty(0) if pre is None else pre
+        launch.up(flat, w, b, approximate == "tanh", pre, path, launch.rows_of(act))
+    return act, x.new_empty(0) if pre is None else pre
 
 
 def linear_gelu_backward(
@@ -63,14 +64,15 @@ def gelu_ffn_forward(
         M = flat.shape[0]
         flat_residual = None if residual is None else launch.rows_of(residual)
         pre = x.new_empty(M, d_hidden) if save_pre else None
-        y = x.new_empty(M, d_out, dtype=x.dtype if residual is None else residual.dtype)
+        y = x.new_empty(*x.shape[:-1], d_out, dtype=x.dtype if residual is None else residual.dtype)
+        flat_y = launch.rows_of(y)
         for begin, end in tiles.token_chunks(M, d_hidden):
-            pre_, y_, x_ = (None if t is None else t[begin:end] for t in (pre, y, flat))
+            pre_, y_, x_ = (None if t is None else t[begin:end] for t in (pre, flat_y, flat))
             residual_ = None if flat_residual is None else flat_residual[begin:end]
             act = launch.up(x_, w1, b1, approximate == "tanh", pre_, path)
             launch.down(act, w2, b2, residual_, seed, _drop(dropout_p), y_, begin, path)
             del act  # before the next chunk's is allocated
-    return y.view(*x.shape[:-1], d_out), x.new_empty(0) if pre is None else pre
+    return y, x.new_empty(0) if pre is None else pre
 
 
 def gelu_ffn_backward(

@@ -110,11 +110,15 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _autocast(function: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Under autocast, cast to its dtype, as F.linear does."""
+    """Under autocast, cast to its dtype what F.linear would: all but float64."""
     dtype = _runtime.autocast_dtype(tensors[0])
     if dtype is None:
         return tensors
-    return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
+    return tuple(t.to(dtype) if t is not None and _autocast_casts(t.dtype) else t for t in tensors)
+
+
+def _autocast_casts(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype != torch.float64
 
 
 def _check_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -155,11 +159,14 @@ class _LinearGelu(torch.autograd.Function):
     def setup_context(ctx: Any, inputs, outputs):
         (x, w, b, approximate, save_pre, path), (_, pre) = inputs, outputs
         ctx.mark_non_differentiable(pre)
+        ctx.set_materialize_grads(False)  # else pre's "gradient" is as many zeros
         ctx.save_for_backward(x, w, b, pre if save_pre else None)
         ctx.options = approximate, path
 
     @staticmethod
     def backward(ctx: Any, dact, _dpre):
+        if dact is None:
+            return (None,) * 6
         x, w, b, pre = ctx.saved_tensors
         approximate, path = ctx.options
         grads = list(ctx.needs_input_grad[:3])
@@ -218,11 +225,14 @@ class _GeluFFN(torch.autograd.Function):
     def setup_context(ctx: Any, inputs, outputs):
         x, w1, b1, w2, _, _, seed, dropout_p, approximate, save_pre, overwrite_pre, path = inputs
         ctx.mark_non_differentiable(*outputs[1:])
+        ctx.set_materialize_grads(False)  # else pre's "gradient" is as many zeros
         ctx.save_for_backward(x, w1, b1, w2, outputs[1 + overwrite_pre] if save_pre else None, seed)
         ctx.options = dropout_p, approximate, overwrite_pre, path
 
     @staticmethod
     def backward(ctx: Any, dout, *_):
+        if dout is None:
+            return (None,) * 12
         x, w1, b1, w2, pre, seed = ctx.saved_tensors
         dropout_p, approximate, overwrite_pre, path = ctx.options
         grads = list(ctx.needs_input_grad[:5])

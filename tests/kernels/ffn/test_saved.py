@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
@@ -84,17 +83,8 @@ def _peak(run):
     return memory.peak
 
 
-def _eager(x, w1, b1, w2, b2, dout):
-    F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2).backward(dout)
-
-
-def _ours(x, w1, b1, w2, b2, dout):
-    """Both passes, step by step, so that what they allocate inside is counted too."""
-    from fastgpt.kernels.ffn import layers
-
-    y, pre = layers.gelu_ffn_forward(x, w1, b1, w2, b2, None, None, 0.0, "none", True, "auto")
-    layers.gelu_ffn_backward(dout, x, w1, b1, w2, pre, None, 0.0, "none", [True] * 5, "auto", overwrite_pre=True)
-    return y
+def _bfloat16(*shapes, grad=True):
+    return [torch.zeros(shape, dtype=torch.bfloat16, requires_grad=grad) for shape in shapes]
 
 
 @pytest.mark.parametrize("d", [64, 256])
@@ -105,14 +95,36 @@ def test_peak_is_a_third_under_eager(d, monkeypatch):
 
     monkeypatch.setattr(tiles, "_WORTH_HALVING", 1)  # as for layers of that size
     tokens = 16 * d
-    shapes = (tokens, d), (4 * d, d), (4 * d,), (d, 4 * d), (d,), (tokens, d)
-    *tensors, dout = [torch.zeros(s, dtype=torch.bfloat16) for s in shapes]
-    with launches_skipped(), torch.no_grad():
-        ours = _peak(lambda: _ours(*tensors, dout))
-    leaves = [t.requires_grad_() for t in tensors]
-    eager = _peak(lambda: _eager(*leaves, dout))
+    tensors = _bfloat16((tokens, d), (4 * d, d), (4 * d,), (d, 4 * d), (d,))
+    (dout,) = _bfloat16((tokens, d), grad=False)
+    with launches_skipped():
+        ours = _peak(lambda: torch.autograd.grad(gelu_ffn(*tensors), tensors, dout))
+    eager = _peak(lambda: torch.autograd.grad(reference.gelu_ffn(*tensors), tensors, dout))
     given = sum(t.numel() * t.element_size() for t in (*tensors, dout))
     assert ours + given <= 0.70 * (eager + given), (ours, eager, given)
+
+
+def test_backward_holds_no_hidden_matrix_that_is_of_no_use():
+    """Beside what it returns: gelu_ffn the pre-activation, its gradient in its place, and the activation."""
+    pytest.importorskip("triton")
+    tokens, d, hidden = 512, 64, 256
+    x, w1, w2 = _bfloat16((tokens, d), (hidden, d), (d, hidden))
+    dout, dact = _bfloat16((tokens, d), (tokens, hidden), grad=False)
+    size, gradients = tokens * hidden * 2, (tokens * d + hidden * d) * 2
+    with launches_skipped():
+        ffn = _peak(lambda: gelu_ffn(x, w1, None, w2, None).backward(dout))
+        linear = _peak(lambda: linear_gelu(x, w1).backward(dact))
+    y_and_dw2 = (tokens * d + d * hidden) * 2
+    assert ffn <= 2 * size + gradients + y_and_dw2
+    assert linear <= 3 * size + gradients  # the result, the pre-activation and its gradient
+
+
+def test_results_are_allocated_once():
+    pytest.importorskip("triton")
+    x, w1, w2 = _bfloat16((4, 128, 64), (256, 64), (32, 256), grad=False)
+    with launches_skipped():
+        assert _peak(lambda: linear_gelu(x, w1)) == 512 * 256 * 2
+        assert _peak(lambda: gelu_ffn(x, w1, None, w2, None)) == 512 * (256 + 32) * 2
 
 
 @pytest.mark.gpu

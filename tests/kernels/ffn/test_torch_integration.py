@@ -150,6 +150,95 @@ def test_autocast_as_linear(device, seed, dtype):
         assert gelu_ffn(*tensors).dtype == torch.float32
 
 
+@pytest.mark.parametrize("path", ["triton", "cublas"])
+@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"dropout_p": 0.3}], ids=str)
+def test_backward_inside_of_autocast_computes_in_the_forwards_dtype(device, seed, options, path):
+    """As in a float32 island of an autocast region. torch's own products run in autocast's dtype there."""
+    tensors = small(device)
+    for run, leaves in (
+        (lambda *t: gelu_ffn(*t, path=path, **options), tensors),
+        (lambda *t: linear_gelu(*t, path=path), tensors[:3]),
+    ):
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, enabled=False):
+                out = run(*leaves)
+            dout = torch.randn_like(out)
+            got = torch.autograd.grad(out, leaves, dout, retain_graph=True)
+        want = torch.autograd.grad(out, leaves, dout)
+        assert out.dtype == torch.float32
+        assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+def test_autocast_leaves_float64_alone(device):
+    x, w1, b1, w2, b2 = small(device, torch.float64)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.nn.functional.linear(x, w1).dtype == torch.float64
+        for run in (lambda: gelu_ffn(x, w1, b1, w2, b2), lambda: linear_gelu(x, w1, b1)):
+            with pytest.raises(TypeError, match=r"x is torch.float64.*reference"):
+                run()
+        with pytest.raises(TypeError, match=r"w1 is torch.float64"):
+            gelu_ffn(x.float(), w1, b1, w2, b2)
+
+
+# ------------------------------------------------------------------------------------------------------ autograd's ways
+
+
+@pytest.mark.parametrize("path", ["triton", "cublas"])
+@pytest.mark.parametrize("shape", [(16,), (5, 16), (2, 5, 16)], ids=str)
+def test_results_may_be_modified_in_place(device, seed, shape, path):
+    x, w1, b1, w2, b2 = ffn_inputs(device, torch.float32, shape, 24, 16)
+    r = torch.randn(shape, device=device, requires_grad=True)
+
+    def ffn(function, *more, **options):
+        h = function(x, w1, b1, w2, b2, **options)
+        h += r
+        return h.square().sum()
+
+    def linear(function, **options):
+        h = function(x, w1, b1, **options)
+        h.mul_(2.0)[..., 0] = 0.0
+        return h.square().sum()
+
+    for run, name, ours, leaves in (
+        (ffn, "gelu_ffn", gelu_ffn, (x, w1, b1, w2, b2, r)),
+        (linear, "linear_gelu", linear_gelu, (x, w1, b1)),
+    ):
+        want = torch.autograd.grad(run(getattr(reference, name)), leaves)
+        got = torch.autograd.grad(run(ours, path=path), leaves)
+        for a, b in zip(got, want):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_pre_activation_may_not_be_modified(device, seed):
+    tensors = small(device)
+    for out, pre in (
+        OPS.linear_gelu_fwd(*tensors[:3], "none", True, "cublas"),
+        OPS.gelu_ffn_fwd(*tensors, None, None, 0.0, "none", True, False, "cublas"),
+    ):
+        pre.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
+class _Dead(torch.autograd.Function):
+    """The identity, whose backward gives no gradient at all."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_no_upstream_gradient_is_no_gradient(device, seed):
+    for run in (lambda *t: gelu_ffn(*t), lambda *t: linear_gelu(*t[:3])):
+        tensors = small(device)
+        _Dead.apply(run(*tensors)).sum().backward()
+        assert all(t.grad is None for t in tensors)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing(device, seed, reentrant):
     tensors, dout = small(device), torch.randn(2, 5, 8, device=device)
