@@ -10,9 +10,9 @@ import contextvars
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch.autograd import forward_ad
@@ -152,6 +152,19 @@ def check_numbers(function: str, **numbers: float | None) -> None:
             continue
         if not isinstance(number, Real | torch.SymInt | torch.SymFloat):
             raise TypeError(f"{function}: {name} is {number!r}, expected a number; take a tensor's by .item()")
+
+
+def check_sizes(function: str, name: str, sizes: int | Iterable[int]) -> tuple[int, ...]:
+    """`sizes`, one or several, as a tuple. Raise TypeError unless they are integers (while tracing: symbolic ones)."""
+    if isinstance(sizes, _SIZES):
+        return (sizes,)
+    several = tuple(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, torch.Tensor) else (None,)
+    if not all(isinstance(size, _SIZES) for size in several):
+        raise TypeError(f"{function}: {name} is {sizes!r}, expected an int or a sequence of ints; convert it")
+    return several
+
+
+_SIZES = (int, torch.SymInt, Integral)  # numpy's are of the last kind
 
 
 def can_be_read(tensor: torch.Tensor) -> bool:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._runtime import check_sizes
+
 
 def attention_mask(
     T_q: int,
@@ -185,7 +187,13 @@ def _normalized_shape(x: Tensor, normalized_shape, weight: Tensor | None, bias: 
     if normalized_shape is None:
         given = weight if weight is not None else bias
         return tuple(x.shape[-1:] if given is None else given.shape)
-    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = check_sizes("reference.layer_norm", "normalized_shape", normalized_shape)
+    if not 0 < len(shape) <= x.dim() or tuple(x.shape[x.dim() - len(shape) :]) != shape:
+        raise ValueError(
+            f"reference.layer_norm: normalized_shape {shape} must be the last dimensions, at least one, of x, whose "
+            f"shape is {tuple(x.shape)}"
+        )
+    return shape
 
 
 def add_layer_norm(

@@ -30,6 +30,7 @@ class LayerNorm(nn.LayerNorm):
             why, once. "triton": the kernels, or an error that says what to do. "torch". "reference": plain PyTorch.
 
     Raises:
+        TypeError: a normalized_shape that is not made of integers.
         ValueError: an `impl` that does not exist.
     """
 
@@ -49,6 +50,7 @@ class LayerNorm(nn.LayerNorm):
     ) -> None:
         if impl not in IMPLEMENTATIONS:
             raise ValueError(f"LayerNorm: impl must be one of {IMPLEMENTATIONS}, got {impl!r}")
+        normalized_shape = _runtime.check_sizes("LayerNorm", "normalized_shape", normalized_shape)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         if impl != "auto":
             self.impl = impl

@@ -43,7 +43,7 @@ def layer_norm(
         The normalised tensor, contiguous, of x's shape.
 
     Raises:
-        TypeError: a dtype that the kernels do not take.
+        TypeError: a dtype that the kernels do not take, a normalized_shape that is not made of integers.
         ValueError: shapes that do not fit, eps < 0, tensors on different devices.
         RuntimeError: Triton cannot run on x's device.
     """
@@ -132,7 +132,7 @@ def _check(
         given = weight if weight is not None else bias
         shape = tuple(x.shape[-1:] if given is None else given.shape)
     else:
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        shape = _runtime.check_sizes(function, "normalized_shape", normalized_shape)
     d = len(shape)
     if d == 0 or d > x.dim() or tuple(x.shape[x.dim() - d :]) != shape:
         raise ValueError(

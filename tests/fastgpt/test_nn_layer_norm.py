@@ -98,6 +98,12 @@ def test_triton_where_it_cannot_run_raises_and_says_what_to_do(monkeypatch):
         fastgpt.nn.LayerNorm(32, impl="triton")(torch.randn(3, 32, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("shape", [16.0, (16.0,), None, "16"])
+def test_sizes_that_are_no_integers_raise(shape):
+    with pytest.raises(TypeError, match=r"^LayerNorm: normalized_shape is .*, expected an int or a sequence of ints"):
+        fastgpt.nn.LayerNorm(shape, elementwise_affine=False)
+
+
 def test_unknown_impl_raises():
     with pytest.raises(ValueError, match=r"impl must be one of .*'cuda'"):
         fastgpt.nn.LayerNorm(32, impl="cuda")

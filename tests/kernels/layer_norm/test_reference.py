@@ -36,6 +36,18 @@ def test_takes_the_arguments_of_the_kernel(name):
     assert all(ours[p].default == truth[p].default and ours[p].kind == truth[p].kind for p in ours)
 
 
+@pytest.mark.parametrize("shape", [7, (3, 7), (), (1, 2, 3, 8)])
+def test_refuses_what_are_not_the_last_dimensions(shape):
+    with pytest.raises(ValueError, match=r"^reference.layer_norm: normalized_shape .* \(2, 3, 8\)"):
+        reference.layer_norm(torch.zeros(2, 3, 8), shape)
+
+
+@pytest.mark.parametrize("shape", [8.0, (8.0,), "8", torch.tensor([8])])
+def test_refuses_sizes_that_are_no_integers(shape):
+    with pytest.raises(TypeError, match=r"^reference.layer_norm: normalized_shape is .*expected an int"):
+        reference.layer_norm(torch.zeros(2, 3, 8), shape)
+
+
 def test_out_dtype_rounds_once():
     x = torch.randn(4, 64).bfloat16()
     normed, new = reference.add_layer_norm(x, torch.randn(4, 64), out_dtype=torch.float16)

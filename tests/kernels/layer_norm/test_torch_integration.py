@@ -1,5 +1,6 @@
 """LayerNorm inside torch: compile, export, opcheck, autocast, fake tensors, checkpointing, graphs, double backward."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,23 @@ def test_opcheck_backward(device, seed, wanted):
             dbias,
         )
         torch.library.opcheck(OPS.add_layer_norm_bwd.default, arguments, **parts)
+
+
+@pytest.mark.parametrize("shape", [lambda x: x.shape[-1], lambda x: x.shape[1:], lambda x: [*x.shape[1:]]])
+@pytest.mark.parametrize("function", [layer_norm, reference.layer_norm])
+def test_symbolic_sizes(device, seed, function, shape):
+    x = torch.randn(3, 16, device=device)
+    graph = make_fx(lambda x: function(x, shape(x)), tracing_mode="symbolic")(x)
+    torch.testing.assert_close(graph(x), function(x))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: function(x, shape(x)), backend="eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x), function(x))
+
+
+@pytest.mark.parametrize("shape", [np.int64(16), np.array([16]), torch.Size([16])])
+def test_integers_that_are_not_pythons(device, seed, shape):
+    x = torch.randn(3, 16, device=device)
+    assert torch.equal(layer_norm(x, shape), layer_norm(x))
 
 
 @pytest.mark.parametrize("kind", ["meta", "fake"])
