@@ -47,6 +47,7 @@ due=0  # by when, counted from the start, the present step must have ended
         echo "what $out had of an earlier session is in earlier-$number.tar.gz now"
 ) || { echo "error: OUT, $out, holds an earlier session's files that cannot be put away; name another folder" >&2; exit 2; }
 
+export COLUMNS=250                                       # or pytest cuts off what a failure says
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/scripts/gpu/site${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/fastgpt-triton-cache} TRITON_STORE_BINARY_ONLY=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}             # torch's own CPU work here is small, and 12 tests run at once

@@ -22,6 +22,7 @@ import lzma
 import os
 import pickle
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -294,7 +295,39 @@ def attempt(folder: Path, archive: Path, out: Path, jobs: int, tiles: int) -> in
     missed = [line for line in steps if "compiled: 0, launchers built: 0" not in line and not line.startswith("cache:")]
     print(f"archive: {archive.stat().st_size / 2**20:.1f} MiB")
     print("no kernel was compiled" if not missed else "compiled beside the archive:\n" + "\n".join(missed))
-    return 1 if missed else 0
+    known, others = failures(out)
+    print(*(f"{count} failed, as they must here: {why}" for why, count in known.items()), sep="\n")
+    print(*(f"FAILED {test}: {message}" for test, message in others), sep="\n")
+    return 1 if missed or others else 0
+
+
+# What fails for want of a real GPU: what the test says, or its name where it ends its process.
+BEYOND_THE_FAKE = {
+    r"cudaGetDeviceCount\(\)": "torch asks the CUDA runtime, past the fake GPU",
+    r"does nothing on a GPU that is not there": "flex_attention is not compiled",
+    r"crashed while running '.*(-wrapper\]|::test_fake_and_meta_tensors_have_the_real_shapes)'":
+        "autograd meets a tensor without storage on CUDA, and aborts where there is none",
+}  # fmt: skip
+
+
+def failures(out: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """(how many tests and benchmarks failed for each reason that only the fake GPU has, the others with their words)"""
+    found = []
+    for line in (out / "tests.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["outcome"] == "failed":
+            found.append((row["test"], " ".join(row["message"].split())))
+    log = (out / "log.txt").read_text(errors="replace")
+    found += re.findall(r"^(?:FAILED|ERROR) (benchmarks/.*?)(?: - (.*))?$", log, flags=re.MULTILINE)
+    known: dict[str, int] = {}
+    others = []
+    for test, message in found:
+        why = next((why for pattern, why in BEYOND_THE_FAKE.items() if re.search(pattern, message)), None)
+        if why is None:
+            others.append((test, message[:300]))
+        else:
+            known[why] = known.get(why, 0) + 1
+    return known, others
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -202,3 +202,28 @@ def test_a_file_that_was_cut_is_not_under_its_name(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cache.unpack(tmp_path / "a.tar.xz", tmp_path / "there")
     assert [p.name for p in (tmp_path / "there").rglob("*") if p.is_file()] == ["part"]
+
+
+def test_what_only_the_fake_gpu_fails_is_told_apart(tmp_path):
+    failed = {
+        "a": "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run",
+        "b": "worker 'gw0' crashed while running 'tests/kernels/test_special_tensors.py::test_types[ffn-wrapper]'",
+        "c": "worker 'gw0' crashed while running 'tests/kernels/test_special_tensors.py::test_types[ffn-buffer]'",
+        "d": "assert 1\n == 2",
+    }
+    rows = [{"test": test, "outcome": "failed", "message": message} for test, message in failed.items()]
+    rows.append({"test": "e", "outcome": "passed"})
+    (tmp_path / "tests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "log.txt").write_text(
+        "FAILED a: cudaGetDeviceCount()\n"
+        "FAILED benchmarks/test_a.py::test[1 - flex] - RuntimeError: it does nothing on a GPU that is not there\n"
+        "FAILED benchmarks/test_a.py::test[2] - ValueError: M = 0\n"
+        "ERROR benchmarks/test_b.py\n"
+    )
+    known, others = cache.failures(tmp_path)
+    assert list(known.values()) == [1, 1, 1]
+    assert others == [
+        ("c", failed["c"]),
+        ("d", "assert 1 == 2"),
+        ("benchmarks/test_a.py::test[2]", "ValueError: M = 0"),
+    ]
