@@ -27,7 +27,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def cap(x, softcap):
     """(y, dy/dx) for y = softcap · tanh(z), z = x / softcap; y = x and 1.0 where softcap is None.
 
-    y to a few ulp of itself, the slope to a few ulp and 2|z| more: z is rounded, and the slope falls as exp(-2|z|).
+    y to a few ulp of itself, the slope to a few and 2|z| more: it falls as exp(-2|z|), and z is rounded, and 2|z| too.
     tanh by a polynomial near 0, where 1 - exp(-2|z|) would cancel, and as a factor of x, since z underflows under a
     large softcap. The slope is sech²(z) = 4 E / (1 + E)² with E = exp(-2|z|), because 1 - tanh² has no digit left where
     tanh is nearly 1: there, under a small softcap, lies every logit.
