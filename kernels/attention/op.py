@@ -67,9 +67,9 @@ def flash_attention(
     )  # fmt: skip
     dtype = _runtime.autocast_dtype(q)
     if dtype is not None:
-        q, k, v = (x.to(dtype) if x.dtype != torch.float64 else x for x in (q, k, v))
+        q, k, v = autocast(dtype, q, k, v)
     B, T_q, T_k = _check_qkv(q, k, v)
-    if dropout_p != 0.0:
+    if type(dropout_p) is not float or dropout_p != 0.0:  # no tensor, whose value would have to be waited for
         check_dropout("flash_attention", dropout_p)
     check_causal_and_scale("flash_attention", causal, softmax_scale)
     left, right = check_window("flash_attention", window, causal)
@@ -82,8 +82,9 @@ def flash_attention(
     elif document_ids is not None:
         document_ids = _check_documents(document_ids, B, T_q, T_k)
     _runtime.check_launchable(
-        "flash_attention", q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, document_ids=document_ids
-    )
+        "flash_attention", q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
+        document_ids=document_ids,
+    )  # fmt: skip
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else float(softmax_scale)
     if scale < 0.0:  # the kernels take row maxima before they scale
         q, scale = -q, -scale
@@ -92,6 +93,11 @@ def flash_attention(
         scale, float(dropout_p), causal, left, right,
     )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def autocast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """The tensors in autocast's dtype; those that the kernels do not take, float64 too, are left to the checks."""
+    return [x.to(dtype) if x.dtype in DTYPES else x for x in tensors]
 
 
 def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:

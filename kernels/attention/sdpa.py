@@ -54,7 +54,7 @@ def scaled_dot_product_attention(
     if mask is not None and type(mask) is not Tensor and not is_causal:
         causal = _causal_bias(mask, query, key)
         mask = mask if causal is None else None
-    reason = _why_not(query, key, value, mask, dropout_p, enable_gqa)
+    reason = _why_not(query, key, value, mask, dropout_p, scale, enable_gqa)
     if reason is not None:
         say_once(f"scaled_dot_product_attention: torch's own function is used, because {reason}")
         # Of torch's own, only the one that materialises the scores has a forward mode and second derivatives.
@@ -98,8 +98,9 @@ def _causal_bias(mask: Tensor, query: Tensor, key: Tensor) -> str | None:
 
 
 def _why_not(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, enable_gqa: bool
-) -> str | None:
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, scale: float | None,
+    enable_gqa: bool,
+) -> str | None:  # fmt: skip
     """Why the kernels cannot take this call; None if they can."""
     if mask is not None:
         return (
@@ -116,6 +117,8 @@ def _why_not(
         return f"head_dim is not in 1 ... {MAX_HEAD_DIM}"
     if key.shape[-1] != query.shape[-1] or key.shape[-2] != value.shape[-2]:
         return "the shapes of query, key and value do not fit"
+    if isinstance(dropout_p, Tensor) or isinstance(scale, Tensor):
+        return "dropout_p or scale is a tensor, and its value would have to be read"
     if not 0.0 <= dropout_p < 1.0:
         return "dropout_p is not in [0, 1)"
     if dims > 2:
@@ -141,10 +144,10 @@ def tensors_why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return "the kernels have no forward-mode derivative (jvp, jacfwd)"
     if not query.device == key.device == value.device:
         return "query, key and value are on different devices"
-    dtype, autocast = query.dtype, _runtime.autocast_dtype(query)
-    if autocast is None and not dtype == key.dtype == value.dtype:
+    dtypes = query.dtype, key.dtype, value.dtype
+    if not dtypes[0] == dtypes[1] == dtypes[2] and _runtime.autocast_dtype(query) is None:
         return "query, key and value have different dtypes"
-    if dtype not in DTYPES or (autocast is not None and torch.float64 in (key.dtype, value.dtype)):
+    if dtypes[0] not in DTYPES or dtypes[1] not in DTYPES or dtypes[2] not in DTYPES:
         return "only float32, float16 and bfloat16 are supported"
     return _device_why_not(query)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from .. import _library, _runtime
-from .op import DTYPES, FARTHEST, check_causal_and_scale, check_integers, check_window, documents_of
+from .op import DTYPES, FARTHEST, autocast, check_causal_and_scale, check_integers, check_window, documents_of
 
 _NAME = "attention_weights"
 
@@ -61,7 +61,7 @@ def attention_weights(
     )  # fmt: skip
     dtype = _runtime.autocast_dtype(q)  # as in flash_attention, whose lse belongs to the rounded q and k
     if dtype is not None:
-        q, k = q.to(dtype), k.to(dtype)
+        q, k = autocast(dtype, q, k)
     _check_tensors(q, k, lse)
     batch, num_heads, T_q, head_dim = q.shape
     T_k = k.shape[2]
@@ -84,8 +84,9 @@ def attention_weights(
             f"an id; got {tuple(document_ids.shape)} and T_q = {T_q}"
         )
     _runtime.check_launchable(
-        _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, document_ids=document_ids
-    )
+        _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
+        document_ids=document_ids,
+    )  # fmt: skip
     check_causal_and_scale(_NAME, causal, softmax_scale)
     left, right = check_window(_NAME, window, causal)
     right = 0 if causal else right
@@ -142,18 +143,26 @@ def _resolve_rows(rows: slice | None, T_q: int) -> tuple[int, int, int]:
         return 0, T_q, 1
     if not isinstance(rows, slice):
         raise TypeError(f"{_NAME}: rows must be a slice such as slice(-1, None), got {type(rows).__name__}")
-    if not all(bound is None or hasattr(bound, "__index__") for bound in (rows.start, rows.stop, rows.step)):
-        raise TypeError(f"{_NAME}: rows must be a slice of ints, got {rows}; use int()")
-    step = 1 if rows.step is None else min(rows.step, FARTHEST)
+    start, stop, step = (_bound(x, rows) for x in (rows.start, rows.stop, rows.step))
+    step = 1 if step is None else min(step, FARTHEST)
     if step < 1:
         raise ValueError(f"{_NAME}: rows must have a positive step, got {rows}; flip the result instead")
 
     def clamp(bound: int) -> int:
         return min(max(bound + T_q, 0), T_q) if bound < 0 else min(bound, T_q)
 
-    first = 0 if rows.start is None else clamp(rows.start)
-    last = T_q if rows.stop is None else clamp(rows.stop)
+    first = 0 if start is None else clamp(start)
+    last = T_q if stop is None else clamp(stop)
     return first, max(0, (last - first + step - 1) // step), step
+
+
+def _bound(bound: SupportsIndex | None, rows: slice) -> int | None:
+    """A slice's bound as a number; the compiler's symbolic ones stay so."""
+    if bound is None or isinstance(bound, int | torch.SymInt):
+        return bound
+    if isinstance(bound, Tensor) or not hasattr(bound, "__index__"):  # a tensor's value would have to be waited for
+        raise TypeError(f"{_NAME}: rows must be a slice of ints, got {rows}; use int()")
+    return operator.index(bound)
 
 
 def _runs(heads: list[int]) -> list[tuple[int, int, int]]:
@@ -237,14 +246,15 @@ class _AttentionWeights(torch.autograd.Function):
         dq, dk, dlse = (
             zero.new_zeros(x.shape) if needed else None for x, needed in ((q, needs_q), (k, needs_k), (lse, needs_lse))
         )
-        for i, h in enumerate(ctx.heads):
-            ds = weights[:, i].float() * d_weights[:, i].float()  # (B, rows, T_k)
-            if dlse is not None:
-                dlse[:, h, rows] -= ds.sum(dim=-1)
-            if dq is not None:
-                dq[:, h, rows] += ctx.scale * (ds @ k[:, h // group].float())
-            if dk is not None:
-                dk[:, h // group] += ctx.scale * (ds.transpose(1, 2) @ q[:, h, rows].float())
+        with torch._C._DisableAutocast():  # which may be on where backward() is called, and would round the operands
+            for i, h in enumerate(ctx.heads):
+                ds = weights[:, i].float() * d_weights[:, i].float()  # (B, rows, T_k)
+                if dlse is not None:
+                    dlse[:, h, rows] -= ds.sum(dim=-1)
+                if dq is not None:
+                    dq[:, h, rows] += ctx.scale * (ds @ k[:, h // group].float())
+                if dk is not None:
+                    dk[:, h // group] += ctx.scale * (ds.transpose(1, 2) @ q[:, h, rows].float())
         return None if dq is None else dq.to(q.dtype), None if dk is None else dk.to(k.dtype), dlse, *[None] * 10
 
 

@@ -255,6 +255,15 @@ def test_autocast(device, seed, dtype):
     assert q.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.complex64])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_autocast_leaves_other_dtypes_to_be_refused(device, name, dtype):
+    tensors = {n: torch.zeros(1, 1, 2, 16, device=device) for n in "qkv"}
+    tensors[name] = tensors[name].to(dtype)
+    with torch.autocast(device.type, torch.bfloat16), pytest.raises(TypeError, match=f"flash_attention: {name} must"):
+        flash_attention(**tensors)
+
+
 def bad_calls():
     x = torch.zeros(2, 4, 8, 16)
     i32 = torch.int32
@@ -272,6 +281,9 @@ def bad_calls():
         "length of v": ((x, x, x[:, :, :4]), {}, ValueError, "same shape"),
         "device": ((x, x.to("meta"), x), {}, ValueError, "k is on meta"),
         "dropout 1": ((x, x, x), {"dropout_p": 1.0}, ValueError, "dropout_p"),
+        "dropout tensor": ((x, x, x), {"dropout_p": torch.tensor(0.0)}, TypeError, r"dropout_p is tensor\(0.\)"),
+        "dropout tensors": ((x, x, x), {"dropout_p": torch.zeros(2)}, TypeError, r"dropout_p is tensor.*by .item"),
+        "dropout None": ((x, x, x), {"dropout_p": None}, TypeError, "dropout_p is None"),
         "dropout < 0": ((x, x, x), {"dropout_p": -0.1}, ValueError, "dropout_p"),
         "window": ((x, x, x), {"window": (1, 2, 3)}, ValueError, "window"),
         "window 0": ((x, x, x), {"window": 0}, ValueError, "window"),
@@ -287,6 +299,8 @@ def bad_calls():
         "cu_seqlens end": ((x[:1],) * 3, {"cu_seqlens": torch.tensor([0, 7], dtype=i32)}, ValueError, "cu_seqlens"),
         "cu_seqlens falls": ((x[:1],) * 3, {"cu_seqlens": torch.tensor([0, 5, 3, 8], dtype=i32)}, ValueError,
                              "cu_seqlens"),
+        "cu_seqlens device": ((x[:1],) * 3, {"cu_seqlens": torch.zeros(2, dtype=i32, device="meta")}, ValueError,
+                              "cu_seqlens is on meta but q is on"),
         "both documents": ((x[:1],) * 3, {"cu_seqlens": torch.tensor([0, 8], dtype=i32),
                                           "document_ids": torch.zeros(1, 8, dtype=i32)}, ValueError, "not both"),
     }  # fmt: skip

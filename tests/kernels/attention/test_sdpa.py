@@ -127,6 +127,7 @@ def test_torchs_causal_biases_need_no_mask(device, seed, kernel_calls, log, T_q,
         ("float64", "only float32, float16 and bfloat16"),
         ("head_dim 264", "head_dim is not in 1 ... 256"),
         ("everything dropped", r"dropout_p is not in \[0, 1\)"),
+        ("tensors for numbers", "dropout_p or scale is a tensor"),
     ],
 )
 def test_what_the_kernels_cannot_take_goes_to_torch_and_is_said_once(device, seed, kernel_calls, log, name, reason):
@@ -140,6 +141,8 @@ def test_what_the_kernels_cannot_take_goes_to_torch_and_is_said_once(device, see
         q, k, v = (x.double() for x in (q, k, v))
     elif name == "everything dropped":
         options["dropout_p"] = 1.0
+    elif name == "tensors for numbers":
+        options = {"dropout_p": torch.tensor(0.0), "scale": torch.tensor(0.3)}
     for _ in range(3):
         ours = scaled_dot_product_attention(q, k, v, **options)
     assert torch.equal(ours, F.scaled_dot_product_attention(q, k, v, **options))
@@ -206,6 +209,20 @@ def test_autocast(device, seed, kernel_calls):
     (exact,) = exactly(lambda *qkv: reference.scaled_dot_product_attention(*qkv, is_causal=True), *rounded)
     assert_within_budget("out", ours, torchs, exact)
     assert len(kernel_calls) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_what_autocast_leaves_alone_is_left_to_torch(device, seed, kernel_calls, position, dtype):
+    tensors = [*qkv(device, (1, 2, 9, 16))]
+    tensors[position] = tensors[position].to(dtype)
+    with torch.autocast(device.type, torch.bfloat16):
+        with pytest.raises(RuntimeError) as torchs:
+            F.scaled_dot_product_attention(*tensors)
+        with pytest.raises(RuntimeError) as ours:
+            scaled_dot_product_attention(*tensors)
+    assert str(ours.value) == str(torchs.value)
+    assert not kernel_calls
 
 
 def test_empty(device):

@@ -211,6 +211,55 @@ def test_autocast_is_that_of_flash_attention(device, seed):
     assert torch.equal(ours, attention_weights(q.bfloat16(), k.bfloat16(), fast_lse(q.bfloat16(), k.bfloat16())))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"q": torch.float64}, "q must be float32, .* got torch.float64"),
+        ({"k": torch.float64}, "k is torch.float64"),
+        ({"q": torch.int32, "k": torch.int32}, "q must be float32, .* got torch.int32"),
+    ],
+)
+def test_autocast_leaves_other_dtypes_to_be_refused(device, changes, words):
+    q, k = inputs(device, 5, 5)
+    tensors = {"q": q, "k": k}
+    tensors |= {name: tensors[name].to(dtype) for name, dtype in changes.items()}
+    lse = torch.zeros(q.shape[:3], device=device)
+    with torch.autocast(device.type, torch.bfloat16), pytest.raises(TypeError, match=f"attention_weights: {words}"):
+        attention_weights(**tensors, lse=lse)
+
+
+def test_backward_is_the_same_inside_of_autocast(device, seed):
+    """Where backward() is called rounds nothing: the products are float32's."""
+    q, k = inputs(device, 20, 20)
+    q, k, lse = (x.detach().requires_grad_() for x in (q, k, fast_lse(q, k)))
+    loss = attention_weights(q, k, lse).square().sum()
+    expected = torch.autograd.grad(loss, (q, k, lse), retain_graph=True)
+    with torch.autocast(device.type, torch.bfloat16):
+        ours = torch.autograd.grad(loss, (q, k, lse))
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected))
+
+
+@pytest.mark.parametrize("rows", [lambda T: slice(-T // 2, None), lambda T: slice(T // 3, T - 2, T // 8)])
+def test_symbolic_rows_compile(device, seed, rows):
+    torch._dynamo.reset()
+
+    def chosen(q, k, lse):
+        return attention_weights(q, k, lse, rows=rows(q.shape[2]))
+
+    compiled = torch.compile(chosen, backend="aot_eager", fullgraph=True, dynamic=True)
+    for T in (20, 33):
+        q, k = inputs(device, T, T)
+        lse = fast_lse(q, k)
+        torch.testing.assert_close(compiled(q, k, lse), attention_weights(q, k, lse)[:, :, rows(T)])
+
+
+def test_rows_by_whatever_is_an_integer(device, seed):
+    q, k = inputs(device, 9, 9)
+    lse = fast_lse(q, k)
+    ours = attention_weights(q, k, lse, rows=slice(np.int64(1), np.int32(-1), np.uint8(2)))
+    assert torch.equal(ours, attention_weights(q, k, lse, rows=slice(1, -1, 2)))
+
+
 def test_one_launch_for_each_progression_of_heads():
     assert module._runs(list(range(12))) == [(0, 1, 12)]
     assert module._runs([1, 3, 5, 4]) == [(1, 2, 3), (4, 0, 1)]
@@ -233,6 +282,8 @@ def test_one_launch_for_each_progression_of_heads():
         ({"window": 0}, ValueError, "window must be"),
         ({"rows": 3}, TypeError, "rows must be a slice"),
         ({"rows": slice(None, None, -1)}, ValueError, "positive step"),
+        ({"rows": slice(0.5, None)}, TypeError, "rows must be a slice of ints"),
+        ({"rows": slice(torch.tensor(1), None)}, TypeError, "rows must be a slice of ints"),
         ({"key_lengths": torch.ones(3, dtype=torch.int32)}, ValueError, "key_lengths must hold one integer"),
         ({"key_starts": torch.ones(2)}, ValueError, "key_starts must hold one integer"),
         ({"document_ids": torch.zeros(2, 8, dtype=torch.int32)}, ValueError, "document_ids must be"),
