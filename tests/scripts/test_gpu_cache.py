@@ -226,4 +226,5 @@ def test_what_only_the_fake_gpu_fails_is_told_apart(tmp_path):
         ("c", failed["c"]),
         ("d", "assert 1 == 2"),
         ("benchmarks/test_a.py::test[2]", "ValueError: M = 0"),
+        ("benchmarks/test_b.py", ""),
     ]
