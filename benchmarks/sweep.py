@@ -4,9 +4,10 @@
 
 It goes round the workloads: every table's own tile, then every first neighbour, and so on, tiles that differ in one
 field before those that differ in two; so a short time gives some figures of each. Tiles are compiled a little ahead, in
-parallel and offline, into Triton's cache, and measured as they are ready; one that does not compile is left out. Every
-figure is appended to the file as soon as it is measured. Called again with the same file it goes on with the tiles that
-are not in it: a tile that breaks the CUDA context ends the process (exit status 70), and costs no other tile.
+parallel and offline, into Triton's cache, and measured as they are ready. One that does not compile is left out, and
+one whose results differ from those with the table's own is an error, however fast it is. Every figure is appended to
+the file as soon as it is measured. Called again with the same file it goes on with the tiles that are not in it: a tile
+that breaks the CUDA context ends the process (exit status 70), and costs no other tile.
 `scripts/fold_results.py` shows which table entries the figures would change.
 """
 
@@ -149,8 +150,8 @@ def answering(work: Workload, tile: Any | None) -> Iterator[list[Any]]:
         setattr(work.tiles, work.function, original)
 
 
-def make(work: Workload, where: torch.device) -> Callable[[], None]:
-    """The call, on tensors at `where`; for "backward" the forward has been run, and only its backward is called."""
+def call(work: Workload, where: torch.device) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
+    """The forward, on tensors at `where`, and those whose gradients its backward is to compute."""
     from fastgpt import kernels
 
     bf16 = torch.bfloat16
@@ -180,8 +181,14 @@ def make(work: Workload, where: torch.device) -> Callable[[], None]:
             target = torch.zeros(N, dtype=torch.int64, device=where)
             out = lambda: kernels.linear_cross_entropy(*inputs, target)  # noqa: E731
             wanted = inputs
+    return out, wanted
+
+
+def make(work: Workload, where: torch.device) -> Callable[[], object]:
+    """What is timed; for "backward" the forward has been run, and only its backward is called."""
+    out, wanted = call(work, where)
     if work.mode == "forward":
-        return lambda: out()
+        return out
     result = out()
     grad = torch.ones_like(result)
     return lambda: torch.autograd.grad(result, wanted, grad, retain_graph=True)
@@ -275,6 +282,7 @@ def sweep(out: Path, seconds: float, only: str | None, arch: str, most: int | No
     if begun.exists():
         append_row(out, json.loads(begun.read_text()) | {"seconds": None, "error": "the process ended here"})
         begun.unlink()
+    sound = {(r["workload"], tuple(r["shape"])) for r in _rows(out) if r["default"] and r["error"] is None}
     queue = planned(out, only, arch, most)
     workers = max(1, min(12, (os.cpu_count() or 2) - 1))
     pool, waiting = compilers(workers), {}
@@ -302,13 +310,17 @@ def sweep(out: Path, seconds: float, only: str | None, arch: str, most: int | No
             candidate = waiting.pop(ready)
             if error is None:
                 begun.write_text(json.dumps(row))
-                error, row["seconds"] = _measure(candidate.work, candidate.tile)
+                # Where the table's own tile failed, or was not yet measured, running it here could end the process.
+                workload = candidate.work.name, candidate.work.shape
+                row["compared"] = not candidate.default and workload in sound
+                error, row["seconds"] = _measure(candidate.work, candidate.tile, row["compared"])
                 lost = error is not None and fatal()
                 append_row(out, row | {"error": error})
                 begun.unlink()
                 if lost:
                     raise ContextLost(f"{candidate.work.name} with {candidate.tile}: {error}")
                 figures += error is None
+                sound |= {workload} if candidate.default and error is None else set()
             else:
                 append_row(out, row | {"error": error})
     finally:
@@ -322,12 +334,42 @@ def compilers(workers: int) -> concurrent.futures.Executor:
     return concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _measure(work: Workload, tile: Any) -> tuple[str | None, float | None]:
+def _measure(work: Workload, tile: Any, compare: bool) -> tuple[str | None, float | None]:
+    """(error, None) or (None, seconds). `compare`: a tile with other results than the table's own is an error."""
     try:
+        if compare:
+            agree(*_results_of_both(work, tile))
         with answering(work, tile):
             return None, median_seconds(make(work, device()), rounds=15)
     except Exception as error:  # out of resources at launch: this tile is not for this GPU
         return _said(error), None
+
+
+def _results_of_both(work: Workload, tile: Any) -> list[list[torch.Tensor]]:
+    """Outputs and gradients with `tile`, and with the table's own, of the same inputs."""
+    (out, wanted), found = call(work, device()), []
+    for answer in (tile, None):
+        with answering(work, answer):
+            result = out()
+            grads = torch.autograd.grad(result, wanted, torch.ones_like(result)) if result.requires_grad else ()
+        found.append([result.detach(), *grads])
+    return found
+
+
+ROUNDING = 1.6e-2  # torch.testing's for bfloat16, in which all of them compute
+
+
+def agree(found: list[torch.Tensor], own: list[torch.Tensor]) -> None:
+    """Raises ValueError where a tensor of `found` is not that of `own` but for the order of sums.
+
+    That order moves an element near 0 by a part of its terms, not of itself: what may differ is a part of the tensor's
+    root mean square too.
+    """
+    for number, (a, b) in enumerate(zip(found, own, strict=True)):
+        size = b.double().square().mean().sqrt().item()
+        wrong = b.numel() - torch.isclose(a, b, rtol=ROUNDING, atol=ROUNDING * size).sum().item()
+        if wrong:
+            raise ValueError(f"result {number} differs from the table's own tile's in {wrong} of {b.numel()} elements")
 
 
 LOST = 70  # the exit status by which the session knows that a new process would go on

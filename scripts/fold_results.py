@@ -69,10 +69,13 @@ def stem(environment: dict) -> str:
 
 
 def best_tiles(rows: list[dict]) -> list[Finding]:
-    """The winner of each workload and shape whose own tile was measured too, in the order of the sweep."""
+    """The winner of each workload and shape whose own tile was measured too, in the order of the sweep.
+
+    A tile that was not compared with the table's own is none, however fast: nobody knows that it computes the same.
+    """
     groups = defaultdict(list)
     for row in rows:
-        if row["error"] is None:
+        if row["error"] is None and (row["default"] or row.get("compared")):
             groups[row["workload"], tuple(row["shape"]), row["arch"]].append(row)
     found = []
     for (workload, shape, arch), members in groups.items():

@@ -1,5 +1,6 @@
 """The tile sweep, without timing: which tiles it tries, that they reach the launch, and what becomes of the figures."""
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -104,7 +105,7 @@ def test_a_tile_that_breaks_the_context_costs_no_other(quick, monkeypatch, silen
 
     class Ended(BaseException): ...
 
-    def measure(work, tile):
+    def measure(work, tile, compare):
         measured.append((work, tile))
         if len(measured) != 3:
             return None, 1e-3
@@ -136,6 +137,24 @@ def test_a_broken_context_is_told_by_the_exit_status(monkeypatch, capsys):
     monkeypatch.setattr(sweep, "sweep", lost)
     assert sweep.main([]) == sweep.LOST
     assert "call this again" in capsys.readouterr().err
+
+
+def test_a_tile_is_compared_with_the_tables_own_where_that_runs(quick, monkeypatch):
+    """Where it does not, to run it for each of its neighbours might end as many processes."""
+    broken = sweep.workloads()[0]
+    asked_of = []
+
+    def measure(work, tile, compare):
+        default = tile == own_tile(work, "sm_90")
+        asked_of.append((work, default, compare))
+        return ("RuntimeError: no", None) if default and work == broken else (None, 1e-3)
+
+    monkeypatch.setattr(sweep, "_measure", measure)
+    sweep.sweep(quick, 20.0, "attention", "sm_90", 1)
+    sweep.sweep(quick, 20.0, "attention", "sm_90", 3)  # as after a broken context: which ran is in the file
+    assert len(asked_of) == 3 * len({work for work, *_ in asked_of})
+    assert all(compare == (not default and work != broken) for work, default, compare in asked_of)
+    assert [row["compared"] for row in rows(quick)] == [compare for *_, compare in asked_of]
 
 
 def test_a_compiler_that_dies_is_replaced(quick, monkeypatch):
@@ -200,8 +219,65 @@ def figure(seconds: float | None, tile: dict, *, default: bool = False, workload
     error = None if seconds else "out of resources"
     return {
         "workload": workload, "shape": shape, "arch": "sm_90", "tile": tile, "seconds": seconds, "default": default,
-        "error": error,
+        "error": error, "compared": not default,
     }  # fmt: skip
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch):
+    """Interpreted, at sizes that this can bear: LayerNorm's forward and backward, and the loss with its gradients."""
+    from fastgpt.kernels import interpret
+
+    monkeypatch.setattr(sweep, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(sweep, "median_seconds", lambda run, rounds: 1e-3)
+    with interpret():
+        yield [
+            sweep.Workload("layer_norm", "forward_tile", ("num_warps",), (4, 32), "forward"),
+            sweep.Workload("layer_norm", "backward_tile", ("num_warps",), (4, 32), "backward"),
+            sweep.Workload("linear_cross_entropy", "whole_row", ("num_warps",), (4, 16, 37), "forward"),
+        ]
+
+
+def test_a_tile_that_computes_the_same_is_measured_and_another_is_an_error(on_a_cpu, monkeypatch):
+    from fastgpt import kernels
+
+    for work in on_a_cpu:
+        tile = sweep._replaced(asked(work)[-1], {"num_warps": 2})
+        assert sweep._measure(work, tile, True) == (None, 1e-3)
+        own, right = getattr(work.tiles, work.function), getattr(kernels, work.family)
+
+        def wrong(*args, work=work, own=own, right=right, **kwargs):
+            return right(*args, **kwargs) * (1.0 if getattr(work.tiles, work.function) is own else 1.1)
+
+        def answering(work, tile, original=sweep.answering):
+            return original(work, tile) if tile is not None else contextlib.nullcontext()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, work.family, wrong)
+            patch.setattr(sweep, "answering", answering)
+            error, seconds = sweep._measure(work, tile, True)
+            assert seconds is None
+            assert "differs from the table's own tile's in" in error
+            assert sweep._measure(work, tile, False) == (None, 1e-3)
+
+
+@pytest.mark.parametrize("wrong", [0.0, float("nan"), 1.2])
+def test_one_row_that_is_wrong_is_noticed_and_another_order_of_sums_is_not(wrong):
+    x = torch.randn(64, 512)
+    terms = torch.randn(64, 512, 300)
+    own = terms.sum(-1).bfloat16()
+    sweep.agree([x, terms.flip(-1).sum(-1).bfloat16()], [x, own])
+    other = own.clone()
+    other[17] *= wrong
+    with pytest.raises(ValueError, match="result 1 differs"):
+        sweep.agree([x, other], [x, own])
+
+
+def test_fold_takes_no_winner_that_nobody_compared(fold):
+    own, fast = figure(2.0, {"block_m": 64}, default=True), figure(1.0, {"block_m": 128})
+    assert fold.best_tiles([own, fast])[0].best == {"block_m": 128}
+    assert fold.best_tiles([own, fast | {"compared": False}])[0].best == {"block_m": 64}
+    assert fold.best_tiles([own, {k: v for k, v in fast.items() if k != "compared"}])[0].best == {"block_m": 64}
 
 
 def test_fold_names_the_winner(fold, tmp_path, monkeypatch, capsys):
