@@ -1,4 +1,7 @@
-"""Device code of the passes over memory: what is left beside a product that cuBLAS computes, and the sums of biases."""
+"""Device code of the passes over memory: what is left beside a product that cuBLAS computes, and the sums of biases.
+
+On CUDA the second and third dimension of a grid end at 65535: only bands are counted there, never rows or columns.
+"""
 
 import triton
 import triton.language as tl
@@ -23,9 +26,10 @@ def dgelu_pass_kernel(
     """Dpre = Dact ⊙ gelu'(Pre) and Act = gelu(Pre), (M, N) each, and sums of Dpre's columns over a band of rows.
 
     Dbias is (bands, N) float32. Dpre may be Pre, and Act may be Dact: one thread reads an element, then writes it.
+    Grid (cdiv(N, block_n), bands).
     """
-    band = tl.program_id(0)
-    offs_n = tl.program_id(1) * block_n + tl.arange(0, block_n)[None, :]  # (1, block_n)
+    band = tl.program_id(1)
+    offs_n = tl.program_id(0) * block_n + tl.arange(0, block_n)[None, :]  # (1, block_n)
     sums = tl.zeros((block_m, block_n), tl.float32)
     for m0 in tl.range(band * rows_per_program, (band + 1) * rows_per_program, block_m):
         offs_m = m0 + tl.arange(0, block_m)[:, None]  # (block_m, 1)
@@ -40,7 +44,7 @@ def dgelu_pass_kernel(
         tl.store(Dpre + row * stride_dm + offs_n, dpre.to(Dpre.dtype.element_ty), mask=inside)
         sums += dpre
     if has_bias:
-        columns = tl.program_id(1) * block_n + tl.arange(0, block_n)
+        columns = tl.program_id(0) * block_n + tl.arange(0, block_n)
         tl.store(Dbias + band.to(tl.int64) * N + columns, tl.sum(sums, axis=0), mask=columns < N)
 
 
@@ -49,9 +53,13 @@ def finish_kernel(
     Y, Residual, Seed, Out, stride_ym, stride_rm, stride_om, M, N, row0, drop_threshold, keep_scale,
     has_dropout: tl.constexpr, has_residual: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """Out = Residual + dropout(Y), (M, N) each, rows row0, ... of the dropout mask; Out may be Y itself."""
-    offs_m = tl.program_id(0) * block_m + tl.arange(0, block_m)[:, None]
-    offs_n = tl.program_id(1) * block_n + tl.arange(0, block_n)[None, :]
+    """Out = Residual + dropout(Y), (M, N) each, rows row0, ... of the dropout mask; Out may be Y itself.
+
+    Grid (cdiv(M, block_m) * cdiv(N, block_n),).
+    """
+    tiles = tl.cdiv(N, block_n)
+    offs_m = tl.program_id(0) // tiles * block_m + tl.arange(0, block_m)[:, None]
+    offs_n = tl.program_id(0) % tiles * block_n + tl.arange(0, block_n)[None, :]
     inside, row = (offs_m < M) & (offs_n < N), offs_m.to(tl.int64)
     y = tl.load(Y + row * stride_ym + offs_n, mask=inside, other=0.0).to(tl.float32)
     if has_dropout:
@@ -67,9 +75,12 @@ def prepare_grad_kernel(
     has_dropout: tl.constexpr, has_bias: tl.constexpr, write_dy: tl.constexpr, block_m: tl.constexpr,
     block_n: tl.constexpr,
 ):  # fmt: skip
-    """Dy = dropout's mask applied to Dout, in the products' dtype, and sums of Dy's columns over a band of rows."""
-    band = tl.program_id(0)
-    offs_n = tl.program_id(1) * block_n + tl.arange(0, block_n)[None, :]
+    """Dy = dropout's mask applied to Dout, in the products' dtype, and sums of Dy's columns over a band of rows.
+
+    Grid (cdiv(N, block_n), bands).
+    """
+    band = tl.program_id(1)
+    offs_n = tl.program_id(0) * block_n + tl.arange(0, block_n)[None, :]
     sums = tl.zeros((block_m, block_n), tl.float32)
     for m0 in tl.range(band * rows_per_program, (band + 1) * rows_per_program, block_m):
         offs_m = m0 + tl.arange(0, block_m)[:, None]
@@ -81,7 +92,7 @@ def prepare_grad_kernel(
             tl.store(Dy + row * stride_ym + offs_n, dy.to(Dy.dtype.element_ty), mask=inside)
         sums += dy
     if has_bias:
-        columns = tl.program_id(1) * block_n + tl.arange(0, block_n)
+        columns = tl.program_id(0) * block_n + tl.arange(0, block_n)
         tl.store(Dbias + band.to(tl.int64) * N + columns, tl.sum(sums, axis=0), mask=columns < N)
 
 

@@ -159,7 +159,7 @@ def finish_pass(
     M, N = y.shape
     if (residual is None and seed is None) or not y.numel():
         return  # then y is out
-    elementwise.finish_kernel[(triton.cdiv(M, 16), triton.cdiv(N, 128))](
+    elementwise.finish_kernel[(triton.cdiv(M, 16) * triton.cdiv(N, 128),)](
         y, residual, seed, out, N, residual.stride(0) if residual is not None else 0, N, M, N, row0, *drop,
         has_dropout=seed is not None, has_residual=residual is not None, block_m=16, block_n=128, num_warps=4,
     )  # fmt: skip
@@ -178,7 +178,7 @@ def prepare_grad(
     dy = dout.new_empty(M, N, dtype=dtype) if rewrite else dout
     bands, rows = _bands(M)
     parts = dout.new_empty(bands, N, dtype=torch.float32) if bias else None
-    elementwise.prepare_grad_kernel[(bands, triton.cdiv(N, 128))](
+    elementwise.prepare_grad_kernel[(triton.cdiv(N, 128), bands)](
         dout, seed, dy, parts, dout.stride(0), dout.stride(1), dy.stride(0), M, N, rows, *drop,
         has_dropout=seed is not None, has_bias=bias, write_dy=rewrite, block_m=16, block_n=128, num_warps=4,
     )  # fmt: skip
@@ -186,7 +186,10 @@ def prepare_grad(
 
 
 def _bands(M: int) -> tuple[int, int]:
-    """(bands, rows in each): a column sum's partial sums, one a band. Depends on M alone, hence deterministic."""
+    """(bands, rows in each): a column sum's partial sums, one a band. Depends on M alone, hence deterministic.
+
+    At most 128 bands: as many as a grid's second dimension (65535 on CUDA) has room for.
+    """
     rows = 64 if M <= 8192 else triton.cdiv(M, 128 * 16) * 16
     return triton.cdiv(M, rows), rows
 
@@ -234,7 +237,7 @@ def dgelu_pass(
     bands, rows = _bands(max(M, 1))
     parts = dact.new_empty(bands, N, dtype=torch.float32) if bias else None
     if dact.numel():
-        elementwise.dgelu_pass_kernel[(bands, triton.cdiv(N, 128))](
+        elementwise.dgelu_pass_kernel[(triton.cdiv(N, 128), bands)](
             dact, pre, dpre, dact, parts, dact.stride(0), pre.stride(0), dpre.stride(0), dact.stride(0), M, N, rows,
             has_bias=bias, write_act=act, tanh=tanh, block_m=16, block_n=128, num_warps=4,
         )  # fmt: skip
