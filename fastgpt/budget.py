@@ -142,7 +142,10 @@ class Verdict:
 
 
 def judge(name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT) -> tuple[Verdict, Verdict]:
-    """The verdicts in the maximum norm and in RMS."""
+    """The verdicts in the maximum norm and in RMS, whatever dtype `ours` is of."""
+    shape = tuple(exact.value.shape)
+    assert ours.shape == exact.value.shape, f"{name}: shape {tuple(ours.shape)}, expected {shape}"
+    assert torchs.shape == exact.value.shape, f"{name}: torch's has shape {tuple(torchs.shape)}, expected {shape}"
     mine, theirs, rounding = errors(ours, exact.value), errors(torchs, exact.value), exact.rounding
     dtype = str(ours.dtype).removeprefix("torch.")
     return (
@@ -152,13 +155,11 @@ def judge(name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: floa
 
 
 def assert_within_budget(name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT) -> None:
-    """Fail unless `ours` is as near to `exact` (see `exactly`) as the budget allows, given `torchs` in its dtype."""
+    """Fail unless `ours` is as near to `exact` (see `exactly`) as the budget allows, and of `torchs`' dtype."""
     if not isinstance(exact, Exact):
         raise TypeError(f"{name}: exact is a {type(exact).__name__}; make it with exactly(function, *inputs)")
-    assert ours.shape == exact.value.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(exact.value.shape)}"
-    if ours.numel() == 0:
-        return
-    if not os.environ.get(REPORT):
+    assert ours.dtype == torchs.dtype, f"{name}: dtype {ours.dtype}, expected {torchs.dtype}"
+    if not os.environ.get(REPORT) and ours.shape == torchs.shape == exact.value.shape:
         mine, theirs = errors(ours, exact.value), errors(torchs, exact.value)
         if mine.max <= factor * theirs.max < math.inf and mine.rms <= factor * theirs.rms:
             return  # right whatever rounding is, which would take a while to say
@@ -176,6 +177,7 @@ def assert_all_within_budget(
     """`assert_within_budget` for several results; a None among `ours` must be None in the others too."""
     for name, a, b, c in zip(names, ours, torchs, exact, strict=True):
         assert (a is None) == (c is None), f"{name}: {'missing' if a is None else 'not asked for'}"
+        assert (b is None) == (c is None), f"{name}: {'missing' if b is None else 'not asked for'} in torch's results"
         if a is not None:
             assert_within_budget(name, a, b, c, factor=factor)
 

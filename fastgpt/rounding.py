@@ -6,10 +6,11 @@ A rounding to a dtype is wrong by at most its unit roundoff u, relatively: 2^-24
 bfloat16. So `function` is given tensors that have the dtypes of the inputs but compute in float64 (`Rounded`), where
 every operation's result r becomes r (1 ± u), by the toss of a coin, u being that of the dtype of r. An operation that
 adds up many numbers (a sum, a product of matrices) also rounds on the way, in an order that nobody promises: its result
-moves by another ± u of the same operation over absolute values, u being that of the accumulator, float32. What comes
-out, less the exact result, is what the arithmetic itself makes of rounding: cancellation, softmax and the whole
-backward included, in any mixture of dtypes, and without a formula for any operator. (Monte Carlo arithmetic:
-D. S. Parker, UCLA CSD-970002, 1997.)
+moves by another ± u of the same operation over absolute values, u being that of the accumulator, float32, or by what
+rounding its partial sums one after the other makes, where that is more (`_on_the_way`). What comes out, less the exact
+result, is what the arithmetic itself makes of rounding: cancellation, softmax and the whole backward included, in any
+mixture of dtypes, and without a formula for any operator. (Monte Carlo arithmetic: D. S. Parker, UCLA CSD-970002,
+1997.)
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 
-DRAWS = 8
+DRAWS, DRAWS_OF_FEW = 8, 32  # a result of fewer than FEW numbers needs more draws to say as much
+FEW = 32
 
-# Operations that add up many numbers.
-SUMS = {
-    aten.mm, aten.bmm, aten.mv, aten.dot, aten.addmm, aten.addmv, aten.baddbmm, aten.sum, aten.mean, aten.cumsum,
-    aten.embedding_dense_backward, aten.index_add, aten.index_put, aten.scatter_add,
+# Operations that add up many numbers: products of matrices, what reduces dimensions, and what adds up here and there.
+PRODUCTS = {aten.mm, aten.bmm, aten.mv, aten.dot, aten.addmm, aten.addmv, aten.baddbmm}
+REDUCTIONS = {aten.sum, aten.mean}
+SUMS = PRODUCTS | REDUCTIONS | {
+    aten.cumsum, aten.embedding_dense_backward, aten.index_add, aten.index_put, aten.scatter_add,
 }  # fmt: skip
+LANES = 32  # a reduction adds up so many numbers at a time or more, anywhere: a warp's lanes, a CPU's vectors
 
 # Functions whose libraries promise a unit in the last place, which is two roundings.
 FUNCTIONS = {
@@ -51,14 +55,15 @@ EXACT = {
 
 
 def deviations(function: Callable, inputs: Sequence, exact: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """(DRAWS, *shape) for each of `exact`, the results of function(*inputs) in float64: with roundings, less without.
+    """(draws, *shape) for each of `exact`, the results of function(*inputs) in float64: with roundings, less without.
 
     Tensors in `inputs` (in lists and dictionaries too) keep their dtypes: those say what is rounded to what.
     """
+    few = any(0 < x.numel() < FEW for x in exact if x is not None)
     draws = []
     # Of attention, "math" alone consists of operations. Modes that watch every operation see tensors without memory.
     with _disable_current_modes(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        for seed in range(DRAWS):
+        for seed in range(DRAWS_OF_FEW if few else DRAWS):
             coins = Coins(seed)
             results = function(*tree_map(lambda x, coins=coins: _leaf(x, coins), list(inputs)))
             results = [results] if isinstance(results, Tensor) else list(results)
@@ -73,7 +78,7 @@ def _leaf(x, coins: Coins):
 
 
 def _difference(result: Tensor | None, exact: Tensor | None) -> Tensor | None:
-    """result - exact; 0 where both are the same infinity or NaN."""
+    """result - exact; 0 where that is no number: infinities and NaN are judged by themselves."""
     if result is None or exact is None:
         return None
     if not isinstance(result, Rounded):
@@ -143,6 +148,7 @@ class Rounded(Tensor):
             total = None
             if operation in SUMS:
                 total = func(*tree_map(_absolute, plain_args), **plain_kwargs)
+                total = _on_the_way(operation, func, plain_args, plain_kwargs, result, total)
             elif operation is aten.exp:  # 2^(x log2 e): the product in the exponent rounds as well
                 total = plain_args[0].abs() * result
             roundings = 2 if operation in FUNCTIONS else 1
@@ -208,6 +214,35 @@ def _moved(result, dtype: torch.dtype, coins: Coins, roundings: int, total: Tens
     if total is not None:
         moved += coins.like(result) * (min(info.eps, torch.finfo(torch.float32).eps) / 2) * total
     return torch.where(moved.isfinite(), moved, result)
+
+
+def _on_the_way(operation, func, args: list, kwargs: dict, result: Tensor, total: Tensor) -> Tensor:
+    """The size of a sum's rounding errors in units of u; `total` is the same sum over absolute values.
+
+    An accumulator rounds each partial sum. Where terms cancel, or are few, one u * total is more than all of that. But
+    n partial sums that stay as large as p (all terms have one sign, or one term is larger than all others together)
+    make 0.42 u p sqrt(n): u / sqrt(3) is the root mean square of a rounding, and numbers are longer than powers of 2.
+    """
+    if operation in PRODUCTS and args[-2].shape[-1] > LANES:
+        a, b = args[-2:]
+        steps = (a != 0).double() @ (b != 0).double()  # what adds 0 rounds nothing
+        partial = _largest_partial_sum(a, b)
+    elif operation in REDUCTIONS and args[0].numel() > LANES * result.numel():
+        steps = func((args[0] != 0).double(), *args[1:], **kwargs) / LANES
+        steps = steps * args[0].numel() / result.numel() if operation is aten.mean else steps
+        partial = result
+    else:
+        return total
+    return (total.square() + 0.18 * steps * partial.square()).sqrt()
+
+
+def _largest_partial_sum(a: Tensor, b: Tensor) -> Tensor:
+    """Of a @ b, over its inner dimension in eight parts."""
+    partial, largest = 0.0, torch.zeros((), dtype=a.dtype, device=a.device)
+    for left, right in zip(a.tensor_split(8, -1), b.tensor_split(8, -2 if b.dim() > 1 else -1)):
+        partial = partial + left @ right
+        largest = torch.maximum(largest, partial.abs())
+    return largest
 
 
 # ---- what torch computes in one go, as the arithmetic that it stands for: what cancels inside, shows -----------------

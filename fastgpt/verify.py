@@ -177,8 +177,9 @@ def _check(case: Case, dtype: torch.dtype, label: str, device: torch.device) -> 
     worst = {OUTPUT: (0.0, 0.0), GRADIENT: (0.0, 0.0)}
     used = 0.0
     for n, (mine, theirs, truth) in enumerate(zip(ours, torchs, exact, strict=True)):
-        if mine.shape != truth.value.shape:
-            raise ValueError(f"shape {tuple(mine.shape)}, expected {tuple(truth.value.shape)}")
+        if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
+            expected = f"{tuple(theirs.shape)} in {theirs.dtype}"
+            raise ValueError(f"shape {tuple(mine.shape)} in {mine.dtype}, expected {expected}")
         factor = OUTPUT if n < len(upstream) else GRADIENT
         verdicts = judge(f"{case.kernel} ({case.label}): result {n}", mine, theirs, truth, factor=factor)
         reported(verdicts)

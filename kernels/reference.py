@@ -88,9 +88,9 @@ def flash_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(q kᵀ · scale + mask) v, and the log-sum-exp of the masked scores.
 
-    q (B, H, T_q, D); k, v (B, H_kv, T_k, D) with H a multiple of H_kv; out (B, H, T_q, D); lse (B, H, T_q).
-    A row that sees no key gives output 0, lse -inf and gradient 0. `dropout_mask` (B, H, T_q, T_k), bool, True = kept,
-    replaces the random mask (tests compare with the kernels' own).
+    q (B, H, T_q, D); k, v (B, H_kv, T_k, D) with H a multiple of H_kv; out (B, H, T_q, D); lse (B, H, T_q),
+    float32 or wider. A row that sees no key gives output 0, lse -inf and gradient 0. `dropout_mask` (B, H, T_q, T_k),
+    bool, True = kept, replaces the random mask (tests compare with the kernels' own).
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     group = q.shape[1] // max(1, k.shape[1])
@@ -102,15 +102,19 @@ def flash_attention(
     scores = (q @ k.transpose(-2, -1)) * scale  # (B, H, T_q, T_k)
     scores = scores.masked_fill(~sees, float("-inf"))
     empty = ~sees.any(dim=-1, keepdim=True)  # rows that see nothing: softmax would be 0/0
-    lse = torch.logsumexp(scores.masked_fill(empty, 0.0), dim=-1)
-    lse = lse.masked_fill(empty.squeeze(-1), float("-inf"))
     weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
     if dropout_mask is not None:
         weights = weights * dropout_mask / (1.0 - dropout_p)
     elif dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
     out = weights @ v
-    return (out, lse) if return_lse else out
+    if not return_lse:
+        return out
+    # float32 whatever the inputs are, as all statistics: from scores that were never rounded to 16 bits.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(wide) @ k.to(wide).transpose(-2, -1)) * scale
+    lse = torch.logsumexp(scores.masked_fill(~sees, float("-inf")).masked_fill(empty, 0.0), dim=-1)
+    return out, lse.masked_fill(empty.squeeze(-1), float("-inf"))
 
 
 def scaled_dot_product_attention(
@@ -210,7 +214,8 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """new = residual + dropout(x), in residual's dtype; returns (layer_norm(new) in x's dtype or out_dtype, new)."""
     if dropout_mask is not None:
-        x_kept = x * dropout_mask / (1.0 - dropout_p)
+        wide = torch.promote_types(x.dtype, residual.dtype)  # what is added is rounded to that only
+        x_kept = x.to(wide) * dropout_mask / (1.0 - dropout_p)
     else:
         x_kept = F.dropout(x, dropout_p) if dropout_p > 0.0 else x
     new_residual = (residual + x_kept).to(residual.dtype)

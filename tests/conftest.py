@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from fastgpt.budget import REPORT
 from tests.support.dead_gpu import pytest_runtest_logfinish, pytest_runtest_logreport  # noqa: F401 (hooks)
 
 # The interpreter's many small matrix products run slower, not faster, on contending BLAS threads.
@@ -23,8 +24,15 @@ torch.set_num_threads(1)
 TIMEOUT = 300.0  # seconds of one test, where the plugin is installed and nobody asked for another limit
 
 
+def pytest_report_header() -> list[str]:
+    report = os.environ.get(REPORT)
+    return [f"{REPORT}: no verdict of the error budget fails; all are written to {report}"] if report else []
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get(REPORT):  # some tests change the folder
+        os.environ[REPORT] = os.path.abspath(os.environ[REPORT])
     config.addinivalue_line("markers", "needs(*modules): skipped where one of these cannot be imported")
     # Not in pyproject.toml, where pytest without the plugin stops at an option that it does not know.
     if not hasattr(config.option, "timeout"):  # the plugin's

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastgpt.budget import REPORT
 from tests import cpus
 
 
@@ -22,8 +23,10 @@ def test_each_set_is_run_or_said_to_be_skipped(monkeypatch, capsys):
 
     def run(command, env, **options):
         calls.append((command, env.get("ATEN_CPU_CAPABILITY")))
+        assert REPORT not in env, "a run that reports fails nothing"
         return SimpleNamespace(stdout="AVX2\n", returncode=1 if "pytest" in command and calls[-1][1] == "avx2" else 0)
 
+    monkeypatch.setenv(REPORT, "ratios.jsonl")
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # must not hide from torch what the CPU has
     monkeypatch.setattr(subprocess, "run", run)
     assert cpus.main(["-n", "2"]) == 1
@@ -36,6 +39,7 @@ def test_each_set_is_run_or_said_to_be_skipped(monkeypatch, capsys):
     calls.clear()
     assert cpus.main(["--only", "default"]) == 0
     assert len(calls) == 2
+    assert cpus.main(["--only", "avx512"]) == 1, "asked for by name, and not done"
 
 
 def test_files_that_use_the_budget_are_marked():

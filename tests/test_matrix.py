@@ -14,9 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 SAMPLE = """
 import pytest
+import torch
+from fastgpt.budget import assert_within_budget, exactly
 
 def test_passes(): pass
-def test_fails(): assert False
+def test_fails():
+    x = torch.ones(2)
+    assert_within_budget("x", x + 1, x, *exactly(lambda x: x * 1.0, x))
 @pytest.fixture
 def broken():
     yield
@@ -74,6 +78,7 @@ def test_the_constraints_are_in_the_declared_ranges():
 def test_a_run_is_counted_and_written(tmp_path, monkeypatch):
     """Two parts over a sample of every outcome; the second in processes of TRITON_INTERPRET=1."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("FASTGPT_BUDGET_REPORT", str(tmp_path / "ratios.jsonl"))  # under which verdicts would not fail
     sample, out = tmp_path / "test_sample.py", tmp_path / "matrix.md"
     sample.write_text(SAMPLE)
     code = matrix.main(["--jobs", "1", "--out", str(out), str(sample)])

@@ -8,8 +8,9 @@ import multiprocessing
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
-from fastgpt import verify
+from fastgpt import rounding, verify
 from fastgpt.budget import (
     GRADIENT,
     OUTPUT,
@@ -57,7 +58,8 @@ def ok(*args, **options):
 def test_eight_roundings_are_caught_wherever_they_are_planted(kernel, dtype):
     generator = torch.Generator().manual_seed(0)
     for name, torchs, exact, factor in judged(kernel, dtype):
-        assert ok(name, torchs, torchs, exact, factor=factor), f"{name}: torch itself is not within the budget"
+        nearest = exact.value.to(torchs.dtype)
+        assert ok(name, torchs, nearest, exact, factor=factor), f"{name}: torch itself is not within the budget"
         places = torch.randperm(exact.value.numel(), generator=generator)[:6].tolist()
         for place in (*places, exact.value.abs().argmax().item()):
             for sign in (-8.0, 8.0):
@@ -93,46 +95,131 @@ def test_the_scale_is_that_of_the_expression_over_absolute_values(seed, dtype):
             assert ok("out", planted.view_as(exact.value), exact.value, exact) is expected, (function, size)
 
 
+def by_hand(kernel, x):
+    """(run, [scale of each result]): outputs and gradients over absolute values, each formula written out once more."""
+    size = {name: t.double().abs() for name, t in x.items()}
+    if kernel == "flash_attention":
+        p = reference.attention_weights(x["q"].double(), x["k"].double())
+        scores = size["q"] @ size["k"].mT / 4.0
+        dp = size["g"] @ size["v"].mT
+        ds = p * (dp + (p * dp).sum(-1, keepdim=True) + size["g_lse"][..., None])
+        scales = [p @ size["v"], scores.amax(-1) + math.log(50), ds @ size["k"] / 4.0, ds.mT @ size["q"] / 4.0]
+        scales.append(p.mT @ size["g"])
+        return ("q", "k", "v"), lambda q, k, v: reference.flash_attention(q, k, v, return_lse=True), scales
+    if kernel == "layer_norm":
+        normed, rstd = reference.layer_norm(x["x"].double()).abs(), x["x"].double().var(-1, keepdim=True) ** -0.5
+        g = size["g"] * size["weight"]
+        dx = rstd * (g + g.mean(-1, keepdim=True) + normed * (g * normed).mean(-1, keepdim=True))
+        offset = size["x"].mean(-1, keepdim=True) * rstd  # what the mean takes away was rounded
+        scales = [(normed + offset) * size["weight"] + size["bias"], dx * (1 + offset), (size["g"] * normed).sum(0)]
+        return (
+            ("x", "weight", "bias"),
+            lambda x, w, b: (reference.layer_norm(x, None, w, b),),
+            [*scales, size["g"].sum(0)],
+        )
+    if kernel == "linear_gelu":
+        pre = size["x"] @ size["weight"].mT + size["bias"]
+        stored = (x["x"].double() @ x["weight"].double().mT + x["bias"].double()).abs()
+        dpre = size["g"] * (1.13 + stored)  # |gelu'| <= 1.13, |gelu''| < 1
+        scales = [pre, dpre @ size["weight"], dpre.mT @ size["x"], dpre.sum(0)]
+        return ("x", "weight", "bias"), lambda x, w, b: (reference.linear_gelu(x, w, b),), scales
+    logits, target = x["logits"].double(), x["target"]
+    p = logits.softmax(-1)
+    dlogits = size["g"][:, None] * (p * (1 + size["logits"]) + torch.nn.functional.one_hot(target, p.shape[1]))
+    run = functools.partial(reference.cross_entropy, target=target, reduction="none")
+    return ("logits",), lambda logits: (run(logits),), [size["logits"].amax(-1) + math.log(p.shape[1]), dlogits]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", ["flash_attention", "layer_norm", "linear_gelu", "cross_entropy"])
+def test_the_scale_is_no_wider_than_the_arithmetic(seed, kernel, dtype):
+    """Of every output and gradient: under eight roundings of the formula over absolute values."""
+    shapes = {
+        "flash_attention": {"q": (1, 2, 50, 16), "k": (1, 2, 50, 16), "v": (1, 2, 50, 16), "g": (1, 2, 50, 16)},
+        "layer_norm": {"x": (9, 300), "weight": (300,), "bias": (300,), "g": (9, 300)},
+        "linear_gelu": {"x": (9, 40), "weight": (24, 40), "bias": (24,), "g": (9, 24)},
+        "cross_entropy": {"logits": (9, 300)},
+    }[kernel]
+    x = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    if kernel == "flash_attention":
+        x["g_lse"] = torch.randn(1, 2, 50)
+    if kernel == "cross_entropy":
+        x |= {"g": torch.randn(9), "target": torch.randint(300, (9,))}
+    wanted, forward, scales = by_hand(kernel, x)
+
+    def run(inputs, upstream):
+        outputs = forward(*inputs)
+        return [*outputs, *torch.autograd.grad(outputs, inputs, upstream)]
+
+    upstream = [x[name] for name in ("g", "g_lse") if name in x]
+    inputs = [x[name].requires_grad_() for name in wanted]
+    for i, (result, exact, scale) in enumerate(
+        zip(run(inputs, upstream), exactly(run, inputs, upstream), scales, strict=True)
+    ):
+        u = torch.finfo(result.dtype).eps / 2
+        used = exact.rounding.max / (u * scale.max().item())
+        assert used < 8.0, (i, used)
+
+
 class AnyOrder(TorchDispatchMode):
-    """Every sum in an order of its own, in parts of any length: some other machine's."""
+    """Every sum in an order of its own, in parts of any length: some other machine's. Accumulators are float32."""
 
     def __init__(self, seed):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
 
-    def parts(self, n):
+    def parts(self, n, least=1):
         order = torch.randperm(n, generator=self.generator)
-        return order.split([1, 3, 8, 32, n][torch.randint(0, 5, (), generator=self.generator)])
+        return order.split(max(least, [1, 3, 8, 32, n][torch.randint(0, 5, (), generator=self.generator)]))
+
+    def product(self, a, b):
+        return functools.reduce(torch.add, (a[..., i] @ b[..., i, :] for i in self.parts(a.shape[-1])))
+
+    def reduction(self, x, dims):
+        dims = [d % x.dim() for d in dims or range(x.dim())]
+        kept = [d for d in range(x.dim()) if d not in dims]
+        flat = x.permute(*kept, *dims).flatten(len(kept))
+        return functools.reduce(torch.add, (flat[..., i].sum(-1) for i in self.parts(flat.shape[-1], rounding.LANES)))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        aten = torch.ops.aten
-        if func.overloadpacket in (aten.mm, aten.bmm) and args[0].shape[-1] > 1:
-            a, b = args
-            return functools.reduce(torch.add, (a[..., i] @ b[..., i, :] for i in self.parts(a.shape[-1])))
-        if func is aten.addmm.default and args[1].shape[-1] > 1:
-            bias, a, b = args
-            return functools.reduce(torch.add, (a[:, i] @ b[i] for i in self.parts(a.shape[-1]))) + bias
-        if func is aten.sum.dim_IntList and len(args[1]) == 1 and args[0].shape[args[1][0]] > 1:
-            x, (dim,), *keep = args
-            found = functools.reduce(
-                torch.add, (x.index_select(dim, i).sum(dim, True) for i in self.parts(x.shape[dim]))
-            )
-            return found if keep and keep[0] else found.squeeze(dim)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        operation, aten = func.overloadpacket, torch.ops.aten
+        dtype = args[0].dtype if args and isinstance(args[0], torch.Tensor) else None
+        if dtype not in DTYPES or args[0].numel() == 0:
+            return func(*args, **kwargs)
+        wide = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, args)
+        if operation in (aten.mm, aten.bmm):
+            return self.product(*wide).to(dtype)
+        if operation is aten.addmm:
+            return (self.product(*wide[1:]) + wide[0]).to(dtype)
+        if operation in (aten.sum, aten.mean):
+            found = func(*args, **kwargs)
+            total = self.reduction(wide[0], args[1] if len(args) > 1 else None).view(found.shape)
+            return (total / (args[0].numel() / found.numel()) if operation is aten.mean else total).to(found.dtype)
+        if operation in rounding.FORMULAS:
+            with self:  # the sums inside
+                found = rounding.FORMULAS[operation](*wide, **kwargs)
+            return tree_map(lambda x, like: None if x is None else x.to(like.dtype), found, func(*args, **kwargs))
+        return func(*args, **kwargs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", verify.names())
-def test_no_verdict_hangs_on_the_order_of_sums(kernel):
+def test_no_verdict_hangs_on_the_order_of_sums(kernel, dtype):
     """However lucky torch is here (its results exact but for the last rounding), any machine's order is right."""
-    for run, inputs, n in family(kernel, torch.float32):
-        exact = exactly(run, *inputs)
-        luckiest = [x.value.float() for x in exact]
+    for run, inputs, n in family(kernel, dtype):
+        exact, native = exactly(run, *inputs), run(*inputs)
+        luckiest = [x.value.to(found.dtype) for x, found in zip(exact, native, strict=True)]
+        changed = [False] * len(native)
         for seed in range(20):
             with AnyOrder(seed), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
                 results = run(*inputs)
             names = [f"result {i}" for i in range(len(results))]
             assert_all_within_budget(names[:n], results[:n], luckiest[:n], exact[:n])
             assert_all_within_budget(names[n:], results[n:], luckiest[n:], exact[n:], factor=GRADIENT)
+            changed = [c or not torch.equal(a, b) for c, a, b in zip(changed, results, native, strict=True)]
+        # In 16 bits, the last rounding hides most of it; and in add_layer_norm one result adds up nothing.
+        assert dtype != torch.float32 or sum(changed) >= len(changed) - 1, f"sums left alone: {changed}"
 
 
 def test_a_missing_term_is_caught():
@@ -193,6 +280,12 @@ def test_what_does_not_fit_is_an_error():
         assert_within_budget("y", x + 1, x, exact)
     with pytest.raises(AssertionError, match=r"y: shape \(1,\), expected \(2,\)"):
         assert_within_budget("y", x[:1], x, exact)
+    with pytest.raises(AssertionError, match=r"y: torch's has shape \(1,\), expected \(2,\)"):
+        assert_within_budget("y", x, x[:1], exact)
+    with pytest.raises(AssertionError, match=r"y: dtype torch.float32, expected torch.bfloat16"):
+        assert_within_budget("y", x, x.bfloat16(), exact)
+    with pytest.raises(AssertionError, match="y: missing in torch's results"):
+        assert_all_within_budget(["y"], [x], [None], [exact])
     with pytest.raises(TypeError, match=r"y: exact is a Tensor; make it with exactly\(function, \*inputs\)"):
         assert_within_budget("y", x, x, x.double())
     with pytest.raises(AssertionError, match=r"must be float64, not torch\.float32"):
