@@ -156,6 +156,13 @@ MUTANTS = (
         _ATTENTION + "head_dims",
     ),
     Mutant(
+        "attention-lse-rounded-to-the-inputs-dtype",
+        "attention/launch.py",
+        "num_stages=tile.num_stages,\n        )  # fmt: skip\n    return out, lse\n",
+        "num_stages=tile.num_stages,\n        )  # fmt: skip\n    return out, lse.to(q.dtype).float()\n",
+        _ATTENTION + "dtypes",
+    ),
+    Mutant(
         "attention-lse-in-base-2",
         "attention/forward.py",
         "(m + tl.math.log2(l)) * 0.6931471805599453",

@@ -141,6 +141,13 @@ MUTANTS = (
         _ADD_NORM + "dtypes",
     ),
     Mutant(
+        "add-layer-norm-keeps-too-much-by-dropout",
+        "layer_norm/launch.py",
+        "eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p)",
+        "eps, drop_threshold(dropout_p), 1.004 / (1.0 - dropout_p)",
+        _ADD_NORM + "dropout_is_exact",
+    ),
+    Mutant(
         "add-layer-norm-dropout-mask-differs-in-backward",
         "layer_norm/backward.py",
         "dh *= dropout_factor(Seed, row, cols, threshold, scale)",
