@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo test test-all test-cpus bench gate gate-check mutants fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
+.PHONY: help demo test test-all test-cpus test-luck bench gate gate-check mutants fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,6 +49,9 @@ test-all: $(VENV)/.dev  ## the tests, slow ones included
 
 test-cpus: $(VENV)/.dev  ## the numeric tests, with what libraries have for older CPUs (one: CPUS=default)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.cpus $(CPUS:%=--only %) -n $(JOBS) --dist worksteal
+
+test-luck: $(VENV)/.dev  ## the numeric tests, beside a torch whose results are exact but for the last rounding
+	$(PYTEST) -p tests.support.luckiest -n $(JOBS) --dist worksteal -m 'numeric and not slow'
 
 bench: $(VENV)/.dev  ## benchmarks beside peers (on a CPU: the peers that run there, without ours)
 	$(BIN)/python -m pytest benchmarks/ --benchmark

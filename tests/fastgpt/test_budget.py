@@ -4,6 +4,10 @@ import functools
 import json
 import math
 import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +28,7 @@ from fastgpt.budget import (
 )
 from fastgpt.kernels import reference
 
+ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -220,6 +225,19 @@ def test_no_verdict_hangs_on_the_order_of_sums(kernel, dtype):
             changed = [c or not torch.equal(a, b) for c, a, b in zip(changed, results, native, strict=True)]
         # In 16 bits, the last rounding hides most of it; and in add_layer_norm one result adds up nothing.
         assert dtype != torch.float32 or sum(changed) >= len(changed) - 1, f"sums left alone: {changed}"
+
+
+def test_long_sums_are_within_the_budget_of_the_luckiest_torch():
+    """`make test-luck` asks this of every numeric test; here, of where rounding of partial sums weighs most."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.support.luckiest"]
+    tests = "tests/kernels/linear_cross_entropy/test_values.py::test_any_vocabulary"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", REPORT))}
+    done = subprocess.run(
+        [*command, tests, "-k", "sum-9001 or none-20000"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
 
 
 def test_a_missing_term_is_caught():
