@@ -157,6 +157,18 @@ def test_autocast(device, seed, dtype, reduction):
         assert_within_budget(name, *three, factor=GRADIENT)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])  # made in the forward pass, and in the backward pass
+def test_backward_is_the_same_inside_of_autocast(device, seed, reduction):
+    """Where backward() is called rounds nothing: the products are those of the forward pass's dtype."""
+    p = problem(device, torch.float32)
+    loss = linear_cross_entropy(p.x, p.weight, p.target, p.bias, reduction=reduction).sum()
+    loss = loss + cross_entropy(p.x * 1, p.target % 16, reduction=reduction).sum()
+    expected = torch.autograd.grad(loss, p.leaves, retain_graph=True)
+    with torch.autocast(device.type, torch.bfloat16):
+        ours = torch.autograd.grad(loss, p.leaves)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected))
+
+
 def test_autocast_takes_mixed_dtypes(device, seed):
     p = problem(device, torch.float32, bias=False)
     with torch.autocast(device.type, torch.bfloat16):
