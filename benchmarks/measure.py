@@ -9,6 +9,7 @@ pytest-benchmark keeps the books.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -160,6 +161,14 @@ def adopt_ceilings(row: dict) -> None:
     _ceilings.update({name: rate and rate * 1e12 for name, rate in row["gemm_tflop_s"].items()})
 
 
+def adopt_ceilings_of(file: Path | None) -> None:
+    """Take those of the first line of `file`, where an earlier process has written one."""
+    with contextlib.suppress(OSError, ValueError, KeyError):  # there is none, it was cut off, or it tells none
+        if file is not None:
+            with file.open() as lines:
+                adopt_ceilings(json.loads(lines.readline())["environment"])
+
+
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -191,10 +200,12 @@ def gpu_state() -> dict[str, str]:
     if not torch.cuda.is_available():
         return {}
     file = Path(os.environ.get("FASTGPT_GPU_STATE", os.devnull))
-    if file.is_file():
-        return json.loads(file.read_text())
+    with contextlib.suppress(OSError, ValueError):  # ValueError: of a process that was killed as it wrote
+        if file.is_file():
+            return json.loads(file.read_text())
     state = _nvidia_smi()
-    file.write_text(json.dumps(state))
+    with contextlib.suppress(OSError):
+        file.write_text(json.dumps(state))
     return state
 
 
@@ -329,6 +340,7 @@ class Measure:
         limit = {"cuda": (1.5, 0.3), "cpu": (0.3, 0.05)}[device().type][self.quick]
         fewest = 10 if torch.cuda.is_available() else 5
         rounds = int(min(max(limit / max(once, 1e-7), fewest), 50 if self.quick else 300, MOST_ROUNDS))
+        adopt_ceilings_of(self.rows_file)
         call, late = watched(run)
         self.benchmark.pedantic(call, setup=prepare_round if flush else None, rounds=rounds, warmup_rounds=3)
         self.benchmark.extra_info.update(

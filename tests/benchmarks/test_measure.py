@@ -79,6 +79,39 @@ def test_a_ceiling_is_measured_once(monkeypatch):
     assert len(asked) == 2
 
 
+def test_what_another_process_left_of_its_answer_costs_no_row(gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "_nvidia_smi", lambda: {"clocks.sm": "1980 MHz"})
+    for number, file in enumerate((tmp_path / "cut", tmp_path / "no" / "folder")):
+        if not number:
+            file.write_text('{"clocks.sm": "19')
+        monkeypatch.setenv("FASTGPT_GPU_STATE", str(file))
+        measure.gpu_state.cache_clear()
+        assert measure.gpu_state() == {"clocks.sm": "1980 MHz"}
+
+
+def test_processes_that_write_to_one_file_have_one_floor(gpu, tmp_path):
+    """The peers are measured by several, and only the first one's ceilings stand in the file."""
+    file = tmp_path / "rows.jsonl"
+
+    def of_floor() -> float:
+        benchmark = SimpleNamespace(disabled=False, extra_info={}, pedantic=lambda *_, **__: None)
+        benchmark.stats = SimpleNamespace(stats=SimpleNamespace(sorted_data=[1.0, 2.0, 3.0]))
+        run = measure.Measure(benchmark, quick=True, rows=[], rows_file=file)
+        run._peak_bytes = lambda run: None
+        run(lambda: None, op="o", impl="i", dtype=BF16, work=Work(flops=8e14), shape={})
+        return benchmark.extra_info["of_floor"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "median_seconds", lambda *_, **__: 1.0)
+        assert of_floor() == 0.5
+        gpu["bfloat16"] = 4e14  # as another process measures it
+        assert of_floor() == 0.5
+        for left in ('{"environment": {"gpu', '{"environment": {}}\n', ""):
+            file.write_text(left)
+            gpu["bfloat16"] = 4e14
+            assert of_floor() == 1.0
+
+
 # ---- the floor -------------------------------------------------------------------------------------------------------
 
 

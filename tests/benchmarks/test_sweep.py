@@ -156,6 +156,11 @@ def test_a_tile_is_compared_with_the_tables_own_where_that_runs(quick, monkeypat
     assert all(compare == (not default and work != broken) for work, default, compare in asked_of)
     assert [row["compared"] for row in rows(quick)] == [compare for *_, compare in asked_of]
 
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 1)  # one after the other
+    asked_of.clear()
+    sweep.sweep(quick, 20.0, "linear_cross_entropy", "sm_90", 3)
+    assert [compare for *_, compare in asked_of] == [False, True, True]
+
 
 def test_a_compiler_that_dies_is_replaced(quick, monkeypatch):
     pools = []
