@@ -24,6 +24,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +33,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import append_row, device, fatal, median_seconds
+from benchmarks.measure import append_row, device, fatal, machine, median_seconds
 
 # What a field may be instead of the table's value.
 CHOICES = {
@@ -244,7 +245,7 @@ def planned(out: Path, only: str | None, arch: str, most: int | None) -> Iterato
             tiles = work.candidates(own_tile(work, arch))[:most]
         except Exception as error:
             row = {"workload": work.name, "shape": work.shape, "arch": arch, "tile": None, "default": False}
-            append_row(out, row | {"seconds": None, "error": _said(error)})
+            _note(out, row | {"seconds": None, "error": _said(error)})
             print(f"{work.name} {work.shape}: {_said(error)}", file=sys.stderr)
             continue
         candidates = [Candidate(work, tile, default=number == 0) for number, tile in enumerate(tiles)]
@@ -268,6 +269,10 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
 
 
+def _note(out: Path, row: dict[str, Any]) -> None:
+    append_row(out, row, about=machine)  # what the machine could do at best is no matter here
+
+
 class ContextLost(RuntimeError):
     """A tile has left the CUDA context unusable: this process can measure nothing more."""
 
@@ -280,7 +285,7 @@ def sweep(out: Path, seconds: float, only: str | None, arch: str, most: int | No
     end, figures = time.monotonic() + seconds, 0
     begun = out.with_suffix(".begun")  # what is being measured: the process may end without a word
     if begun.exists():
-        append_row(out, json.loads(begun.read_text()) | {"seconds": None, "error": "the process ended here"})
+        _note(out, json.loads(begun.read_text()) | {"seconds": None, "error": "the process ended here"})
         begun.unlink()
     sound = {(r["workload"], tuple(r["shape"])) for r in _rows(out) if r["default"] and r["error"] is None}
     queue = planned(out, only, arch, most)
@@ -302,7 +307,7 @@ def sweep(out: Path, seconds: float, only: str | None, arch: str, most: int | No
                 error = ready.result()
             except BrokenProcessPool:  # by one of those that were in it: which one is not told
                 for candidate in waiting.values():
-                    append_row(out, candidate.row(arch) | {"seconds": None, "error": "a compiler's process died"})
+                    _note(out, candidate.row(arch) | {"seconds": None, "error": "a compiler's process died"})
                 waiting.clear()
                 pool.shutdown(wait=False)
                 pool = compilers(workers)
@@ -315,14 +320,14 @@ def sweep(out: Path, seconds: float, only: str | None, arch: str, most: int | No
                 row["compared"] = not candidate.default and workload in sound
                 error, row["seconds"] = _measure(candidate.work, candidate.tile, row["compared"])
                 lost = error is not None and fatal()
-                append_row(out, row | {"error": error})
+                _note(out, row | {"error": error})
                 begun.unlink()
                 if lost:
                     raise ContextLost(f"{candidate.work.name} with {candidate.tile}: {error}")
                 figures += error is None
                 sound |= {workload} if candidate.default and error is None else set()
             else:
-                append_row(out, row | {"error": error})
+                _note(out, row | {"error": error})
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():  # a compilation can take longer than there is time
@@ -336,6 +341,8 @@ def compilers(workers: int) -> concurrent.futures.Executor:
 
 def _measure(work: Workload, tile: Any, compare: bool) -> tuple[str | None, float | None]:
     """(error, None) or (None, seconds). `compare`: a tile with other results than the table's own is an error."""
+    watchdog = threading.Timer(HANGS, os._exit, [LOST])  # nothing else would end a wait for a kernel that never does
+    watchdog.start()
     try:
         if compare:
             agree(*_results_of_both(work, tile))
@@ -343,6 +350,8 @@ def _measure(work: Workload, tile: Any, compare: bool) -> tuple[str | None, floa
             return None, median_seconds(make(work, device()), rounds=15)
     except Exception as error:  # out of resources at launch: this tile is not for this GPU
         return _said(error), None
+    finally:
+        watchdog.cancel()
 
 
 def _results_of_both(work: Workload, tile: Any) -> list[list[torch.Tensor]]:
@@ -372,6 +381,7 @@ def agree(found: list[torch.Tensor], own: list[torch.Tensor]) -> None:
             raise ValueError(f"result {number} differs from the table's own tile's in {wrong} of {b.numel()} elements")
 
 
+HANGS = 20.0  # seconds for one figure
 LOST = 70  # the exit status by which the session knows that a new process would go on
 
 

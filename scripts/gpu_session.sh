@@ -52,7 +52,8 @@ export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/scripts/gpu/site${PYTHONPATH:+:$PYTHO
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/fastgpt-triton-cache} TRITON_STORE_BINARY_ONLY=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}             # torch's own CPU work here is small, and 12 tests run at once
 # The tree's own commit; without git, the one that the kernels were compiled from, if the tree is still that one.
-tree() { find kernels fastgpt benchmarks -name '*.py' -type f 2>/dev/null | LC_ALL=C sort | xargs -r sha256sum | sha256sum | cut -d' ' -f1; }
+sources() { find kernels fastgpt benchmarks -name '*.py' -type f 2>/dev/null | LC_ALL=C sort; }
+tree() { sources | xargs -r sha256sum | sha256sum | cut -d' ' -f1; }
 if [ -z "${FASTGPT_COMMIT:-}" ] && ! FASTGPT_COMMIT=$(git describe --always --dirty 2>/dev/null); then
     { read -r FASTGPT_COMMIT; read -r compiled_from; } 2>/dev/null <.gpu-cache/COMMIT
     [ -z "$FASTGPT_COMMIT" ] || [ "${compiled_from:-}" = "$(tree)" ] || FASTGPT_COMMIT+=-changed
@@ -93,7 +94,7 @@ step() {
     return $code
 }
 
-# The same for a command that goes on where it was ended: again while a kernel breaks the CUDA context (70) or crashes it.
+# The same for a command that goes on where it was ended: again if the CUDA context broke or hung (70) or it crashed.
 step_on() {
     local name=$1 code=0 tries=0
     step "$@" || code=$?
@@ -128,9 +129,11 @@ case $? in
     *) if grep -qs '"section": "train_step", "kind": "begin"' "$out/headline.jsonl"; then due=$((due + 20 * slower)); else
            step headline-again 20 $python -m benchmarks.headline --seconds ALLOWED --out "$out/headline.jsonl"; fi ;;
 esac
+# A signal would not interrupt a wait for the GPU: a test that hangs ends its worker, which xdist replaces.
 step tests 100 $python -m pytest tests/kernels tests/fastgpt -m 'gpu and not slow' -n "${WORKERS:-12}" \
     --dist worksteal --max-worker-restart 200 "${pytest[@]}" -p xdist.plugin -p tests.support.as_it_goes \
-    --continue-on-collection-errors --tb=short --timeout 60 --as-it-goes="$out/tests.jsonl"
+    --continue-on-collection-errors --tb=short --timeout 60 --timeout-method=thread \
+    --as-it-goes="$out/tests.jsonl"
 # What compiles nothing is quick; one width, then a whole step, is what torch.compile has the time for, attention last:
 # flex_attention compiles longest. Headline figures have shown attention's first peers already.
 peers=("${benchmark[@]}" --quick --begun="$state/peers" --benchmark-rows="$out/benchmarks.jsonl")

@@ -46,7 +46,6 @@ own_tile = functools.cache(sweep.own_tile)
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     """A sweep whose compiler and GPU are simulated: 30 ms a tile in 12 processes, 1 ms a figure; yields its file."""
-    monkeypatch.setattr("benchmarks.measure.environment", lambda: {})
     monkeypatch.setattr(sweep.os, "cpu_count", lambda: 16)
     monkeypatch.setattr(sweep, "compilers", ThreadPoolExecutor)
     monkeypatch.setattr(sweep, "own_tile", own_tile)
@@ -126,6 +125,21 @@ def test_a_tile_that_breaks_the_context_costs_no_other(quick, monkeypatch, silen
     ]
     assert sweep.sweep(quick, 20.0, "ffn", "sm_90", 2) == 0
     assert [p.name for p in quick.parent.iterdir()] == [quick.name]
+
+
+def test_a_kernel_that_never_ends_ends_the_process(monkeypatch):
+    ended = []
+    work = sweep.workloads()[0]
+    monkeypatch.setattr(sweep, "HANGS", 0.05)
+    monkeypatch.setattr(sweep.os, "_exit", ended.append)
+    monkeypatch.setattr(sweep, "make", lambda *_: None)
+    monkeypatch.setattr(sweep, "median_seconds", lambda *_, **__: time.sleep(0.5))
+    sweep._measure(work, None, False)
+    assert ended == [sweep.LOST]
+    monkeypatch.setattr(sweep, "median_seconds", lambda *_, **__: 1e-3)
+    assert sweep._measure(work, None, False) == (None, 1e-3)
+    time.sleep(0.1)
+    assert ended == [sweep.LOST]
 
 
 def test_a_broken_context_is_told_by_the_exit_status(monkeypatch, capsys):

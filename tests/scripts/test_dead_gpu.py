@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.gpu import summary
+from tests import conftest
 from tests.support import dead_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +33,8 @@ set_num_threads = print
 """  # a file of this name, whose import takes no seconds
 
 
-def run(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess, dict[str, list[str]]]:
-    (folder / "test_some.py").write_text(TESTS)
+def run(folder: Path, *arguments: str, code: str = TESTS) -> tuple[subprocess.CompletedProcess, dict[str, list[str]]]:
+    (folder / "test_some.py").write_text(code)
     (folder / "torch.py").write_text(TORCH)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.support.as_it_goes",
                f"--as-it-goes={folder}/tests.jsonl", str(folder / "test_some.py"), *arguments]  # fmt: skip
@@ -48,14 +49,14 @@ def run(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess, dic
 
 def test_xdist_replaces_the_worker(tmp_path):
     pytest.importorskip("xdist")
-    done, found = run(tmp_path, "-p", "xdist.plugin", "-n", "1", "--dist", "worksteal", "-p", "tests.conftest")
+    done, found = run(tmp_path, "-p", "xdist.plugin", "-n", "1", "--dist", "worksteal", "-p", "tests.support.dead_gpu")
     assert done.returncode == 1, done.stdout + done.stderr
     assert found["failed"] == ["1", "3"]
     assert len(found["passed"]) == 38
 
 
 def test_one_process_stops_and_says_why(tmp_path):
-    done, found = run(tmp_path, "-p", "tests.conftest")
+    done, found = run(tmp_path, "-p", "tests.support.dead_gpu")
     assert done.returncode == dead_gpu.LOST
     assert "test_kernel[3] has left the GPU's context unusable" in done.stdout + done.stderr
     assert found == {"passed": ["0", "2"], "failed": ["1", "3"]}
@@ -68,6 +69,21 @@ def test_the_same_command_goes_on(tmp_path):
     assert done.returncode == 0
     assert found["failed"] == ["1", "3"]
     assert len(found["passed"]) == 38
+
+
+def test_a_test_that_hangs_costs_no_other(tmp_path):
+    hangs = "import tests.support.dead_gpu as d, time\nd.HANGS = 0.3\n@pytest.mark.parametrize('n', [3, 4])\n"
+    code = TESTS + hangs + "def test_slow(n):\n    time.sleep(60 if n == 4 else 0)\n"
+    again = ("-p", "tests.support.dead_gpu", f"--begun={tmp_path}/begun", "-k", "test_slow")
+    assert run(tmp_path, *again, code=code)[0].returncode == dead_gpu.LOST
+    done, found = run(tmp_path, *again, code=code)
+    assert done.returncode == 5  # nothing is left
+    assert found == {"passed": ["3"]}
+
+
+def test_all_tests_are_run_so():
+    for name in ("pytest_runtest_logreport", "pytest_runtest_logfinish"):
+        assert getattr(conftest, name) is getattr(dead_gpu, name)
 
 
 def test_a_process_without_a_gpu_is_not_asked(monkeypatch):

@@ -6,12 +6,13 @@ xdist the worker, which xdist replaces; else pytest, which says so.
     -p tests.support.dead_gpu --begun FILE
 
 notes in FILE each test before it runs, and leaves out those that are there: the same command again goes on behind the
-test that ended the process, in whatever way.
+test that ended the process, in whatever way. A test that takes more than a minute then ends it too.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item.nodeid not in begun]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> None:
+HANGS = 60.0  # seconds of one test; a signal would not interrupt its wait for the GPU
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
     file = item.config.getoption("--begun", default=None)
-    if file is not None:
-        with file.open("a") as lines:
-            lines.write(item.nodeid + "\n")
+    if file is None:
+        return (yield)
+    with file.open("a") as lines:
+        lines.write(item.nodeid + "\n")
+    watchdog = threading.Timer(HANGS, os._exit, [LOST])
+    watchdog.start()
+    try:
+        return (yield)
+    finally:
+        watchdog.cancel()
