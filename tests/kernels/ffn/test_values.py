@@ -146,15 +146,14 @@ def test_dropout_and_residual(device, seed, residual_dtype, path, monkeypatch):
         assert not ours[0][~mask].any()
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_many_tiles_of_rows_and_columns(device, seed, path, monkeypatch):
+def test_passes_of_many_tiles_of_rows_and_columns(device, seed, monkeypatch):
     key = torch.tensor([seed, 7], device=device)
     monkeypatch.setattr("fastgpt.kernels.ffn.op.new_seed", lambda _: key)
     tensors = ffn_inputs(device, torch.bfloat16, (140, 24), 300, 270)
     residual, dout = (torch.randn(140, 270, device=device) for _ in range(2))
     options = {"dropout_p": 0.3, "residual": residual}
     mask = philox.keep_mask(key, 0.3, 1, 140, 270)[0].to(device)
-    check(*three_ways(tensors, dout, path=path, reference_options={**options, "dropout_mask": mask}, **options))
+    check(*three_ways(tensors, dout, path="cublas", reference_options={**options, "dropout_mask": mask}, **options))
 
 
 def test_residual_gets_the_upstream_gradient(device, seed):
