@@ -156,3 +156,135 @@ def test_a_file_that_refuses_the_first_row_does_not_end_the_process(monkeypatch,
     assert headline.run(tmp_path / "h.jsonl", "ab", 60.0, 1) == 1
     assert ran == ["b"]
     assert "a: FAILED: OSError: no space left on device" in capsys.readouterr().out
+
+
+# ---- the sections of a session ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sections(monkeypatch):
+    """Three sections, of which the second fails as `error` says; yields (names, error, those that ran)."""
+    ran, error = [], {}
+    monkeypatch.setattr(measure, "environment", lambda: {"gpu": "NVIDIA H100"})
+
+    def section(name):
+        def body(session):
+            ran.append(name)
+            if name == "b" and error:
+                raise error["is"]
+            session.write("noted")
+
+        return body
+
+    monkeypatch.setattr(headline, "OTHERS", {name: section(name) for name in "abc"})
+    return "abc", error, ran
+
+
+def test_a_failed_section_does_not_stop_the_next(sections, tmp_path, capsys):
+    names, error, ran = sections
+    error["is"] = ValueError("no such tile")
+    assert headline.run(tmp_path / "h.jsonl", names, 60.0, 1) == 1
+    assert ran == ["a", "b", "c"]
+    rows = summary.rows(tmp_path / "h.jsonl")
+    assert [r["section"] for r in rows if r.get("kind") == "noted"] == ["a", "c"]
+    assert "b: FAILED: ValueError: no such tile" in summary.headline(rows)
+
+
+@pytest.mark.parametrize(
+    "fault", ["an illegal memory access was encountered", "misaligned address", "of a kind unheard"]
+)
+def test_a_broken_context_ends_the_process_and_the_next_goes_on_behind_it(
+    sections, tmp_path, capsys, monkeypatch, fault
+):
+    names, error, ran = sections
+    error["is"] = RuntimeError(f"CUDA error: {fault}")
+    monkeypatch.setattr(measure, "fatal", lambda: "b" in ran)
+    with pytest.raises(RuntimeError):
+        headline.run(tmp_path / "h.jsonl", names, 60.0, 1)
+    assert ran == ["a", "b"]
+    assert headline.run(tmp_path / "h.jsonl", names, 60.0, 1) == 0
+    assert ran == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_the_device_is_asked_whether_a_fault_is_fatal(monkeypatch, dead):
+    def synchronize():
+        if dead:
+            raise RuntimeError("CUDA error: hardware stack error")
+
+    assert not measure.fatal()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert measure.fatal() is dead
+
+
+def test_a_row_that_was_cut_off_costs_no_other(sections, tmp_path, capsys):
+    """The session's limit kills a process at any moment, and the next one goes on in the same file."""
+    names, _, ran = sections
+    file = tmp_path / "h.jsonl"
+    measure.append_row(file, {"section": "a", "kind": "begin"})
+    with file.open("a") as lines:
+        lines.write('{"section": "a", "kind": "fig')
+    assert headline.run(file, names, 60.0, 1) == 0
+    assert ran == ["b", "c"]
+    with file.open("a") as lines:
+        lines.write('{"half": 1\n{"half": {"x": 1}}}\n')
+    assert headline.begun(file) == {"a", "b", "c"}
+    kinds = [(r["section"], r["kind"]) for r in summary.rows(file)[1:]]
+    assert kinds == [("a", "begin"), ("b", "begin"), ("b", "noted"), ("c", "begin"), ("c", "noted")]
+
+
+def test_no_section_begins_after_the_time(sections, tmp_path, capsys):
+    names, _, ran = sections
+    headline.run(tmp_path / "h.jsonl", names, -1.0, 1)
+    assert ran == []
+    assert capsys.readouterr().out.count("no time left") == 3
+
+
+def test_headline_needs_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert headline.main([]) == headline.NO_GPU
+    assert "no CUDA GPU" in capsys.readouterr().err
+
+
+def test_headline_covers_what_it_promises():
+    figures = [f for make in headline.FIGURES.values() for f in make()]
+    attention = {(f.shape["T"], f.shape["head_dim"], f.mode) for f in figures if f.op == "attention"}
+    modes = ("forward", "forward+backward")
+    assert attention == {(T, d, mode) for T in (1024, 4096, 16384) for d in (64, 128) for mode in modes}
+    assert {f.op for f in figures} == set(headline.PEERS)
+    assert all({f.mode for f in figures if f.op == op} == set(modes) for op in headline.PEERS)
+    assert {"sdpa-flash", "sdpa-cudnn"} < set(headline.PEERS["attention"])
+
+
+def test_a_figure_takes_gradients_of_every_floating_input():
+    work = measure.Work(bytes=1.0)
+    x, target = torch.randn(3), torch.zeros(2, dtype=torch.int64)
+    seen = []
+
+    def operator(x, target, scale):
+        seen.append(x.requires_grad)
+        return x * scale
+
+    figure = headline.Figure("o", "forward+backward", {}, work, lambda: [x, target], {"scale": 2.0})
+    headline.bound(operator, figure)()
+    assert seen == [True]
+    x.requires_grad_(False)
+    headline.bound(operator, headline.Figure("o", "forward", {}, work, lambda: [x, target], {"scale": 2.0}))()
+    assert seen == [True, False]
+
+
+def test_the_self_check_of_a_kernel_that_gives_nan_is_told(tmp_path, monkeypatch):
+    from fastgpt import verify
+
+    rows = (verify.Row("ffn", "a", "float32", used=float("inf")), verify.Row("ffn", "b", "float32", problem="E: no"))
+    monkeypatch.setattr(verify, "verify", lambda device: verify.Report(rows, "here", 1.0))
+    monkeypatch.setattr(measure, "environment", lambda: {})
+    headline.verify(headline.Session(tmp_path / "h.jsonl", "verify", 1))
+    for line in (tmp_path / "h.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    told = summary.headline(summary.rows(tmp_path / "h.jsonl"))
+    assert told == [
+        "verify: ffn a float32: inf of the budget ", "verify: ffn b float32: 0.00 of the budget E: no",
+        "verify: FAILED, here, 1.0 s",
+    ]  # fmt: skip

@@ -202,3 +202,82 @@ def test_without_a_gpu_nothing_is_watched(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = lambda: None  # noqa: E731
     assert measure.watched(run) == (run, [])
+
+
+# ---- how it is timed -------------------------------------------------------------------------------------------------
+
+
+def test_the_gpu_waits_between_the_flush_and_the_first_event(monkeypatch):
+    """Without the wait, Python's time to launch is part of the figure."""
+    told = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            told.append("event")
+
+        def synchronize(self):
+            told.append("wait")
+
+        def elapsed_time(self, end):
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("sleep"))
+    monkeypatch.setattr(measure, "_l2_filler", lambda: SimpleNamespace(zero_=lambda: told.append("flush")))
+    assert measure.round_seconds(lambda: told.append("run"), 2) == [2e-3, 2e-3]
+    assert told == ["flush", "sleep", "event", "run", "event"] * 2 + ["wait"] * 2
+
+
+def test_pytest_benchmark_prepares_each_round_in_the_same_way(monkeypatch):
+    seen = {}
+    stats = SimpleNamespace(stats=SimpleNamespace(sorted_data=[1.0, 2.0, 3.0, 4.0]))
+    benchmark = SimpleNamespace(
+        disabled=False, extra_info={}, stats=stats, pedantic=lambda run, **given: seen.update(given)
+    )
+    run = measure.Measure(benchmark, quick=True, rows=[])
+    given = {"op": "o", "impl": "i", "dtype": torch.float32, "work": measure.Work(bytes=1.0), "shape": {}}
+    monkeypatch.setattr(measure, "gemm_rate", lambda dtype: 1.0)
+    monkeypatch.setattr(measure, "copy_bandwidth", lambda: 1.0)
+    run(lambda: None, **given)
+    assert seen["setup"] is measure.prepare_round
+    assert benchmark.extra_info["seconds"] == 2.5
+    assert "gpu_state" not in benchmark.extra_info
+    run(lambda: None, **given, flush=False)
+    assert seen["setup"] is None
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nvidia_smi_is_asked_once(monkeypatch, tmp_path, shared):
+    """By a process; where a file is named, by all of them together."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    answer = SimpleNamespace(stdout="1980 MHz, 2619 MHz, 40, 300 W, 580.1\n")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: calls.append(1) or answer)
+    if shared:
+        monkeypatch.setenv("FASTGPT_GPU_STATE", str(tmp_path / "state.json"))
+    measure.gpu_state.cache_clear()
+    try:
+        first = measure.gpu_state()
+        assert first == measure.gpu_state()
+        assert first["clocks.sm"] == "1980 MHz"
+        assert len(calls) == 1
+        measure.gpu_state.cache_clear()  # as in another process
+        assert measure.gpu_state() == first
+        assert len(calls) == (1 if shared else 2)
+    finally:
+        measure.gpu_state.cache_clear()
+
+
+def test_what_nvidia_smi_may_say_instead_costs_no_figure(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    answer = SimpleNamespace(stdout="No devices were found\n")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: answer)
+    measure.gpu_state.cache_clear()
+    try:
+        assert measure.gpu_state() == {"nvidia-smi": "No devices were found"}
+    finally:
+        measure.gpu_state.cache_clear()
