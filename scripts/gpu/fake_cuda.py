@@ -80,7 +80,11 @@ def load_driver() -> Path:
 
 
 def marked(tensor: torch.Tensor) -> bool:
-    """Is this tensor "on the GPU"? Views share the storage, and with it the mark."""
+    """Is this tensor "on the GPU"? Views share the storage, and with it the mark; wrappers have neither."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    if torch._is_functional_tensor(tensor):
+        tensor = torch._from_functional_tensor(tensor)
     try:
         return getattr(tensor.untyped_storage(), "on_fake_gpu", False)
     except (NotImplementedError, RuntimeError):  # a tensor without a storage of its own
@@ -88,7 +92,7 @@ def marked(tensor: torch.Tensor) -> bool:
 
 
 def mark(tensor: torch.Tensor) -> torch.Tensor:
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided:
         tensor.untyped_storage().on_fake_gpu = True
     return tensor
 
@@ -308,7 +312,7 @@ def _patch_tracers() -> None:
 
     def called_both_ways(op: Any, args: tuple, kwargs: dict | None = None, **_: Any) -> None:
         outs = op(*args, **(kwargs or {}))
-        outs = [t for t in (outs if isinstance(outs, tuple) else (outs,)) if t.requires_grad]
+        outs = [t for t in (outs if isinstance(outs, tuple) else (outs,)) if t is not None and t.requires_grad]
         inputs = [t for t in args if isinstance(t, torch.Tensor) and t.requires_grad]
         if outs and inputs:
             torch.autograd.grad(outs, inputs, [torch.ones_like(t) for t in outs], allow_unused=True)
