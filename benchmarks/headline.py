@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from torch.autograd import DeviceType
 from benchmarks import measure, peers
 from benchmarks.measure import Work, append_row
 from benchmarks.ops import randn
-from benchmarks.report import ceilings_text, floor_text, notes
+from benchmarks.report import ceilings_text, floor_text, notes, read_rows
 from benchmarks.summary import rate_text
 
 BF16 = torch.bfloat16
@@ -128,7 +127,7 @@ class Session:
 
     def ceilings(self) -> dict[str, Any]:
         """The ceilings behind "of floor" of all figures in this file: its own, or else measured now and written."""
-        for row in rows(self.out):
+        for row in read_rows(self.out):
             if row.get("kind") == "ceilings":
                 measure.adopt_ceilings(row)
                 return row
@@ -308,18 +307,9 @@ SECTIONS = ("verify", "ceilings", "attention", "layer_norm", "ffn", "loss", "tra
 NO_GPU = 69  # the exit status by which the session knows that no later step has anything to measure
 
 
-def rows(out: Path) -> list[dict]:
-    """What earlier calls have written; of lines that were cut off, perhaps with the next row behind them, none."""
-    found = []
-    for line in out.read_text().splitlines() if out.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
-
-
 def begun(out: Path) -> set[str]:
     """The sections that an earlier call has begun, whether they ended or not."""
-    return {row["section"] for row in rows(out) if row.get("kind") == "begin"}
+    return {row["section"] for row in read_rows(out) if row.get("kind") == "begin"}
 
 
 def run(out: Path, sections: Sequence[str], seconds: float, rounds: int) -> int:

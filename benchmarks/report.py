@@ -32,17 +32,29 @@ PLOTS = {
 }
 
 
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a file of JSON lines; [] where there is none. A line that a cut left unfinished is dropped."""
+    return _decoded(path.read_text()) if path.is_file() else []
+
+
+def _decoded(text: str, told_of: str | None = None) -> list[dict]:
+    """The lines that are JSON; of each other one, perhaps with the next row behind it, stderr is told, if of a file."""
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if told_of is not None:
+                print(f"{told_of}: line {number} is cut off, and dropped", file=sys.stderr)
+    return rows
+
+
 def json_lines(path: Path) -> list[dict]:
     """The rows of a file of JSON lines, the environment first; a line that a cut left unfinished is dropped, and said.
 
     Raises ValueError where the first line is no environment.
     """
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            print(f"{path.name}: line {number} is cut off, and dropped", file=sys.stderr)
+    rows = _decoded(path.read_text(), told_of=path.name)
     if not rows or not isinstance(rows[0], dict) or "environment" not in rows[0]:
         raise ValueError(f"{path} does not begin with an environment line; was it written by gpu_session.sh?")
     return rows

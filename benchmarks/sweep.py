@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import append_row, device, fatal, machine, median_seconds
+from benchmarks.report import read_rows
 
 # What a field may be instead of the table's value.
 CHOICES = {
@@ -254,11 +255,7 @@ def planned(out: Path, only: str | None, arch: str, most: int | None) -> Iterato
 
 
 def _rows(out: Path) -> list[dict[str, Any]]:
-    found = []
-    for line in out.read_text().splitlines() if out.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):  # cut off
-            found.append(json.loads(line))
-    return [row for row in found if "workload" in row]
+    return [row for row in read_rows(out) if "workload" in row]
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ def linear_gelu(
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
     _runtime.check_dense("linear_gelu", 2, x=x, w=w, b=b)
-    x, w, b = _autocast("linear_gelu", x, w, b)
+    x, w, b = _autocast(x, w, b)
     _check_choice("linear_gelu", "approximate", approximate, ("none", "tanh"))
     _check_choice("linear_gelu", "path", path, _PATHS)
     _check_linear("linear_gelu", x, "x", w, "w", b, "b")
@@ -85,7 +85,7 @@ def gelu_ffn(
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
     _runtime.check_dense("gelu_ffn", 3, x=x, w1=w1, w2=w2, b1=b1, b2=b2, residual=residual)
-    x, w1, b1, w2, b2 = _autocast("gelu_ffn", x, w1, b1, w2, b2)
+    x, w1, b1, w2, b2 = _autocast(x, w1, b1, w2, b2)
     _check_choice("gelu_ffn", "approximate", approximate, ("none", "tanh"))
     _check_choice("gelu_ffn", "path", path, _PATHS)
     check_dropout("gelu_ffn", dropout_p)
@@ -109,16 +109,13 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _autocast(function: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, cast to its dtype what F.linear would: all but float64."""
     dtype = _runtime.autocast_dtype(tensors[0])
     if dtype is None:
         return tensors
-    return tuple(t.to(dtype) if t is not None and _autocast_casts(t.dtype) else t for t in tensors)
-
-
-def _autocast_casts(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point and dtype != torch.float64
+    cast = (t is not None and t.is_floating_point() and t.dtype != torch.float64 for t in tensors)
+    return tuple(t.to(dtype) if wanted else t for t, wanted in zip(tensors, cast))
 
 
 def _check_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -147,10 +147,8 @@ def _fake_backward(grad_losses, grad_lse, logits, *args):
 
 def _launch_backward_overwriting(grad_losses, grad_lse, logits, *args):
     _write_gradient(logits, grad_losses, grad_lse, logits, *args)
-    if not logits.is_inference():
-        torch.autograd.graph.increment_version(
-            logits
-        )  # whoever else has saved them for a backward pass must hear of it
+    if not logits.is_inference():  # whoever else has saved them for a backward pass must hear of it
+        torch.autograd.graph.increment_version(logits)
 
 
 def _fake_backward_overwriting(*args):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import Counter
@@ -12,17 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import report
-
-
-def rows(path: Path) -> list[dict]:
-    """The JSON lines of a file; [] where there is none. A line that a cut left unfinished is dropped."""
-    found = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def headline(found: list[dict]) -> list[str]:
@@ -58,7 +46,7 @@ def figure(row: dict) -> str:
 
 def tests(out: Path) -> list[str]:
     """How many tests passed, and which did not."""
-    found = rows(out / "tests.jsonl")
+    found = report.read_rows(out / "tests.jsonl")
     if not found:
         return []
     counts = Counter(r["outcome"] for r in found)
@@ -70,7 +58,7 @@ def tests(out: Path) -> list[str]:
 
 def errors(out: Path) -> list[str]:
     """How much of their budget the errors against float64 used, and which used more than all of it."""
-    found = rows(out / "errors.jsonl")
+    found = report.read_rows(out / "errors.jsonl")
     if not found:
         return []
     worst: dict[str, dict] = {}  # of each test that has one over its budget
@@ -95,8 +83,8 @@ def _first(texts: Iterable[str], most: int = 30) -> list[str]:
 
 def main() -> int:
     out = Path(sys.argv[1])
-    lines = headline(rows(out / "headline.jsonl")) + tests(out) + errors(out)
-    lines += [f"{name}.jsonl: {len(rows(out / f'{name}.jsonl'))} lines" for name in ("benchmarks", "sweep")]
+    lines = headline(report.read_rows(out / "headline.jsonl")) + tests(out) + errors(out)
+    lines += [f"{name}.jsonl: {len(report.read_rows(out / f'{name}.jsonl'))} lines" for name in ("benchmarks", "sweep")]
     print("\n".join(lines))
     return 0
 

@@ -9,6 +9,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 
 from benchmarks import headline, measure, peers
+from benchmarks.report import read_rows
 from fastgpt import GPTConfig
 from scripts.gpu import summary
 
@@ -56,7 +57,7 @@ def tiny(monkeypatch):
 
 
 def rows(file: Path, kind: str) -> list[dict]:
-    return [row for row in summary.rows(file) if row.get("kind") == kind]
+    return [row for row in read_rows(file) if row.get("kind") == kind]
 
 
 def test_the_profile_counts_each_microsecond_once(tiny, monkeypatch, tmp_path, capsys):
@@ -68,7 +69,7 @@ def test_the_profile_counts_each_microsecond_once(tiny, monkeypatch, tmp_path, c
     said = capsys.readouterr().out
     assert "0.10 ms in 4 kernels" in said
     assert "70.0%" in said
-    assert summary.rows(file)[-1]["kind"] == "profile"  # behind every figure
+    assert read_rows(file)[-1]["kind"] == "profile"  # behind every figure
 
 
 def test_what_the_profile_asks_of_an_event_torch_has():
@@ -89,7 +90,7 @@ def test_a_profiler_that_fails_costs_no_figure(tiny, monkeypatch, tmp_path, caps
     assert [row["impl"] for row in rows(file, "figure")] == [peers.OURS, "torch"]
     assert "CUPTI_ERROR" in rows(file, "skipped")[0]["reason"]
     assert "CUPTI_ERROR" in capsys.readouterr().out
-    assert any("CUPTI_ERROR" in line for line in summary.headline(summary.rows(file)))
+    assert any("CUPTI_ERROR" in line for line in summary.headline(read_rows(file)))
 
 
 def test_every_figure_of_a_file_has_the_floor_that_the_file_tells(monkeypatch, tmp_path, capsys):
@@ -103,7 +104,7 @@ def test_every_figure_of_a_file_has_the_floor_that_the_file_tells(monkeypatch, t
     file = tmp_path / "h.jsonl"
     headline.run(file, ["verify"], 60.0, 1)
     assert measure._ceilings == {}
-    assert not {"copy_bandwidth_gb_s", "gemm_tflop_s"} & set(summary.rows(file)[0]["environment"])
+    assert not {"copy_bandwidth_gb_s", "gemm_tflop_s"} & set(read_rows(file)[0]["environment"])
 
     monkeypatch.setattr(headline, "FIGURES", {"a": lambda: iter(()), "b": lambda: iter(())})
     headline.run(file, ["ceilings", "a"], 60.0, 1)
@@ -138,7 +139,7 @@ def test_without_a_ceiling_figures_are_measured_and_shown(monkeypatch, tmp_path,
     said = capsys.readouterr().out
     assert "copy not measured, matrix product bfloat16 not measured" in said
     assert "- of the floor" in said
-    told = summary.headline(summary.rows(tmp_path / "h.jsonl"))
+    told = summary.headline(read_rows(tmp_path / "h.jsonl"))
     assert any("copy not measured" in line for line in told)
     assert any("(- of floor, spread" in line for line in told)
 
@@ -185,7 +186,7 @@ def test_a_failed_section_does_not_stop_the_next(sections, tmp_path, capsys):
     error["is"] = ValueError("no such tile")
     assert headline.run(tmp_path / "h.jsonl", names, 60.0, 1) == 1
     assert ran == ["a", "b", "c"]
-    rows = summary.rows(tmp_path / "h.jsonl")
+    rows = read_rows(tmp_path / "h.jsonl")
     assert [r["section"] for r in rows if r.get("kind") == "noted"] == ["a", "c"]
     assert "b: FAILED: ValueError: no such tile" in summary.headline(rows)
 
@@ -230,7 +231,7 @@ def test_a_row_that_was_cut_off_costs_no_other(sections, tmp_path, capsys):
     with file.open("a") as lines:
         lines.write('{"half": 1\n{"half": {"x": 1}}}\n')
     assert headline.begun(file) == {"a", "b", "c"}
-    kinds = [(r["section"], r["kind"]) for r in summary.rows(file)[1:]]
+    kinds = [(r["section"], r["kind"]) for r in read_rows(file)[1:]]
     assert kinds == [("a", "begin"), ("b", "begin"), ("b", "noted"), ("c", "begin"), ("c", "noted")]
 
 
@@ -283,7 +284,7 @@ def test_the_self_check_of_a_kernel_that_gives_nan_is_told(tmp_path, monkeypatch
     headline.verify(headline.Session(tmp_path / "h.jsonl", "verify", 1))
     for line in (tmp_path / "h.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
-    told = summary.headline(summary.rows(tmp_path / "h.jsonl"))
+    told = summary.headline(read_rows(tmp_path / "h.jsonl"))
     assert told == [
         "verify: ffn a float32: inf of the budget ", "verify: ffn b float32: 0.00 of the budget E: no",
         "verify: FAILED, here, 1.0 s",

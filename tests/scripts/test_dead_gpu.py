@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.gpu import summary
+from benchmarks.report import read_rows
 from tests import conftest
 from tests.support import dead_gpu
 
@@ -42,7 +42,7 @@ def run(folder: Path, *arguments: str, code: str = TESTS) -> tuple[subprocess.Co
     environment |= {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     found: dict[str, list[str]] = {}
-    for row in summary.rows(folder / "tests.jsonl"):
+    for row in read_rows(folder / "tests.jsonl"):
         found.setdefault(row["outcome"], []).append(row["test"].split("[")[1].removesuffix("]"))
     return done, found
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import headline, measure
+from benchmarks.report import read_rows
 from scripts.gpu import cache, summary
 from tests import conftest
 
@@ -264,7 +265,7 @@ def test_outcomes_are_written_as_they_come(tmp_path):
     plugin = ["-p", "tests.support.as_it_goes", f"--as-it-goes={tmp_path}/tests.jsonl"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, str(tmp_path / "test_some.py")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTEST_ADDOPTS": ""}, capture_output=True, text=True)
-    rows = summary.rows(tmp_path / "tests.jsonl")
+    rows = read_rows(tmp_path / "tests.jsonl")
     assert [(r["test"].split("::")[1], r["outcome"], r["when"]) for r in rows] == [
         ("test_good", "passed", "call"), ("test_bad", "failed", "call"), ("test_skipped", "skipped", "call"),
         ("test_error", "failed", "setup"),
