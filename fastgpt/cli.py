@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .settings import SettingError, SettingTypeError
+
 # name -> what `fastgpt --help` says about it; the module is fastgpt.commands.<name>
 COMMANDS = {
     "demo": "train a small GPT on Shakespeare, sample from it, check the kernels, write a report",
@@ -48,12 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fastgpt sample ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, RuntimeError, ArithmeticError, LookupError, ImportError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, LookupError, ImportError) as error:
         if os.environ.get("FASTGPT_DEBUG"):
             raise
-        print(f"fastgpt {name}: error: {error}", file=sys.stderr)
+        if isinstance(error, TypeError) and not isinstance(error, SettingTypeError):
+            raise
+        print(f"fastgpt {name}: error: {as_typed(error, command_class)}", file=sys.stderr)
         print("(FASTGPT_DEBUG=1 shows where)", file=sys.stderr)
         return 2
+
+
+def as_typed(error: BaseException, command_class: type) -> str:
+    """The error's message; of a setting that is an option of the command, with the option's name."""
+    from .commands._options import option_names
+
+    if isinstance(error, (SettingError, SettingTypeError)) and error.name in option_names(command_class):
+        return f"--{error.name.replace('_', '-')} {error.value} {error.need}"
+    return str(error)
 
 
 def usage() -> str:

@@ -30,6 +30,15 @@ def parse(command: type[T], argv: Sequence[str], prog: str) -> T:
     return tyro.cli(command, args=argv, prog=prog, default=tyro.cli(command, args=defaults, prog=f"{prog} ({path})"))
 
 
+def option_names(command: type) -> set[str]:
+    """Names of all settings of a command's dataclass, those of nested groups included."""
+    names: set[str] = set()
+    for field in dataclasses.fields(command):
+        nested = field.default_factory
+        names |= option_names(nested) if dataclasses.is_dataclass(nested) else {field.name}
+    return names
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A TOML, YAML or JSON file as nested dictionaries.
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 
 from tyro.conf import Positional
 
+from ..settings import SettingError
+
 # Device memory as nvidia-smi reports it, in MiB (the board's nominal size less what the driver keeps).
 GPUS = {
     "a100-40gb": 40960,
@@ -98,5 +100,5 @@ def gpu_bytes(gpu: str) -> int:
     except ValueError:
         size = 0.0
     if size <= 0:
-        raise ValueError(f"plan: gpu must be one of {', '.join(GPUS)}, or a positive number of GiB; got {gpu!r}")
+        raise SettingError("plan", "gpu", gpu, f"must be one of {', '.join(GPUS)}, or a positive number of GiB")
     return int(size * 2**30)

@@ -1,0 +1,97 @@
+"""Checks of settings, and the error that they raise: one wording, which the command line turns into its own.
+
+In Python    TrainConfig: lr=nan must be a number above 0
+`fastgpt`    --lr nan must be a number above 0
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Collection
+from typing import Any
+
+
+class _Setting(Exception):
+    """owner: the class or function; name: its argument; value: as given; need: "must ...", with the way out."""
+
+    def __init__(self, owner: str, name: str, value: Any, need: str) -> None:
+        super().__init__(owner, name, value, need)  # what pickle makes it again from
+        self.owner, self.name, self.value, self.need = owner, name, value, need
+
+    def __str__(self) -> str:
+        return f"{self.owner}: {self.name}={self.value!r} {self.need}"
+
+
+class SettingError(_Setting, ValueError):
+    """A setting whose value cannot be."""
+
+
+class SettingTypeError(_Setting, TypeError):
+    """A setting of another type than it must have."""
+
+
+def check_integer(
+    owner: str, name: str, value: Any, *, least: int | None = None, most: int | None = None, hint: str = ""
+) -> int:
+    """`value` as an int, in [least, most]; `hint` is appended to the error ("; lower it").
+
+    Raises:
+        SettingTypeError: not an integer (True and False are none, 2.0 is none). SettingError: outside of the range.
+    """
+    need = f"must be an integer{_range(least, most, None, None)}{hint}"
+    if isinstance(value, bool):
+        raise SettingTypeError(owner, name, value, need)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise SettingTypeError(owner, name, value, need) from None
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise SettingError(owner, name, value, need)
+    return number
+
+
+def check_number(
+    owner: str, name: str, value: Any, *, least: float | None = None, most: float | None = None,
+    above: float | None = None, below: float | None = None, hint: str = "",
+) -> float:  # fmt: skip
+    """`value` as a float: finite, in [least, most], and > `above`, < `below` where those are given.
+
+    Raises:
+        SettingTypeError: not a real number. SettingError: NaN, infinite or outside of the range.
+    """
+    need = f"must be a number{_range(least, most, above, below)}{hint}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise SettingTypeError(owner, name, value, need)
+    number = float(value)
+    if (
+        not math.isfinite(number)
+        or (least is not None and number < least)
+        or (most is not None and number > most)
+        or (above is not None and number <= above)
+        or (below is not None and number >= below)
+    ):
+        raise SettingError(owner, name, value, need)
+    return number
+
+
+def check_choice(owner: str, name: str, value: Any, choices: Collection[str]) -> str:
+    """`value`, one of `choices`.
+
+    Raises:
+        SettingTypeError: not a string. SettingError: another one.
+    """
+    need = f"must be one of {', '.join(choices)}"
+    if not isinstance(value, str):
+        raise SettingTypeError(owner, name, value, need)
+    if value not in choices:
+        raise SettingError(owner, name, value, need)
+    return value
+
+
+def _range(least: float | None, most: float | None, above: float | None, below: float | None) -> str:
+    low = f"at least {least}" if least is not None else f"above {above}" if above is not None else ""
+    high = f"at most {most}" if most is not None else f"below {below}" if below is not None else ""
+    words = " and ".join(word for word in (low, high) if word)
+    return f", {words}" if words else ""
