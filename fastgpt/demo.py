@@ -185,7 +185,6 @@ def write_sample(model: GPT, tokenizer: Tokenizer, config: DemoConfig) -> str:
     """The prompt and its continuation."""
     device = next(model.parameters()).device
     idx = torch.tensor([tokenizer.encode(config.prompt)], device=device)
-    model.eval()
     out = model.generate(idx, config.sample_tokens, temperature=0.8, top_k=50, seed=config.seed)
     return tokenizer.decode(out[0].tolist())
 

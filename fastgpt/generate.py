@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .modes import evaluating
+
 if TYPE_CHECKING:
     from .model import GPT
 
@@ -103,13 +105,9 @@ def _stream(
 @torch.no_grad()
 def _next_logits(model: GPT, idx: Tensor, cache: KVCache | None) -> Tensor:
     """Logits (B, V) after the last of the tokens idx (B, T), without dropout."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         hidden = model.hidden_states(idx, cache)
         logits, _ = model.head(hidden[:, -1])
-    finally:
-        model.train(was_training)
     return logits
 
 

@@ -27,6 +27,7 @@ from .config import IMPLEMENTATIONS, GPTConfig
 from .generate import KVCache, SamplingConfig, sample_stream
 from .impl import check_constructible
 from .kernels import _runtime
+from .modes import evaluating
 from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head
 
 
@@ -67,8 +68,8 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.ln1 = AddLayerNorm(config)
-        self.attn = CausalSelfAttention(config)
         self.ln2 = AddLayerNorm(config)
+        self.attn = CausalSelfAttention(config)
         self.ffn = FeedForward(config)
 
     def forward(self, x: Tensor | None, residual: Tensor, cache: Any = None) -> tuple[Tensor, Tensor]:
@@ -194,13 +195,11 @@ class GPT(nn.Module):
         def watch(layer: int) -> Any:
             return lambda attn, args: maps.__setitem__(layer, attn.weights(args[0], heads))
 
-        was_training = self.training
         hooks = [self.blocks[layer].attn.register_forward_pre_hook(watch(layer)) for layer in sorted(set(chosen))]
-        self.eval()
         try:
-            self.hidden_states(idx)
+            with evaluating(self):
+                self.hidden_states(idx)
         finally:
-            self.train(was_training)
             for hook in hooks:
                 hook.remove()
         return {layer: maps[layer] for layer in chosen}

@@ -68,6 +68,24 @@ def test_state_dict_loads_both_ways_in_the_same_order(seed, tie):
         assert torch.equal(back.state_dict()[name], tensor), name
 
 
+def test_parameters_are_in_the_documented_order_and_an_optimizers_state_by_index_is_right(seed):
+    """AdamW knows its parameters by number only: another order would give a tensor its neighbour's moments."""
+    reference = away_from_init(ReferenceGPT(**SHAPE))
+    model = GPT(GPTConfig(**SHAPE))
+    parts = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in model.state_dict()))
+    block = ["ln1", "ln2", "attn", "attn.out_proj", "ffn.0", "ffn.2"]
+    inner = [f"blocks.{i}.{part}" for i in range(3) for part in block]
+    assert parts == ["token_emb", "pos_emb", *inner, "ln_f", "head"]
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in reference.named_parameters()]
+    optimizer, ours = (torch.optim.AdamW(m.parameters()) for m in (reference, model))
+    reference(*batch())[1].backward()
+    optimizer.step()
+    ours.load_state_dict(optimizer.state_dict())
+    theirs = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(ours.state[parameter]["exp_avg"], optimizer.state[theirs[name]]["exp_avg"]), name
+
+
 def test_tied_model_loads_a_state_dict_without_head_and_refuses_another_head(seed):
     model = GPT(GPTConfig(**SHAPE))
     state = model.state_dict()

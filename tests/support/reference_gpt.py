@@ -16,8 +16,8 @@ class ReferenceBlock(nn.Module):
     def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float, bias: bool, gelu: str) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(d_model, bias=bias)
-        self.attn = nn.MultiheadAttention(d_model, n_heads, dropout=dropout, bias=bias, batch_first=True)
         self.ln2 = nn.LayerNorm(d_model, bias=bias)
+        self.attn = nn.MultiheadAttention(d_model, n_heads, dropout=dropout, bias=bias, batch_first=True)
         self.ffn = nn.Sequential(
             nn.Linear(d_model, d_ff, bias=bias), nn.GELU(approximate=gelu), nn.Linear(d_ff, d_model, bias=bias)
         )
