@@ -1,18 +1,19 @@
-"""Checkpoints on disk: which format a path holds, weights checked against the config, files replaced atomically."""
+"""Checkpoints on disk: which format a path holds, weights checked against the config and against their hash."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .. import files
 from ..config import GPTConfig
 from . import hf_gpt2, nanogpt
 
@@ -81,14 +82,58 @@ def read_weights(folder: Path) -> State:
     raise FileNotFoundError(f"{folder} has a config.json but no model.safetensors; save the model again")
 
 
+HASH = "fastgpt_sha256"  # key of our safetensors files' metadata; tools that write the file anew leave it out
+
+
 def read_safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The tensors of a safetensors file, on the CPU; those of a file of ours have the sha256 that it records.
+
+    Raises:
+        ValueError: truncated, corrupted or altered. FileNotFoundError: no such file.
+    """
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
+            recorded = (file.metadata() or {}).get(HASH)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupted ({error}); restore it from a copy, or save again") from None
+    if recorded is not None and recorded != tensors_sha256(tensors):
+        raise ValueError(
+            f"{path} is corrupted or was altered: the sha256 of its tensors is not the one that it records; restore it "
+            f"from a copy, or, if the change is wanted, write it anew without {HASH!r} in its metadata"
+        )
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: State) -> None:
+    """Write `tensors` (no two sharing memory) with their sha256, and the permissions that the umask gives.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with open(path, "wb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(tensors, path, {"format": "pt", HASH: tensors_sha256(tensors)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)  # safetensors makes files for their owner alone
+
+
+def tensors_sha256(tensors: State) -> str:
+    """Hex sha256 of all names, dtypes, shapes and values, whatever the order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -130,8 +175,6 @@ def _some(names: list[str]) -> str:
 
 def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
     """Write `model` to `folder` in one of FORMATS. See `GPT.save_pretrained`."""
-    from safetensors.torch import save_file
-
     if format not in FORMATS:
         raise ValueError(f"save_pretrained: unknown format {format!r}; choose from {FORMATS}")
     path = Path(folder)
@@ -140,7 +183,7 @@ def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if format == "nanogpt":
         checkpoint = nanogpt.to_checkpoint(config, state)
-        replace_file(path / "ckpt.pt", lambda temporary: torch.save(checkpoint, temporary))
+        files.replace_file(path / "ckpt.pt", lambda new: torch.save(checkpoint, new))
         return
     if config.tie_weights:
         del state["head.weight"]  # safetensors stores no tensor twice
@@ -148,28 +191,10 @@ def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
         fields, state = hf_gpt2.config_to_hf(config), hf_gpt2.state_to_hf(state, config)
     else:
         fields = {"model_type": "fastgpt", **config.to_dict()}
-    replace_file(path / "model.safetensors", lambda temporary: save_file(state, temporary, {"format": "pt"}))
     text = json.dumps(fields, indent=2) + "\n"
-    replace_file(path / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
+    def write(work: Path) -> None:
+        write_safetensors(work / "model.safetensors", state)
+        (work / "config.json").write_text(text, encoding="utf-8")
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside `path` and rename: readers see the old file or the new one, and a failure leaves the old one.
-
-    Raises:
-        OSError: the disk is full or cannot be written; the message names the file.
-    """
-    from safetensors import SafetensorError
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise OSError(
-            f"could not write {path} ({error}); free disk space or choose another folder; the previous file is intact"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.replace_files(path, write, says=path / "model.safetensors")

@@ -1,0 +1,134 @@
+"""Files that are whole or not there: written in a folder of their own, flushed to the disk, then renamed.
+
+    replace_file(path, lambda new: new.write_text(text))            one file
+    replace_files(folder, write_all_of_them)                        several, renamed in a row
+    with working_folder(parent) as work: ...                        a whole folder: the caller renames it
+
+New folders have the permissions that the user's umask gives (those of tempfile are for their owner alone).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_PREFIX = ".fastgpt-"
+
+
+def reason(error: BaseException) -> str:
+    """What the operating system said, without the temporary name that it said it of."""
+    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """`write` is given a path in a temporary folder beside `path`, whose file then takes `path`'s place.
+
+    Readers see the old file or the new one; a failure, Ctrl-C included, leaves the old one.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the message names the file.
+    """
+    path = Path(path)
+    if os.path.isdir(path):  # False also where the name is too long
+        raise IsADirectoryError(f"could not write {path}: it is a folder; choose another name")
+    replace_files(path.parent, lambda work: write(work / path.name), says=path)
+
+
+def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | None = None) -> None:
+    """`write` fills a temporary folder, whose files then take their places in `folder`, in the order of their names
+    but those of JSON, which describe the others, last. `says`: what an error names in place of `folder`.
+
+    Raises:
+        OSError: the disk is full or cannot be written; nothing was replaced unless the renames themselves failed.
+    """
+    try:
+        with working_folder(folder) as work:
+            write(work)
+            flush_all(work)
+            for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
+                os.replace(path, folder / path.name)
+            flush(folder)
+    except (OSError, RuntimeError) as error:
+        raise type(error if isinstance(error, OSError) else OSError())(
+            f"could not write {says or folder} ({reason(error)}); free disk space or choose another folder; "
+            "the previous file is intact"
+        ) from error
+
+
+@contextlib.contextmanager
+def working_folder(parent: Path, prefix: str = _PREFIX) -> Iterator[Path]:
+    """A new hidden folder in `parent` (made if need be), removed when the block ends unless it was renamed.
+
+    Folders of that prefix that a killed process left behind are removed; those of running ones are locked.
+    """
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    for path in parent.iterdir():
+        if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError), _locked(path):
+                shutil.rmtree(path, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        while True:
+            work = parent / f"{prefix}{secrets.token_hex(4)}"
+            work.mkdir()
+            try:
+                held.enter_context(_locked(work, must=False))
+                break
+            except (BlockingIOError, FileNotFoundError):  # another process took it for one left behind
+                continue
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def flush_all(work: Path) -> None:
+    """Flush the folder `work` and every file in it to the disk."""
+    for path in work.iterdir():
+        flush(path)
+    flush(work)
+
+
+def flush(path: Path) -> None:
+    """fsync of a file or folder; nothing where the file system has none for folders."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, must: bool = True) -> Iterator[None]:
+    """Hold the folder's lock, which the system lets go when the process ends, however it does.
+
+    Raises:
+        OSError: another process holds it; or there is no such folder; or, with `must`, there are no locks here.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        if must:
+            raise OSError("no locks of folders on this system") from None
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            if must:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
