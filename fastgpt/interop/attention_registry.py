@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import _runtime, attention_weights, flash_attention, reference
+from ..kernels import _runtime, attention_weights, reference
 from ..kernels._notice import say_once
-from ..kernels.attention.op import MAX_HEAD_DIM
+from ..kernels.attention.op import MAX_HEAD_DIM, attend
 from ..kernels.attention.sdpa import tensors_why_not
 
 NAME = "fastgpt"
@@ -74,7 +74,7 @@ def attention(
     wanted = _weights_wanted(module, kwargs)
     reason = _why_not(query, key, value, foreign, kwargs)
     if reason is None:
-        out, lse = flash_attention(query, key, value, dropout_p=dropout, return_lse=True, **sees)
+        out, lse = attend(query, key, value, dropout_p=dropout, return_lse=True, **sees)
         return out.transpose(1, 2), attention_weights(query, key, lse, **sees) if wanted else None
     say_once(f'attn_implementation="{NAME}": torch\'s attention is used, because {reason}')
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

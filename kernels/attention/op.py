@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ def flash_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(q kᵀ · softmax_scale + mask) v without ever holding the (T_q, T_k) scores in memory.
 
+    Heads come before tokens, as in torch, and `causal` is on unless switched off. For torch's own signature and rules
+    take `scaled_dot_product_attention`. A q that looks like flash-attn's (B, T, H, D) gives a UserWarning.
+
     Args:
         q: (B, H, T_q, D) float32, float16 or bfloat16, 1 <= D <= 256, any strides.
         k, v: (B, H_kv, T_k, D) of the same dtype; H a multiple of H_kv (each key head serves H / H_kv query heads).
@@ -61,6 +65,22 @@ def flash_attention(
 
     Dao et al. 2022 (arXiv 2205.14135), Dao 2023 (arXiv 2307.08691), Shah et al. 2024 (arXiv 2407.08608).
     """
+    out = attend(
+        q, k, v, causal=causal, softmax_scale=softmax_scale, dropout_p=dropout_p, window=window,
+        key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens, document_ids=document_ids,
+        return_lse=return_lse,
+    )  # fmt: skip
+    if q.shape[1] > q.shape[2] > 1:
+        _warn_if_swapped(q)
+    return out
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, softmax_scale: float | None = None, dropout_p: float = 0.0,
+    window: int | tuple[int, int] | None = None, key_lengths: Tensor | None = None, key_starts: Tensor | None = None,
+    cu_seqlens: Tensor | None = None, document_ids: Tensor | None = None, return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """`flash_attention` for callers whose own signature settles the layout."""
     _runtime.check_dense(
         "flash_attention", 3, q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
@@ -125,6 +145,18 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
     if (H_kv == 0 and H != 0) or (H_kv != 0 and H % H_kv != 0):
         raise ValueError(f"flash_attention: q's heads must be a multiple of k's, got q {H} and k {H_kv}")
     return B, T_q, T_k
+
+
+def _warn_if_swapped(q: Tensor) -> None:
+    """flash-attn's layout has the same four sizes: only more heads than tokens, in memory that runs that way, tell."""
+    if torch.compiler.is_compiling() or q.stride(1) < q.stride(2):  # views of a packed projection are meant
+        return
+    B, H, T, D = q.shape
+    warnings.warn(
+        f"flash_attention: q is ({B}, {H}, {T}, {D}), read as (B, heads, T, head_dim): {H} heads of {T} tokens. If it "
+        "is (B, T, heads, head_dim), as flash-attn takes it, pass q.transpose(1, 2), and k and v likewise",
+        stacklevel=3,
+    )
 
 
 def check_causal_and_scale(name: str, causal: bool, softmax_scale: float | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import _runtime, _transforms, reference
 from .._notice import say_once
-from .op import DTYPES, MAX_HEAD_DIM, flash_attention
+from .op import DTYPES, MAX_HEAD_DIM, attend
 
 
 def scaled_dot_product_attention(
@@ -74,7 +74,7 @@ def scaled_dot_product_attention(
         if T_q < T_k:
             key, value = key[..., :T_q, :], value[..., :T_q, :]
     q, k, v = _to_4d(query, key, value, enable_gqa)
-    out = flash_attention(q, k, v, causal=square, softmax_scale=scale, dropout_p=dropout_p, window=window)
+    out = attend(q, k, v, causal=square, softmax_scale=scale, dropout_p=dropout_p, window=window)
     out = out if head_dim <= value_dim else out[..., :value_dim]
     if query.dim() < 4:
         return out[0] if query.dim() == 3 else out[0, 0]

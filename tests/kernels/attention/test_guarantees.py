@@ -2,12 +2,13 @@
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastgpt.kernels import attention, reference
+from fastgpt.kernels import attention, reference, scaled_dot_product_attention
 from fastgpt.kernels.attention import flash_attention, launch, op
 from tests.support import philox
 from tests.support.budget import GRADIENT, assert_within_budget, exactly
@@ -320,3 +321,19 @@ def test_on_a_cpu_without_the_interpreter():
     if not op._runtime.is_interpreting():
         with pytest.raises(RuntimeError, match="interpret"):
             flash_attention(x, x, x)
+
+
+def test_the_layout_of_flash_attn_gives_a_warning(device, seed):
+    """(B, T, H, D) has as many dims, and would silently be read as T heads of H tokens."""
+    theirs = torch.randn(1, 20, 2, 16, device=device)
+    with pytest.warns(UserWarning, match=r"read as \(B, heads, T, head_dim\): 20 heads of 2 tokens"):
+        flash_attention(theirs, theirs, theirs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        q, k, v = random_qkv(device, 1, 2, 20, 20, 16)
+        flash_attention(q, k, v)
+        flash_attention(q[:, :, -1:], k, v)  # decoding
+        view = torch.randn(1, 2, 3, 4, 16, device=device).permute(2, 0, 3, 1, 4)  # a prompt of 2 tokens, 4 heads
+        flash_attention(view[0], view[1], view[2])
+        few = torch.randn(1, 4, 2, 16, device=device)
+        scaled_dot_product_attention(few, few, few, is_causal=True)
