@@ -5,9 +5,11 @@ result = run_demo(DemoConfig())
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from .impl import Implementations, implementations
 from .kernels import _runtime
 from .metrics import read_metrics
 from .model import GPT
+from .settings import SettingError, check_choice, check_integer, check_number
 from .study import attention_maps
 from .study.report import Report, environment, line_chart
 from .tokenizer import Tokenizer
@@ -35,7 +38,7 @@ class DemoConfig:
     """Settings of the demo. The model and the number of steps suit two CPU cores, or a GPU where there is one."""
 
     runs_dir: str = "runs"
-    """Folder of all runs; the demo writes <runs_dir>/demo."""
+    """Folder of all runs; the demo writes <runs_dir>/demo, or demo-2, demo-3, ... beside what is there."""
     seconds: float = 60.0
     """Time for training, seconds of this machine: the number of steps is chosen to fit, 300 to `max_steps`."""
     max_steps: int = 1000
@@ -50,6 +53,30 @@ class DemoConfig:
     """Tokens of the sample."""
     seed: int = 0
     """Of the weights, the order of the data and the sample."""
+
+    def check(self) -> None:
+        """Raise SettingError or SettingTypeError for a setting that cannot be."""
+        check_number("DemoConfig", "seconds", self.seconds, above=0)
+        check_integer("DemoConfig", "max_steps", self.max_steps, least=1)
+        if self.steps is not None:
+            check_integer("DemoConfig", "steps", self.steps, least=1)
+        if not str(self.device).startswith("cuda:"):
+            check_choice("DemoConfig", "device", self.device, ("auto", "cpu", "cuda", "cuda:1"))
+        if not isinstance(self.prompt, str) or not self.prompt:
+            raise SettingError("DemoConfig", "prompt", self.prompt, "must be a text of one character or more")
+        check_integer("DemoConfig", "sample_tokens", self.sample_tokens, least=0)
+        check_integer("DemoConfig", "seed", self.seed, least=0, most=2**63 - 1)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The demo was stopped by a signal; the message says what was kept.
+
+    stopped_by  "SIGINT" or "SIGTERM"
+    """
+
+    def __init__(self, message: str, stopped_by: str = "SIGINT") -> None:
+        super().__init__(message)
+        self.stopped_by = stopped_by
 
 
 @dataclass(frozen=True)
@@ -97,28 +124,82 @@ class DemoResult:
 
 
 def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResult:
-    """Run everything; `say` receives what the demo tells on the way.
+    """Run everything in a new folder; `say` receives what the demo tells on the way.
 
     Raises:
-        KeyboardInterrupt: training was interrupted.
+        SettingError, SettingTypeError: a setting that cannot be, a `runs_dir` that cannot be written to.
+        Interrupted: SIGINT, or SIGTERM while training.
     """
     began = time.perf_counter()
-    tokenizer = Tokenizer.named("shakespeare")
-    train_data, val_data = (shakespeare_tokens(split, tokenizer) for split in ("train", "val"))
-    trainer = make_trainer(config, tokenizer, train_data, val_data)
-    model, folder = trainer.model, trainer.config.folder
-    say(
-        f"A GPT with {model.num_parameters():,} parameters, {len(train_data):,} tokens of Shakespeare, "
-        f"{trainer.config.steps} steps on {trainer.device}\n"
-    )
-    table = implementations(model)
-    say(f"{table}\n")
-    before = trainer.validate(whole=True)
-    say(f"validation loss before training  {before.loss:.4f} nats/token")
-    if trainer.fit(overwrite=True).stopped_by is not None:
-        raise KeyboardInterrupt
+    config.check()
+    device = resolve_device(config.device)
+    with _new_folder(config) as folder:
+        if folder.name != "demo":
+            say(f"{folder.with_name('demo')} is there already and stays as it is; this demo writes {folder}\n")
+        tokenizer = Tokenizer.named("shakespeare")
+        train_data, val_data = (shakespeare_tokens(split, tokenizer) for split in ("train", "val"))
+        trainer = make_trainer(config, folder.name, device, tokenizer, train_data, val_data)
+        model = trainer.model
+        say(
+            f"A GPT with {model.num_parameters():,} parameters, {len(train_data):,} tokens of Shakespeare, "
+            f"{trainer.config.steps} steps on {trainer.device}\n"
+        )
+        table = implementations(model)
+        say(f"{table}\n")
+        before = trainer.validate(whole=True)
+        say(f"validation loss before training  {before.loss:.4f} nats/token")
+        trained = trainer.fit()
+        if trained.stopped_by is not None:
+            raise Interrupted(
+                f"stopped at step {trained.step} of {trainer.config.steps}: the model so far is in "
+                f"{trained.checkpoint}, no report was written",
+                trained.stopped_by,
+            )
+        try:
+            return _look_into(config, trainer, before, table, say, began)
+        except KeyboardInterrupt:
+            raise Interrupted(f"the trained model is in {trained.checkpoint}, no report was written") from None
+
+
+@contextlib.contextmanager
+def _new_folder(config: DemoConfig) -> Iterator[Path]:
+    """<runs_dir>/demo, or the first of demo-2, demo-3, ... that is not there: what is there may be anyone's work."""
+    root = Path(config.runs_dir)
+    missing = [path for path in (root, *root.parents) if not path.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = root / ("demo" if number == 1 else f"demo-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()  # by which it is this demo's, whoever else starts one now
+                break
+    except OSError as error:
+        need = f"must be a folder that can be written to ({error.strerror}); name another"
+        raise SettingError("DemoConfig", "runs_dir", config.runs_dir, need) from None
+    try:
+        yield folder
+    except BaseException as error:
+        nothing = not any(folder.iterdir())
+        for path in (folder, *missing) if nothing else ():
+            with contextlib.suppress(OSError):  # not empty: another demo's
+                path.rmdir()
+        if nothing and isinstance(error, KeyboardInterrupt):
+            raise Interrupted("nothing was written") from None
+        raise
+
+
+def _look_into(
+    config: DemoConfig,
+    trainer: Trainer,
+    before: Validation,
+    table: Implementations,
+    say: Callable[[str], None],
+    began: float,
+) -> DemoResult:
+    """What follows training: validation, sample, self-check, attention maps, report."""
+    model, tokenizer, folder = trainer.model, trainer.tokenizer, trainer.config.folder
     after = trainer.validate(whole=True)
-    entropy = val_data.unigram_entropy()
+    entropy = trainer.val_data.unigram_entropy()
     say(
         f"validation loss after training   {after.loss:.4f} nats/token, perplexity {after.perplexity:.1f}, "
         f"{after.bits_per_byte:.3f} bits/byte"
@@ -129,6 +210,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
     say(f"{sample}\n")
     self_check = None
     if _runtime.has_triton():
+        say("checking the kernels ...")
         self_check = verify.verify(trainer.device)
         say(f"{self_check}\n")
     else:
@@ -145,18 +227,24 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
         say("matplotlib is not installed, so no picture; `pip install 'fastgpt-triton[train]'`")
         result = dataclasses.replace(result, picture=None)
     make_report(result, trainer, lines, attention_maps.maps_html(maps, tokens)).save(result.report)
+    kernels = "kernels not checked" if self_check is None else self_check.verdict
     say(
         f"{before.loss:.2f} → {after.loss:.2f} nats/token, {result.margin:.2f} below the unigram entropy; "
-        f"{'all kernels within budget' if self_check and self_check.ok else 'see the self-check above'}; "
-        f"{result.seconds:.0f} s"
+        f"{kernels}; {result.seconds:.0f} s"
     )
     say(f"{result.report}{'' if result.picture is None else f' and {result.picture}'}")
     return result
 
 
-def make_trainer(config: DemoConfig, tokenizer: Tokenizer, train_data: TokenDataset, val_data: TokenDataset) -> Trainer:
+def make_trainer(
+    config: DemoConfig,
+    name: str,
+    device: torch.device,
+    tokenizer: Tokenizer,
+    train_data: TokenDataset,
+    val_data: TokenDataset,
+) -> Trainer:
     """The run, with as many steps as fit into `config.seconds`: a few steps of a throw-away copy are timed first."""
-    device = resolve_device(config.device)
     setting = SETTINGS[device.type]
 
     def make(steps: int) -> Trainer:
@@ -164,7 +252,7 @@ def make_trainer(config: DemoConfig, tokenizer: Tokenizer, train_data: TokenData
         shape = (setting.max_len, setting.n_layers, setting.n_heads, setting.d_model)
         model = GPT(GPTConfig(tokenizer.vocab_size, *shape, dropout=setting.dropout))
         train = TrainConfig(
-            name="demo", runs_dir=config.runs_dir, steps=steps, batch_size=setting.batch_size, lr=setting.lr,
+            name=name, runs_dir=config.runs_dir, steps=steps, batch_size=setting.batch_size, lr=setting.lr,
             eval_every=max(1, steps // 5), eval_batches=16, save_every=0, keep=1, seed=config.seed,
             device=str(device), tensorboard=False,
         )  # fmt: skip

@@ -81,6 +81,12 @@ class Report:
     def ok(self) -> bool:
         return bool(self.rows) and all(row.ok for row in self.rows)
 
+    @property
+    def verdict(self) -> str:
+        """How many checks there were, and whether all were passed."""
+        bad = sum(not row.ok for row in self.rows)
+        return f"{len(self.rows)} checks, {f'{bad} FAILED' if bad else 'all within budget'}"
+
     HEADER = ("kernel", "case", "dtype", "error", "PyTorch's", "gradient error", "PyTorch's", "budget used", "")
 
     def table(self) -> list[tuple[str, ...]]:
@@ -106,9 +112,7 @@ class Report:
         lines = [self.HEADER, *self.table()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.HEADER))]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-        bad = sum(not row.ok for row in self.rows)
-        verdict = f"{len(self.rows)} checks, {f'{bad} FAILED' if bad else 'all within budget'}"
-        return "\n".join([*text, f"{verdict}; {self.where}; {self.seconds:.1f} s"])
+        return "\n".join([*text, f"{self.verdict}; {self.where}; {self.seconds:.1f} s"])
 
 
 def names() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import itertools
 import json
 import re
@@ -13,8 +12,6 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from fastgpt import demo
-from fastgpt.demo import DemoConfig, Setting, run_demo
 from fastgpt.study import attention_maps
 from fastgpt.study.report import Report, environment, line_chart, ticks
 from fastgpt.tokenizer import Tokenizer
@@ -124,76 +121,3 @@ def test_token_labels_show_white_space():
     labels = attention_maps.token_labels(tokenizer, tokenizer.encode("To be\n🤖"))
     assert labels[:3] == ["To", "·be", "↵"]
     assert "\ufffd" in labels[3]
-
-
-@pytest.fixture
-def small_demo(tmp_path, monkeypatch):
-    setting = Setting(n_layers=1, n_heads=2, d_model=16, max_len=64, dropout=0.0, batch_size=4, lr=3e-2)
-    monkeypatch.setitem(demo.SETTINGS, "cpu", setting)
-    monkeypatch.setattr(demo, "shakespeare_tokens", lambda split, t: _shakespeare(split, t).split(0.03)[1])
-    checks = demo.verify.verify
-    monkeypatch.setattr(demo.verify, "verify", lambda device: checks(device, ("cross_entropy",)))
-    return DemoConfig(runs_dir=str(tmp_path), steps=20, device="cpu", sample_tokens=8)
-
-
-_shakespeare = demo.shakespeare_tokens
-
-
-@pytest.mark.needs("tiktoken")
-def test_demo_says_and_writes_everything(small_demo, tmp_path):
-    said = []
-    result = run_demo(small_demo, said.append)
-    out = "\n".join(said)
-    for part in (
-        f"validation loss before training  {result.before.loss:.4f}",
-        f"validation loss after training   {result.after.loss:.4f}",
-        f"unigram entropy of that text     {result.unigram_entropy:.4f}",
-        str(result.table), result.sample, str(result.self_check), "report.html",
-    ):  # fmt: skip
-        assert part in out
-    assert result.after.loss < result.before.loss
-    assert result.margin == pytest.approx(result.unigram_entropy - result.after.loss)
-    text = (tmp_path / "demo" / "report.html").read_text()
-    page = Page(text)
-    assert not page.external
-    assert {"svg", "canvas", "table", "pre"} <= set(page.tags)
-    for heading in ("Loss", "Sample", "Attention maps", "Implementations", "Self-check", "Settings", "Environment"):
-        assert f"<h2>{heading}" in text
-    for number in (result.before.loss, result.after.loss, result.unigram_entropy, result.margin):
-        assert f"{number:.4f}" in text
-    assert result.self_check.rows[0].label in text
-    assert (tmp_path / "demo" / "demo.png").read_bytes()[:4] == b"\x89PNG"
-    run_demo(small_demo, said.append)  # and again
-
-
-@pytest.mark.needs("tiktoken")
-def test_demo_without_matplotlib_or_triton(small_demo, tmp_path, monkeypatch):
-    def missing():
-        raise ImportError
-
-    monkeypatch.setattr(attention_maps, "import_figure", missing)
-    monkeypatch.setattr(demo._runtime, "has_triton", lambda: False)
-    said = []
-    result = run_demo(small_demo, said.append)
-    assert result.picture is None
-    assert result.self_check is None
-    assert any("matplotlib is not installed" in line for line in said)
-    assert "Triton is not installed" in (tmp_path / "demo" / "report.html").read_text()
-
-
-@pytest.mark.needs("tiktoken")
-def test_demo_fits_its_steps_into_the_time(small_demo, monkeypatch):
-    tokenizer = Tokenizer.named("shakespeare")
-    data = demo.shakespeare_tokens("val", tokenizer)
-    clock = iter(range(10**6))
-    monkeypatch.setattr(demo.time, "perf_counter", lambda: 0.05 * next(clock))  # a step takes 0.05 s
-    for seconds, steps in ((20.0, 400), (1.0, demo.MIN_STEPS), (1000.0, 900)):
-        config = dataclasses.replace(small_demo, steps=None, seconds=seconds, max_steps=900)
-        assert demo.make_trainer(config, tokenizer, data, data).config.steps == pytest.approx(steps, abs=1)
-
-
-@pytest.mark.needs("tiktoken")
-def test_demo_fails_where_the_model_learned_nothing(small_demo):
-    result = run_demo(dataclasses.replace(small_demo, steps=1), lambda line: None)
-    assert result.margin < demo.MARGIN
-    assert not result.ok
