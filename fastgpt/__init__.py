@@ -6,6 +6,7 @@ print(fastgpt.implementations(model))      # what computes each part here, and w
 fastgpt.patch(other_model)                 # the fused modules inside a model of torch's or transformers'
 """
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,24 @@ from typing import TYPE_CHECKING, Any
 if not (_here := Path(__file__).parent).joinpath("kernels").exists():
     __path__.append(str(_here.parent))
 
-from . import kernels, nn
-from .config import GPTConfig
-from .impl import implementations
-from .interop.patch import patch
-from .model import GPT
-from .one_head import OneHeadLM
+
+def _is_the_command() -> bool:
+    """Whether Python was started by `fastgpt ...` or `python -m fastgpt ...`."""
+    started = getattr(sys, "argv", [""])[:1]
+    if started == ["-m"]:  # what stands there while Python looks for the module
+        return not {("-m", "fastgpt"), ("-m", "fastgpt.cli")}.isdisjoint(zip(sys.orig_argv, sys.orig_argv[1:]))
+    return bool(started) and Path(started[0]).name == "fastgpt"
+
+
+# The command loads torch when it needs it: its help comes at once, and Ctrl-C finds a handler from the first moment.
+# Everyone else has all of it by `import fastgpt`, the operators of torch.ops.fastgpt among it.
+if TYPE_CHECKING or not _is_the_command():
+    from . import kernels, nn
+    from .config import GPTConfig
+    from .impl import implementations
+    from .interop.patch import patch
+    from .model import GPT
+    from .one_head import OneHeadLM
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -41,15 +54,20 @@ __all__ = [
     "patch",
 ]
 
-_LOADED_ON_DEMAND = {"Tokenizer": ".tokenizer", "TrainConfig": ".trainer", "Trainer": ".trainer"}
+_HOMES = {
+    "GPT": ".model", "GPTConfig": ".config", "OneHeadLM": ".one_head", "Tokenizer": ".tokenizer",
+    "TrainConfig": ".trainer", "Trainer": ".trainer", "implementations": ".impl", "patch": ".interop.patch",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Training and tokenizing load what they need when they are first used, so that `import fastgpt` stays quick."""
-    if name in _LOADED_ON_DEMAND:
-        return getattr(import_module(_LOADED_ON_DEMAND[name], __name__), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    if name in ("kernels", "nn"):
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LOADED_ON_DEMAND})
+    return sorted({*globals(), *__all__})

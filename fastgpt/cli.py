@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from .settings import SettingError, SettingTypeError
@@ -23,41 +26,85 @@ COMMANDS = {
     "verify": "compare every Triton kernel with the reference in float64",
 }
 
+# A user's mistake, or something about this machine: one line that says what to do. All else is a mistake of ours.
+_ONE_LINE = (
+    ValueError, IndexError, OSError, RuntimeError, ImportError, MemoryError, OverflowError, FloatingPointError,
+    SettingTypeError,
+)  # fmt: skip
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script. Returns the exit status: 0, 1 (it ran and failed), 2 (wrong options or input)."""
+    """The console script; as a function of `argv`, it leaves the process's signal handlers alone.
+
+    Returns:
+        The exit status: 0, 1 (it ran and failed, or a bug of ours), 2 (wrong options or input), 130 and 143 (stopped by
+        Ctrl-C or SIGTERM).
+    """
+    from .commands import _signals, _terminal
+
+    is_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
+    _terminal.adapt()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    name = argv[0] if argv and argv[0] in COMMANDS else None
+    signals = _signals.Signals(f"fastgpt {name}" if name else "fastgpt")
+    try:
+        with signals if is_process else contextlib.nullcontext():
+            status = _answer(argv) if name is None else _run(name, argv[1:], signals)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return status
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(BrokenPipeError):
+            print(signals.message(stop), file=sys.stderr)
+        return signals.status
+    except BrokenPipeError:  # `fastgpt sample ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _answer(argv: list[str]) -> int:
+    """What needs no command: help, the version, a name that is none."""
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
-    if argv[0] == "--version":
+    if argv[0] in ("-V", "--version"):
         from . import __version__
 
         print(f"fastgpt {__version__}")
         return 0
-    name, options = argv[0], argv[1:]
-    if name not in COMMANDS:
-        print(f"fastgpt: error: unknown command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+    nearest = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+    what = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
+    return _fail("fastgpt", f"unknown command {argv[0]!r}; {what}")
+
+
+def _run(name: str, options: list[str], signals) -> int:
+    prog = f"fastgpt {name}"
+    command_class = None
     try:
         from .commands import _options
 
-        command_class = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__).Command
-        return _options.parse(command_class, options, prog=f"fastgpt {name}").run() or 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `fastgpt sample ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, LookupError, ImportError) as error:
+        command_class = importlib.import_module(f".commands.{name}", __package__).Command
+        command = _options.parse(command_class, options, prog=prog)
+        import torch  # noqa: F401 (every command needs it, and so it is loaded while a signal can still end all quietly)
+
+        signals.start_work()
+        return command.run() or 0
+    except BrokenPipeError:
+        raise
+    except Exception as error:
         if os.environ.get("FASTGPT_DEBUG"):
             raise
-        if isinstance(error, TypeError) and not isinstance(error, SettingTypeError):
-            raise
-        print(f"fastgpt {name}: error: {as_typed(error, command_class)}", file=sys.stderr)
-        print("(FASTGPT_DEBUG=1 shows where)", file=sys.stderr)
-        return 2
+        if not isinstance(error, _ONE_LINE) or isinstance(error, RecursionError):
+            traceback.print_exc()
+            print(f"{prog}: this is a bug of fastgpt; please report it, with the lines above", file=sys.stderr)
+            return 1
+        return _fail(prog, as_typed(error, command_class))
+
+
+def _fail(prog: str, message: str) -> int:
+    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def as_typed(error: BaseException, command_class: type) -> str:

@@ -104,7 +104,7 @@ def test_every_option_has_an_explanation(owner):
 
 
 def test_unknown_command_and_option(capsys):
-    assert "unknown command 'trian'; choose from demo, " in error_of(capsys, "trian")
+    assert "unknown command 'trian'; did you mean 'train'?" in error_of(capsys, "trian")
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--stepz", "3"])
     assert stop.value.code == 2

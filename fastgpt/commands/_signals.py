@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM, the same for every command: one line that says what was kept, exit status 130 or 143.
+
+A command that writes says what is left of it: it catches KeyboardInterrupt, puts things in order, and raises
+`KeyboardInterrupt("the shards that were there are intact") from None`. SIGTERM arrives as KeyboardInterrupt too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from types import FrameType
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # what a shell gives for a process that they end
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Signals:
+    """Handlers of the process that runs one command; `with Signals("fastgpt train") as signals:` around all of it.
+
+    Only the handlers that Python starts with are replaced: what a parent process ignores (`nohup`, a background job of
+    a script) stays ignored.
+    """
+
+    def __init__(self, prog: str) -> None:
+        self.prog = prog
+        self._number = signal.SIGINT
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Signals:
+        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) is default:
+                self._before[number] = signal.signal(number, self._leave)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def start_work(self) -> None:
+        """From now on there may be something to put in order: both signals raise KeyboardInterrupt."""
+        for number in self._before:
+            signal.signal(number, self._interrupt)
+
+    def message(self, stop: KeyboardInterrupt) -> str:
+        """The line that says what stopped the command, and what it kept, if it says so."""
+        return "; ".join([f"{self.prog}: {_WORDS[self._number]}", *map(str, stop.args)])
+
+    @property
+    def status(self) -> int:
+        """The exit status after a KeyboardInterrupt."""
+        return STATUS[self._number]
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        # An exception could be swallowed: C code under the import of torch and numpy clears what it did not expect.
+        number = signal.Signals(number)
+        with contextlib.suppress(OSError):
+            os.write(2, f"{self.prog}: {_WORDS[number]}; nothing was done\n".encode())
+        os._exit(STATUS[number])
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._number = signal.Signals(number)
+        raise KeyboardInterrupt

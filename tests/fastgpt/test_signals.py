@@ -1,0 +1,80 @@
+"""Ctrl-C and SIGTERM at any moment of any command: one line, no traceback, the shell's exit status."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support import command
+
+pytestmark = pytest.mark.needs("tyro")
+
+MODULE = [sys.executable, "-m", "fastgpt"]
+
+
+def stopped(process: subprocess.Popen[str], after: float, number: signal.Signals) -> tuple[int, str]:
+    time.sleep(after)
+    process.send_signal(number)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("after", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("how", ["script", "module"])
+def test_ctrl_c_while_modules_are_imported(tmp_path, how, after):
+    argv = ["train", "--steps", "100000", "--tokenizer", "shakespeare", "--device", "cpu"]
+    if how == "script":
+        process = command.start(*argv, cwd=tmp_path)
+    else:
+        process = subprocess.Popen([*MODULE, *argv], cwd=tmp_path, text=True, stderr=subprocess.PIPE)
+    code, err = stopped(process, after, signal.SIGINT)
+    assert code == 130, err
+    assert err == "fastgpt train: interrupted; nothing was done\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_while_modules_are_imported(tmp_path):
+    code, err = stopped(command.start("verify", cwd=tmp_path), 0.3, signal.SIGTERM)
+    assert (code, err) == (143, "fastgpt verify: terminated; nothing was done\n")
+
+
+def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
+    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    code, err = stopped(command.start("sample", "nowhere", cwd=tmp_path, **ignoring), 0.3, signal.SIGINT)
+    assert code == 2, err
+
+
+CALL = """
+import os, signal, sys
+from fastgpt.commands import verify
+def run(self):
+    try:
+        os.kill(os.getpid(), signal.{number})
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt({kept}) from None
+verify.Command.run = run
+sys.argv = ["fastgpt", "verify"]
+from fastgpt.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "kept", "code", "line"),
+    [
+        ("SIGINT", "", 130, "fastgpt verify: interrupted\n"),
+        ("SIGINT", "'the shards are intact'", 130, "fastgpt verify: interrupted; the shards are intact\n"),
+        ("SIGTERM", "'the shards are intact'", 143, "fastgpt verify: terminated; the shards are intact\n"),
+    ],
+)
+def test_a_command_says_what_it_kept(number, kept, code, line):
+    program = CALL.format(number=number, kept=kept)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (code, line)
