@@ -12,6 +12,8 @@ import operator
 from collections.abc import Collection
 from typing import Any
 
+_LONGEST = 200  # characters of a value in a message
+
 
 class _Setting(Exception):
     """owner: the class or function; name: its argument; value: as given; need: "must ...", with the way out."""
@@ -21,7 +23,7 @@ class _Setting(Exception):
         self.owner, self.name, self.value, self.need = owner, name, value, need
 
     def __str__(self) -> str:
-        return f"{self.owner}: {self.name}={self.value!r} {self.need}"
+        return f"{self.owner}: {self.name}={_short(self.value)} {self.need}"
 
 
 class SettingError(_Setting, ValueError):
@@ -76,6 +78,17 @@ def check_number(
     return number
 
 
+def check_flag(owner: str, name: str, value: Any) -> bool:
+    """`value`, True or False.
+
+    Raises:
+        SettingTypeError: anything else, 0 and 1 included.
+    """
+    if not isinstance(value, bool):
+        raise SettingTypeError(owner, name, value, "must be True or False")
+    return value
+
+
 def check_choice(owner: str, name: str, value: Any, choices: Collection[str]) -> str:
     """`value`, one of `choices`.
 
@@ -88,6 +101,12 @@ def check_choice(owner: str, name: str, value: Any, choices: Collection[str]) ->
     if value not in choices:
         raise SettingError(owner, name, value, need)
     return value
+
+
+def _short(value: Any) -> str:
+    """`value` in Python's notation; of a long one (a list of tokens, a tensor) the beginning, on one line."""
+    words = " ".join(repr(value).split())
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}... ({type(value).__name__})"
 
 
 def _range(least: float | None, most: float | None, above: float | None, below: float | None) -> str:

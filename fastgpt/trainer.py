@@ -28,80 +28,18 @@ from torch import Tensor, nn
 
 from . import checkpoint, metrics
 from .data import TokenDataset
+from .devices import autocast, resolve_device, resolve_dtype
 from .optim import build_adamw, learning_rate
 from .sampler import IGNORED, BatchSampler, sequential_batches
 from .tokenizer import Tokenizer
+from .train_config import TrainConfig
+
+__all__ = [
+    "TrainConfig", "TrainResult", "Trainer", "Validation", "autocast", "describe", "describe_validation", "evaluate",
+    "resolve_device", "resolve_dtype",
+]  # fmt: skip
 
 _log = logging.getLogger("fastgpt")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training run; everything that is written down with it."""
-
-    name: str = "run"
-    """Name of the run; everything is written to <runs_dir>/<name>."""
-    runs_dir: str = "runs"
-    """Folder of all runs."""
-    steps: int = 1000
-    """Parameter updates."""
-    batch_size: int = 16
-    """Sequences per micro-batch."""
-    grad_accum: int = 1
-    """Micro-batches per update; the loss is the mean over all their tokens."""
-    seq_len: int | None = None
-    """Tokens per sequence; the model's max_len if not given."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    warmup_fraction: float = 0.05
-    """Fraction of the steps in which the learning rate rises to its peak; a cosine follows."""
-    final_lr_fraction: float = 0.1
-    """Learning rate at the end, as a fraction of the peak."""
-    weight_decay: float = 0.1
-    """AdamW's decay, on matrices only (biases and LayerNorms keep their size)."""
-    beta1: float = 0.9
-    """AdamW's decay rate of the mean gradient."""
-    beta2: float = 0.95
-    """AdamW's decay rate of the mean squared gradient."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient over all parameters; 0 = no clipping."""
-    eval_every: int = 100
-    """Steps between validations (one is made at the end in any case); 0 = only at the end."""
-    eval_batches: int | None = None
-    """Validation batches, spread over the validation data; all of it if not given."""
-    save_every: int = 500
-    """Steps between checkpoints (one is made at the end in any case); 0 = only at the end."""
-    keep: int = 2
-    """Checkpoints that are kept."""
-    seed: int = 0
-    """Of the order of the data and of dropout."""
-    device: str = "auto"
-    """"auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"."""
-    dtype: str = "auto"
-    """"bfloat16" (autocast; weights stay float32), "float32", or "auto": bfloat16 on GPUs that have it."""
-    compile: bool = False
-    """Run the model through torch.compile."""
-    tensorboard: bool = True
-    """Write TensorBoard scalars to <runs_dir>/<name>/tensorboard."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "grad_accum", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig: {name}={getattr(self, name)} must be at least 1")
-        for name in ("lr", "weight_decay", "grad_clip", "eval_every", "save_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"TrainConfig: {name}={getattr(self, name)} must not be negative")
-        for name in ("warmup_fraction", "final_lr_fraction", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"TrainConfig: {name}={getattr(self, name)} must lie between 0 and 1")
-        if self.dtype not in ("auto", "bfloat16", "float32"):
-            raise ValueError(f"TrainConfig: dtype={self.dtype!r} must be 'auto', 'bfloat16' or 'float32'")
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"TrainConfig: name={self.name!r} must be a plain folder name, without '/'")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs_dir) / self.name
 
 
 @dataclass(frozen=True)
@@ -136,8 +74,7 @@ class Trainer:
         show_progress: a progress bar, and a line at every validation.
 
     Raises:
-        ValueError: the data's ids do not fit the model's vocabulary, or seq_len its max_len.
-        RuntimeError: device="cuda" where there is none.
+        ValueError: the data's ids do not fit the model's vocabulary, or seq_len its max_len; a device that is not here.
     """
 
     def __init__(
@@ -152,8 +89,8 @@ class Trainer:
         show_progress: bool = True,
     ) -> None:
         self.config = config = config or TrainConfig()
-        self.device = resolve_device(config.device)
-        self.dtype = resolve_dtype(config.dtype, self.device)
+        self.device = resolve_device(config.device, owner="Trainer")
+        self.dtype = resolve_dtype(config.dtype, self.device, owner="Trainer")
         self.model = model.to(self.device)
         self.seq_len = _checked_seq_len(model, config.seq_len)
         for data in (train_data, val_data):
@@ -307,7 +244,7 @@ class Trainer:
             if newest is not None and not overwrite:
                 raise FileExistsError(
                     f"{folder} holds a run of {checkpoint.step_of(newest)} steps; go on with --resume, start over with "
-                    "--overwrite, or choose another --train.name"
+                    "--overwrite, or choose another --name"
                 )
             for old in ("checkpoints", "tensorboard"):
                 shutil.rmtree(folder / old, ignore_errors=True)
@@ -422,28 +359,6 @@ def describe_validation(line: dict[str, Any]) -> str:
         f"step {line['step']:>6}  validation loss {line['val_loss']:.4f}, perplexity {line['val_perplexity']:.1f}"
         f"{'' if per_byte is None else f', {per_byte:.3f} bits/byte'}"
     )
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is a GPU if there is one. Raises RuntimeError for a CUDA device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"device={name!r}: torch sees no CUDA GPU here; use device='cpu', or install a CUDA torch")
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on GPUs that compute in it, else float32."""
-    if name == "auto":
-        fits = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fits else torch.float32
-    return getattr(torch, name)
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def _count(targets: Tensor) -> int:

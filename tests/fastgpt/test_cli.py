@@ -23,7 +23,6 @@ from fastgpt.commands.train import ModelOptions
 from fastgpt.demo import DemoConfig
 from fastgpt.kernels import _runtime
 from fastgpt.metrics import read_metrics
-from fastgpt.trainer import TrainConfig
 
 from .training import tiny_model
 
@@ -90,7 +89,7 @@ def test_help_shows_every_option_with_default_and_explanation(capsys, monkeypatc
 
 @pytest.mark.parametrize(
     "owner",
-    [TrainConfig, DemoConfig, ModelOptions, "prepare", "train", "sample", "eval", "inspect", "verify"],
+    [DemoConfig, ModelOptions, "prepare", "train", "sample", "eval", "inspect", "verify"],
 )
 def test_every_option_has_an_explanation(owner):
     if isinstance(owner, str):

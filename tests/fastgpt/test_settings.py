@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from fastgpt.settings import SettingError, SettingTypeError, check_choice, check_integer, check_number
+from fastgpt.settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
 
 from ..support import command
 
@@ -40,6 +40,19 @@ def test_choices():
         check_choice("F", "mode", "c", ("a", "b"))
     with pytest.raises(SettingTypeError):
         check_choice("F", "mode", 1, ("a", "b"))
+
+
+def test_flags():
+    assert check_flag("F", "on", False) is False
+    for value in (0, 1, "no", None):
+        with pytest.raises(SettingTypeError, match=r"F: on=.* must be True or False"):
+            check_flag("F", "on", value)
+
+
+def test_a_long_value_is_cut():
+    with pytest.raises(SettingTypeError, match=r"F: n=\[0, 1, .*\.\.\. \(list\) must be an integer") as caught:
+        check_integer("F", "n", list(range(10000)))
+    assert len(str(caught.value)) < 300
 
 
 def test_the_errors_are_values_or_types_and_pickle():

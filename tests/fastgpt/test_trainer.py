@@ -20,7 +20,7 @@ from fastgpt import metrics
 from fastgpt.data import TokenDataset, shakespeare, shakespeare_tokens
 from fastgpt.metrics import read_metrics
 from fastgpt.tokenizer import Tokenizer
-from fastgpt.trainer import TrainConfig, Trainer, evaluate, resolve_device, resolve_dtype
+from fastgpt.trainer import TrainConfig, Trainer, evaluate
 
 from .training import tiny_data, tiny_model, tiny_trainer
 
@@ -218,40 +218,11 @@ def test_existing_run_is_not_overwritten_by_accident(tmp_path):
         tiny_trainer(tmp_path, name="b").fit(resume=True)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": 0}, "steps=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"lr": -1.0}, "lr=-1.0"),
-        ({"lr": math.nan}, "lr=nan"),
-        ({"beta2": 1.5}, "beta2=1.5"),
-        ({"dtype": "float8"}, "dtype='float8'"),
-        ({"name": "a/b"}, "name='a/b'"),
-        ({"name": ""}, "name=''"),
-    ],
-)
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**options)
-
-
 def test_data_that_does_not_fit_the_model(tmp_path):
     with pytest.raises(ValueError, match=r"ids up to 4095, the model's vocab_size is 100; build .*vocab_size=4096"):
         tiny_trainer(tmp_path, model=tiny_model(vocab_size=100))
     with pytest.raises(ValueError, match=r"seq_len=17 exceeds the model's max_len=16"):
         tiny_trainer(tmp_path, seq_len=17)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_cuda_where_there_is_none():
-    assert resolve_device("auto").type == "cpu"
-    with pytest.raises(RuntimeError, match="sees no CUDA GPU"):
-        resolve_device("cuda")
-
-
-def test_auto_dtype_on_a_cpu():
-    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
 
 
 _RUN = """
