@@ -107,7 +107,7 @@ def _next_logits(model: GPT, idx: Tensor, cache: KVCache | None) -> Tensor:
     """Logits (B, V) after the last of the tokens idx (B, T), without dropout."""
     with evaluating(model):
         hidden = model.hidden_states(idx, cache)
-        logits, _ = model.head(hidden[:, -1])
+        logits = model.head(hidden[:, -1])
     return logits
 
 

@@ -28,7 +28,7 @@ from .generate import KVCache, SamplingConfig, sample_stream
 from .impl import check_constructible
 from .kernels import _runtime
 from .modes import evaluating
-from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head
+from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, logits_and_loss
 
 
 @dataclass
@@ -136,8 +136,8 @@ class GPT(nn.Module):
         """
         self._check(idx, targets)
         hidden = self.hidden_states(idx)
-        logits, loss = self.head(hidden, targets, return_logits=return_logits, reduction=reduction)
-        return GPTOutput(loss, hidden, self.head.weight, logits)
+        logits, loss = logits_and_loss(self.head, hidden, targets, return_logits=return_logits, reduction=reduction)
+        return GPTOutput(loss, hidden, getattr(self.head, "weight", None), logits)
 
     def hidden_states(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """idx (B, T) -> output of the final LayerNorm (B, T, d). With a cache, idx are the tokens that follow it."""

@@ -1,6 +1,7 @@
 """The parts of a GPT block: parameters named as in the reference model, computed by any implementation.
 
 Each module holds parameters and a request (`impl`); `choose` turns the request into an implementation at each call.
+Where somebody has put something else in a child's place, or hooks on it, the children run (nn/_exact.py).
 Shapes: B batch, T tokens, d d_model, H query heads, H_kv key/value heads, D head_dim, V vocabulary.
 """
 
@@ -14,6 +15,9 @@ from . import kernels
 from .config import GPTConfig
 from .impl import check_constructible, choose
 from .kernels import _runtime, _transforms, reference
+from .kernels._notice import say_once
+from .nn import _exact
+from .nn.ffn import SequentialFFN
 
 IGNORE_INDEX = -100  # targets with this value do not count, as in torch
 
@@ -150,7 +154,7 @@ class AddLayerNorm(nn.LayerNorm):
         return f"{super().extra_repr()}, impl={self.impl!r}"
 
 
-class FeedForward(nn.Sequential):
+class FeedForward(SequentialFFN):
     """gelu(x W1ᵀ + b1) W2ᵀ + b2, with the parameters of nn.Sequential(Linear, GELU, Linear).
 
     Dropout and the residual are left to the AddLayerNorm that follows: it reads the residual stream anyway, and the
@@ -170,21 +174,23 @@ class FeedForward(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d) -> (..., d)."""
-        up, gelu, down = self
-        match choose("ffn", self.impl, x.device, x.dtype):
-            case "triton":
-                return kernels.gelu_ffn(x, up.weight, up.bias, down.weight, down.bias, approximate=gelu.approximate)
-            case "torch":
-                return down(gelu(up(x)))
-            case _:
-                return reference.gelu_ffn(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate)
+        reason = self.why_children()
+        if reason is not None:
+            say_once(f"FeedForward: its children run one by one, because {reason}")
+            return super().forward(x)
+        impl = choose("ffn", self.impl, x.device, x.dtype)
+        if impl == "torch":
+            return super().forward(x)
+        up, gelu, down = self._modules.values()
+        function = kernels.gelu_ffn if impl == "triton" else reference.gelu_ffn
+        return function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate)
 
     def extra_repr(self) -> str:
         return f"impl={self.impl!r}"
 
 
 class Head(nn.Linear):
-    """The unembedding and its loss. The fused loss never makes the (B, T, V) logits."""
+    """The unembedding: a Linear without bias, whose loss `logits_and_loss` can compute without the (B, T, V) logits."""
 
     fastgpt_part = "loss"
 
@@ -193,29 +199,53 @@ class Head(nn.Linear):
         check_constructible("loss", config.loss_impl)
         self.impl = config.loss_impl
 
-    def forward(
-        self, x: Tensor, targets: Tensor | None = None, *, return_logits: bool | None = None, reduction: str = "mean"
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """x (B, T, d), targets (B, T) int64 or int32 -> logits (B, T, V) or None, loss or None.
-
-        Without targets there are logits and no loss. With targets, the fused loss gives logits only on request.
-        """
-        if targets is None:
-            return F.linear(x, self.weight), None
-        impl = choose("loss", self.impl, x.device, x.dtype)
-        if impl == "triton":
-            loss = kernels.linear_cross_entropy(x, self.weight, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
-            return (F.linear(x, self.weight) if return_logits else None), loss
-        logits = F.linear(x, self.weight)
-        if impl == "torch":
-            wide = logits if logits.dtype == torch.float64 else logits.float()
-            loss = F.cross_entropy(
-                wide.flatten(0, -2), targets.flatten().long(), ignore_index=IGNORE_INDEX, reduction=reduction
-            )
-            loss = loss.view(targets.shape) if reduction == "none" else loss
-        else:
-            loss = reference.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
-        return (None if return_logits is False else logits), loss
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, impl={self.impl!r}"
+
+
+_HEAD = _exact.exactly(Head)
+
+
+def why_head_runs(head: nn.Module) -> str | None:
+    """Why what stands in the place of a model's head has to be called, and no kernel may read it; None if one may."""
+    reason = _exact.why_not((head,), _HEAD)
+    return "the Head has a bias" if reason is None and head.bias is not None else reason
+
+
+def logits_and_loss(
+    head: nn.Module, hidden: Tensor, targets: Tensor | None, *, return_logits: bool | None, reduction: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """hidden (B, T, d), targets (B, T) int64 or int32 -> logits (B, T, V) or None, loss or None.
+
+    Without targets there are logits and no loss. With targets, the fused loss gives logits only if return_logits is
+    True, every other only if it is not False. A head that is not a Head, or on which somebody has hooks, always gives
+    its logits, as nobody else could make them.
+    """
+    if targets is None:
+        return head(hidden), None
+    reason = why_head_runs(head)
+    if reason is not None:
+        say_once(f"GPT: the loss is torch's cross-entropy of the head's logits, because {reason}")
+        logits = head(hidden)
+        return logits, _cross_entropy(logits, targets, reduction)
+    impl = choose("loss", head.impl, hidden.device, hidden.dtype)
+    if impl == "triton":
+        loss = kernels.linear_cross_entropy(
+            hidden, head.weight, targets, ignore_index=IGNORE_INDEX, reduction=reduction
+        )
+        return (head(hidden) if return_logits else None), loss
+    logits = head(hidden)
+    if impl == "torch":
+        loss = _cross_entropy(logits, targets, reduction)
+    else:
+        loss = reference.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
+    return (None if return_logits is False else logits), loss
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """torch's, of logits (B, T, V) in float32 or better: a scalar, or (B, T) with reduction="none"."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = F.cross_entropy(
+        wide.flatten(0, -2), targets.flatten().long(), ignore_index=IGNORE_INDEX, reduction=reduction
+    )
+    return loss.view(targets.shape) if reduction == "none" else loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,31 @@ from torch import Tensor, nn
 from ..impl import check_constructible, choose
 from ..kernels import gelu_ffn, reference
 from ..kernels._notice import say_once
+from . import _exact
 
-_CHILDREN = ((nn.Linear, nn.GELU, nn.Linear), (nn.Linear, nn.GELU, nn.Linear, nn.Dropout))
+_LAYERS = nn.Linear, nn.GELU, nn.Linear
 
 
-class GELUFFN(nn.Sequential):
+class SequentialFFN(nn.Sequential):
+    """nn.Sequential(Linear, GELU, Linear), for which kernels may stand in while its children are exactly these."""
+
+    _expected: ClassVar = {3: _exact.exactly(*_LAYERS)}  # by their number
+
+    def why_children(self) -> str | None:
+        """Why the children run, and neither the kernels nor their reference stand in for them; None if these may."""
+        children = self._modules
+        expected = self._expected.get(len(children))
+        if expected is None:
+            return f"there are {len(children)} of them"
+        return _exact.why_not(children.values(), expected)
+
+    def __getitem__(self, index: slice | int) -> nn.Module:
+        if isinstance(index, slice):  # part of an FFN is not an FFN
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
+
+class GELUFFN(SequentialFFN):
     """dropout(gelu(x W1ᵀ + b1) W2ᵀ + b2), a transformer's feed-forward layer, on `fastgpt.kernels.gelu_ffn`.
 
     It is nn.Sequential(Linear, GELU, Linear[, Dropout]), with the same children and state dict: 0.weight, 0.bias,
@@ -23,7 +43,8 @@ class GELUFFN(nn.Sequential):
     the pre-activation, one hidden-sized tensor less than the Sequential.
 
     torch's own children run instead, and the "fastgpt" log says why, once, where the kernels cannot (a CPU, float64,
-    ...) and where a child has been replaced or hooked, by LoRA for example: the kernels would pass it over.
+    ...) and, whatever `impl` says, where a child has been replaced or hooked, by LoRA or pruning for example: the
+    kernels would pass it over.
 
     Args:
         d_model: size of the input.
@@ -40,6 +61,7 @@ class GELUFFN(nn.Sequential):
         ValueError: an `impl`, an `approximate` or a dropout probability that does not exist.
     """
 
+    _expected: ClassVar = SequentialFFN._expected | {4: _exact.exactly(*_LAYERS, nn.Dropout)}
     fastgpt_part = "ffn"
     impl = "auto"  # of the class, so that modules converted by their __class__ have them
     recompute = False
@@ -76,38 +98,29 @@ class GELUFFN(nn.Sequential):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., d_model) -> (..., d_out); `residual` (..., d_out) is added after dropout."""
-        reason = self._why_not_fused(x)
+        reason = self.why_children()
+        if reason is None and x.is_nested:
+            reason = "nested tensors are not supported"
         impl = "torch" if reason is not None else choose("ffn", self.impl, x.device, x.dtype)
         if impl == "torch":
             if reason is not None:
                 say_once(f"GELUFFN: its children run one by one, because {reason}")
             y = super().forward(x)
             return y if residual is None else residual + y
-        up, gelu, down = self[0], self[1], self[2]
+        up, gelu, down, *dropout = self._modules.values()
         options: dict[str, Any] = {"residual": residual}
-        if len(self) == 4 and self[3].training:
-            options["dropout_p"] = self[3].p
+        if dropout and dropout[0].training:
+            options["dropout_p"] = dropout[0].p
         function = reference.gelu_ffn
         if impl == "triton":
             function, options["recompute"] = gelu_ffn, self.recompute
         return function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate, **options)
 
-    def _why_not_fused(self, x: Tensor) -> str | None:
-        """Why neither the kernels nor their reference may stand in for the children; None if they may."""
-        if tuple(type(child) for child in self) not in _CHILDREN:
-            return "they are no longer Linear, GELU, Linear[, Dropout]"
-        if any(c._forward_hooks or c._forward_pre_hooks or c._backward_hooks or c._backward_pre_hooks for c in self):
-            return "one of them has hooks"
-        if len(self) == 4 and self[3].p == 1.0:
+    def why_children(self) -> str | None:
+        reason = super().why_children()
+        if reason is None and any(dropout.p == 1.0 for dropout in list(self._modules.values())[3:]):
             return "dropout of everything is not supported"
-        if x.is_nested:
-            return "nested tensors are not supported"
-        return None
-
-    def __getitem__(self, index: slice | int) -> nn.Module:
-        if isinstance(index, slice):  # part of an FFN is not an FFN
-            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
-        return super().__getitem__(index)
+        return reason
 
     def extra_repr(self) -> str:
         return f"impl={self.impl!r}" + (", recompute=True" if self.recompute else "")

@@ -1,0 +1,57 @@
+"""The one rule for computing what other modules are there to compute.
+
+A kernel that takes a child's weight passes by whatever was done to the child: an adapter around it (LoRA), a hook on it
+(pruning, spectral norm, offloading, somebody's probe), a forward of its own, a quantised weight. So a module of ours
+stands in for its children only where each is exactly the class whose formula the kernel has, and nothing was done to
+it. Otherwise the children run, one by one, as torch's would.
+
+A child that was compiled (`child.compile()`) is no other: the same formula, so that kernels may stand in for it.
+torch.compile guards on classes and forwards; hooks that are added after a graph was compiled it notices for modules of
+ours as little as for any (see torch._dynamo.config.skip_nnmodule_hook_guards).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import CodeType
+
+from torch import Tensor, nn
+from torch.nn.modules import module as _registry
+
+# Hooks on all modules of the process (`torch.nn.modules.module.register_module_forward_hook` and its kin).
+_forward, _forward_pre = _registry._global_forward_hooks, _registry._global_forward_pre_hooks
+_backward, _backward_pre = _registry._global_backward_hooks, _registry._global_backward_pre_hooks
+
+_PLAIN = (nn.Parameter, Tensor, type(None))  # other weights know how to multiply: quantised or sharded ones
+
+Expected = tuple[tuple[type[nn.Module], CodeType | None], ...]
+
+
+def exactly(*classes: type[nn.Module]) -> Expected:
+    """What `why_not` compares children with: each class, and the code of its forward, which somebody may replace."""
+    return tuple((kind, _code(kind)) for kind in classes)
+
+
+def _code(kind: type[nn.Module]) -> CodeType | None:
+    """The code of the forward that the class was written with; None if it has been replaced already."""
+    home = next(base for base in kind.__mro__ if "forward" in vars(base))
+    module = getattr(kind.forward, "__globals__", {}).get("__name__")  # of a wrapper it is the wrapper's
+    return kind.forward.__code__ if module == home.__module__ else None
+
+
+def why_not(children: Iterable[nn.Module], expected: Expected) -> str | None:
+    """Why no kernel may stand in for these children, which should be exactly as expected; None if one may."""
+    if _forward or _forward_pre or _backward or _backward_pre:
+        return "all modules have hooks (torch.nn.modules.module)"
+    for child, (kind, code) in zip(children, expected):
+        if type(child) is not kind:
+            return f"a {kind.__name__} has become a {type(child).__name__}"
+        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
+            return f"a {kind.__name__} has hooks"
+        own = child.__dict__
+        if "forward" in own or "_call_impl" in own or getattr(child.forward, "__code__", None) is not code:
+            return f"a {kind.__name__} has a forward of its own"
+        weight = type(child._parameters.get("weight"))
+        if weight not in _PLAIN and not weight.__module__.startswith("torch._subclasses"):  # tensors without data
+            return f"the weight of a {kind.__name__} is a {weight.__name__}"
+    return None
