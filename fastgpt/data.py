@@ -118,7 +118,7 @@ class TokenDataset:
             if manifest["format"] != MAGIC.decode() or manifest["version"] != VERSION:
                 raise ShardError(f"{path}: format {manifest['format']!r} version {manifest['version']}, {_REDO}")
             shards = tuple(_open_shard(folder, entry, verify=verify) for entry in manifest["shards"])
-            documents = np.load(folder / "documents.npy", mmap_mode="r", allow_pickle=False)
+            documents = _open_documents(folder)
             tokenizer = manifest["tokenizer"]
             return TokenDataset(shards, documents, tokenizer["vocab_size"], tokenizer["sha256"], str(folder))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -329,6 +329,17 @@ class _ShardWriter:
         if self._file is not None:
             self._finish()
         return self._entries
+
+
+def _open_documents(folder: Path) -> np.ndarray:
+    path = folder / "documents.npy"
+    try:
+        documents = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: missing from the token shards; {_REDO}") from None
+    except (ValueError, EOFError) as error:
+        raise ShardError(f"{path}: truncated or damaged ({error}); {_REDO}") from error
+    return documents
 
 
 def _open_shard(folder: Path, entry: dict, *, verify: bool) -> np.ndarray:

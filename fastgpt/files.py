@@ -10,10 +10,12 @@ New folders have the permissions that the user's umask gives (those of tempfile 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,38 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Compare files of a training checkpoint (default: all) with its checksums.json; without one, nothing.
+
+    Raises:
+        ValueError: a file is missing or was altered, or checksums.json is itself damaged.
+    """
+    path = Path(folder) / "checksums.json"
+    if not path.is_file():
+        return
+    try:
+        recorded = {str(name): str(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is corrupted ({error}); restore the checkpoint from a copy") from None
+    for name in recorded if names is None else [name for name in names if name in recorded]:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name}: missing from the checkpoint; restore it from a copy")
+        if sha256(folder / name) != recorded[name]:
+            raise ValueError(
+                f"{folder / name}: corrupted or altered, its sha256 is not the one in {path.name}; restore it from a "
+                f"copy (if the change is wanted, delete {path})"
+            )
 
 
 @contextlib.contextmanager

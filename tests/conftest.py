@@ -7,6 +7,7 @@ checker) switched on for the test. The same test files serve both.
 from __future__ import annotations
 
 import os
+import tempfile
 import zlib
 from types import ModuleType
 
@@ -19,6 +20,9 @@ from tests.support.dead_gpu import pytest_runtest_logfinish, pytest_runtest_logr
 # The interpreter's many small matrix products run slower, not faster, on contending BLAS threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+_CACHE = tempfile.TemporaryDirectory(prefix="fastgpt-tests-")  # not the user's; removed when pytest ends
+os.environ["FASTGPT_CACHE"] = _CACHE.name
 
 
 TIMEOUT = 300.0  # seconds of one test, where the plugin is installed and nobody asked for another limit

@@ -2,64 +2,115 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+import contextlib
+import difflib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+    from ..config import GPTConfig
     from ..data import TokenDataset
     from ..model import GPT
     from ..tokenizer import Tokenizer
 
 
 def open_data(
-    paths: Sequence[str], split: str, tokenizer: Tokenizer, cache: Path, *, progress: bool = True
+    paths: Sequence[str], split: str, tokenizer: Tokenizer, *, option: str = "--data", progress: bool = True
 ) -> TokenDataset:
-    """The data that `paths` name: ("shakespeare",), a folder of token shards, or texts.
+    """The data that `paths`, the values of `option`, name: ("shakespeare",), a folder of token shards, or texts.
 
-    Texts are tokenized once into `cache`, and found there again while they and the tokenizer stay the same.
+    Its name is the paths as they were typed. Texts are tokenized once, see `fastgpt.token_cache`.
 
     Raises:
-        ValueError: shards made with another tokenizer, and whatever `prepare` raises.
+        ValueError: shards made with another tokenizer, paths that hold no data, and whatever `prepare` raises.
+        FileNotFoundError: no such path. Every message begins with `option`.
     """
-    from ..data import TokenDataset, prepare, shakespeare_tokens
+    from ..data import shakespeare_tokens
 
-    if list(paths) == ["shakespeare"] and not Path("shakespeare").exists():
-        return shakespeare_tokens(split, tokenizer)
-    if len(paths) == 1 and (Path(paths[0]) / "manifest.json").is_file():
-        dataset = TokenDataset.open(paths[0])
-        if dataset.tokenizer_sha256 != tokenizer.sha256:
-            raise ValueError(
-                f"{paths[0]}: these shards were made with another tokenizer (sha256 "
-                f"{dataset.tokenizer_sha256[:12]}...) than {tokenizer!r}; name theirs with --tokenizer"
-            )
-        return dataset
-    from ..sources import find_sources
+    with _of_option(option):
+        if list(paths) == ["shakespeare"] and not os.path.exists("shakespeare"):
+            return shakespeare_tokens(split, tokenizer)
+        if len(paths) == 1 and os.path.isfile(Path(paths[0], "manifest.json")):
+            return _open_shards(paths[0], tokenizer)
+        from .. import token_cache
 
-    files = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in find_sources(paths)]
-    key = hashlib.sha256(json.dumps([files, tokenizer.sha256]).encode()).hexdigest()[:16]
-    folder = cache / key
-    if (folder / "manifest.json").is_file():
-        return TokenDataset.open(folder)
-    return prepare(paths, folder, tokenizer, progress=progress)
+        return token_cache.tokenized(paths, tokenizer, progress=progress)
+
+
+@contextlib.contextmanager
+def _of_option(option: str) -> Iterator[None]:
+    """Errors about a file or its contents name the option that named it."""
+    from ..data import ShardError, SourceError
+
+    try:
+        yield
+    except (FileNotFoundError, ShardError, SourceError) as error:
+        raise type(error)(f"{option} {error}") from error
+
+
+def _open_shards(path: str, tokenizer: Tokenizer) -> TokenDataset:
+    from ..data import ShardError, TokenDataset
+
+    dataset = TokenDataset.open(path)
+    if dataset.tokenizer_sha256 != tokenizer.sha256:
+        raise ShardError(
+            f"{path}: these shards were made with another tokenizer (sha256 {dataset.tokenizer_sha256[:12]}...) than "
+            f"{tokenizer!r}; name theirs with --tokenizer"
+        )
+    return dataset
 
 
 def model_folder(path: str) -> Path:
     """`path` itself, or the newest checkpoint if it is a run's folder.
 
     Raises:
-        FileNotFoundError: there is no such path.
+        FileNotFoundError: there is no such path, or a run without a checkpoint.
     """
     from ..checkpoint import latest
 
     folder = Path(path)
-    if not folder.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; give a run (runs/<name>) or a model's folder")
-    return latest(folder / "checkpoints") or latest(folder) or folder
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; give a run (runs/<name>) or a model's folder (nothing is downloaded)"
+        )
+    if os.path.isfile(path):
+        return folder.parent if folder.name in ("config.json", "model.safetensors") else folder
+    if (folder / "config.json").is_file():
+        return folder
+    newest = latest(folder / "checkpoints") or latest(folder)
+    if newest is None and any((folder / name).exists() for name in ("settings.json", "checkpoints")):
+        raise FileNotFoundError(
+            f"{path}: a run without a finished checkpoint; train it with `fastgpt train`, or give another run"
+        )
+    runs = sorted(child for child in folder.iterdir() if latest(child / "checkpoints"))
+    if newest is None and runs:
+        raise FileNotFoundError(f"{path}: a folder of runs; give one of them: {', '.join(map(str, runs[:5]))}")
+    return newest or folder
+
+
+def read_config(model: str) -> GPTConfig:
+    """The config of a preset, or of whatever `open_model` opens; a folder of a preset's name comes first.
+
+    Raises:
+        FileNotFoundError, ValueError: neither, a folder that holds no model, or a config that GPT cannot express.
+    """
+    from .. import interop
+    from ..config import GPTConfig
+    from ..presets import names
+
+    if os.path.exists(model):
+        return interop.read_config(model_folder(model))
+    if model.lower() in names():
+        return GPTConfig.preset(model)
+    near = difflib.get_close_matches(model.lower(), names(), n=1)
+    meant = f"did you mean {near[0]!r}? " if near and not os.path.dirname(model) else ""
+    raise FileNotFoundError(
+        f"{model}: no such folder, and no preset; {meant}Give a run, a model's folder, or one of {', '.join(names())}"
+    )
 
 
 def open_model(path: str, device: torch.device, tokenizer: str | None, **overrides: str) -> tuple[GPT, Tokenizer]:
@@ -73,10 +124,11 @@ def open_model(path: str, device: torch.device, tokenizer: str | None, **overrid
 
     folder = model_folder(path)
     model = GPT.from_pretrained(folder, device=device, **overrides).eval()
+    beside = folder if folder.is_dir() else folder.parent
     if tokenizer is not None:
         found = Tokenizer.load(tokenizer)
-    elif (folder / "fastgpt_tokenizer.json").is_file():
-        found = Tokenizer.from_pretrained(folder)
+    elif (beside / "fastgpt_tokenizer.json").is_file():
+        found = Tokenizer.from_pretrained(beside)
     elif 50257 <= model.config.vocab_size <= 50304:  # GPT-2's, perhaps padded to a multiple of 64
         found = Tokenizer.named("gpt2")
     else:

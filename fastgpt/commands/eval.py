@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -41,7 +40,7 @@ class Command:
 
         device = resolve_device(self.device)
         model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
-        data = _inputs.open_data(self.data, "val", tokenizer, Path("runs") / ".tokens", progress=not self.json)
+        data = _inputs.open_data(self.data, "val", tokenizer, progress=not self.json)
         found = evaluate(
             model, data, batch_size=self.batch_size, seq_len=self.seq_len or model.config.max_len, device=device,
             dtype=resolve_dtype(self.dtype, device), max_batches=self.max_batches, tokenizer=tokenizer,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..config import GPTConfig
 from ..trainer import TrainConfig
@@ -89,12 +88,11 @@ class Command:
         from . import _inputs
 
         tokenizer = Tokenizer.load(self.tokenizer)
-        cache = Path(self.train.runs_dir) / ".tokens"
-        train_data = _inputs.open_data(self.data, "train", tokenizer, cache, progress=self.progress)
+        train_data = _inputs.open_data(self.data, "train", tokenizer, progress=self.progress)
         if self.val_data:
-            val_data = _inputs.open_data(self.val_data, "val", tokenizer, cache, progress=self.progress)
+            val_data = _inputs.open_data(self.val_data, "val", tokenizer, option="--val-data", progress=self.progress)
         elif self.data == ("shakespeare",):
-            val_data = _inputs.open_data(self.data, "val", tokenizer, cache)
+            val_data = _inputs.open_data(self.data, "val", tokenizer)
         else:
             train_data, val_data = train_data.split(self.val_fraction)
         torch.manual_seed(self.train.seed)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from .. import files
 from ..config import GPTConfig
 from . import hf_gpt2, nanogpt
+from .locate import check_type, locate, read_fields, weights_beside
 
 if TYPE_CHECKING:
     from ..model import GPT
@@ -28,40 +31,56 @@ def load(path_or_name: str | os.PathLike[str]) -> tuple[GPTConfig, State]:
     """Config and state dict (our names, the head included) from a local folder or a nanoGPT .pt file, on the CPU.
 
     Raises:
-        FileNotFoundError: nothing there. ValueError: unreadable, or weights that do not fit the config.
+        FileNotFoundError: nothing there. ValueError: unreadable, or weights that do not fit the config, are not finite
+        or not those that were written. SettingTypeError: no path.
     """
-    path = Path(path_or_name)
-    if path.is_file() and path.suffix in (".pt", ".pth"):
+    kind, path = locate(path_or_name)
+    if kind == "nanogpt":
         config, state = nanogpt.from_checkpoint(read_pickle(path), source=str(path))
-    elif (path / "config.json").is_file():
-        config, state = _load_folder(path)
-    elif (path / "ckpt.pt").is_file():
-        config, state = nanogpt.from_checkpoint(read_pickle(path / "ckpt.pt"), source=str(path / "ckpt.pt"))
     else:
-        found = "exists, but has no config.json and no ckpt.pt" if path.exists() else "does not exist"
-        raise FileNotFoundError(
-            f"from_pretrained: {str(path_or_name)!r} {found}. It must be a local folder that save_pretrained wrote, or "
-            "a nanoGPT checkpoint: nothing is downloaded. For a model of the Hugging Face hub, save it once with "
-            f'transformers: GPT2LMHeadModel.from_pretrained("gpt2").save_pretrained("{path.name or "folder"}")'
-        )
+        config, state = _load_folder(path)
     if config.tie_weights and "token_emb.weight" in state:
         state.setdefault("head.weight", state["token_emb.weight"])
     check_state(config, state, source=str(path_or_name))
     return config, state
 
 
-def _load_folder(path: Path) -> tuple[GPTConfig, State]:
-    try:
-        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / 'config.json'} is corrupted ({error}); save the model again") from None
+def read_config(path: str | os.PathLike[str]) -> GPTConfig:
+    """The config of whatever `load` reads, without its weights.
+
+    Raises:
+        FileNotFoundError, ValueError, SettingTypeError: as `load`.
+    """
+    kind, path = locate(path)
+    if kind == "nanogpt":
+        return nanogpt.from_checkpoint(read_pickle(path, weights=False), source=str(path))[0]
+    return _folder_config(path)[0]
+
+
+def model_type(path: str | os.PathLike[str]) -> str:
+    """ "nanogpt", or the `model_type` of a folder's config.json.
+
+    Raises:
+        FileNotFoundError, ValueError, SettingTypeError: as `load`.
+    """
+    kind, path = locate(path)
+    return "nanogpt" if kind == "nanogpt" else str(read_fields(path).get("model_type"))
+
+
+def _folder_config(path: Path) -> tuple[GPTConfig, bool]:
+    """The config, and whether the weights have transformers' names."""
+    fields = read_fields(path)
     kind = fields.pop("model_type", None)
-    if kind == "fastgpt":
-        return GPTConfig.from_dict(fields, source=str(path / "config.json")), read_weights(path)
+    check_type(path, kind)
     if kind == "gpt2":
-        config = hf_gpt2.config_from_hf(fields)
-        return config, hf_gpt2.state_from_hf(read_weights(path), config)
-    raise ValueError(f'{path / "config.json"}: model_type must be "fastgpt" or "gpt2", got {kind!r}')
+        return hf_gpt2.config_from_hf(fields), True
+    return GPTConfig.from_dict(fields, source=str(path / "config.json")), False
+
+
+def _load_folder(path: Path) -> tuple[GPTConfig, State]:
+    config, foreign = _folder_config(path)
+    state = read_weights(path)
+    return config, hf_gpt2.state_from_hf(state, config) if foreign else state
 
 
 def read_weights(folder: Path) -> State:
@@ -70,16 +89,24 @@ def read_weights(folder: Path) -> State:
     if (folder / "model.safetensors").is_file():
         return read_safetensors(folder / "model.safetensors")
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         state: State = {}
-        for shard in shards:
+        for shard in _shards(index):
             if not (folder / shard).is_file():
                 raise FileNotFoundError(f"{index} names {shard}, which is missing; copy all shards into {folder}")
             state.update(read_safetensors(folder / shard))
         return state
     if (folder / "pytorch_model.bin").is_file():
         return read_pickle(folder / "pytorch_model.bin")
-    raise FileNotFoundError(f"{folder} has a config.json but no model.safetensors; save the model again")
+    raise FileNotFoundError(
+        f"{folder} has a config.json but no model.safetensors{weights_beside(folder)}; save the model again"
+    )
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is corrupted ({error!r}); restore it from a copy, or save again") from None
 
 
 HASH = "fastgpt_sha256"  # key of our safetensors files' metadata; tools that write the file anew leave it out
@@ -136,16 +163,39 @@ def tensors_sha256(tensors: State) -> str:
     return digest.hexdigest()
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
-    """A torch.save file, tensors and plain containers only: nothing in it is executed."""
+def read_pickle(path: Path, *, weights: bool = True) -> dict[str, Any]:
+    """A torch.save file, tensors and plain containers only: nothing in it is executed.
+
+    `weights=False` maps the tensors instead of reading and checking them, for who wants the rest.
+
+    Raises:
+        ValueError: truncated, corrupted, altered, or with other objects in it.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        packed = zipfile.is_zipfile(path)
+        if packed and weights:
+            _check_zip(path)
+        with torch.device("cpu"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=packed and not weights)
+    except (
+        pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, LookupError,
+        AttributeError, TypeError,
+    ) as error:  # fmt: skip
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is truncated, corrupted or holds more than tensors and plain containers ({reason}); "
             "save it again with torch.save from tensors, dicts, lists and numbers only"
         ) from None
+
+
+def _check_zip(path: Path) -> None:
+    """Raise BadZipFile unless every record has its CRC: torch.load does not look."""
+    with zipfile.ZipFile(path) as file:
+        for record in file.infolist():
+            if record.CRC:  # 0: written with torch.serialization.set_crc32_options(False)
+                with file.open(record) as stream:
+                    while stream.read(1 << 20):
+                        pass
 
 
 def check_state(config: GPTConfig, state: State, *, source: str) -> None:
@@ -167,6 +217,20 @@ def check_state(config: GPTConfig, state: State, *, source: str) -> None:
                 f"{source}: {name} has shape {tuple(state[name].shape)} and the config asks for {tuple(tensor.shape)}; "
                 "correct the config or take the right weights"
             )
+        check_finite(state[name], f"{source}: {name}")
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise ValueError if a weight is NaN or infinite: nothing that such a model computes means anything."""
+    # One sum tells in one pass over the memory; it may itself overflow, so it is only a first look.
+    if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float64)):
+        return
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise ValueError(
+            f"{what} holds {bad} of {tensor.numel()} numbers that are NaN or infinite: its training diverged, or the "
+            "file is damaged; take an earlier checkpoint or a copy"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -38,6 +38,7 @@ TINY = [
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTGPT_DEBUG", raising=False)
+    monkeypatch.setenv("FASTGPT_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -171,10 +172,10 @@ def test_train_on_own_text_then_eval(here, capsys):
     (here / "books" / "a.txt").write_text("To be, or not to be, that is the question. " * 60)
     assert cli.main(["train", "--data", "books", "--val-fraction", "0.2", *TINY, "--name", "own"]) == 0
     assert "validation loss" in capsys.readouterr().out
-    cached = list((here / "runs" / ".tokens").iterdir())
+    cached = list((here / "cache" / "tokens").iterdir())
     assert len(cached) == 1
     assert cli.main(["train", "--data", "books", *TINY, "--name", "own2"]) == 0
-    assert list((here / "runs" / ".tokens").iterdir()) == cached  # tokenized once
+    assert list((here / "cache" / "tokens").iterdir()) == cached  # tokenized once
     capsys.readouterr()
     assert cli.main(["eval", "runs/own", "--data", "books/a.txt", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

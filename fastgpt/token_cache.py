@@ -1,0 +1,102 @@
+"""Texts that commands were given, tokenized once: shards in the user's cache folder, found again while nothing changed.
+
+    <cache>/tokens/<which texts and tokenizer>-<their state>/
+
+<cache> is $FASTGPT_CACHE, or fastgpt in $XDG_CACHE_HOME or in ~/.cache. An entry appears when it is whole, so two
+processes may make the same one at once; a new state of the same texts replaces the old one, and what nobody used for
+`MAX_AGE` seconds goes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .data import ShardError, TokenDataset, prepare
+from .files import reason
+from .sources import find_sources
+from .tokenizer import Tokenizer
+
+MAX_AGE = 30 * 24 * 3600.0
+
+_log = logging.getLogger("fastgpt")
+_ENTRY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
+
+
+def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = True) -> TokenDataset:
+    """The texts that `paths` name as a dataset of that name, tokenized now or by an earlier call.
+
+    Raises:
+        FileNotFoundError, SourceError: see `fastgpt.sources`.
+    """
+    name = ", ".join(map(str, paths))
+    files = [(str(path.resolve()), path.stat()) for path in find_sources(paths)]
+    which = _digest([path for path, _ in files], tokenizer.sha256)
+    # The time of the last change of the file's entry catches a file whose size and modification time were put back.
+    state = _digest([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for _, s in files])
+    folder = _cache_folder() / f"{which}-{state}"
+    with contextlib.suppress(FileNotFoundError, ShardError):
+        found = TokenDataset.open(folder)
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # it was used today
+        return dataclasses.replace(found, name=name)
+    shutil.rmtree(folder, ignore_errors=True)  # damaged
+    try:
+        found = prepare(paths, folder, tokenizer, progress=progress)
+    except FileExistsError:  # another process was quicker
+        found = TokenDataset.open(folder)
+    _tidy(folder)
+    return dataclasses.replace(found, name=name)
+
+
+def _digest(*what: object) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _cache_folder() -> Path:
+    """<cache>/tokens, made and writable; or a temporary folder, removed at the end of the process, which it says."""
+    try:
+        root = os.environ.get("FASTGPT_CACHE")
+        if not root:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastgpt"
+        folder = Path(root).absolute() / "tokens"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        return _temporary_folder(f"{error.filename or folder}: {reason(error)}")
+    except RuntimeError as error:  # no home folder
+        return _temporary_folder(str(error))
+
+
+@functools.cache  # said once
+def _temporary_folder(why: str) -> Path:
+    _log.warning(
+        "the cache of tokens cannot be written (%s), so the texts are tokenized for this call only; set FASTGPT_CACHE "
+        "to a folder that can be", why,
+    )  # fmt: skip
+    folder = tempfile.mkdtemp(prefix="fastgpt-tokens-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _tidy(new: Path) -> None:
+    """Remove earlier states of the same texts, and entries that were not used for long."""
+    for entry in new.parent.iterdir():
+        if entry == new or not _ENTRY.fullmatch(entry.name):
+            continue
+        with contextlib.suppress(OSError):
+            if entry.name[:16] == new.name[:16] or time.time() - entry.stat().st_mtime > MAX_AGE:
+                shutil.rmtree(entry)

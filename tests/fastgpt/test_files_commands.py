@@ -1,0 +1,174 @@
+"""prepare, eval, sample and inspect as a user types them: what paths may be, what is refused, what is never lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from fastgpt import GPT, GPTConfig, token_cache
+from fastgpt.commands import _inputs
+from fastgpt.tokenizer import Tokenizer
+from tests.support import command
+
+pytestmark = pytest.mark.needs("tyro", "tiktoken")
+
+CPU = ("--device", "cpu")
+TEXT = "To be, or not to be, that is the question. " * 30
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with `m` (a model and its tokenizer), `runs/a` (a run of one step) and `a.txt`."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=4096, max_len=16, n_layers=2, n_heads=2, d_model=16)
+    for path in (folder / "m", folder / "runs" / "a" / "checkpoints" / "step-00000001"):
+        GPT(config).save_pretrained(path)
+        Tokenizer.named("shakespeare").save(path)
+    (folder / "runs" / "a" / "settings.json").write_text("{}")
+    (folder / "a.txt").write_text(TEXT)
+    return folder
+
+
+@pytest.fixture
+def here(run, tmp_path):
+    shutil.copytree(run, tmp_path / "here")
+    return tmp_path / "here"
+
+
+def fails(*argv: str, cwd, **options) -> str:
+    """The one line on stderr of a command that must end with status 2."""
+    done = command.run(*argv, cwd=cwd, **options)
+    assert done.code == 2, (argv, done)
+    assert done.err.startswith(f"fastgpt {argv[0]}: error: "), done.err
+    assert "Traceback" not in done.err
+    return done.err.splitlines()[0]
+
+
+# ---- the cache of tokens -------------------------------------------------------------------------------------------
+
+
+def test_texts_are_cached_for_the_user_and_named_as_typed(here, tmp_path):
+    argv = ("eval", "m", "--data", "a.txt", *CPU, "--json")
+    first = command.run(*argv, cwd=here, FASTGPT_CACHE=None, XDG_CACHE_HOME=str(tmp_path / "xdg"))
+    assert json.loads(first.out)["data"] == "a.txt"
+    (entry,) = (tmp_path / "xdg" / "fastgpt" / "tokens").iterdir()
+    assert sorted(p.name for p in here.iterdir()) == ["a.txt", "m", "runs"]
+    home = command.run(*argv, cwd=here, FASTGPT_CACHE=None, XDG_CACHE_HOME=None, HOME=str(tmp_path))
+    assert home.out == first.out
+    assert [p.name for p in (tmp_path / ".cache" / "fastgpt" / "tokens").iterdir()] == [entry.name]
+
+
+def test_a_changed_text_replaces_its_entry_whatever_its_times_say(here, monkeypatch):
+    monkeypatch.setenv("FASTGPT_CACHE", str(here / "cache"))
+    monkeypatch.chdir(here)
+    small, gpt2 = Tokenizer.named("shakespeare"), Tokenizer.named("gpt2")
+
+    def entries():
+        return sorted(p.name for p in (here / "cache" / "tokens").iterdir())
+
+    first = token_cache.tokenized(["a.txt"], small, progress=False)
+    made = entries()
+    assert token_cache.tokenized(["a.txt"], small, progress=False).documents.tolist() == first.documents.tolist()
+    assert entries() == made
+    token_cache.tokenized(["a.txt"], gpt2, progress=False)
+    assert len(entries()) == 2
+    times = os.stat("a.txt")
+    (here / "a.txt").write_text(TEXT.replace("To be", "To Be"))
+    os.utime("a.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
+    second = token_cache.tokenized(["a.txt"], small, progress=False)
+    assert second.read(0, 40).tolist() != first.read(0, 40).tolist()
+    assert len(entries()) == 2
+    assert not set(made) & set(entries())
+
+
+def test_entries_that_nobody_used_for_long_go_and_foreign_files_stay(here, monkeypatch):
+    monkeypatch.setenv("FASTGPT_CACHE", str(here / "cache"))
+    (here / "cache" / "tokens" / "mine").mkdir(parents=True)
+    old = here / "cache" / "tokens" / f"{'0' * 16}-{'1' * 16}"
+    old.mkdir()
+    os.utime(old, (1, 1))
+    token_cache.tokenized([here / "a.txt"], Tokenizer.named("shakespeare"), progress=False)
+    assert not old.exists()
+    assert (here / "cache" / "tokens" / "mine").is_dir()
+
+
+def test_a_damaged_entry_is_made_again(here, monkeypatch):
+    monkeypatch.setenv("FASTGPT_CACHE", str(here / "cache"))
+    small = Tokenizer.named("shakespeare")
+    first = token_cache.tokenized([here / "a.txt"], small, progress=False)
+    first = first.read(0, len(first)).tolist()
+    for damage in ("tokens-00000.bin", "manifest.json", "documents.npy"):
+        for path in (here / "cache").rglob(damage):
+            path.write_bytes(path.read_bytes()[:50])
+        again = token_cache.tokenized([here / "a.txt"], small, progress=False)
+        assert again.read(0, len(again)).tolist() == first
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_done_without(here):
+    (here / "file").write_text("")
+    done = command.run("eval", "m", "--data", "a.txt", *CPU, "--json", cwd=here, FASTGPT_CACHE="file")
+    assert done.code == 0
+    assert "the cache of tokens cannot be written" in done.err
+    assert "set FASTGPT_CACHE" in done.err
+    assert json.loads(done.out)["data"] == "a.txt"
+
+
+# ---- what a path is ------------------------------------------------------------------------------------------------
+
+
+def test_configs_are_read_from_every_kind_of_path(here, monkeypatch):
+    monkeypatch.chdir(here)
+    config = GPT.from_pretrained("m").config
+    nano = config.replace(gelu="none")
+    GPT(nano).save_pretrained("nano", "nanogpt")
+    GPT(config).save_pretrained("hf", "hf")
+    for path in ("m", "m/", "m/config.json", "runs/a", "runs/a/checkpoints", "runs/a/checkpoints/step-00000001", "hf"):
+        assert _inputs.read_config(path) == config, path
+    for path in ("nano", "nano/ckpt.pt"):
+        assert _inputs.read_config(path) == nano, path
+    assert _inputs.read_config("GPT2-124m") == GPTConfig.preset("gpt2")
+    with pytest.raises(FileNotFoundError, match=r"gpt2-medum: no such .*; did you mean 'gpt2-medium'"):
+        _inputs.read_config("gpt2-medum")
+
+
+def test_every_kind_of_path_is_sampled_from(here):
+    model = GPT.from_pretrained(here / "m")
+    model.save_pretrained(here / "hf", "hf")
+    model.save_pretrained(here / "nano", "nanogpt")
+    argv = ("--seed", "1", "--max-new-tokens", "4", *CPU)
+    first = command.run("sample", "m", "To be", *argv, cwd=here)
+    assert first.code == 0
+    named = ("--tokenizer", "shakespeare")
+    for path, more in (("m/config.json", ()), ("hf", named), ("nano", named), ("nano/ckpt.pt", named)):
+        assert command.run("sample", path, "To be", *argv, *more, cwd=here).out == first.out, path
+    assert command.run("sample", "runs/a", "To be", *argv, cwd=here).code == 0
+
+
+def test_what_is_no_model_is_named_for_what_it_is(here):
+    command.run("prepare", "a.txt", "--out", "shards", "--tokenizer", "shakespeare", cwd=here)
+    (here / "runs" / "new").mkdir()
+    (here / "runs" / "new" / "settings.json").write_text("{}")
+    (here / "peft").mkdir()
+    (here / "peft" / "adapter_config.json").write_text("{}")
+    (here / "peft" / "adapter_model.safetensors").write_bytes(b"")
+    (here / "empty").mkdir()
+    (here / "other").mkdir()
+    (here / "other" / "model-best.safetensors").write_bytes(b"")
+    for path, said in (
+        ("nowhere", "nowhere: no such file or folder"),
+        ("x" * 300, "no such file or folder"),
+        ("shards", "holds token shards, which are data, and no model"),
+        ("a.txt", "is a file, and no checkpoint"),
+        ("runs", "a folder of runs; give one of them: runs/a"),
+        ("runs/new", "a run without a finished checkpoint"),
+        ("peft", "holds a PEFT adapter, without the model"),
+        ("empty", "exists, but has no config.json"),
+        ("other", "model-best.safetensors is there: if that is the model, rename it"),
+    ):
+        for name in ("sample", "eval", "inspect"):
+            assert said in fails(name, path, cwd=here), (name, path)
