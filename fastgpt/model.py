@@ -15,13 +15,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from .config import IMPLEMENTATIONS, GPTConfig
 from .generate import KVCache, SamplingConfig, sample_stream
@@ -29,37 +27,7 @@ from .impl import check_constructible
 from .kernels import _runtime
 from .modes import evaluating
 from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, logits_and_loss
-
-
-@dataclass
-class GPTOutput:
-    """What `GPT.forward` returns.
-
-    loss         scalar, or (B, T) with reduction="none"; None without targets
-    hidden       (B, T, d), the output of the final LayerNorm
-    head_weight  (V, d)
-    """
-
-    loss: Tensor | None
-    hidden: Tensor
-    head_weight: Tensor
-    computed_logits: Tensor | None = None
-
-    @property
-    def logits(self) -> Tensor:
-        """(B, T, V). The fused loss never makes them: then they are computed when first asked for, and kept."""
-        if self.computed_logits is None:
-            self.computed_logits = F.linear(self.hidden, self.head_weight.to(self.hidden.dtype))
-        return self.computed_logits
-
-
-# Wrappers that look for tensors in a module's output (DDP, FSDP2, checkpointing) find them through pytree.
-_pytree.register_pytree_node(
-    GPTOutput,
-    lambda out: ([out.loss, out.hidden, out.head_weight, out.computed_logits], None),
-    lambda leaves, _: GPTOutput(*leaves),
-    serialized_type_name="fastgpt.GPTOutput",
-)
+from .output import GPTOutput, Unembedding
 
 
 class Block(nn.Module):
@@ -136,8 +104,13 @@ class GPT(nn.Module):
         """
         self._check(idx, targets)
         hidden = self.hidden_states(idx)
+        if return_logits is None and torch.compiler.is_exporting():
+            return_logits = True  # an exported program has no head to make them with later
         logits, loss = logits_and_loss(self.head, hidden, targets, return_logits=return_logits, reduction=reduction)
-        return GPTOutput(loss, hidden, getattr(self.head, "weight", None), logits)
+        unembedding = None
+        if not torch.compiler.is_exporting():
+            unembedding = Unembedding(self.head, hidden, training=self.training)
+        return GPTOutput(loss, logits, hidden, unembedding=unembedding)
 
     def hidden_states(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """idx (B, T) -> output of the final LayerNorm (B, T, d). With a cache, idx are the tokens that follow it."""
