@@ -238,11 +238,10 @@ class GPT(nn.Module):
             FileNotFoundError: no such folder, or no weights in it.
             ValueError: weights that are corrupted or of another shape, or a config that this model cannot express.
         """
-        from .interop import load
+        from .interop import load, skeleton
 
         config, state = load(path_or_name)
-        with torch.device("meta"):
-            model = cls(config.replace(**overrides))
+        model = skeleton(lambda: cls(config.replace(**overrides)))
         model.to_empty(device="cpu" if device is None else device)
         model.load_state_dict(state)
         return model.to(dtype=dtype if dtype is not None else next(iter(state.values())).dtype).eval()

@@ -5,6 +5,6 @@ hf        what transformers' GPT2LMHeadModel.save_pretrained writes
 nanogpt   ckpt.pt: a dict with "model" and "model_args"
 """
 
-from .folder import load, model_type, read_config, save
+from .folder import load, model_type, read_config, save, skeleton
 
-__all__ = ["load", "model_type", "read_config", "save"]
+__all__ = ["load", "model_type", "read_config", "save", "skeleton"]

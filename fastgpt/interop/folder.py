@@ -9,11 +9,13 @@ import math
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .. import files
 from ..config import GPTConfig
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("fastgpt", "hf", "nanogpt")
 State = dict[str, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def load(path_or_name: str | os.PathLike[str]) -> tuple[GPTConfig, State]:
@@ -203,8 +206,7 @@ def check_state(config: GPTConfig, state: State, *, source: str) -> None:
     from ..model import GPT
 
     neutral = dataclasses.replace(config, attn_impl="auto", norm_impl="auto", ffn_impl="auto", loss_impl="auto")
-    with torch.device("meta"):
-        expected = GPT(neutral).state_dict()
+    expected = skeleton(lambda: GPT(neutral)).state_dict()
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or unexpected:
         raise ValueError(
@@ -218,6 +220,24 @@ def check_state(config: GPTConfig, state: State, *, source: str) -> None:
                 "correct the config or take the right weights"
             )
         check_finite(state[name], f"{source}: {name}")
+
+
+def skeleton(make: Callable[[], Module]) -> Module:
+    """The module that `make` makes, on the meta device, without filling what will be overwritten.
+
+    Random numbers for meta tensors would import torch._dynamo, a second of every command.
+    """
+    with torch.device("meta"), _Unfilled():
+        return make()
+
+
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_):
+            return args[0]
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def check_finite(tensor: Tensor, what: str) -> None:

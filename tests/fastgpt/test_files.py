@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -165,3 +167,9 @@ def test_a_folder_with_other_files_keeps_them(model):
     (model / "notes.txt").write_text("mine")
     GPT(GPTConfig(**SHAPE)).save_pretrained(model)
     assert sorted(p.name for p in model.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+def test_reading_a_model_does_not_import_dynamo(model):
+    code = "import sys; from fastgpt import GPT; "
+    code += "GPT.from_pretrained(sys.argv[1]); assert 'torch._dynamo' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code, str(model)], timeout=120).returncode == 0
