@@ -10,27 +10,39 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
-from .settings import SettingError, SettingTypeError
+from .commands import _terminal
+from .commands._signals import Signals
+from .settings import shown
 
 # name -> what `fastgpt --help` says about it; the module is fastgpt.commands.<name>
 COMMANDS = {
-    "demo": "train a small GPT on Shakespeare, sample from it, check the kernels, write a report",
+    "demo": "train a small GPT on Shakespeare, sample from it, write a report",
     "prepare": "tokenize texts into memory-mapped shards",
     "train": "train a GPT",
     "sample": "continue a prompt",
     "eval": "loss, perplexity and bits per byte of a model on a text",
     "inspect": "draw a model's attention maps of a prompt",
-    "plan": "count the memory of a training step, and the largest batch that fits a GPU",
+    "plan": "memory of a training step, and the largest batch that fits a GPU",
     "bench": "time training steps with each implementation, side by side",
     "verify": "compare every Triton kernel with the reference in float64",
 }
 
-# A user's mistake, or something about this machine: one line that says what to do. All else is a mistake of ours.
-_ONE_LINE = (
-    ValueError, IndexError, OSError, RuntimeError, ImportError, MemoryError, OverflowError, FloatingPointError,
-    SettingTypeError,
-)  # fmt: skip
+EXAMPLES = (
+    "examples:",
+    "  fastgpt demo                                          everything once, in minutes",
+    "  fastgpt train --data books/ --steps 2000 --name mine  writes runs/mine",
+    "  fastgpt train --name mine --resume                    goes on where it stopped",
+    '  fastgpt sample runs/mine "To be, or not to be"',
+    "  fastgpt eval runs/mine --data other.txt",
+)
+
+NOTES = (
+    "fastgpt <command> --help shows every option; of one given twice the last counts.",
+    "Exit status: 0 done, 1 failed, 2 wrong options or input, 130 Ctrl-C, 143 SIGTERM.",
+    "FASTGPT_DEBUG=1 shows where in the code an error arose.",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,14 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 (it ran and failed, or a bug of ours), 2 (wrong options or input), 130 and 143 (stopped by
         Ctrl-C or SIGTERM).
     """
-    from .commands import _signals, _terminal
-
     is_process = argv is None
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = _help_first(list(sys.argv[1:] if argv is None else argv))
     _terminal.adapt()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     name = argv[0] if argv and argv[0] in COMMANDS else None
-    signals = _signals.Signals(f"fastgpt {name}" if name else "fastgpt")
+    signals = Signals(f"fastgpt {name}" if name else "fastgpt")
     try:
         with signals if is_process else contextlib.nullcontext():
             status = _answer(argv) if name is None else _run(name, argv[1:], signals)
@@ -65,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(argv: list[str]) -> int:
     """What needs no command: help, the version, a name that is none."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if argv[0] in ("-V", "--version"):
@@ -73,20 +83,24 @@ def _answer(argv: list[str]) -> int:
 
         print(f"fastgpt {__version__}")
         return 0
-    nearest = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+    word = shown(argv[0])
+    if argv[0].startswith("-"):
+        return _fail("fastgpt", f"{word} before any command; write fastgpt <command> {word}, see fastgpt --help")
+    nearest = difflib.get_close_matches(argv[0].lower(), COMMANDS, n=1)
     what = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
     return _fail("fastgpt", f"unknown command {argv[0]!r}; {what}")
 
 
-def _run(name: str, options: list[str], signals) -> int:
+def _run(name: str, words: list[str], signals: Signals) -> int:
     prog = f"fastgpt {name}"
-    command_class = None
+    given = None
     try:
         from .commands import _options
 
         command_class = importlib.import_module(f".commands.{name}", __package__).Command
-        command = _options.parse(command_class, options, prog=prog)
-        import torch  # noqa: F401 (every command needs it, and so it is loaded while a signal can still end all quietly)
+        given = _options.read(command_class, words, prog)
+        command = given.make()
+        import torch  # noqa: F401 (every command needs it; it is loaded while a signal can still end all quietly)
 
         signals.start_work()
         return command.run() or 0
@@ -95,33 +109,34 @@ def _run(name: str, options: list[str], signals) -> int:
     except Exception as error:
         if os.environ.get("FASTGPT_DEBUG"):
             raise
-        if not isinstance(error, _ONE_LINE) or isinstance(error, RecursionError):
-            traceback.print_exc()
-            print(f"{prog}: this is a bug of fastgpt; please report it, with the lines above", file=sys.stderr)
-            return 1
-        return _fail(prog, as_typed(error, command_class))
+        from .commands import _mistakes
+
+        if not _mistakes.is_ours(error):
+            return _fail(prog, _mistakes.describe(error, given))
+        traceback.print_exc()
+        print(f"{prog}: this is a bug of fastgpt; please report it, with the lines above", file=sys.stderr)
+        return 1
+
+
+def _help_first(argv: list[str]) -> list[str]:
+    """`help train`, `--help train` and `train help` as `train --help`."""
+    if argv[:1] in (["help"], ["-h"], ["--help"]) and argv[1:2] and argv[1] != "help":
+        return [argv[1], "--help"] if argv[1] in COMMANDS else [argv[1]]
+    if argv[1:] == ["help"] and argv[0] in COMMANDS and not Path("help").exists():
+        return [argv[0], "--help"]
+    return argv
 
 
 def _fail(prog: str, message: str) -> int:
-    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
 
 
-def as_typed(error: BaseException, command_class: type) -> str:
-    """The error's message; of a setting that is an option of the command, with the option's name."""
-    from .commands._options import option_names
-
-    if isinstance(error, (SettingError, SettingTypeError)) and error.name in option_names(command_class):
-        return f"--{error.name.replace('_', '-')} {error.value} {error.need}"
-    return str(error)
-
-
 def usage() -> str:
+    """What `fastgpt --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        ["usage: fastgpt <command> [options]", "", *lines, "", "fastgpt <command> --help shows every option."]
-    )
+    return "\n".join(["usage: fastgpt <command> [options]", "", *lines, "", *EXAMPLES, "", *NOTES])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import shlex
 from collections.abc import Collection
 from typing import Any
 
@@ -107,6 +108,15 @@ def _short(value: Any) -> str:
     """`value` in Python's notation; of a long one (a list of tokens, a tensor) the beginning, on one line."""
     words = " ".join(repr(value).split())
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}... ({type(value).__name__})"
+
+
+def shown(value: Any) -> str:
+    """A value as a user would type it, quoted where a shell needs it; long ones without their middle."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(shown, value))
+    text = str(value)
+    quoted = shlex.quote(text) if text.isprintable() else repr(text)
+    return quoted if len(quoted) <= 80 else f"{quoted[:50]}...{quoted[-20:]}"
 
 
 def _range(least: float | None, most: float | None, above: float | None, below: float | None) -> str:

@@ -105,9 +105,7 @@ def test_every_option_has_an_explanation(owner):
 
 def test_unknown_command_and_option(capsys):
     assert "unknown command 'trian'; did you mean 'train'?" in error_of(capsys, "trian")
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--stepz", "3"])
-    assert stop.value.code == 2
+    assert error_of(capsys, "train", "--stepz", "3").endswith("unknown option --stepz; did you mean --steps?\n")
 
 
 @pytest.mark.parametrize("suffix", ["toml", "yaml", "json"])
@@ -137,7 +135,7 @@ def test_config_file_and_overrides(here, suffix):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.toml", "[train]\nstepz = 3\n", "unknown setting 'train.stepz'; choose from train.name"),
+        ("a.toml", "[train]\nstepz = 3\n", "unknown setting 'train.stepz'; did you mean 'train.steps'?"),
         ("a.toml", "steps = [\n", "a.toml"),
         ("a.toml", "[data]\nx = 3\n", "'data' is a single setting, not a table"),
         ("a.ini", "steps = 3\n", "unknown kind '.ini'"),
@@ -161,10 +159,7 @@ def test_missing_config_file(here, capsys):
 
 def test_bad_value_in_config_file(here, capsys):
     (here / "a.toml").write_text('[train]\nsteps = "many"\n')
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--config", "a.toml"])
-    assert stop.value.code == 2
-    assert "many" in capsys.readouterr().err
+    assert "--config a.toml: train.steps = many must be an integer" in error_of(capsys, "train", "--config", "a.toml")
 
 
 def test_train_on_own_text_then_eval(here, capsys):

@@ -1,0 +1,85 @@
+"""What one line says of an exception: the option as typed, its value, the way out."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ..settings import SettingError, SettingTypeError, shown
+from ._options import Given
+
+# A user's mistake, or something about this machine. All else is a mistake of ours.
+KINDS = (
+    ValueError, IndexError, OSError, RuntimeError, ImportError, MemoryError, OverflowError, FloatingPointError,
+    SettingTypeError,
+)  # fmt: skip
+
+_BY_ERRNO = {
+    errno.ENOENT: "no such file or folder; check its spelling",
+    errno.EACCES: "permission denied; choose another path, or change its mode",
+    errno.EPERM: "not permitted; choose another path",
+    errno.EISDIR: "is a folder, where a file is meant; choose another path",
+    errno.ENOTDIR: "a file lies where a folder is meant; choose another path",
+    errno.EEXIST: "exists already, and is no folder; choose another path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOSPC: "no space is left on the disk; free some, or write elsewhere",
+    errno.EROFS: "the disk can only be read; write elsewhere",
+    errno.ELOOP: "symbolic links go in a circle; choose another path",
+    errno.EMFILE: "too many open files; raise `ulimit -n`",
+}
+
+_MEMORY_OPTIONS = ("batch_size", "seq_len", "max_len", "n_layers", "d_model", "max_new_tokens")
+
+
+def describe(error: BaseException, given: Given | None) -> str:
+    """The message for a user who typed `given` (None: the words were not understood); one line."""
+    if isinstance(error, (SettingError, SettingTypeError)):
+        text = _setting(error, given)
+    elif isinstance(error, MemoryError) or _is_out_of_memory(error):
+        text = _memory(given)
+    elif isinstance(error, OSError) and error.errno is not None:
+        text = _path(error, given)
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether this is a bug of fastgpt, and nothing that a user could put right."""
+    return not isinstance(error, KINDS) or isinstance(error, RecursionError)
+
+
+def _setting(error: SettingError | SettingTypeError, given: Given | None) -> str:
+    option = given.options.get(error.name) if given is not None else None
+    if option is None:
+        return f"{error.name.replace('_', ' ')} {shown(error.value)} {error.need}"
+    if option.name in given.words and (given.values[option.name] == error.value or error.value != error.value):
+        return f"{given.words[option.name]} {error.need}"
+    return f"{option} {shown(error.value)} {error.need}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+
+
+def _memory(given: Given | None) -> str:
+    options = [str(given.options[name]) for name in _MEMORY_OPTIONS if given is not None and name in given.options]
+    return f"out of memory; lower {' or '.join(options)}" if options else "out of memory"
+
+
+def _path(error: OSError, given: Given | None) -> str:
+    reason = _BY_ERRNO.get(error.errno) or os.strerror(error.errno).lower()
+    if error.filename is None:
+        return reason
+    path = os.fspath(error.filename) if not isinstance(error.filename, int) else f"file {error.filename}"
+    path = os.fsdecode(path)
+    for option in given.options.values() if given is not None else ():
+        value = given.values.get(option.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, str) and one and path == one:
+                return f"{option} {shown(path)}: {reason}"
+            if isinstance(one, str) and one and path.startswith(one.rstrip("/") + "/"):
+                return f"{option} {shown(one)}: {shown(path)}: {reason}"
+    return f"{shown(path)}: {reason}"
