@@ -73,10 +73,16 @@ def test_four_bytes_overwritten_anywhere_are_found(model, seed):
     path = model / "model.safetensors"
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
-    for at in (0, 40, header - 30, header, (header + len(whole)) // 2, len(whole) - 4):
+    for at in (*range(0, header, 61), header - 30, header, (header + len(whole)) // 2, len(whole) - 4):
         overwrite(path, at, bytes(b ^ 0x15 for b in whole[at : at + 4]))
         with pytest.raises(ValueError, match=r"model\.safetensors is (truncated or )?corrupted"):
-            GPT.from_pretrained(model)
+            folder.read_safetensors(path)
+        path.write_bytes(whole)
+    record = whole.index(b"fastgpt_sha256")
+    for at in (record, record + 10, whole.index(b'"format"') + 2, whole.index(b'"pt"')):
+        overwrite(path, at, b"fort")
+        with pytest.raises(ValueError, match=r"model\.safetensors is (truncated or )?corrupted"):
+            folder.read_safetensors(path)
         path.write_bytes(whole)
     GPT.from_pretrained(model)
 
