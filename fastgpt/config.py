@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from .settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
 
 IMPLEMENTATIONS = {
     "attn": ("auto", "triton", "sdpa", "reference"),
@@ -24,9 +29,12 @@ IMPLEMENTATION_SETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)  # __setattr__ keeps the fields that are hashed as they are
 class GPTConfig:
     """Shape of a pre-LN GPT and the implementation of its parts. Checked when made; read-only afterwards.
+
+    Attributes that are no fields may be set, as other people's code does (transformers' Trainer sets `use_cache`):
+    they are neither compared nor saved.
 
     Args:
         vocab_size: number of token ids, V.
@@ -66,36 +74,47 @@ class GPTConfig:
     ffn_impl: str = "auto"
     loss_impl: str = "auto"
 
+    # What transformers' Trainer leaves out of an output's entries when it collects predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["hidden"]
+
     def __post_init__(self) -> None:
-        if self.d_ff is None and isinstance(self.d_model, int):
-            object.__setattr__(self, "d_ff", 4 * self.d_model)
-        if self.n_kv_heads is None:
-            object.__setattr__(self, "n_kv_heads", self.n_heads)
-        for name in ("vocab_size", "max_len", "n_layers", "n_heads", "d_model", "d_ff", "n_kv_heads"):
+        checked: dict[str, Any] = {}
+        for name in ("vocab_size", "max_len", "n_layers", "n_heads", "d_model"):
+            checked[name] = check_integer("GPTConfig", name, getattr(self, name), least=1)
+        d_model, n_heads = checked["d_model"], checked["n_heads"]
+        for name, default in (("d_ff", 4 * d_model), ("n_kv_heads", n_heads)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"GPTConfig: {name} must be an int, got {value!r}")
-            if value < 1:
-                raise ValueError(f"GPTConfig: {name} must be at least 1, got {value}")
-        if self.d_model % self.n_heads:
-            raise ValueError(
-                f"GPTConfig: d_model ({self.d_model}) is not divisible by n_heads ({self.n_heads}); "
-                f"take d_model {_nearest_multiple(self.d_model, self.n_heads)} or another number of heads"
-            )
-        if self.n_heads % self.n_kv_heads:
-            divisors = [n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]
-            raise ValueError(
-                f"GPTConfig: n_kv_heads ({self.n_kv_heads}) must divide n_heads ({self.n_heads}); "
-                f"choose from {divisors}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"GPTConfig: dropout must be in [0, 1), got {self.dropout}")
-        if self.layer_norm_eps < 0.0:
-            raise ValueError(f"GPTConfig: layer_norm_eps must not be negative, got {self.layer_norm_eps}")
-        if self.gelu not in ("none", "tanh"):
-            raise ValueError(f'GPTConfig: gelu must be "none" (exact, erf) or "tanh", got {self.gelu!r}')
+            checked[name] = default if value is None else check_integer("GPTConfig", name, value, least=1)
+        if d_model % n_heads:
+            multiple = max(n_heads, round(d_model / n_heads) * n_heads)
+            need = f"must divide d_model ({d_model}); take d_model {multiple}, or another number of heads"
+            raise SettingError("GPTConfig", "n_heads", n_heads, need)
+        if n_heads % checked["n_kv_heads"]:
+            divisors = ", ".join(str(n) for n in range(1, n_heads + 1) if n_heads % n == 0)
+            need = f"must divide n_heads ({n_heads}); choose from {divisors}"
+            raise SettingError("GPTConfig", "n_kv_heads", checked["n_kv_heads"], need)
+        checked["dropout"] = check_number("GPTConfig", "dropout", self.dropout, least=0, below=1)
+        checked["layer_norm_eps"] = check_number("GPTConfig", "layer_norm_eps", self.layer_norm_eps, least=0)
+        for name in ("bias", "tie_weights"):
+            check_flag("GPTConfig", name, getattr(self, name))
+        check_choice("GPTConfig", "gelu", self.gelu, ("none", "tanh"))
         for part in IMPLEMENTATIONS:
-            check_implementation(part, getattr(self, f"{part}_impl"))
+            check_implementation(part, getattr(self, f"{part}_impl"), owner="GPTConfig")
+        self.__dict__.update(checked)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ and name in _field_names():
+            raise dataclasses.FrozenInstanceError(
+                f"GPTConfig: {name} is read-only; config.replace({name}={value!r}) makes another config"
+            )
+        if name not in _field_names() and (near := nearest(name, _field_names())):
+            raise AttributeError(f"GPTConfig: there is no field {name!r}; did you mean {near!r}?")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in _field_names():
+            raise dataclasses.FrozenInstanceError(f"GPTConfig: {name} is read-only and cannot be deleted")
+        super().__delattr__(name)
 
     @property
     def head_dim(self) -> int:
@@ -109,7 +128,16 @@ class GPTConfig:
         return preset(name, **overrides)
 
     def replace(self, **changes: Any) -> GPTConfig:
-        """A copy with some fields changed. A new d_model or n_heads brings a new default d_ff or n_kv_heads."""
+        """A copy with some fields changed. A new d_model or n_heads brings a new default d_ff or n_kv_heads.
+
+        Raises:
+            TypeError: no such field; otherwise as GPTConfig(...).
+        """
+        for name in changes:
+            if name not in _field_names():
+                near = nearest(name, _field_names())
+                hint = f"did you mean {near!r}?" if near else f"GPTConfig has {', '.join(_field_names())}"
+                raise TypeError(f"GPTConfig: there is no field {name!r}; {hint}")
         if "d_model" in changes and self.d_ff == 4 * self.d_model:
             changes.setdefault("d_ff", None)
         if "n_heads" in changes and self.n_kv_heads == self.n_heads:
@@ -129,7 +157,10 @@ class GPTConfig:
         missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in fields]
         if missing:
             raise ValueError(f"{source}: fields {missing} are missing; add them")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except (SettingError, SettingTypeError) as error:  # the file's fault, not that of an option of this name
+            raise ValueError(str(error).replace("GPTConfig", source, 1)) from None
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -146,12 +177,20 @@ class GPTConfig:
         return cls.from_dict(fields, source=str(path))
 
 
-def check_implementation(part: str, requested: str) -> None:
-    """Raise ValueError unless `requested` is an implementation of `part` ("attn", "norm", "ffn" or "loss")."""
-    if requested not in IMPLEMENTATIONS[part]:
-        choices = ", ".join(f'"{name}"' for name in IMPLEMENTATIONS[part])
-        raise ValueError(f"unknown implementation {part}_impl={requested!r}; choose from {choices}")
+def check_implementation(part: str, requested: str, *, owner: str = "fastgpt") -> None:
+    """Raise unless `requested` is an implementation of `part` ("attn", "norm", "ffn" or "loss").
+
+    Raises:
+        ValueError: another name. TypeError: no string.
+    """
+    check_choice(owner, f"{part}_impl", requested, IMPLEMENTATIONS[part])
 
 
-def _nearest_multiple(value: int, factor: int) -> int:
-    return max(factor, round(value / factor) * factor)
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that a misspelt `name` most likely stands for, or None."""
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.8)), None)
+
+
+@functools.cache
+def _field_names() -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(GPTConfig))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .config import GPTConfig
+from .settings import SettingError, SettingTypeError
 
 GPT2_VOCAB_SIZE = 50257
 
@@ -38,8 +39,10 @@ def preset(name: str, **overrides: Any) -> GPTConfig:
     """The configuration called `name`, with some fields replaced.
 
     Raises:
-        ValueError: no such preset; the message lists them.
+        ValueError: no such preset; the message lists them. TypeError: no name, or a field that is none.
     """
+    if not isinstance(name, str):
+        raise SettingTypeError("GPTConfig", "preset", name, f"must be one of {', '.join(names())}")
     key = _ALIASES.get(name.lower(), name.lower())
     if key in _GPT2:
         n_layers, n_heads, d_model = _GPT2[key]
@@ -48,5 +51,5 @@ def preset(name: str, **overrides: Any) -> GPTConfig:
         n_layers, d_model, n_heads = (int(n) for n in key.removeprefix("depth-").split("x"))
         config = GPTConfig(GPT2_VOCAB_SIZE, STUDY_MAX_LEN, n_layers, n_heads, d_model)
     else:
-        raise ValueError(f"unknown preset {name!r}; choose from {', '.join(names())}")
+        raise SettingError("GPTConfig", "preset", name, f"must be one of {', '.join(names())}")
     return config.replace(**overrides)

@@ -1,6 +1,9 @@
 """GPTConfig: what it refuses, its JSON, presets."""
 
+import copy
+import dataclasses
 import json
+import pickle
 
 import pytest
 
@@ -18,21 +21,88 @@ def test_defaults_that_follow_from_other_fields():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"d_model": 30}, ValueError, r"d_model \(30\) is not divisible by n_heads \(4\); take d_model 32"),
-        ({"n_kv_heads": 3}, ValueError, r"n_kv_heads \(3\) must divide n_heads \(4\); choose from \[1, 2, 4\]"),
-        ({"n_kv_heads": 8}, ValueError, r"n_kv_heads \(8\) must divide n_heads \(4\)"),
-        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"gelu": "erf"}, ValueError, r'gelu must be "none" \(exact, erf\) or "tanh", got \'erf\''),
-        ({"vocab_size": 0}, ValueError, "vocab_size must be at least 1, got 0"),
-        ({"n_layers": 2.0}, TypeError, "n_layers must be an int, got 2.0"),
-        ({"layer_norm_eps": -1e-5}, ValueError, "layer_norm_eps must not be negative"),
-        ({"attn_impl": "flash"}, ValueError, r"attn_impl='flash'; choose from \"auto\", \"triton\", \"sdpa\""),
-        ({"norm_impl": "sdpa"}, ValueError, r"norm_impl='sdpa'; choose from \"auto\", \"triton\", \"torch\""),
+        ({"d_model": 30}, ValueError, r"n_heads=4 must divide d_model \(30\); take d_model 32"),
+        ({"n_kv_heads": 3}, ValueError, r"n_kv_heads=3 must divide n_heads \(4\); choose from 1, 2, 4"),
+        ({"n_kv_heads": 8}, ValueError, r"n_kv_heads=8 must divide n_heads \(4\)"),
+        ({"dropout": 1.0}, ValueError, "dropout=1.0 must be a number, at least 0 and below 1"),
+        ({"dropout": float("nan")}, ValueError, "dropout=nan must be a number"),
+        ({"dropout": "0.1"}, TypeError, "dropout='0.1' must be a number"),
+        ({"gelu": "erf"}, ValueError, "gelu='erf' must be one of none, tanh"),
+        ({"gelu": None}, TypeError, "gelu=None must be one of none, tanh"),
+        ({"vocab_size": 0}, ValueError, "vocab_size=0 must be an integer, at least 1"),
+        ({"n_layers": 2.0}, TypeError, "n_layers=2.0 must be an integer"),
+        ({"n_layers": "4"}, TypeError, "n_layers='4' must be an integer"),
+        ({"d_model": True}, TypeError, "d_model=True must be an integer"),
+        ({"d_ff": 0}, ValueError, "d_ff=0 must be an integer, at least 1"),
+        ({"layer_norm_eps": -1e-5}, ValueError, "layer_norm_eps=-1e-05 must be a number, at least 0"),
+        ({"layer_norm_eps": float("nan")}, ValueError, "layer_norm_eps=nan must be a number"),
+        ({"layer_norm_eps": float("inf")}, ValueError, "layer_norm_eps=inf must be a number"),
+        ({"bias": "no"}, TypeError, "bias='no' must be True or False"),
+        ({"tie_weights": 1}, TypeError, "tie_weights=1 must be True or False"),
+        ({"attn_impl": "flash"}, ValueError, "attn_impl='flash' must be one of auto, triton, sdpa, reference"),
+        ({"attn_impl": None}, TypeError, "attn_impl=None must be one of auto"),
+        ({"norm_impl": "sdpa"}, ValueError, "norm_impl='sdpa' must be one of auto, triton, torch, reference"),
     ],
 )
 def test_bad_fields_are_named(changes, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^GPTConfig: {message}"):
         GPTConfig(**{**TINY, **changes})
+
+
+def test_numbers_of_other_libraries_become_pythons():
+    np = pytest.importorskip("numpy")
+    config = GPTConfig(**{**TINY, "n_layers": np.int64(2)}, dropout=np.float32(0.5), layer_norm_eps=0)
+    assert (type(config.n_layers), type(config.dropout), type(config.layer_norm_eps)) == (int, float, float)
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+def test_fields_are_read_only_and_the_message_names_replace():
+    config = GPTConfig(**TINY)
+    for name in ("n_layers", "d_ff", "dropout"):
+        with pytest.raises(dataclasses.FrozenInstanceError, match=rf"{name} is read-only; config.replace\({name}=3\)"):
+            setattr(config, name, 3)
+        with pytest.raises(dataclasses.FrozenInstanceError, match=f"{name} is read-only"):
+            delattr(config, name)
+    assert config == GPTConfig(**TINY)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("n_layer", "n_layers"), ("n_head", "n_heads"), ("max_length", "max_len"),
+     ("layer_norm_epsilon", "layer_norm_eps"), ("drop_out", "dropout"), ("tie_weight", "tie_weights"), ("vocabsize", "vocab_size")],
+)  # fmt: skip
+def test_a_field_nearly_named_is_refused(name, field):
+    with pytest.raises(AttributeError, match=f"there is no field '{name}'; did you mean '{field}'"):
+        setattr(GPTConfig(**TINY), name, 3)
+    with pytest.raises(TypeError, match=f"there is no field '{name}'; did you mean '{field}'"):
+        GPTConfig(**TINY).replace(**{name: 3})
+
+
+def test_other_peoples_attributes_are_kept_but_neither_compared_nor_saved():
+    """As transformers' Trainer, peft and generation utilities set them."""
+    config, plain = GPTConfig(**TINY), GPTConfig(**TINY)
+    names = [
+        *("use_cache", "pad_token_id", "eos_token_id", "bos_token_id", "_attn_implementation", "torch_dtype", "dtype"),
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "is_decoder", "tie_word_embeddings", "model_type"),
+        *("attention_dropout", "hidden_dropout", "resid_pdrop", "initializer_range", "quantization_config"),
+        *("output_attentions", "return_dict", "problem_type", "gradient_checkpointing", "_name_or_path"),
+    ]
+    for value, name in enumerate(names):
+        setattr(config, name, value)
+        assert getattr(config, name) == value
+    assert config == plain
+    assert hash(config) == hash(plain)
+    assert config.to_dict() == plain.to_dict()
+    assert repr(config) == repr(plain)
+    assert not hasattr(config.replace(n_layers=1), "use_cache")
+    for copied in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), copy.copy(config)):
+        assert copied == plain
+        assert copied.use_cache == 0
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            copied.n_layers = 3
+    del config.use_cache
+    assert {plain: 1}[config] == 1
+    assert config != config.replace(n_layers=1)
 
 
 def test_json_round_trip(tmp_path):
@@ -48,6 +118,7 @@ def test_json_round_trip(tmp_path):
         ("[1]", "expected a JSON object"),
         (json.dumps({**TINY, "n_layer": 2}), r"unknown fields \['n_layer'\]"),
         (json.dumps({"vocab_size": 3}), r"fields \['max_len', 'n_layers', 'n_heads', 'd_model'\] are missing"),
+        (json.dumps({**TINY, "n_layers": "2"}), r"c.json: n_layers='2' must be an integer"),
     ],
 )
 def test_bad_json_is_named(tmp_path, text, message):
@@ -86,5 +157,5 @@ def test_depth_study_grid():
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown preset 'gpt3'; choose from gpt2, "):
+    with pytest.raises(ValueError, match=r"preset='gpt3' must be one of gpt2, "):
         fastgpt.GPTConfig.preset("gpt3")

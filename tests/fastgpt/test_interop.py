@@ -117,7 +117,11 @@ def saved(seed, tmp_path):
         ),
         ("config.json", lambda b: b.replace(b'"n_layers": 2', b'"n_layers": 3'), r"missing blocks.2.attn.in_proj_bias"),
         ("config.json", lambda b: b.replace(b'"n_layers": 2', b'"n_layers": 1'), r"unexpected blocks.1.attn.in_proj"),
-        ("config.json", lambda b: b.replace(b'"n_heads": 4', b'"n_heads": 5'), r"d_model \(32\) is not divisible"),
+        (
+            "config.json",
+            lambda b: b.replace(b'"n_heads": 4', b'"n_heads": 5'),
+            r"config.json: n_heads=5 must divide d_model \(32\)",
+        ),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_named(saved, file, damage, message):
