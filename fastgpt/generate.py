@@ -44,10 +44,10 @@ class SamplingConfig:
 class KVCache:
     """Keys and values of every layer for the tokens seen so far."""
 
-    def __init__(self, model: GPT, batch: int, capacity: int) -> None:
+    def __init__(self, model: GPT, capacity: int) -> None:
         from .modules import LayerCache
 
-        self.layers = [LayerCache(batch, capacity, block.attn) for block in model.blocks]
+        self.layers = [LayerCache(capacity) for _ in model.blocks]
 
     @property
     def length(self) -> int:
@@ -84,7 +84,7 @@ def _stream(
     generator: torch.Generator | None,
 ) -> Iterator[Tensor]:
     batch, max_len = idx.shape[0], model.config.max_len
-    cache = KVCache(model, batch, min(max_len, idx.shape[1] + max_new_tokens)) if use_cache else None
+    cache = KVCache(model, min(max_len, idx.shape[1] + max_new_tokens)) if use_cache else None
     seen, unread = idx, idx  # `unread` are the tokens that the cache does not hold yet
     finished = torch.zeros(batch, dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):

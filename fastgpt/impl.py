@@ -151,9 +151,13 @@ def implementations(model: nn.Module, device: torch.device | str | None = None) 
         ValueError: `model` has no part that this package implements.
     """
     asked: dict[Row, list[str]] = {}
-    for part, layer, requested, head_dim, parameter in _parts(model):
-        where = parameter.device if device is None else torch.device(device)
-        name, why = explain(part, requested, where, parameter.dtype, head_dim)
+    for part, layer, module, parameter, replaced in _parts(model):
+        requested = getattr(module, "impl", "auto")
+        if replaced is None:
+            where = parameter.device if device is None else torch.device(device)
+            name, why = explain(part, requested, where, parameter.dtype, getattr(module, "head_dim", 0))
+        else:
+            name, why = "torch", f"children run one by one: {replaced}"
         asked.setdefault(Row(part, "", requested, name, why), []).append(layer)
     if not asked:
         raise ValueError(
@@ -163,16 +167,29 @@ def implementations(model: nn.Module, device: torch.device | str | None = None) 
     return Implementations(Row(r.part, _spans(layers), r.requested, r.used, r.why) for r, layers in asked.items())
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, str, str, int, torch.Tensor]]:
-    """(part, layer, requested, head_dim, a parameter) of every module that says what it implements."""
+def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, torch.Tensor, str | None]]:
+    """(part, layer, module, a parameter, why its children run) of every module that says what it implements.
+
+    A module says so of itself by `fastgpt_part`, `impl` and `why_children()`, and by `parts_read()` of children that it
+    computes itself: {name: (part, why the child runs, or None)}.
+    """
+    read: dict[nn.Module, tuple[str, str, str | None]] = {}
+    passed: set[nn.Module] = set()
     for path, module in model.named_modules():
-        part = getattr(module, "fastgpt_part", None)
-        if part is not None:
+        for name, (part, replaced) in getattr(module, "parts_read", dict)().items():
+            read[getattr(module, name)] = part, name, replaced
+        if module in passed:
+            continue
+        if module in read:
+            part, number, replaced = read[module]
+            passed.update(module.modules())
+        else:
+            part = getattr(module, "fastgpt_part", None)
             number = next((name for name in path.split(".") if name.isdigit()), path or "model")
+            replaced = module.why_children() if hasattr(module, "why_children") else None
+        if part is not None:
             parameter = next(module.parameters(), None)
-            if parameter is None:
-                parameter = next(model.parameters())
-            yield part, number, getattr(module, "impl", "auto"), getattr(module, "head_dim", 0), parameter
+            yield part, number, module, next(model.parameters()) if parameter is None else parameter, replaced
 
 
 def _spans(layers: list[str]) -> str:

@@ -26,7 +26,7 @@ from .generate import KVCache, SamplingConfig, sample_stream
 from .impl import check_constructible
 from .kernels import _runtime
 from .modes import evaluating
-from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, logits_and_loss
+from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, logits_and_loss, why_head_runs
 from .output import GPTOutput, Unembedding
 
 
@@ -195,6 +195,10 @@ class GPT(nn.Module):
                 module.impl = request
         return self
 
+    def parts_read(self) -> dict[str, tuple[str, str | None]]:
+        """For `fastgpt.implementations`: the head is computed here, with its loss."""
+        return {"head": ("loss", why_head_runs(self.head))}
+
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Trainable numbers, a tied head counted once. embeddings=False leaves the position embedding out, and the
         token embedding too unless it is the head."""
@@ -247,8 +251,16 @@ class GPT(nn.Module):
         return model.to(dtype=dtype if dtype is not None else next(iter(state.values())).dtype).eval()
 
     def _tie_head(self) -> None:
-        if self.config.tie_weights:
-            self.head.weight = self.token_emb.weight
+        """The head's weight is the embedding's, also where an adapter was put around one of them.
+
+        What somebody has put in their place (another head, another embedding, pruned weights) is left as it is.
+        """
+        if not self.config.tie_weights:
+            return
+        head = next((m for m in self.head.modules() if isinstance(m, Head)), None)
+        embedding = next((m for m in self.token_emb.modules() if isinstance(m, nn.Embedding)), None)
+        if head is not None and embedding is not None and "weight" in head._parameters:
+            head.weight = embedding.weight
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT:
         super()._apply(fn, recurse)

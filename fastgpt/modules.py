@@ -25,16 +25,14 @@ IGNORE_INDEX = -100  # targets with this value do not count, as in torch
 class LayerCache:
     """One layer's keys and values of the tokens seen so far: (B, H_kv, capacity, D), filled from the left."""
 
-    def __init__(self, batch: int, capacity: int, attn: CausalSelfAttention) -> None:
-        like = attn.in_proj_weight
-        shape = (batch, attn.n_kv_heads, capacity, attn.head_dim)
-        self.k, self.v = like.new_empty(shape), like.new_empty(shape)
-        self.length = 0
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, H_kv, T, D) and return views of all that is stored: (B, H_kv, length, D)."""
-        if k.dtype != self.k.dtype:  # autocast decides the dtype when the first token arrives
-            self.k, self.v = self.k.to(k.dtype), self.v.to(v.dtype)
+        if self.length == 0:  # the first tokens know best, autocast's dtype too
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self.k, self.v = k.new_empty(shape), v.new_empty(shape)
         end = self.length + k.shape[2]
         self.k[:, :, self.length : end] = k
         self.v[:, :, self.length : end] = v

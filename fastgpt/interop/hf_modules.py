@@ -13,51 +13,71 @@ from torch import Tensor, nn
 from transformers import activations
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.models.gpt2 import modeling_gpt2
+from transformers.pytorch_utils import Conv1D
 
 from ..kernels import gelu_ffn, linear_cross_entropy
 from ..kernels._notice import say_once
 from ..kernels.attention.sdpa import tensors_why_not
+from ..nn import _exact
 
 # By name: transformers 5 renamed PytorchGELUTanh to GELUTanh.
-_APPROXIMATE = {
+_NAMES = {
     "NewGELUActivation": "tanh",
     "GELUTanh": "tanh",
     "PytorchGELUTanh": "tanh",
     "GELUActivation": "none",
 }
+_APPROXIMATE = {getattr(activations, name): how for name, how in _NAMES.items() if hasattr(activations, name)}
+_CHILDREN = {
+    kind: _exact.exactly(Conv1D, kind, Conv1D, nn.Dropout) for kind in (*_APPROXIMATE, nn.GELU)
+}  # by their activation
+_LM_HEAD = _exact.exactly(nn.Linear)
 
 
 def approximate_of(activation: nn.Module) -> str | None:
     """ "tanh" or "none" for the GELUs that the kernel computes; None for any other activation."""
-    if type(activation) is nn.GELU:
-        return activation.approximate
-    kind = type(activation)
-    return _APPROXIMATE.get(kind.__name__) if kind.__module__ == activations.__name__ else None
+    return activation.approximate if type(activation) is nn.GELU else _APPROXIMATE.get(type(activation))
 
 
 class GPT2MLP(modeling_gpt2.GPT2MLP):
     """c_proj(gelu(c_fc(x))) with dropout, in `gelu_ffn`. Conv1D keeps weights as (in, out): a transpose, not a copy."""
 
+    fastgpt_part = "ffn"
+
     def forward(self, hidden_states: Tensor) -> Tensor:
-        approximate = approximate_of(self.act)
-        reason = tensors_why_not(hidden_states, self.c_fc.weight, self.c_proj.weight)
-        if approximate is None or reason is not None:
-            say_once(f"GPT2MLP: transformers' own is used, because {reason or 'its activation is not a GELU'}")
+        reason = self.why_children() or tensors_why_not(hidden_states, self.c_fc.weight, self.c_proj.weight)
+        if reason is not None:
+            say_once(f"GPT2MLP: transformers' own is used, because {reason}")
             return super().forward(hidden_states)
         return gelu_ffn(
             hidden_states, self.c_fc.weight.t(), self.c_fc.bias, self.c_proj.weight.t(), self.c_proj.bias,
-            approximate=approximate, dropout_p=self.dropout.p if self.training else 0.0,
+            approximate=approximate_of(self.act), dropout_p=self.dropout.p if self.dropout.training else 0.0,
         )  # fmt: skip
+
+    def why_children(self) -> str | None:
+        """Why the children run, and no kernel stands in for them; None if one may."""
+        children = self._modules
+        fc, act, proj, dropout = children["c_fc"], children["act"], children["c_proj"], children["dropout"]
+        expected = _CHILDREN.get(type(act))
+        if expected is None:
+            return f"its activation, a {type(act).__name__}, is not a GELU"
+        reason = _exact.why_not((fc, act, proj, dropout), expected)
+        return "dropout of everything is not supported" if reason is None and dropout.p == 1.0 else reason
 
 
 class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
     """In training with labels: the loss without the logits, which are then None. Otherwise transformers' own."""
 
+    fastgpt_part = "loss"
+
     @functools.wraps(modeling_gpt2.GPT2LMHeadModel.forward)  # generate() and Trainer read the signature
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         if labels is None or not self.training or not self._loss_is_plain(kwargs):
             return super().forward(*args, labels=labels, **kwargs)
-        if tensors_why_not(self.lm_head.weight, self.lm_head.weight, self.lm_head.weight) is not None:
+        weight = getattr(self.lm_head, "weight", None)
+        reason = self.why_children() or tensors_why_not(weight, weight, weight)
+        if reason is not None:
+            say_once(f"GPT2LMHeadModel: transformers' own loss is used, because {reason}")
             return super().forward(*args, labels=labels, **kwargs)
         shifted = kwargs.pop("shift_labels", None)
         tokens = kwargs.pop("num_items_in_batch", None)
@@ -67,7 +87,7 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
         if shifted is None:  # tokens before n predict token n
             shifted = F.pad(labels.long(), (0, 1), value=ignore_index)[..., 1:]
         loss = linear_cross_entropy(
-            outputs.last_hidden_state, self.lm_head.weight, shifted.to(outputs.last_hidden_state.device),
+            outputs.last_hidden_state, weight, shifted.to(outputs.last_hidden_state.device), self.lm_head.bias,
             ignore_index=ignore_index, reduction="mean" if tokens is None else "sum",
         )  # fmt: skip
         loss = loss if tokens is None else loss / tokens
@@ -81,6 +101,10 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
         )
         use_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if use_dict else output.to_tuple()
+
+    def why_children(self) -> str | None:
+        """Why lm_head runs, and no kernel stands in for it; None if one may."""
+        return _exact.why_not((self.lm_head,), _LM_HEAD)
 
     def _loss_is_plain(self, kwargs: dict[str, Any]) -> bool:
         """The stock causal loss over all positions, which the fused function computes."""

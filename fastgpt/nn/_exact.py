@@ -45,7 +45,7 @@ def why_not(children: Iterable[nn.Module], expected: Expected) -> str | None:
         return "all modules have hooks (torch.nn.modules.module)"
     for child, (kind, code) in zip(children, expected):
         if type(child) is not kind:
-            return f"a {kind.__name__} has become a {type(child).__name__}"
+            return f"a {kind.__name__} has become a {_full_name(type(child))}"
         if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
             return f"a {kind.__name__} has hooks"
         own = child.__dict__
@@ -55,3 +55,8 @@ def why_not(children: Iterable[nn.Module], expected: Expected) -> str | None:
         if weight not in _PLAIN and not weight.__module__.startswith("torch._subclasses"):  # tensors without data
             return f"the weight of a {kind.__name__} is a {weight.__name__}"
     return None
+
+
+def _full_name(kind: type) -> str:
+    """peft's Linear is a Linear by its last name too."""
+    return kind.__name__ if kind.__module__.startswith("torch.nn.") else f"{kind.__module__}.{kind.__qualname__}"

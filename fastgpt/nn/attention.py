@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from ..kernels import _runtime, _transforms, attention_weights, flash_attention
 from ..kernels._notice import say_once
 from ..kernels.attention.op import MAX_HEAD_DIM
 from ..kernels.attention.sdpa import tensors_why_not, top_left
+from . import _exact
+
+_OUT_PROJ = _exact.exactly(nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 class FlashMultiheadAttention(nn.MultiheadAttention):
@@ -26,6 +29,7 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
     - Without that hint, a mask's values are looked at once per mask tensor (one wait for the GPU): a 2-D `attn_mask`
       that is causal or hides nothing, and a `key_padding_mask` that hides keys at the ends only, run on the kernels.
     - `need_weights=True` does not leave the fast path: the weights are rebuilt from its log-sum-exp, before dropout.
+    - `out_proj` is called: adapters and hooks on it count, which torch's own passes by.
     - A query that sees no key gives the output projection's bias and weights 0, where torch may give NaN.
 
     torch's own implementation takes over, and the "fastgpt" log says why, once per reason, for other masks,
@@ -77,12 +81,32 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
             if is_causal and attn_mask is None:
                 time = 0 if query.dim() == 2 or not self.batch_first else 1
                 attn_mask = _hidden_by_causality(query.shape[time], key.shape[time], query.device)
-            arguments = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            arguments = query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             if not _transforms.are_on():
-                return super().forward(query, key, value, *arguments)
+                return self._torchs_own(*arguments)
             with _transforms.torch_attention():
-                return super().forward(query, key, value, *arguments)
+                return self._torchs_own(*arguments)
         return self._attend(query, key, value, masks, need_weights, average_attn_weights)
+
+    def _torchs_own(self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+        """torch's forward, which reads the weight of `out_proj`: one that is no longer itself runs after it."""
+        reason = _exact.why_not((self.out_proj,), _OUT_PROJ)
+        if reason is None:
+            return super().forward(query, key, value, *arguments)
+        say_once(f"FlashMultiheadAttention: its out_proj runs as a module, because {reason}")
+        key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal = arguments
+        turned = self.batch_first and query.dim() == 3
+        like = self.in_proj_weight if self._qkv_same_embed_dim else self.q_proj_weight
+        out, weights = F.multi_head_attention_forward(
+            *(x.transpose(0, 1) if turned else x for x in (query, key, value)), self.embed_dim, self.num_heads,
+            self.in_proj_weight, self.in_proj_bias, self.bias_k, self.bias_v, self.add_zero_attn, self.dropout,
+            out_proj_weight=torch.eye(self.embed_dim, dtype=like.dtype, device=like.device), out_proj_bias=None,
+            training=self.training, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
+            use_separate_proj_weight=not self._qkv_same_embed_dim, q_proj_weight=self.q_proj_weight,
+            k_proj_weight=self.k_proj_weight, v_proj_weight=self.v_proj_weight,
+            average_attn_weights=average_attn_weights, is_causal=is_causal,
+        )  # fmt: skip
+        return self.out_proj(out.transpose(0, 1) if turned else out), weights
 
     def _why_not(self, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         """Why the kernels cannot take this module or these tensors; None if they can."""
@@ -119,7 +143,7 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         out, lse = flash_attention(
             q, k, v, dropout_p=self.dropout if self.training else 0.0, return_lse=True, **sees
         )  # (B, H, T_q, D) on (B, T_q, H, D) memory, so that the heads merge without a copy
-        out = F.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)  # (B, T_q, E)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T_q, E)
         weights = None
         if need_weights:
             weights = attention_weights(q, k, lse, **sees)  # (B, H, T_q, T_k)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..impl import check_constructible, choose
-from ..kernels import linear_cross_entropy, reference
+from ..impl import check_constructible, choose, explain
+from ..kernels import cross_entropy, linear_cross_entropy, reference
+from ..kernels._notice import say_once
+from . import _exact
+
+_LINEAR = _exact.exactly(nn.Linear)
+_SETTINGS = "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap"
 
 
 class LinearCrossEntropyLoss(nn.Module):
@@ -24,8 +29,9 @@ class LinearCrossEntropyLoss(nn.Module):
     first), and lse_square_scale is z_loss here.
 
     Where the kernels cannot run (no GPU, no triton, float64), impl="auto" computes the same with torch, which does hold
-    the logits, and the "fastgpt" log says why, once. torch's class weights, class probabilities as targets,
-    `out_features` and `options` are not taken.
+    the logits, and the "fastgpt" log says why, once. With any impl, where `self.linear` has been replaced or hooked (by
+    LoRA or pruning, for example) it is called, and the loss is that of its logits: the fused loss would pass it over.
+    torch's class weights, class probabilities as targets, `out_features` and `options` are not taken.
 
     Args:
         in_features: d, the size of each input; None with num_classes None: no weights of its own.
@@ -84,11 +90,18 @@ class LinearCrossEntropyLoss(nn.Module):
         self, input: Tensor, target: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         """Loss of input (..., d) against target (...); weight and bias only where the module owns no layer."""
+        settings = (self.ignore_index, self.reduction, self.label_smoothing, self.z_loss, self.softcap)
         if self.linear is not None:
             if weight is not None or bias is not None:
                 raise ValueError(
                     "LinearCrossEntropyLoss: the module has its own weight; build it without sizes to pass one"
                 )
+            reason = self.why_children()
+            if reason is not None:
+                say_once(f"LinearCrossEntropyLoss: the loss is that of its linear's output, because {reason}")
+                possible = explain("loss", self.impl, input.device, input.dtype).name == "triton"
+                function = cross_entropy if possible else reference.cross_entropy
+                return function(self.linear(input), target, **dict(zip(_SETTINGS, settings)))
             weight, bias = self.linear.weight, self.linear.bias
         elif weight is None:
             raise ValueError(
@@ -96,10 +109,11 @@ class LinearCrossEntropyLoss(nn.Module):
             )
         use_kernels = choose("loss", self.impl, input.device, input.dtype) == "triton"
         function = linear_cross_entropy if use_kernels else reference.linear_cross_entropy
-        return function(
-            input, weight, target, bias, self.ignore_index, self.reduction, self.label_smoothing, self.z_loss,
-            self.softcap, num_chunks=self.num_chunks,
-        )  # fmt: skip
+        return function(input, weight, target, bias, *settings, num_chunks=self.num_chunks)
+
+    def why_children(self) -> str | None:
+        """Why `self.linear` runs, and no kernel stands in for it; None if one may."""
+        return None if self.linear is None else _exact.why_not((self.linear,), _LINEAR)
 
     def extra_repr(self) -> str:
         shown = {

