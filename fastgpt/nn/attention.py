@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..kernels import _runtime, _transforms, attention_weights, flash_attention
 from ..kernels._notice import say_once
@@ -26,8 +26,9 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
     differs:
 
     - `is_causal=True` needs no `attn_mask`: no (T, T) tensor is ever made. Given one, it is trusted to be causal.
-    - Without that hint, a mask's values are looked at once per mask tensor (one wait for the GPU): a 2-D `attn_mask`
-      that is causal or hides nothing, and a `key_padding_mask` that hides keys at the ends only, run on the kernels.
+    - Without that hint, the values of each mask are looked at in each call, for which a call waits for the GPU (not
+      while a CUDA graph is captured: then torch's own runs): a 2-D `attn_mask` that is causal or hides nothing, and a
+      `key_padding_mask` that hides keys at the ends only, run on the kernels.
     - `need_weights=True` does not leave the fast path: the weights are rebuilt from its log-sum-exp, before dropout.
     - `out_proj` is called: adapters and hooks on it count, which torch's own passes by.
     - A query that sees no key gives the output projection's bias and weights 0, where torch may give NaN.
@@ -175,6 +176,9 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
 
 
+_Read = TypeVar("_Read")
+
+
 class _Masks(NamedTuple):
     """What the masks of a call say, in the kernels' terms."""
 
@@ -197,7 +201,7 @@ def _read_masks(
     if attn_mask is not None and not is_causal:
         if attn_mask.shape != (query.shape[time], key.shape[time]):
             return "attn_mask is not one (T_q, T_k) mask for all"
-        kind = _remembered(attn_mask, _read_attn_mask)
+        kind = _read(attn_mask, _read_attn_mask)
         if kind is None:
             return "attn_mask is neither causal nor empty (is_causal=True if it is, but cannot be looked at now)"
         causal = kind == "causal"
@@ -205,61 +209,49 @@ def _read_masks(
         expected = (key.shape[0],) if key.dim() == 2 else (key.shape[1 - time], key.shape[time])
         if key_padding_mask.shape != expected:
             return "key_padding_mask is not (B, T_k)"
-        bounds = _remembered(key_padding_mask, _read_key_padding_mask)
+        bounds = _read(key_padding_mask, _read_key_padding_mask)
         if bounds is None:
             return "key_padding_mask hides keys that are not at the ends (or cannot be looked at now)"
         key_starts, key_lengths = bounds
     return _Masks(causal, key_starts, key_lengths)
 
 
-_seen = WeakTensorKeyDictionary()  # mask -> (its version when it was read, what was read)
+def _read(mask: Tensor, read: Callable[[Tensor, Tensor], _Read]) -> _Read | None:
+    """What `read` makes of a mask and of where it hides; None where the mask adds to scores, or cannot be looked at.
 
-
-def _remembered(mask: Tensor, read):
-    """`read(mask)`, once for each mask tensor and state of it; None where its values cannot be read."""
+    Nothing is remembered from one call to the next. Neither the tensor nor its version nor its address says what a mask
+    holds now: memory is refilled behind torch's back (numpy, data loaders, CUDA graphs, `.data`).
+    """
     if (
         not _runtime.can_be_read(mask)
         or mask.requires_grad
         or (mask.is_cuda and torch.cuda.is_current_stream_capturing())
     ):
         return None
-    if mask.is_inference():  # it does not count its changes
-        return read(mask)
-    if _seen.get(mask, (None,))[0] != mask._version:
-        with torch.inference_mode(False), torch.no_grad():  # what is kept may be saved for a backward later
-            _seen[mask] = (mask._version, read(mask))
-    return _seen[mask][1]
-
-
-def _hidden(mask: Tensor) -> Tensor | None:
-    """The mask as bool, True = hidden; None if it is float and holds anything but 0 and -inf."""
     if mask.dtype == torch.bool:
-        return mask
+        return read(mask, mask.new_ones(()))
     hidden = mask == float("-inf")
-    return hidden if bool((hidden | (mask == 0)).all()) else None
+    return read(hidden, (hidden | (mask == 0)).all())
 
 
 def _hidden_by_causality(T_q: int, T_k: int, device: torch.device) -> Tensor:
     return torch.arange(T_k, device=device) > torch.arange(T_q, device=device)[:, None]
 
 
-def _read_attn_mask(mask: Tensor) -> str | None:
-    hidden = _hidden(mask)
-    if hidden is None:
+def _read_attn_mask(hidden: Tensor, plain: Tensor) -> str | None:
+    """ "causal" or "empty"; None for any other mask, or one that does more than hide (`plain`, a scalar, is False)."""
+    causal = (hidden == _hidden_by_causality(*hidden.shape, hidden.device)).all()
+    plain, causal, hides = torch.stack([plain, causal, hidden.any()]).tolist()
+    if not plain:
         return None
-    if torch.equal(hidden, _hidden_by_causality(*mask.shape, mask.device)):
-        return "causal"
-    return None if bool(hidden.any()) else "empty"
+    return "causal" if causal else None if hides else "empty"
 
 
-def _read_key_padding_mask(mask: Tensor) -> tuple[Tensor, Tensor] | None:
-    hidden = _hidden(mask)
-    if hidden is None:
-        return None
+def _read_key_padding_mask(hidden: Tensor, plain: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The first key kept and the one after the last, (B,) int32 each; None if a row has a hole, or not `plain`."""
     kept = ~(hidden if hidden.dim() == 2 else hidden[None])  # (B, T_k)
-    j = torch.arange(kept.shape[1], device=mask.device)
+    j = torch.arange(kept.shape[1], device=kept.device)
     starts = torch.where(kept, j, kept.shape[1]).amin(dim=1) if j.numel() else kept.sum(dim=1)
     lengths = starts + kept.sum(dim=1)  # of a row without keys: beyond the end, and starting there
-    if not torch.equal(kept, (j >= starts[:, None]) & (j < lengths[:, None])):
-        return None
-    return starts.int(), lengths.int()
+    whole = (kept == ((j >= starts[:, None]) & (j < lengths[:, None]))).all()
+    return (starts.int(), lengths.int()) if bool(whole & plain) else None

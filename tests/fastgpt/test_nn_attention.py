@@ -164,18 +164,37 @@ def test_queries_that_see_nothing(device, seed, kernel_calls):
     assert kernel_calls
 
 
-def test_a_mask_is_looked_at_once_until_it_changes(device, seed, kernel_calls, log, monkeypatch):
-    ours, _ = pair(device, batch_first=True)
-    x, mask = tokens(device, 6, True), causal_mask(6, 6, device)
-    looks = []
-    read = module_file._read_attn_mask
-    monkeypatch.setattr(module_file, "_read_attn_mask", lambda m: looks.append(m) or read(m))
-    for _ in range(3):
-        ours(x, x, x, attn_mask=mask)
-    assert (len(looks), len(kernel_calls)) == (1, 3)
-    mask[3, 0] = True  # no longer causal
-    ours(x, x, x, attn_mask=mask)
-    assert (len(looks), len(kernel_calls)) == (2, 3)
+@pytest.mark.parametrize("refill", ["numpy", "data", "inference", "set_"])
+@pytest.mark.parametrize("which", ["attn_mask", "key_padding_mask"])
+def test_a_mask_is_what_it_holds_at_the_call(device, seed, kernel_calls, refill, which):
+    """Memory is refilled for the next batch in ways of which the tensor's identity, version and address say nothing."""
+    ours, torchs = pair(device, batch_first=True)
+    x = tokens(device, 6, True)
+    if which == "attn_mask":
+        hidden = [causal_mask(6, 6, device), torch.zeros(6, 6, dtype=torch.bool, device=device)]
+        hidden.append(hidden[0] & ~torch.eye(6, dtype=torch.bool, device=device).roll(2, 1))
+    else:
+        ends = [[6, 4], [2, 6], [3, 3]]
+        hidden = [torch.arange(6, device=device) >= torch.tensor(row, device=device)[:, None] for row in ends]
+    if refill == "data":  # float masks too
+        hidden = [torch.zeros(h.shape, device=device).masked_fill(h, -torch.inf) for h in hidden]
+    if refill == "numpy" and device.type != "cpu":
+        pytest.skip("numpy's memory is the CPU's")
+    with torch.inference_mode(refill == "inference"):
+        mask = hidden[0].clone()
+    for values in hidden:
+        if refill == "numpy":
+            mask.numpy()[:] = values.numpy()
+        elif refill == "data":
+            mask.data.copy_(values)
+        elif refill == "inference":
+            with torch.inference_mode():
+                mask.copy_(values)
+        else:
+            mask.data = values.clone()
+        mine, theirs = ours(x, x, x, **{which: mask}), torchs(x, x, x, **{which: values})
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert len(kernel_calls) == (2 if which == "attn_mask" else 3)
 
 
 @pytest.mark.parametrize(
