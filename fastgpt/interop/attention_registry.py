@@ -1,34 +1,42 @@
 """Our attention as an implementation that any Hugging Face transformers model can name.
 
-    fastgpt.interop.attention_registry.register()
-    model.set_attn_implementation("fastgpt")
+    model.set_attn_implementation(fastgpt.interop.attention_registry.register())
 
-Two functions go under one name: the attention, and the builder of its masks. Without the second, transformers builds no
-mask for a name that it does not know, and padded batches are silently wrong. What the builder returns:
-
-    None              plain causal (or no mask at all, where the module is not causal)
-    (B, 2) integers   causal, and sequence b's keys are [start, end): left and right padding
-    4-D bool          anything else, which torch's attention then takes
+Two functions go under one name: the attention, and the builder of its masks (`key_mask.py`). Without the second,
+transformers builds no mask for a name that it does not know, and padded batches are silently wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels import _runtime, attention_weights, reference
+from ..kernels import attention_weights, reference
 from ..kernels._notice import say_once
 from ..kernels.attention.op import MAX_HEAD_DIM, attend
 from ..kernels.attention.sdpa import tensors_why_not
+from .key_mask import KeyMask, mask
+from .plain_attention import plain_attention
 
-NAME = "fastgpt"
+
+class _RegisteredName(str):
+    """The name that a model's config holds. A pickle of it registers the attention in the process that reads it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple:
+        return register, (str(self),)
+
+
+NAME = _RegisteredName("fastgpt")
 
 
 def register(name: str = NAME) -> str:
     """Make `model.set_attn_implementation(name)` work for every transformers model; returns the name.
+
+    A model that was given the name which this returns can be pickled, copied and sent to another process.
 
     Raises:
         ImportError: transformers is not installed, or too old to have the interfaces.
@@ -38,9 +46,9 @@ def register(name: str = NAME) -> str:
         from transformers.masking_utils import AttentionMaskInterface
     except ImportError as error:
         raise ImportError("register: this needs transformers >= 4.53; `pip install -U transformers`") from error
-    AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, mask)
-    return name
+    AttentionInterface.register(str(name), attention)
+    AttentionMaskInterface.register(str(name), mask)
+    return _RegisteredName(name)
 
 
 def attention(
@@ -56,36 +64,92 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention function: q (B, H, T_q, D), k and v (B, H_kv, T_k, D) -> out (B, T_q, H, D), weights.
 
-    Causal means that the last query sees every key that is not padding. The weights (B, H, T_q, T_k), before dropout,
-    are there when `output_attentions` asks for them, and None otherwise.
+    Without a mask it is causal if `is_causal`, or else the module's attribute of that name, says so: the last query
+    sees every key. `sliding_window` then narrows it, as does `cu_seq_lens_q`, the ends of packed documents. What the
+    kernels do not have goes to torch, and the "fastgpt" log says so once: masks that are tensors, `position_bias`,
+    `softcap`, sinks (`s_aux`).
+
+    The weights (B, H, T_q, T_k), before dropout, are there when `output_attentions` asks for them, and None otherwise.
+    Rows that see no key (padding, as a query) have output and weights 0, where transformers' "eager" gives the mean of
+    all values.
 
     Raises:
-        ValueError: the model wants logit soft-capping or attention sinks.
+        ValueError: the model chooses keys by index, or packs documents in more than one row.
     """
-    for feature in ("softcap", "s_aux"):
+    for feature in ("indices", "block_indices"):
         if kwargs.get(feature) is not None:
             raise ValueError(f'attn_implementation="{NAME}" has no {feature}; use "eager" for this model')
-    bounds = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
-    foreign = attention_mask is not None and bounds is None
-    causal = bounds is not None or bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    sees: dict[str, Any] = {"causal": causal, "softmax_scale": scaling}
-    if bounds is not None:
-        sees |= {"key_starts": bounds[:, 0].contiguous(), "key_lengths": bounds[:, 1].contiguous()}
+    sees: dict[str, Any] | None = None
+    if attention_mask is None:
+        sees = {"causal": bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)}
+    elif type(attention_mask) is KeyMask:
+        if attention_mask.describes(query, key):
+            sees = dict(attention_mask.sees)
+        else:
+            attention_mask = attention_mask.dense()
+    window = kwargs.get("sliding_window")
+    if sees is not None and sees.get("window") is None and isinstance(window, int) and 0 < window < key.shape[2]:
+        sees["window"] = window
+    documents = _documents(query, key, kwargs)
+    reason = _why_not(query, key, value, sees, kwargs)
     wanted = _weights_wanted(module, kwargs)
-    reason = _why_not(query, key, value, foreign, kwargs)
     if reason is None:
+        sees |= {"softmax_scale": scaling, "cu_seqlens": documents}
         out, lse = attend(query, key, value, dropout_p=dropout, return_lse=True, **sees)
-        return out.transpose(1, 2), attention_weights(query, key, lse, **sees) if wanted else None
+        weights = attention_weights(query, key, lse, **sees).to(query.dtype) if wanted else None
+        return out.transpose(1, 2), weights
     say_once(f'attn_implementation="{NAME}": torch\'s attention is used, because {reason}')
+    dense = _dense_mask(query, key, attention_mask, sees, documents)
+    extras = {"softcap": kwargs.get("softcap"), "sinks": _sinks(kwargs)}
+    if wanted or any(extra is not None for extra in extras.values()):
+        if kwargs.get("cache") is not None:
+            raise ValueError(f'attn_implementation="{NAME}" has no weights, softcap or sinks with a paged cache')
+        if dense is None and sees["causal"]:  # torch's `is_causal` is not there to say it
+            dense = reference.attention_mask(query.shape[2], key.shape[2], device=query.device)
+        extras["position_bias"] = kwargs.get("position_bias")
+        out, weights = plain_attention(query, key, value, dense, scale=scaling, dropout_p=dropout, **extras)
+        return out.transpose(1, 2).contiguous(), weights if wanted else None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    causal = sees is not None and sees["causal"]
+    kwargs.pop("output_attentions", None)
+    return sdpa_attention_forward(module, query, key, value, dense, dropout, scaling, causal, **kwargs)
+
+
+def _sinks(kwargs: dict[str, Any]) -> Tensor | None:
+    """The scores of keys without a value: (H,) as most models name them, (B, H, T_q, 1) as one does."""
+    return kwargs.get("s_aux") if kwargs.get("s_aux") is not None else kwargs.get("sinks")
+
+
+def _documents(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+    """(N + 1,) int32: where the packed documents begin and end, if the caller packs and says it."""
+    cu_seqlens = kwargs.get("cu_seq_lens_q")
+    if cu_seqlens is None:
+        return None
+    if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f'attn_implementation="{NAME}": cu_seq_lens_q names documents end to end in one row, queries and keys the '
+            f"same; got {query.shape[0]} rows, {query.shape[2]} queries and {key.shape[2]} keys; use position_ids"
+        )
+    return cu_seqlens.to(query.device, torch.int32)
+
+
+def _dense_mask(
+    query: Tensor, key: Tensor, mask: Tensor | None, sees: dict[str, Any] | None, documents: Tensor | None
+) -> Tensor | None:
+    """The mask as a tensor, for torch; None where none is needed beside torch's own `is_causal`."""
     T_q, T_k = query.shape[2], key.shape[2]
-    dense = attention_mask
-    if bounds is not None or (causal and not foreign and 1 < T_q < T_k):
-        limits = {name: sees[name] for name in ("key_starts", "key_lengths") if name in sees}
-        dense = reference.attention_mask(T_q, T_k, causal=True, **limits, device=query.device)
-    out, _ = sdpa_attention_forward(module, query, key, value, dense, dropout, scaling, causal, **kwargs)
-    return out, reference.attention_weights(query, key, **sees) if wanted and not foreign else None
+    if sees is None:
+        if documents is None:
+            return mask
+        same = reference.attention_mask(T_q, T_k, causal=False, cu_seqlens=documents, device=query.device)
+        return mask & same if mask.dtype == torch.bool else mask.masked_fill(~same, torch.finfo(mask.dtype).min)
+    limits = {name: value for name, value in sees.items() if value is not None}
+    if documents is not None:
+        limits["cu_seqlens"] = documents
+    if len(limits) == 1 and (not sees["causal"] or T_q in (1, T_k)):
+        return None
+    return reference.attention_mask(T_q, T_k, **limits, device=query.device)
 
 
 def _weights_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:
@@ -97,57 +161,25 @@ def _weights_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:
         from transformers.utils.output_capturing import _active_collector
     except ImportError:
         return False
-    return "attentions" in (_active_collector.get() or ())
+    return any(name.endswith("attentions") for name in _active_collector.get() or ())
 
 
-def _why_not(query: Tensor, key: Tensor, value: Tensor, foreign: bool, kwargs: dict[str, Any]) -> str | None:
+def _why_not(
+    query: Tensor, key: Tensor, value: Tensor, sees: dict[str, Any] | None, kwargs: dict[str, Any]
+) -> str | None:
     """Why the kernels cannot take this call; None if they can."""
-    if foreign:
-        return "the mask is neither causal nor padding at the ends"
+    if sees is None:
+        return "the mask is a tensor of another kind than causal, bidirectional or windowed with padding at the ends"
+    if kwargs.get("softcap") is not None:
+        return "the model caps its scores (softcap)"
+    if _sinks(kwargs) is not None:
+        return "the model has attention sinks"
     if kwargs.get("position_bias") is not None:
         return "the model adds a position bias to the scores"
+    if kwargs.get("cache") is not None:
+        return "the keys lie in a paged cache"
+    if query.dim() != 4 or query.shape[0] != key.shape[0] or key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        return "query and key differ in batch size, or their heads do not fit"
     if query.shape[-1] > MAX_HEAD_DIM or value.shape[-1] != query.shape[-1]:
         return f"head_dim is above {MAX_HEAD_DIM}, or not the same for keys and values"
     return tensors_why_not(query, key, value)
-
-
-def mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable | None = None,
-    attention_mask: Tensor | None = None,
-    **kwargs: Any,
-) -> Tensor | None:
-    """transformers' mask builder; see the module's docstring for what it returns."""
-    from transformers.masking_utils import causal_mask_function, sdpa_mask
-
-    function = causal_mask_function if mask_function is None else mask_function
-    aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
-    if function is causal_mask_function and aligned:
-        bounds = None
-        if attention_mask is None:
-            return None
-        if attention_mask.dim() == 2 and attention_mask.shape[1] >= kv_length and _runtime.can_be_read(attention_mask):
-            kept = attention_mask[:, -kv_length:].bool()
-            if bool(kept.all()):
-                return None
-            bounds = _bounds(kept)
-        if bounds is not None:
-            return bounds
-    return sdpa_mask(
-        batch_size, q_length, kv_length, q_offset, kv_offset, function, attention_mask,
-        **{**kwargs, "allow_is_causal_skip": False},
-    )  # fmt: skip
-
-
-def _bounds(kept: Tensor) -> Tensor | None:
-    """(B, 2) int32 [start, end) of the keys kept in (B, T_k) bool; None if some row has a hole."""
-    j = torch.arange(kept.shape[1], device=kept.device)
-    start = torch.where(kept, j, kept.shape[1]).amin(dim=1)
-    end = torch.where(kept, j + 1, 0).amax(dim=1)
-    if bool((end.clamp(min=0) - start != kept.sum(dim=1)).logical_and(kept.any(dim=1)).any()):
-        return None
-    return torch.stack([start, end], dim=1).int()

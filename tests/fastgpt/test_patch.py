@@ -10,7 +10,6 @@ from torch import nn
 
 import fastgpt
 from fastgpt import GPT, GPTConfig
-from fastgpt.interop import attention_registry
 from tests.support.modules import assert_same_module
 from tests.support.reference_gpt import ReferenceGPT
 
@@ -220,8 +219,7 @@ def test_gpt2_padding(request, seed, padding, interpreted):
     seen = kept.bool()
 
     def pick(output):
-        weights = () if padding == "hole" else output.attentions  # torch's attention gives none
-        return [output.logits[seen], *(w.transpose(1, 2)[seen] for w in weights)]
+        return [output.logits[seen], *(w.transpose(1, 2)[seen] for w in output.attentions)]
 
     assert_same_module(model, plain, idx, attention_mask=kept, output_attentions=True, pick=pick)
 
@@ -265,12 +263,6 @@ def test_gpt2_copies_and_pickles(seed):
     idx, _ = batch("cpu")
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(idx, labels=idx).loss, model(idx, labels=idx).loss)
-
-
-def test_unsupported_features_of_other_models_are_refused():
-    q = torch.randn(1, 2, 3, 8)
-    with pytest.raises(ValueError, match=r'attn_implementation="fastgpt" has no softcap; use "eager"'):
-        attention_registry.attention(nn.Identity(), q, q, q, None, softcap=30.0)
 
 
 class PlainRMSNorm(nn.Module):
