@@ -212,7 +212,7 @@ def _look_into(
     if _runtime.has_triton():
         say("checking the kernels ...")
         self_check = verify.verify(trainer.device)
-        say(f"{self_check}\n")
+        say(f"{self_check.brief}\n")
     else:
         say("triton is not installed, so there are no kernels to check\n")
     ids = tokenizer.encode(sample)[:48]
@@ -333,8 +333,8 @@ def make_report(result: DemoResult, trainer: Trainer, lines: list[dict], maps_ht
         report.paragraph("Triton is not installed, so there are no kernels to check.")
     else:
         report.paragraph(
-            f"Each kernel against its reference in float64, {result.self_check.where}: at most twice (gradients: three "
-            "times) the error of plain PyTorch in the same dtype."
+            f"Each kernel against its reference in float64, {result.self_check.where}: {result.self_check.verdict}. "
+            f"{verify.RULE[0].upper()}{verify.RULE[1:]}"
         )
         bad = [n for n, row in enumerate(result.self_check.rows) if not row.ok]
         report.table(verify.Report.HEADER, result.self_check.table(), bad)

@@ -29,3 +29,31 @@ def check_dropout(function: str, dropout_p: float) -> None:
     check_numbers(function, dropout_p=dropout_p)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"{function}: dropout_p must be in [0, 1), got {dropout_p}")
+
+
+def materialised_mask(seed: Tensor, dropout_p: float, planes: int, rows: int, columns: int) -> Tensor:
+    """(planes, rows, columns) bool on seed's device, True = kept: the mask that kernels draw from a `new_seed`.
+
+    Philox4x32-10 in plain torch, for the self-check: it waits for the device, and kernels never hold a mask.
+    """
+    key, offset = seed.tolist()
+    plane = torch.arange(planes, device=seed.device)[:, None, None]
+    row = torch.arange(rows, device=seed.device)[:, None]
+    column = torch.arange(columns, device=seed.device)
+    zero = (plane + row + column) * 0
+    c0, c1, c2, c3 = column + zero, row + zero, plane + zero, zero + (offset & _WORD)
+    k0, k1 = key & _WORD, key >> 32 & _WORD
+    for _ in range(10):
+        (high0, low0), (high1, low1) = _wide_product(0xD2511F53, c0), _wide_product(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + 0x9E3779B9 & _WORD, k1 + 0xBB67AE85 & _WORD
+    return c0 >= drop_threshold(dropout_p)
+
+
+_WORD = 2**32 - 1
+
+
+def _wide_product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low word of a · b, of 32-bit words held in int64: in halves, as the whole would not fit."""
+    upper, lower = a * (b >> 16), a * (b & 0xFFFF)
+    return upper + (lower >> 16) >> 16, (upper << 16) + lower & _WORD
