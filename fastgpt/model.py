@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import tied
 from .config import IMPLEMENTATIONS, GPTConfig
 from .generate import KVCache, SamplingConfig, sample_stream
 from .impl import check_constructible
@@ -67,9 +68,11 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_f = AddLayerNorm(config)
         self.head = Head(config)
-        self._tie_head()
+        if config.tie_weights:
+            self.head.weight = self.token_emb.weight
         self.init_weights()
-        self.register_load_state_dict_pre_hook(_complete_tied_head)
+        self.register_load_state_dict_pre_hook(tied.before_loading)
+        self.register_load_state_dict_post_hook(tied.after_loading)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -250,22 +253,9 @@ class GPT(nn.Module):
         model.load_state_dict(state)
         return model.to(dtype=dtype if dtype is not None else next(iter(state.values())).dtype).eval()
 
-    def _tie_head(self) -> None:
-        """The head's weight is the embedding's, also where an adapter was put around one of them.
-
-        What somebody has put in their place (another head, another embedding, pruned weights) is left as it is.
-        """
-        if not self.config.tie_weights:
-            return
-        head = next((m for m in self.head.modules() if isinstance(m, Head)), None)
-        embedding = next((m for m in self.token_emb.modules() if isinstance(m, nn.Embedding)), None)
-        if head is not None and embedding is not None and "weight" in head._parameters:
-            head.weight = embedding.weight
-
     def _apply(self, fn: Any, recurse: bool = True) -> GPT:
-        super()._apply(fn, recurse)
-        self._tie_head()  # a move that makes new parameters (to_empty) would untie them
-        return self
+        with tied.kept(self):  # a move that makes new parameters (to_empty) would untie them
+            return super()._apply(fn, recurse)
 
     def _check(self, idx: Tensor, targets: Tensor | None) -> None:
         """Raise one clear error for what would fail deep inside, or silently go wrong."""
@@ -303,20 +293,3 @@ def _indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[
         if not -count <= n < count:
             raise IndexError(f"attention_maps: there is no {what} {n}; the model has {count}, numbered from 0")
     return [n % count for n in numbers]
-
-
-def _complete_tied_head(model: GPT, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
-    """Loading into a tied model: a missing head is the token embedding; one that differs from it is an error."""
-    if not model.config.tie_weights:
-        return
-    embedding, head = f"{prefix}token_emb.weight", f"{prefix}head.weight"
-    if embedding not in state:
-        return
-    if head not in state:
-        state[head] = state[embedding]
-    elif state[head] is not state[embedding] and not _same(state[head], state[embedding]):
-        args[-1].append(f"{head} differs from {embedding}, and this model ties them; make it with tie_weights=False")
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.is_meta or b.is_meta or a.data_ptr() == b.data_ptr() or torch.equal(a.to(b.device), b)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .. import files
+from .. import files, tied
 from ..config import GPTConfig
 from . import hf_gpt2, nanogpt
 from .locate import check_type, locate, read_fields, weights_beside
@@ -43,8 +43,10 @@ def load(path_or_name: str | os.PathLike[str]) -> tuple[GPTConfig, State]:
         config, state = nanogpt.from_checkpoint(read_pickle(path), source=str(path))
     else:
         config, state = _load_folder(path)
-    if config.tie_weights and "token_emb.weight" in state:
-        state.setdefault("head.weight", state["token_emb.weight"])
+    if config.tie_weights:  # a file holds the shared weight once, under either name
+        for name, other in (("head.weight", "token_emb.weight"), ("token_emb.weight", "head.weight")):
+            if other in state:
+                state.setdefault(name, state[other])
     check_state(config, state, source=str(path_or_name))
     return config, state
 
@@ -205,6 +207,13 @@ def _check_zip(path: Path) -> None:
 
 
 def check_state(config: GPTConfig, state: State, *, source: str) -> None:
+    """Raise ValueError unless `state` has the names and shapes of a GPT with this config, and finite numbers."""
+    check_names(config, state, source=source)
+    for name, tensor in state.items():
+        check_finite(tensor, f"{source}: {name}")
+
+
+def check_names(config: GPTConfig, state: State, *, source: str) -> None:
     """Raise ValueError unless `state` has exactly the names and shapes of a GPT with this config."""
     from ..model import GPT
 
@@ -222,7 +231,6 @@ def check_state(config: GPTConfig, state: State, *, source: str) -> None:
                 f"{source}: {name} has shape {tuple(state[name].shape)} and the config asks for {tuple(tensor.shape)}; "
                 "correct the config or take the right weights"
             )
-        check_finite(state[name], f"{source}: {name}")
 
 
 def skeleton(make: Callable[[], Module]) -> Module:
@@ -268,6 +276,8 @@ def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     config = model.config
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    check_names(config, state, source="save_pretrained")  # adapters, for one, would be in a file that nothing reads
+    tied.check_saveable(config, state)
     if format == "nanogpt":
         checkpoint = nanogpt.to_checkpoint(config, state)
         files.replace_file(path / "ckpt.pt", lambda new: torch.save(checkpoint, new))

@@ -69,7 +69,8 @@ def test_fields_are_read_only_and_the_message_names_replace():
 @pytest.mark.parametrize(
     ("name", "field"),
     [("n_layer", "n_layers"), ("n_head", "n_heads"), ("max_length", "max_len"),
-     ("layer_norm_epsilon", "layer_norm_eps"), ("drop_out", "dropout"), ("tie_weight", "tie_weights"), ("vocabsize", "vocab_size")],
+     ("layer_norm_epsilon", "layer_norm_eps"), ("drop_out", "dropout"),
+     ("tie_weight", "tie_weights"), ("vocabsize", "vocab_size")],
 )  # fmt: skip
 def test_a_field_nearly_named_is_refused(name, field):
     with pytest.raises(AttributeError, match=f"there is no field '{name}'; did you mean '{field}'"):

@@ -1,0 +1,119 @@
+"""The tie of head and token embedding: one parameter in two places, through moves and loading.
+
+torch keeps a tie by chance only: `to_empty` and `load_state_dict(assign=True)` make a new parameter for each place.
+Nothing is tied here that was not before: a head that somebody has swapped, quantised or untied stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .config import GPTConfig
+    from .model import GPT
+
+_BEFORE = "_tied_before_loading"
+
+
+class Place(NamedTuple):
+    """`module`'s parameter `name`; `path` is its name in the model's state dict."""
+
+    path: str
+    module: nn.Module
+    name: str
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.module._parameters[self.name]
+
+
+def places(model: GPT) -> list[Place]:
+    """Where the weight lies that embedding and head share, adapters around them included; [] if they share none."""
+    found: dict[int, list[Place]] = {}
+    for part in ("token_emb", "head"):
+        for path, module in getattr(model, part).named_modules(prefix=part):
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    found.setdefault(id(parameter), []).append(Place(f"{path}.{name}", module, name))
+    return next((shared for shared in found.values() if len(shared) > 1), [])
+
+
+@contextlib.contextmanager
+def kept(model: GPT) -> Iterator[None]:
+    """What was tied before is tied afterwards, by the first place's parameter."""
+    shared = places(model)
+    yield
+    _tie(shared, shared[0].parameter if shared else None)
+
+
+def before_loading(
+    model: GPT, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any], _: bool, missing: list[str],
+    unexpected: list[str], errors: list[str],
+) -> None:  # fmt: skip
+    """A load_state_dict pre-hook. A state dict that holds the shared weight under one of its names is complete; two
+    that differ are an error.
+
+    With strict=False the other name stays missing, as torch says it of any tied module: safetensors' load_model and
+    Accelerate count on that.
+    """
+    shared = places(model)
+    model.__dict__[_BEFORE] = (shared, shared[0].parameter if shared else None)
+    given = [prefix + place.path for place in shared if prefix + place.path in state]
+    if not given:
+        return
+    for other in given[1:]:
+        if not _same(state[given[0]], state[other]):
+            errors.append(f"{other} differs from {given[0]}, and this model ties them; make it with tie_weights=False")
+    if _loading_is_strict():
+        for place in shared:
+            state.setdefault(prefix + place.path, state[given[0]])
+
+
+def after_loading(model: GPT, incompatible: Any) -> None:
+    """A load_state_dict post-hook: where assign=True has put a new parameter in one place, it is in all of them."""
+    shared, before = model.__dict__.pop(_BEFORE)
+    new = [place.parameter for place in shared if place.parameter is not before]
+    if new:
+        _tie(shared, new[0])
+
+
+def _loading_is_strict() -> bool:
+    """What the load_state_dict that runs now was asked for: torch tells a module's hooks "strict" in either case."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "load_state_dict" and "strict" in frame.f_locals:
+            return bool(frame.f_locals["strict"])
+        frame = frame.f_back
+    return True
+
+
+def check_saveable(config: GPTConfig, state: dict[str, Tensor]) -> None:
+    """Raise ValueError if a config that ties head and embedding comes with two different weights."""
+    if config.tie_weights and not _same(state["token_emb.weight"], state["head.weight"]):
+        raise ValueError(
+            "save_pretrained: head.weight is no longer token_emb.weight, and the config ties them, so that a file "
+            "would hold one of the two; set model.config = model.config.replace(tie_weights=False), or tie them again: "
+            "model.head.weight = model.token_emb.weight"
+        )
+
+
+def _tie(shared: list[Place], parameter: nn.Parameter | None) -> None:
+    for place in shared:
+        if place.parameter is not parameter:
+            setattr(place.module, place.name, parameter)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a is b or a.is_meta or b.is_meta:
+        return True
+    if hasattr(a, "to_local") and hasattr(b, "to_local"):
+        a, b = a.to_local(), b.to_local()
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.allclose(a, b.to(a.device), rtol=0.0, atol=0.0, equal_nan=True)
