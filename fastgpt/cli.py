@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import logging
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from .commands import _terminal
 from .commands._signals import Signals
-from .settings import shown
+from .settings import nearest, shown
 
 # name -> what `fastgpt --help` says about it; the module is fastgpt.commands.<name>
 COMMANDS = {
@@ -31,16 +30,16 @@ COMMANDS = {
 
 EXAMPLES = (
     "examples:",
-    "  fastgpt demo                                          everything once, in minutes",
-    "  fastgpt train --data books/ --steps 2000 --name mine  writes runs/mine",
-    "  fastgpt train --name mine --resume                    goes on where it stopped",
+    "  fastgpt demo                                   everything once, in minutes",
+    "  fastgpt train --data books/ --name mine        writes runs/mine",
+    "  fastgpt train --name mine --resume             goes on where it stopped",
     '  fastgpt sample runs/mine "To be, or not to be"',
     "  fastgpt eval runs/mine --data other.txt",
 )
 
 NOTES = (
     "fastgpt <command> --help shows every option; of one given twice the last counts.",
-    "Exit status: 0 done, 1 failed, 2 wrong options or input, 130 Ctrl-C, 143 SIGTERM.",
+    "Exit status: 0 done, 1 failed, 2 wrong options, 130 Ctrl-C, 143 SIGTERM.",
     "FASTGPT_DEBUG=1 shows where in the code an error arose.",
 )
 
@@ -86,8 +85,7 @@ def _answer(argv: list[str]) -> int:
     word = shown(argv[0])
     if argv[0].startswith("-"):
         return _fail("fastgpt", f"{word} before any command; write fastgpt <command> {word}, see fastgpt --help")
-    nearest = difflib.get_close_matches(argv[0].lower(), COMMANDS, n=1)
-    what = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
+    what = nearest(argv[0], COMMANDS) or f"choose from {', '.join(COMMANDS)}"
     return _fail("fastgpt", f"unknown command {argv[0]!r}; {what}")
 
 

@@ -6,6 +6,7 @@ In Python    TrainConfig: lr=nan must be a number above 0
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import operator
@@ -100,8 +101,15 @@ def check_choice(owner: str, name: str, value: Any, choices: Collection[str]) ->
     if not isinstance(value, str):
         raise SettingTypeError(owner, name, value, need)
     if value not in choices:
-        raise SettingError(owner, name, value, need)
+        meant = nearest(value, choices)
+        raise SettingError(owner, name, value, f"{need}; {meant}" if meant else need)
     return value
+
+
+def nearest(value: str, choices: Collection[str]) -> str:
+    """What was meant: "did you mean 'gpt2'?" where one of `choices` is near, else nothing."""
+    found = difflib.get_close_matches(value.lower(), choices, n=1)
+    return f"did you mean {found[0]!r}?" if found else ""
 
 
 def _short(value: Any) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import inspect
+import io
+import re
 import shutil
+import sys
 import textwrap
 import types
 import typing
@@ -227,7 +229,7 @@ class _Reader:
     def _option(self, word: str) -> Option | None:
         """Reads the option `word` and its values; gives it back if it took all words up to the end."""
         if word in ("-h", "--help"):
-            print_help(self.given.command, self.given.prog)
+            print_help(self.given)
             raise SystemExit(0)
         typed, equals, value = word.partition("=")
         option, negated = self._find(typed)
@@ -351,12 +353,19 @@ def _whole(text: str) -> int | None:
         return None
 
 
-def print_help(command: type, prog: str) -> None:
+def print_help(given: Given) -> None:
     """What `<prog> --help` shows."""
     import tyro
 
-    width = min(shutil.get_terminal_size().columns, 100)
-    paragraphs = inspect.getdoc(command).split("\n\n")
-    description = "\n\n".join(textwrap.fill(" ".join(p.split()), width, break_on_hyphens=False) for p in paragraphs)
-    with contextlib.suppress(SystemExit):
-        tyro.cli(tyro.conf.OmitArgPrefixes[command], args=["--help"], prog=prog, description=description)
+    # tyro sees an encoding that is stdout's, and takes boxes that it can show.
+    captured = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace")
+    with contextlib.redirect_stdout(captured), contextlib.suppress(SystemExit):
+        tyro.cli(tyro.conf.OmitArgPrefixes[given.command], args=["--help"], prog=given.prog)
+    captured.seek(0)
+    _, _, text = captured.read().partition("\n")  # tyro's usage line can be longer than the screen is wide
+    text = re.sub(r"\{None\}\|(\w+)( ?)", lambda found: f"{found[1]}{found[2]}{' ' * len('{None}|')}", text)
+    text = text.replace("{None,True,False}", "{True,False}     ")
+    print(f"usage: {given.usage()}")
+    width = min(shutil.get_terminal_size().columns, 120)
+    for line in text.splitlines():
+        print(line if len(line) <= width else textwrap.fill(line, width, break_on_hyphens=False))

@@ -6,12 +6,13 @@ import codecs
 import os
 import sys
 
-_LOOKALIKES = {
+_DECORATION = {
     **dict.fromkeys("─━═╌╍┄┅┈┉╴╶╸╺", "-"), **dict.fromkeys("│┃║╎╏┆┇┊┋╵╷", "|"),
-    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┣┫┳┻╋┡┩┠┨╇╈╪╞╡╔╗╚╝╠╣╦╩╬", "+"),
-    **dict.fromkeys("█▉▊▋▌▍▎▏▇▆▅▄▃▂▁", "#"), **dict.fromkeys("–—−‐‑", "-"), **dict.fromkeys("‘’", "'"),
-    **dict.fromkeys("“”", '"'), "…": "...", "•": "*", "·": ".", "×": "x", "→": "->", "≤": "<=", "≥": ">=",
-    "±": "+-", "µ": "u", "μ": "u", "²": "2", "³": "3", "\N{NO-BREAK SPACE}": " ",
+    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┣┫┳┻╋┡┩┠┨╇╈╪╞╡╔╗╚╝╠╣╦╩╬", "+"), **dict.fromkeys("█▉▊▋▌▍▎▏▇▆▅▄▃▂▁", "#"),
+}  # fmt: skip
+_TEXT = {
+    **dict.fromkeys("–—−‐‑", "-"), **dict.fromkeys("‘’", "'"), **dict.fromkeys("“”", '"'), "…": "...", "•": "*", "·": ".",
+    "×": "x", "→": "->", "≤": "<=", "≥": ">=", "±": "+-", "µ": "u", "μ": "u", "²": "2", "³": "3", "\N{NO-BREAK SPACE}": " ",
 }  # fmt: skip
 
 
@@ -21,7 +22,9 @@ def adapt() -> None:
     LC_ALL=C asks for ASCII, but Python's answer to it is UTF-8: then boxes and the like are drawn in ASCII, and
     text (a sample, a file's name) stays what it is, UTF-8.
     """
-    codecs.register_error("fastgpt.question-mark", lambda error: _replaced(error, lambda character: "?"))
+    codecs.register_error(
+        "fastgpt.question-mark", lambda error: _replaced(error, lambda character: _TEXT.get(character, "?"))
+    )
     codecs.register_error("fastgpt.utf-8", lambda error: _replaced(error, lambda character: character))
     asked = {"PYTHONIOENCODING", "PYTHONUTF8"} & os.environ.keys()
     plain = os.environ.get("LC_ALL") in ("C", "POSIX") and not asked
@@ -45,5 +48,5 @@ def _replaced(error: UnicodeError, otherwise) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     characters = error.object[error.start : error.end]
-    text = "".join(_LOOKALIKES.get(character) or otherwise(character) for character in characters)
+    text = "".join(_DECORATION.get(character) or otherwise(character) for character in characters)
     return text.encode("utf-8", "backslashreplace"), error.end

@@ -17,7 +17,7 @@ def read_gate() -> tuple[list[str], list[dict[str, str]]]:
     path = Path(__file__).with_name("gate.txt")
     if not path.exists():
         return [], []
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     comments = [line for line in lines if line.startswith("#")]
     rows = [line.split() for line in lines if line and not line.startswith("#")]
     return comments, [dict(zip(rows[0], row)) for row in rows[1:]]

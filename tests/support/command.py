@@ -95,8 +95,9 @@ def _child(call: dict[str, Any]) -> None:
     streams += tuple(os.open(folder / name, os.O_WRONLY | os.O_CREAT) for name in ("out", "err"))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
-    sys.stdin = os.fdopen(0, encoding="utf-8")
-    sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", 1, encoding="utf-8")
+    encoding = call["env"].get("PYTHONIOENCODING", "utf-8")
+    sys.stdin = os.fdopen(0, encoding=encoding)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", encoding=encoding), os.fdopen(2, "w", 1, encoding=encoding)
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
     os.chdir(call["cwd"])
     for name, value in call["env"].items():
