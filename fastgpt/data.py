@@ -4,32 +4,43 @@
     dataset = TokenDataset.open("tokens/books")                              # from then on
     dataset = shakespeare_tokens("train", Tokenizer.named("shakespeare"))    # the embedded corpus, in memory
 
-On disk: `tokens-00000.bin` ... (a 32-byte header, then uint16 or uint32 ids), `documents.npy` (int64: where each
-document starts) and `manifest.json`. Every document is followed by the tokenizer's `<|endoftext|>`.
+Every document is followed by the tokenizer's `<|endoftext|>`. `fastgpt.shards` says what lies on disk.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import struct
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .assets import read_asset
+from .files import reason
+from .settings import SettingError, SettingTypeError, check_integer, check_number
+from .shards import (
+    DOCUMENTS,
+    MAGIC,
+    MANIFEST,
+    REDO,
+    VERSION,
+    FolderError,
+    ShardError,
+    ShardWriter,
+    check_target,
+    new_set,
+    open_documents,
+    open_shard,
+    read_manifest,
+)  # fmt: skip
 from .sources import SourceError, find_sources, read_pieces
 from .tokenizer import END_OF_TEXT, Tokenizer
 
 __all__ = ["ShardError", "SourceError", "TokenDataset", "prepare", "shakespeare", "shakespeare_tokens"]
 
-MAGIC, VERSION = b"FGPTTOKS", 1
-HEADER = struct.Struct("<8sIIQ8x")  # magic, version, bytes per id, number of ids: 32 bytes
 SHARD_TOKENS = 1 << 28  # 512 MiB of uint16
 BATCH_CHARS = 4 << 20  # what the tokenizer's threads share at a time
 
@@ -37,10 +48,6 @@ _SHAKESPEARE_SHA256 = {
     "train": "38da2f4edb6582da1d469955079a39236ab33f9f5b5e8c28accbbf4970266120",
     "val": "f7b9bead1173a04b53881ec6b30ccc993cbe30d9970c36c0d49e7b83897db372",
 }
-
-
-class ShardError(ValueError):
-    """A token shard or manifest that cannot be used: the message names the file and the way out."""
 
 
 def shakespeare(split: str) -> str:
@@ -76,6 +83,18 @@ class TokenDataset:
     tokenizer_sha256: str
     name: str
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> TokenDataset:
+        if args and isinstance(args[0], (str, os.PathLike)):  # before Python misses the other arguments
+            need = "must be arrays of token ids; a folder of shards is opened by TokenDataset.open(folder)"
+            raise SettingTypeError("TokenDataset", "shards", args[0], need)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for shard in self.shards if isinstance(self.shards, (tuple, list)) else [None]:
+            if not (isinstance(shard, np.ndarray) and shard.ndim == 1 and shard.dtype.kind in "iu"):
+                need = "must be a tuple of one-dimensional arrays of integers; from_documents makes them of lists"
+                raise SettingTypeError("TokenDataset", "shards", self.shards, need)
+
     def __len__(self) -> int:
         return sum(len(shard) for shard in self.shards)
 
@@ -85,14 +104,15 @@ class TokenDataset:
 
         Raises:
             ValueError: an id outside the tokenizer's vocabulary.
+            SettingTypeError: no sequences of integers, or no tokenizer.
         """
-        dtype = _dtype(tokenizer.vocab_size)
+        owner = "TokenDataset.from_documents"
+        dtype = _dtype(_checked_tokenizer(owner, tokenizer).vocab_size)
         pieces, starts, position = [], [], 0
-        for ids in documents:
-            ids = np.asarray(ids, dtype=np.int64)
+        for ids in _checked_documents(owner, documents):
             if ids.size and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
                 raise ValueError(
-                    f"TokenDataset.from_documents: ids span {ids.min()} ... {ids.max()}, but tokenizer "
+                    f"{owner}: ids span {ids.min()} ... {ids.max()}, but tokenizer "
                     f"{tokenizer.name!r} has {tokenizer.vocab_size}; encode with the same tokenizer"
                 )
             starts.append(position)
@@ -108,21 +128,17 @@ class TokenDataset:
         Raises:
             FileNotFoundError: no manifest in `folder`, or a shard is missing.
             ShardError: a truncated, foreign or (with `verify`) altered shard; the message says which.
+            SettingTypeError: no path.
         """
-        folder = Path(folder)
-        path = folder / "manifest.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder}: no manifest.json, so no token shards; make them with `fastgpt prepare`")
+        folder = _checked_path("TokenDataset.open", folder)
+        manifest = read_manifest(folder)
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["format"] != MAGIC.decode() or manifest["version"] != VERSION:
-                raise ShardError(f"{path}: format {manifest['format']!r} version {manifest['version']}, {_REDO}")
-            shards = tuple(_open_shard(folder, entry, verify=verify) for entry in manifest["shards"])
-            documents = _open_documents(folder)
+            shards = tuple(open_shard(folder, entry, verify=verify) for entry in manifest["shards"])
+            documents = open_documents(folder, manifest)
             tokenizer = manifest["tokenizer"]
             return TokenDataset(shards, documents, tokenizer["vocab_size"], tokenizer["sha256"], str(folder))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ShardError(f"{path}: not a manifest of token shards ({error!r}); {_REDO}") from error
+        except (LookupError, TypeError) as error:
+            raise ShardError(f"{folder / MANIFEST}: not a manifest of token shards ({error!r}); {REDO}") from error
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) int64 ids of the stream, across shards.
@@ -145,10 +161,9 @@ class TokenDataset:
         """(all but the last `fraction` of the tokens, the last `fraction`), both without copying.
 
         Raises:
-            ValueError: fraction not between 0 and 1.
+            SettingError: fraction not between 0 and 1. SettingTypeError: no number.
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"TokenDataset.split: fraction={fraction} must lie between 0 and 1, e.g. 0.01")
+        check_number("TokenDataset.split", "fraction", fraction, above=0, below=1, hint=", e.g. 0.01")
         cut = len(self) - max(1, round(len(self) * fraction))
         return self._slice(0, cut, "train"), self._slice(cut, len(self), "val")
 
@@ -169,9 +184,6 @@ class TokenDataset:
         return float(-(p * np.log(p)).sum())
 
 
-_REDO = "run `fastgpt prepare` on the original texts again"
-
-
 def prepare(
     sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     folder: str | os.PathLike[str],
@@ -189,57 +201,105 @@ def prepare(
         separators: take `<|endoftext|>` in the texts for the end of a document. Without it, it is ordinary text.
         shard_tokens: ids per shard.
         threads: of the tokenizer; default one per CPU, at most 8.
-        overwrite: replace shards that are already there.
+        overwrite: replace the token shards that are already in `folder`, file by file; other files stay.
 
-    The folder appears under its name only when it is complete.
+    The shards are written elsewhere and renamed when they are complete: a failure or Ctrl-C leaves `folder` as it was.
 
     Raises:
         FileNotFoundError, SourceError: see `fastgpt.sources`.
-        FileExistsError: `folder` is there already, and not `overwrite`.
+        FileExistsError: `folder` is there already, and not `overwrite`, or it holds anything but token shards.
+        SettingError: numbers that cannot be, or a folder in which sources lie. SettingTypeError: wrong types.
+        OSError: the disk is full or cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists; choose another folder, or pass overwrite=True (--overwrite)")
+    folder = _checked_path("prepare", folder)
+    _checked_tokenizer("prepare", tokenizer)
+    check_integer("prepare", "shard_tokens", shard_tokens, least=1)
+    if threads is not None:
+        check_integer("prepare", "threads", threads, least=1)
+    sources = [sources] if isinstance(sources, (str, os.PathLike)) else sources
+    if not isinstance(sources, Iterable) or isinstance(sources, bytes):
+        raise SettingTypeError("prepare", "sources", sources, "must be a path or several")
+    sources = list(sources)
+    if not sources:
+        raise SettingError("prepare", "sources", sources, "must name a text file or a folder of them, at least one")
     files = find_sources(sources)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    check_target(folder, [*map(Path, sources), *files], overwrite=overwrite)
     try:
-        writer = _ShardWriter(work, _dtype(tokenizer.vocab_size), shard_tokens)
-        starts, n_bytes, at_start = [], 0, True
-        with _progress(files, enabled=progress) as on_read:
-            for ids, size, ends in _tokenized(files, tokenizer, separators, threads, on_read):
-                n_bytes += size
-                if at_start and (len(ids) or ends):
-                    starts.append(writer.n_tokens)
-                at_start = ends
-                begins = np.flatnonzero(ids[:-1] == tokenizer.end_of_text) + 1 if separators else []
-                starts += [writer.n_tokens + int(at) for at in begins]
-                writer.write(ids)
-                if ends and not (separators and writer.last == tokenizer.end_of_text):
-                    writer.write(np.array([tokenizer.end_of_text]))
-        if not writer.n_tokens:
-            raise SourceError(f"{', '.join(map(str, files))}: no text in there; give files that hold some")
-        np.save(work / "documents.npy", np.array(starts, np.int64))
-        manifest = {
-            "format": MAGIC.decode(),
-            "version": VERSION,
-            "tokenizer": {
-                "name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256,
-            },
-            "n_tokens": writer.n_tokens,
-            "n_documents": len(starts),
-            "n_bytes": n_bytes,
-            "shards": writer.close(),
-            "sources": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
-        }  # fmt: skip
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.chmod(0o755)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with new_set(folder) as work:
+            _write(work, files, tokenizer, separators, shard_tokens, threads, progress)
+    except OSError as error:
+        if isinstance(error, FileExistsError) or error.filename in map(str, files):
+            raise
+        need = f"could not be written ({reason(error)}); free disk space, or choose another folder"
+        raise FolderError("prepare", "folder", str(folder), need) from error
     return TokenDataset.open(folder)
+
+
+def _write(
+    work: Path, files: Sequence[Path], tokenizer: Tokenizer, separators: bool, shard_tokens: int, threads: int | None,
+    progress: bool,
+) -> None:  # fmt: skip
+    """Tokenize `files` into shards, documents and manifest in the folder `work`."""
+    writer = ShardWriter(work, _dtype(tokenizer.vocab_size), shard_tokens)
+    end, starts, n_bytes, at_start = tokenizer.end_of_text, [], 0, True
+    with _progress(files, enabled=progress) as on_read:
+        for ids, size, ends in _tokenized(files, tokenizer, separators, threads, on_read):
+            n_bytes += size
+            if at_start or (separators and writer.last == end):
+                starts.append(writer.n_tokens)
+            at_start = ends
+            begins = np.flatnonzero(ids[:-1] == end) + 1 if separators else []
+            starts += [writer.n_tokens + int(at) for at in begins]
+            writer.write(ids)
+            if ends and not (separators and writer.last == end):
+                writer.write(np.array([end]))
+    if not writer.n_tokens:
+        raise SourceError(f"{', '.join(map(str, files))}: no text in there; give files that hold some")
+    np.save(work / DOCUMENTS, np.array(starts, np.int64))
+    manifest = {
+        "format": MAGIC.decode(),
+        "version": VERSION,
+        "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        "n_tokens": writer.n_tokens,
+        "n_documents": len(starts),
+        "n_bytes": n_bytes,
+        "shards": writer.close(),
+        "sources": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
+    }
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _checked_path(owner: str, folder: Any) -> Path:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise SettingTypeError(owner, "folder", folder, "must be the path of a folder")
+    if not os.fspath(folder):
+        raise SettingError(owner, "folder", folder, 'must be the path of a folder; "." is this one')
+    return Path(folder)
+
+
+def _checked_tokenizer(owner: str, tokenizer: Any) -> Tokenizer:
+    if isinstance(tokenizer, (str, os.PathLike)):
+        need = f"must be a Tokenizer; load it first: Tokenizer.load({str(tokenizer)!r})"
+        raise SettingTypeError(owner, "tokenizer", tokenizer, need)
+    if not hasattr(tokenizer, "end_of_text"):
+        need = 'must be a Tokenizer, e.g. Tokenizer.named("gpt2")'
+        raise SettingTypeError(owner, "tokenizer", tokenizer, need)
+    return tokenizer
+
+
+def _checked_documents(owner: str, documents: Any) -> Iterator[np.ndarray]:
+    """Each document's ids as int64."""
+    need = "must be sequences of integer ids, one for each document; texts go through tokenizer.encode_batch first"
+    if isinstance(documents, (str, bytes)) or not isinstance(documents, Iterable):
+        raise SettingTypeError(owner, "documents", documents, need)
+    for document in documents:
+        try:
+            ids = np.asarray(document)
+        except (ValueError, TypeError):  # lists of several lengths in it
+            ids = np.asarray(None)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise SettingTypeError(owner, "documents", documents, need)
+        yield ids.astype(np.int64)
 
 
 def _tokenized(
@@ -289,80 +349,6 @@ class _progress:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
-
-
-class _ShardWriter:
-    """Appends ids to numbered shard files; `close` returns their entries in the manifest."""
-
-    def __init__(self, folder: Path, dtype: np.dtype, shard_tokens: int) -> None:
-        self.folder, self.dtype, self.shard_tokens = folder, dtype, shard_tokens
-        self.n_tokens, self.last = 0, -1
-        self._file, self._count, self._hash = None, 0, hashlib.sha256()
-        self._entries: list[dict] = []
-
-    def write(self, ids: np.ndarray) -> None:
-        while len(ids):
-            if self._file is None:
-                self._file = open(self.folder / f"tokens-{len(self._entries):05d}.bin", "wb")  # noqa: SIM115
-                self._file.write(bytes(HEADER.size))
-            part, ids = ids[: self.shard_tokens - self._count], ids[self.shard_tokens - self._count :]
-            data = part.astype(self.dtype).tobytes()
-            self._file.write(data)
-            self._hash.update(data)
-            self._count += len(part)
-            self.n_tokens += len(part)
-            self.last = int(part[-1])
-            if self._count == self.shard_tokens:
-                self._finish()
-
-    def _finish(self) -> None:
-        self._file.seek(0)
-        self._file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self._count))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        name = Path(self._file.name).name
-        self._entries.append({"file": name, "n_tokens": self._count, "sha256": self._hash.hexdigest()})
-        self._file, self._count, self._hash = None, 0, hashlib.sha256()
-
-    def close(self) -> list[dict]:
-        if self._file is not None:
-            self._finish()
-        return self._entries
-
-
-def _open_documents(folder: Path) -> np.ndarray:
-    path = folder / "documents.npy"
-    try:
-        documents = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: missing from the token shards; {_REDO}") from None
-    except (ValueError, EOFError) as error:
-        raise ShardError(f"{path}: truncated or damaged ({error}); {_REDO}") from error
-    return documents
-
-
-def _open_shard(folder: Path, entry: dict, *, verify: bool) -> np.ndarray:
-    path = folder / entry["file"]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the manifest names this shard, but it is missing; {_REDO}")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        header = file.read(HEADER.size)
-    if len(header) < HEADER.size or header[:8] != MAGIC:
-        raise ShardError(f"{path}: not a token shard of fastgpt (it starts with {header[:8]!r}); {_REDO}")
-    _, version, itemsize, count = HEADER.unpack(header)
-    if version != VERSION or itemsize not in (2, 4):
-        raise ShardError(f"{path}: shard version {version} with {itemsize}-byte ids, cannot be read; {_REDO}")
-    if count != entry["n_tokens"]:
-        raise ShardError(f"{path}: {count} tokens, the manifest says {entry['n_tokens']}: from another set; {_REDO}")
-    expected = HEADER.size + count * itemsize
-    if size != expected:
-        raise ShardError(f"{path}: {size} bytes, expected {expected}: truncated or damaged; {_REDO}")
-    tokens = np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER.size, shape=(count,))
-    if verify and hashlib.sha256(tokens).hexdigest() != entry["sha256"]:
-        raise ShardError(f"{path}: its sha256 is not the manifest's: altered after it was written; {_REDO}")
-    return tokens
 
 
 def _dtype(vocab_size: int) -> np.dtype:

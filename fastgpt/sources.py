@@ -18,6 +18,7 @@ from typing import BinaryIO
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 PACKED_SUFFIXES = (".gz", ".xz", ".zst")
+_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "ckpt.pt", "metrics.jsonl")
 PIECE_CHARS = 1 << 18  # long documents are tokenized in pieces of about this many characters
 
 
@@ -30,26 +31,43 @@ def find_sources(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
 
     Raises:
         FileNotFoundError: a path does not exist.
-        SourceError: a folder without a single usable file, or an empty file.
+        SourceError: a folder without a single usable file, an empty file, one that is named twice, or a folder that
+            holds a model or token shards.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _known(p) and not _hidden(p, path))
-            if not inside:
-                known = ", ".join(TEXT_SUFFIXES + JSONL_SUFFIXES)
-                raise SourceError(f"{path}: the folder holds no data file; put {known} (or .gz/.xz/.zst of them) there")
-            files += inside
-        elif path.exists():
+        if os.path.isdir(path):  # False, unlike Path's, also for a path that cannot be
+            files += _inside(path)
+        elif os.path.exists(path):
             files.append(path)
         else:
             raise FileNotFoundError(f"{path}: no such file or folder; check the data path")
+    if not files:
+        raise SourceError("no data was named; give text files or folders of them")
+    seen: dict[Path, Path] = {}
     for path in files:
         if path.stat().st_size == 0:
             raise SourceError(f"{path}: the file is empty; remove it or give another one")
+        first = seen.setdefault(path.resolve(), path)
+        if first is not path:
+            same = "named twice" if first == path else f"the same file as {first}"
+            raise SourceError(f"{path}: {same}, so its text would count twice; name it once")
     return files
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The data files in `folder`."""
+    if (folder / "manifest.json").is_file():
+        raise SourceError(f"{folder}: token shards, which `fastgpt prepare` made; name them alone, with --data")
+    if any((folder / name).exists() for name in _MODEL_FILES):
+        raise SourceError(f"{folder}: a model's or a run's folder, not data; give text files or folders of them")
+    inside = sorted(p for p in folder.rglob("*") if p.is_file() and _known(p) and not _hidden(p, folder))
+    if not inside:
+        known = ", ".join(TEXT_SUFFIXES + JSONL_SUFFIXES)
+        raise SourceError(f"{folder}: the folder holds no data file; put {known} (or .gz/.xz/.zst of them) there")
+    return inside
 
 
 def read_pieces(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[tuple[str, bool]]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..settings import SettingError, SettingTypeError
+
 if TYPE_CHECKING:
     import torch
 
@@ -50,6 +52,16 @@ def _of_option(option: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, ShardError, SourceError) as error:
         raise type(error)(f"{option} {error}") from error
+
+
+@contextlib.contextmanager
+def renamed(**options: str) -> Iterator[None]:
+    """Errors about an argument of that name are about the option that gave it: `renamed(folder="out")`."""
+    try:
+        yield
+    except (SettingError, SettingTypeError) as error:
+        error.name = options.get(error.name, error.name)
+        raise
 
 
 def _open_shards(path: str, tokenizer: Tokenizer) -> TokenDataset:

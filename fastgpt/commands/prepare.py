@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import Positional, arg
+
+from . import _inputs
 
 
 @dataclass
@@ -25,16 +28,22 @@ class Command:
     threads: int | None = None
     """Threads of the tokenizer; one per CPU, at most 8, if not given."""
     overwrite: bool = False
-    """Replace shards that are already there."""
+    """Replace the shards that are already there; other files in the folder stay."""
 
     def run(self) -> int:
         from ..data import prepare
         from ..tokenizer import Tokenizer
 
-        dataset = prepare(
-            self.sources, self.out, Tokenizer.load(self.tokenizer), separators=self.separators,
-            shard_tokens=self.shard_tokens, threads=self.threads, overwrite=self.overwrite,
-        )  # fmt: skip
+        there = os.path.exists(self.out)
+        try:
+            with _inputs.renamed(folder="out"):
+                dataset = prepare(
+                    self.sources, self.out, Tokenizer.load(self.tokenizer), separators=self.separators,
+                    shard_tokens=self.shard_tokens, threads=self.threads, overwrite=self.overwrite,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            kept = f"{self.out} is as it was" if there else "nothing was written"
+            raise KeyboardInterrupt(kept) from None
         print(
             f"{self.out}: {len(dataset):,} tokens in {len(dataset.documents):,} documents, "
             f"{len(dataset.shards)} shards of {dataset.shards[0].dtype}"

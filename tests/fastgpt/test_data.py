@@ -6,8 +6,10 @@ import gzip
 import json
 import lzma
 import math
+import os
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +141,204 @@ def test_existing_folder_is_kept_unless_overwritten(tmp_path, gpt2):
     )
 
 
+def listing(folder) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_only_files_that_the_manifest_names_are_replaced(tmp_path, gpt2):
+    (tmp_path / "a.txt").write_text(TEXT)
+    out = tmp_path / "out"
+    prepare(tmp_path / "a.txt", out, gpt2, shard_tokens=20, progress=False)
+    assert len(listing(out)) > 4
+    (out / "notes.txt").write_text("mine")
+    (out / "deep").mkdir()
+    (out / "deep" / "tokens-00000.bin").write_text("mine too")
+    whole = prepare(tmp_path / "a.txt", out, gpt2, overwrite=True, progress=False)
+    assert listing(out) == ["deep", "documents.npy", "manifest.json", "notes.txt", "tokens-00000.bin"]
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "deep" / "tokens-00000.bin").read_text() == "mine too"
+    assert tokens_of(whole) == expected(gpt2, [TEXT])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("manifest", [None, "{}", "{", '{"format": "other", "version": 1, "shards": []}'])
+def test_a_folder_that_is_not_ours_is_never_touched(tmp_path, gpt2, overwrite, manifest):
+    (tmp_path / "a.txt").write_text("one")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "work.py").write_text("mine")
+    if manifest is not None:
+        (out / "manifest.json").write_text(manifest)
+    before = listing(out)
+    with pytest.raises(FileExistsError, match=r"choose another folder"):
+        prepare(tmp_path / "a.txt", out, gpt2, overwrite=overwrite, progress=False)
+    assert listing(out) == before
+    assert (out / "work.py").read_text() == "mine"
+
+
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path, gpt2):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "tokens-00000.bin").write_text("mine")
+    out = tmp_path / "out"
+    prepare(tmp_path / "a.txt", out, gpt2, progress=False)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["shards"][0]["file"] = "../tokens-00000.bin"
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match="is no name of a shard"):
+        TokenDataset.open(out)
+    with pytest.raises(FileExistsError, match="is no name of a shard"):
+        prepare(tmp_path / "a.txt", out, gpt2, overwrite=True, progress=False)
+    assert (tmp_path / "tokens-00000.bin").read_text() == "mine"
+
+
+def test_a_shard_that_the_manifest_does_not_name_is_not_overwritten(tmp_path, gpt2):
+    (tmp_path / "a.txt").write_text(TEXT)
+    prepare(tmp_path / "a.txt", tmp_path / "out", gpt2, progress=False)
+    (tmp_path / "out" / "tokens-00001.bin").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"tokens-00001\.bin, which its manifest does not name"):
+        prepare(tmp_path / "a.txt", tmp_path / "out", gpt2, shard_tokens=9, overwrite=True, progress=False)
+    assert (tmp_path / "out" / "tokens-00001.bin").read_text() == "mine"
+
+
+def test_an_empty_folder_and_a_link_to_one_are_used(tmp_path, gpt2):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    prepare(tmp_path / "a.txt", tmp_path / "link", gpt2, progress=False)
+    assert tokens_of(TokenDataset.open(tmp_path / "empty")) == expected(gpt2, ["one"])
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("sources", ["in", "in/a.txt", "in/deep", "alias/a.txt"])
+@pytest.mark.parametrize("folder", ["in", "alias", "."])
+def test_a_folder_that_holds_sources_is_refused(tmp_path, gpt2, monkeypatch, sources, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "a.txt").write_text("one")
+    (tmp_path / "in" / "deep" / "b.txt").write_text("two")
+    (tmp_path / "alias").symlink_to("in")
+    with pytest.raises(ValueError, match=r"holds the source"):
+        prepare(sources, folder, gpt2, overwrite=True, progress=False)
+    with pytest.raises(ValueError, match=r"lies inside of the source"):
+        prepare("in", "alias/out", gpt2, progress=False)
+    assert (tmp_path / "in" / "a.txt").read_text() == "one"
+    assert listing(tmp_path / "in") == ["a.txt", "deep"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("where", ["np.save", "rename"])
+def test_a_failure_while_replacing_leaves_the_old_shards(tmp_path, gpt2, monkeypatch, error, where):
+    out = tmp_path / "out"
+    (tmp_path / "a.txt").write_text(TEXT)
+    prepare(tmp_path / "a.txt", out, gpt2, shard_tokens=20, progress=False)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    patched = (np, "save") if where == "np.save" else (Path, "rename")
+    original = getattr(*patched)
+    for at in range(1, 100):
+        calls = []
+
+        def fail(*args, calls=calls, at=at, **kwargs):
+            calls.append(args)
+            if len(calls) == at:
+                raise error
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(*patched, fail)
+            try:
+                prepare(tmp_path / "a.txt", out, gpt2, shard_tokens=30, overwrite=True, progress=False)
+                break
+            except (KeyboardInterrupt, OSError):
+                pass
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before, at
+    assert at > (10 if where == "rename" else 1)
+    assert len(TokenDataset.open(out, verify=True).shards) < len(before) - 2
+
+
+def test_files_of_the_set_have_the_users_permissions(tmp_path, gpt2):
+    (tmp_path / "a.txt").write_text("one")
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):
+            prepare(tmp_path / "a.txt", tmp_path / "new" / "out", gpt2, overwrite=True, progress=False)
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "new" / "out").iterdir()} == {0o640}
+    assert (tmp_path / "new" / "out").stat().st_mode & 0o777 == 0o750
+
+
+def test_separators_at_the_end_of_a_piece_begin_a_document(tmp_path, gpt2, monkeypatch):
+    documents = [f" document {n} of some words" for n in range(40)]
+    (tmp_path / "a.txt").write_text(END_OF_TEXT.join(documents))
+    monkeypatch.setattr(sources, "PIECE_CHARS", 41)
+    cut = prepare(tmp_path / "a.txt", tmp_path / "cut", gpt2, separators=True, progress=False)
+    assert tokens_of(cut) == expected(gpt2, documents)
+    ends = np.flatnonzero(np.array(tokens_of(cut)) == gpt2.end_of_text)
+    assert cut.documents.tolist() == [0, *(ends[:-1] + 1).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer": "gpt2"}, r"tokenizer='gpt2' must be a Tokenizer; load it first: Tokenizer.load\('gpt2'\)"),
+        ({"tokenizer": None}, r"tokenizer=None must be a Tokenizer, e.g. Tokenizer.named"),
+        ({"folder": None}, "folder=None must be the path of a folder"),
+        ({"folder": ""}, "folder='' must be the path"),
+        ({"folder": "x" * 300}, "folder=.* cannot be: File name too long"),
+        ({"folder": "a.txt"}, "folder='a.txt' is a file; choose a folder"),
+        ({"folder": "a.txt/b"}, "folder='a.txt/b' lies in a file"),
+        ({"threads": 0}, "threads=0 must be an integer, at least 1"),
+        ({"shard_tokens": 0}, "shard_tokens=0 must be an integer, at least 1"),
+        ({"shard_tokens": -1}, "shard_tokens=-1 must be"),
+        ({"shard_tokens": 1.5}, "shard_tokens=1.5 must be an integer"),
+        ({"sources": []}, r"sources=\[\] must name a text file"),
+        ({"sources": None}, "sources=None must be a path"),
+        ({"sources": ["a.txt", "./a.txt"]}, r"a\.txt: named twice"),
+        ({"sources": ["a.txt", "same.txt"]}, r"same\.txt: the same file as a\.txt"),
+        ({"sources": [".", "a.txt"]}, r"same\.txt: the same file as a\.txt"),
+    ],
+)
+def test_prepare_refuses_before_the_work(tmp_path, gpt2, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "same.txt").symlink_to("a.txt")
+    arguments = {"sources": "a.txt", "folder": "out", "tokenizer": gpt2} | changes
+    with pytest.raises((ValueError, TypeError), match=message):
+        prepare(**arguments, progress=False)
+    assert listing(tmp_path) == ["a.txt", "same.txt"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl", "manifest.json"])
+def test_folders_of_models_runs_and_shards_are_no_texts(tmp_path, gpt2, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "README.md").write_text("about the model")
+    (tmp_path / "in" / name).write_text("{}")
+    with pytest.raises(SourceError, match=r"not data|token shards"):
+        prepare(tmp_path / "in", tmp_path / "out", gpt2, progress=False)
+
+
+@pytest.mark.parametrize(
+    "documents",
+    ["text", ["text"], [1, 2], [[1.5]], [[[1]]], 3, None, [["a"]], [np.array([1.0])], [None]],
+)
+def test_documents_that_are_no_ids(small, documents):
+    with pytest.raises(TypeError, match=r"documents=.* must be sequences of integer ids"):
+        TokenDataset.from_documents(documents, small)
+
+
+def test_what_is_no_dataset(tmp_path, small):
+    with pytest.raises(TypeError, match=r"TokenDataset.open\(folder\)"):
+        TokenDataset("tokens/books")
+    with pytest.raises(TypeError, match=r"shards=.* must be a tuple of one-dimensional arrays"):
+        TokenDataset(([1, 2],), np.array([0]), 10, "x", "name")
+    with pytest.raises(TypeError, match="folder=3 must be the path"):
+        TokenDataset.open(3)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        TokenDataset.open(tmp_path / "gone")
+    with pytest.raises(TypeError, match=r"fraction='0.1' must be a number, above 0 and below 1"):
+        TokenDataset.from_documents([[1, 2]], small).split("0.1")
+
+
 def test_failure_leaves_nothing_behind(tmp_path, gpt2):
     (tmp_path / "a.txt").write_text("fine")
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
@@ -222,6 +422,20 @@ def test_shard_of_another_set(shards):
     (shards / "tokens-00001.bin").write_bytes((shards / "tokens-00000.bin").read_bytes()[:32])
     damage(shards / "tokens-00001.bin", 16, (7).to_bytes(8, "little"))
     with pytest.raises(ShardError, match="7 tokens, the manifest says"):
+        TokenDataset.open(shards)
+
+
+def test_damaged_documents(shards):
+    path = shards / "documents.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ShardError, match=r"documents\.npy: truncated or damaged"):
+        TokenDataset.open(shards)
+    for wrong in (np.array([0, 1]), np.array([10**6]), np.array([0.0])):
+        np.save(path, wrong)
+        with pytest.raises(ShardError, match=r"documents\.npy: (not the 1 positions|positions that do not rise)"):
+            TokenDataset.open(shards)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"documents\.npy: missing"):
         TokenDataset.open(shards)
 
 

@@ -9,8 +9,9 @@ import shutil
 import pytest
 import torch
 
-from fastgpt import GPT, GPTConfig, token_cache
+from fastgpt import GPT, GPTConfig, cli, token_cache
 from fastgpt.commands import _inputs
+from fastgpt.data import TokenDataset, prepare
 from fastgpt.tokenizer import Tokenizer
 from tests.support import command
 
@@ -38,6 +39,30 @@ def run(tmp_path_factory):
 def here(run, tmp_path):
     shutil.copytree(run, tmp_path / "here")
     return tmp_path / "here"
+
+
+@pytest.fixture(scope="module")
+def prepared_once(run, tmp_path_factory):
+    """`run`, with `src` (texts), `shards` (of them) and `work` (somebody's files)."""
+    folder = tmp_path_factory.mktemp("prepared") / "here"
+    shutil.copytree(run, folder)
+    (folder / "src").mkdir()
+    (folder / "src" / "a.txt").write_text("some text")
+    (folder / "work").mkdir()
+    (folder / "work" / "code.py").write_text("mine")
+    prepare(folder / "src", folder / "shards", Tokenizer.named("shakespeare"), progress=False)
+    return folder
+
+
+@pytest.fixture
+def prepared(prepared_once, tmp_path):
+    shutil.copytree(prepared_once, tmp_path / "here")
+    return tmp_path / "here"
+
+
+def tree(folder) -> dict[str, bytes | None]:
+    """Every path under `folder` with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
 def fails(*argv: str, cwd, **options) -> str:
@@ -172,3 +197,65 @@ def test_what_is_no_model_is_named_for_what_it_is(here):
     ):
         for name in ("sample", "eval", "inspect"):
             assert said in fails(name, path, cwd=here), (name, path)
+
+
+# ---- prepare -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("src", "--out", "src", "--overwrite"), "--out src holds the source src; choose another folder"),
+        (("src/a.txt", "--out", "src", "--overwrite"), "--out src holds the source src/a.txt"),
+        (("src", "--out", ".", "--overwrite"), "--out . holds the source src"),
+        (("src", "--out", "src/tokens"), "--out src/tokens lies inside of the source src"),
+        (
+            ("src", "--out", "work", "--overwrite"),
+            "--out work holds other files (code.py), no token shards: nothing in",
+        ),
+        (("src", "--out", "work"), "--out work holds other files (code.py)"),
+        (("src", "--out", "shards"), "--out shards exists; choose another folder, or pass"),
+        (("src", "--out", "work/code.py"), "--out work/code.py is a file; choose a folder"),
+        (("src", "--out", "work/code.py/x"), "--out work/code.py/x lies in a file"),
+        (("src", "--out", "x" * 300), "cannot be: File name too long"),
+        (("src", "--out", "/proc/none/x"), "--out /proc/none/x could not be written (No such file or directory)"),
+        (("src", "--out", "new", "--shard-tokens", "0"), "--shard-tokens 0 must be an integer, at least 1"),
+        (("src", "--out", "new", "--threads", "0"), "--threads 0 must be an integer, at least 1"),
+        (("src", "src/a.txt", "--out", "new"), "src/a.txt: named twice"),
+        (("src", "--out", "new", "--tokenizer", "gpt9"), "neither a bundled tokenizer"),
+        ((), "SOURCES"),
+        (("gone", "--out", "new"), "gone: no such file or folder"),
+        (("x" * 300, "--out", "new"), "no such file or folder"),
+        (("m", "--out", "new"), "m: a model's or a run's folder, not data"),
+        (("shards", "--out", "new"), "shards: token shards, which"),
+        (("work", "--out", "new"), "work: the folder holds no data file"),
+        (("m/model.safetensors", "--out", "new"), "model.safetensors: not UTF-8 text"),
+    ],
+)
+def test_prepare_refuses_what_could_lose_or_mean_nothing(prepared, argv, said):
+    before = tree(prepared)
+    assert said in fails("prepare", *argv, cwd=prepared)
+    assert tree(prepared) == before
+
+
+def test_prepare_replaces_its_own_shards_file_by_file(prepared):
+    (prepared / "shards" / "notes.txt").write_text("mine")
+    (prepared / "src" / "a.txt").write_text("another text")
+    done = command.run("prepare", "src", "--out", "shards", "--tokenizer", "shakespeare", "--overwrite", cwd=prepared)
+    assert done.code == 0
+    assert (prepared / "shards" / "notes.txt").read_text() == "mine"
+    small = Tokenizer.named("shakespeare")
+    assert TokenDataset.open(prepared / "shards").read(0, 3).tolist() == small.encode("another text")[:3]
+
+
+def test_ctrl_c_in_prepare_says_what_is_left(prepared, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr("fastgpt.data._tokenized", interrupt)
+    before = tree(prepared)
+    for out, said in (("new", "nothing was written"), ("shards", "shards is as it was")):
+        assert cli.main(["prepare", "src", "--out", out, "--overwrite"]) == 130
+        assert said in capsys.readouterr().err
+    assert tree(prepared) == before
