@@ -1,6 +1,7 @@
 """Head and token embedding stay one parameter, and files that hold it under one name are read by everybody."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -198,3 +199,13 @@ def test_functional_call_ties(seed):
     expected = other(IDX).logits
     assert torch.equal(call(model, parameters, (IDX,)).logits, expected)
     assert torch.equal(call(model, parameters, (IDX,), tie_weights=True).logits, expected)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_load_for_themselves(seed, duplicate):
+    source, first = build(), build()
+    weights = first.token_emb.weight.detach().clone()
+    model = duplicate(first)
+    model.load_state_dict(clones(source, without="token_emb.weight"), assign=True)
+    assert_tied(model, source)
+    assert torch.equal(first.head.weight, weights)
