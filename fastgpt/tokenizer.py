@@ -11,19 +11,26 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import difflib
 import functools
 import hashlib
 import json
 import lzma
+import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from . import files
 from .assets import read_asset
+from .settings import SettingError, SettingTypeError, check_integer
 
 END_OF_TEXT = "<|endoftext|>"
+
+_ABOUT, _RANKS = "fastgpt_tokenizer.json", "tokenizer.tiktoken"  # what `save` writes
 
 # GPT-2's pre-tokenization (Radford et al. 2019): contractions, words, numbers, punctuation, runs of white space.
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -45,12 +52,19 @@ class Tokenizer:
     It pickles, compares equal by the hash of its ranks, and may be used by several threads at once.
     """
 
-    def __init__(self, name: str, ranks_file: bytes) -> None:
+    def __init__(self, name: str, ranks_file: bytes | None = None) -> None:
         """`ranks_file`: the bytes of an (unpacked) ranks file.
 
         Raises:
             ValueError: malformed lines, ranks that are not 0 ... n - 1, or a single byte without a rank.
+            SettingTypeError: no bytes.
         """
+        if not isinstance(ranks_file, bytes):
+            bundled = f"Tokenizer.named({name!r}) makes" if name in BUNDLED else 'Tokenizer.named("gpt2") makes'
+            need = (
+                f"must be the bytes of a ranks file; {bundled} a bundled tokenizer, Tokenizer.from_file(path) another"
+            )
+            raise SettingTypeError("Tokenizer", "ranks_file", ranks_file, need)
         import tiktoken
 
         self.name = name
@@ -72,8 +86,10 @@ class Tokenizer:
         """A bundled tokenizer: "gpt2" (50,257 ids) or "shakespeare" (4,096 ids).
 
         Raises:
-            ValueError: unknown name, or a bundled file whose hash is wrong.
+            ValueError: unknown name, or a bundled file whose hash is wrong. SettingTypeError: no string.
         """
+        if not isinstance(name, str):
+            raise SettingTypeError("Tokenizer.named", "name", name, f"must be one of {', '.join(BUNDLED)}")
         return _bundled(name)
 
     @staticmethod
@@ -82,10 +98,10 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a ranks file.
+            ValueError: not a ranks file. SettingTypeError: no path.
         """
-        path = Path(path)
-        if not path.is_file():
+        path = _checked_path("Tokenizer.from_file", "path", path)
+        if not os.path.isfile(path):
             raise FileNotFoundError(f"Tokenizer.from_file: path={str(path)!r} is not a file; give a .tiktoken file")
         packed = path.read_bytes()
         try:
@@ -100,72 +116,124 @@ class Tokenizer:
         """A bundled name, a ranks file, or a folder that `save` wrote into.
 
         Raises:
-            ValueError: neither a bundled name nor an existing path.
+            SettingError: neither a bundled name nor an existing path, or a file that is no ranks file.
+            FileNotFoundError, ValueError: see `from_pretrained`. SettingTypeError: no string or path.
         """
         if str(name_or_path) in BUNDLED:
             return Tokenizer.named(str(name_or_path))
-        path = Path(name_or_path)
-        if path.is_dir():
+        path = _checked_path("Tokenizer.load", "tokenizer", name_or_path)
+        if path.name == _ABOUT and os.path.isfile(path):
+            path = path.parent
+        if os.path.isdir(path):
             return Tokenizer.from_pretrained(path)
-        if path.is_file():
-            return Tokenizer.from_file(path)
-        raise ValueError(
-            f"Tokenizer.load: {str(name_or_path)!r} is neither a bundled tokenizer ({', '.join(BUNDLED)}) nor an "
-            "existing .tiktoken file; give one of them"
-        )
+        if os.path.isfile(path):
+            try:
+                return Tokenizer.from_file(path)
+            except ValueError as error:
+                raise SettingError("Tokenizer.load", "tokenizer", str(path), f"is no ranks file: {error}") from error
+        near = difflib.get_close_matches(str(name_or_path).lower(), BUNDLED, n=1)
+        need = f"is neither a bundled tokenizer ({', '.join(BUNDLED)}) nor an existing .tiktoken file; "
+        need += f"did you mean {near[0]!r}?" if near else "give one of them"
+        raise SettingError("Tokenizer.load", "tokenizer", str(name_or_path), need)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `fastgpt_tokenizer.json`, and the ranks (`tokenizer.tiktoken`) unless they are bundled ones."""
-        folder = Path(folder)
+        """Write `fastgpt_tokenizer.json`, and the ranks (`tokenizer.tiktoken`) unless they are bundled ones.
+
+        Raises:
+            OSError: the disk is full or cannot be written; the previous files are intact.
+        """
         bundled = self.sha256 in {sha256 for _, sha256 in BUNDLED.values()}
         about = {"name": self.name, "vocab_size": self.vocab_size, "sha256": self.sha256, "bundled": bundled}
-        (folder / "fastgpt_tokenizer.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if not bundled:
-            (folder / "tokenizer.tiktoken").write_bytes(self.ranks_file)
+
+        def write(work: Path) -> None:
+            (work / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            if not bundled:
+                (work / _RANKS).write_bytes(self.ranks_file)
+
+        files.replace_files(Path(folder), write)
 
     @staticmethod
     def from_pretrained(folder: str | os.PathLike[str]) -> Tokenizer:
         """What `save` wrote.
 
         Raises:
-            FileNotFoundError: the folder holds no tokenizer.
-            ValueError: its hash is not the one that was recorded.
+            FileNotFoundError: the folder holds no tokenizer, or not all of it.
+            ValueError: its hash is not the one that was recorded, or its files are damaged.
         """
-        about_path = Path(folder) / "fastgpt_tokenizer.json"
-        if not about_path.is_file():
+        folder = _checked_path("Tokenizer.from_pretrained", "folder", folder)
+        about_path = folder / _ABOUT
+        if not os.path.isfile(about_path):
+            theirs = [name for name in ("tokenizer.json", "vocab.json") if os.path.isfile(folder / name)]
+            what = f"holds {theirs[0]}, which is transformers' and not read here" if theirs else "holds no tokenizer"
             raise FileNotFoundError(
-                f"Tokenizer.from_pretrained: no tokenizer in {str(folder)!r}; name one, e.g. tokenizer='gpt2'"
+                f"Tokenizer.from_pretrained: no tokenizer in {str(folder)!r} ({what}); name one, e.g. tokenizer='gpt2'"
             )
-        about = json.loads(about_path.read_text(encoding="utf-8"))
-        if about["bundled"]:
-            loaded = Tokenizer.named(about["name"])
+        files.check_hashes(folder, [_ABOUT, _RANKS])
+        try:
+            about = json.loads(about_path.read_text(encoding="utf-8"))
+            name, sha256, bundled = about["name"], about["sha256"], about["bundled"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{about_path} is corrupted ({error!r}); restore it from a copy, or save again") from None
+        if not bundled and not (folder / _RANKS).is_file():
+            raise FileNotFoundError(f"{folder / _RANKS}: missing beside {_ABOUT}; restore it from the original folder")
+        if bundled:
+            loaded = Tokenizer.named(name)
         else:
-            loaded = Tokenizer(about["name"], (Path(folder) / "tokenizer.tiktoken").read_bytes())
-        if loaded.sha256 != about["sha256"]:
+            try:
+                loaded = Tokenizer(name, (folder / _RANKS).read_bytes())
+            except ValueError as error:
+                raise ValueError(f"{folder / _RANKS} is corrupted ({error}); restore it from a copy") from error
+        if loaded.sha256 != sha256:
             raise ValueError(
-                f"Tokenizer.from_pretrained: {str(folder)!r} records sha256 {about['sha256'][:12]}..., its ranks have "
+                f"Tokenizer.from_pretrained: {str(folder)!r} records sha256 {sha256[:12]}..., its ranks have "
                 f"{loaded.sha256[:12]}...; restore tokenizer.tiktoken from the original folder"
             )
         return loaded
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids of `text`. `<|endoftext|>` in it is ordinary text, unless `allow_special` makes it the id."""
+        """Token ids of `text`. `<|endoftext|>` in it is ordinary text, unless `allow_special` makes it the id.
+
+        Raises:
+            SettingTypeError: no string.
+        """
+        _check_text("Tokenizer.encode", "text", text)
         if allow_special:
             return self._encoding.encode(text, allowed_special="all")
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[list[int]]:
-        """`encode` (everything ordinary text) of many texts on `threads` threads (default: one per CPU, at most 8)."""
-        threads = threads or min(8, os.cpu_count() or 1)
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+        """`encode` (everything ordinary text) of many texts on `threads` threads (default: one per CPU, at most 8).
+
+        Raises:
+            SettingTypeError: no strings. SettingError: threads below 1.
+        """
+        owner = "Tokenizer.encode_batch"
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise SettingTypeError(owner, "texts", texts, "must be several strings; for one: encode")
+        texts = list(texts)
+        for text in texts:
+            _check_text(owner, "texts", text)
+        if threads is None:
+            threads = min(8, os.cpu_count() or 1)
+        return self._encoding.encode_ordinary_batch(
+            texts, num_threads=check_integer(owner, "threads", threads, least=1)
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises ValueError for an id out of range."""
+        """Text of `ids` (a list, an array, a tensor); bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: an id out of range. SettingTypeError: not one sequence of integers.
+        """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of `ids`. Raises ValueError for an id out of range."""
-        ids = [int(i) for i in ids]
+        """The exact bytes of `ids`.
+
+        Raises:
+            ValueError: an id out of range. SettingTypeError: not one sequence of integers.
+        """
+        ids = _integers("Tokenizer.decode", ids)
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(
@@ -199,6 +267,33 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, bytes]]:
         return Tokenizer, (self.name, self.ranks_file)
+
+
+def _check_text(owner: str, name: str, text: Any) -> None:
+    """Raise SettingTypeError unless `text` is a string."""
+    if isinstance(text, str):
+        return
+    need = "must be a string; of bytes make one first: .decode('utf-8')"
+    if isinstance(text, (list, tuple)):
+        need = "must be one string; for several: encode_batch"
+    raise SettingTypeError(owner, name, text, need)
+
+
+def _integers(owner: str, ids: Any) -> list[int]:
+    """`ids` as a list; strings and numbers that are no integers would be taken for other ids."""
+    need = "must be one sequence of integer ids; of a batch decode row after row"
+    if isinstance(ids, (str, bytes)):
+        raise SettingTypeError(owner, "ids", ids, need)
+    try:
+        return [operator.index(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+    except TypeError:
+        raise SettingTypeError(owner, "ids", ids, need) from None
+
+
+def _checked_path(owner: str, name: str, path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise SettingTypeError(owner, name, path, "must be a name or a path")
+    return Path(path)
 
 
 @functools.cache

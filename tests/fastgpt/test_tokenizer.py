@@ -7,7 +7,9 @@ import lzma
 import pickle
 import socket
 
+import numpy as np
 import pytest
+import torch
 
 from fastgpt import assets
 from fastgpt.tokenizer import BUNDLED, END_OF_TEXT, Tokenizer
@@ -155,3 +157,62 @@ def test_damaged_asset_is_refused(tmp_path, monkeypatch, damaged):
     monkeypatch.setattr(assets.resources, "files", lambda package: tmp_path)
     with pytest.raises(ValueError, match=r"x\.xz is damaged.*reinstall"):
         assets.read_asset("x.xz", "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: Tokenizer("gpt2"), r"Tokenizer\.named\('gpt2'\) makes a bundled tokenizer"),
+        (lambda t: Tokenizer("own", "text"), r"ranks_file='text' must be the bytes.*Tokenizer\.from_file\(path\)"),
+        (lambda t: Tokenizer.named(None), "name=None must be one of gpt2, shakespeare"),
+        (lambda t: Tokenizer.load(3), "tokenizer=3 must be a name or a path"),
+        (lambda t: Tokenizer.from_file(None), "path=None must be"),
+        (lambda t: Tokenizer.from_pretrained(None), "folder=None must be"),
+        (lambda t: t.encode(b"bytes"), r"text=b'bytes' must be a string; of bytes make one first"),
+        (lambda t: t.encode(None), "text=None must be a string"),
+        (lambda t: t.encode(["a", "b"]), r"must be one string; for several: encode_batch"),
+        (lambda t: t.encode_batch("text"), "texts='text' must be several strings; for one: encode"),
+        (lambda t: t.encode_batch(["a", 3]), "texts=3 must be a string"),
+        (lambda t: t.encode_batch(["a"], threads=0), "threads=0 must be an integer, at least 1"),
+        (lambda t: t.decode("123"), "ids='123' must be one sequence of integer ids"),
+        (lambda t: t.decode(b"ab"), "must be one sequence of integer ids"),
+        (lambda t: t.decode(5), "ids=5 must be one sequence"),
+        (lambda t: t.decode([1.0]), r"ids=\[1.0\] must be one sequence"),
+        (lambda t: t.decode([[1, 2]]), "of a batch decode row after row"),
+        (lambda t: t.decode(torch.tensor([1.0])), r"ids=tensor\(\[1.\]\) must be"),
+        (lambda t: t.decode(torch.tensor([[1, 2]])), "of a batch decode row after row"),
+        (lambda t: t.decode(np.array([1.5])), "must be one sequence of integer ids"),
+    ],
+)
+def test_misuse_names_the_argument_and_the_fix(tokenizer, call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(tokenizer)
+
+
+def test_ids_may_be_any_sequence_of_integers(tokenizer):
+    ids = tokenizer.encode("good morrow")
+    for same in (tuple(ids), iter(ids), np.array(ids), np.array(ids, np.uint16), torch.tensor(ids)):
+        assert tokenizer.decode(same) == "good morrow"
+
+
+def test_files_that_hold_a_tokenizer_or_look_so(tmp_path):
+    Tokenizer.named("gpt2").save(tmp_path)
+    about = tmp_path / "fastgpt_tokenizer.json"
+    assert Tokenizer.load(about) == Tokenizer.named("gpt2")
+    whole = about.read_text()
+    for damaged in (whole[:20], "[]", "{}", ""):
+        about.write_text(damaged)
+        with pytest.raises(ValueError, match=r"fastgpt_tokenizer\.json is corrupted"):
+            Tokenizer.load(tmp_path)
+    about.write_text(whole.replace("gpt2", "mine").replace("true", "false"))
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.tiktoken: missing"):
+        Tokenizer.load(tmp_path)
+    about.rename(tmp_path / "tokenizer.json")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer in .*tokenizer\.json, which is transformers'"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer\.json' is no ranks file: .*line 1"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match="did you mean 'shakespeare'"):
+        Tokenizer.load("shakespear")
+    with pytest.raises(ValueError, match="neither a bundled tokenizer"):
+        Tokenizer.load("x" * 300)
