@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.modules import module as registry
 from torch.nn.utils import parametrizations, prune
 
-from fastgpt import GPT, GPTConfig
-from fastgpt.kernels import _notice
+from fastgpt import GPT, GPTConfig, implementations
+from fastgpt.kernels import _notice, reference
 from fastgpt.modules import FeedForward
-from fastgpt.nn import GELUFFN, _exact
+from fastgpt.nn import GELUFFN, FlashMultiheadAttention, LinearCrossEntropyLoss, _exact
 
 TINY = {"vocab_size": 32, "max_len": 8, "n_layers": 1, "n_heads": 2, "d_model": 16}
 
@@ -301,3 +301,124 @@ def test_a_head_as_it_was_made_is_fused(interpreter, seed):
     assert model(idx, idx).computed_logits is not None
     model.head = model.head.base
     assert model(idx, idx).computed_logits is None
+
+
+# ---- attention's output projection, and a loss with a layer of its own ----------------------------------------------
+
+
+@pytest.mark.parametrize(("fallback", "batch_first"), [(None, True), ("a mask", False), ("float64", True)])
+@pytest.mark.parametrize("done", ["LoRA", *TO_A_LINEAR])
+def test_what_is_done_to_attentions_output_projection_counts(interpreter, seed, done, batch_first, fallback):
+    module = parameters_moved(FlashMultiheadAttention(16, 1, batch_first=batch_first))
+    plain = nn.MultiheadAttention(16, 1, batch_first=batch_first)  # with the heads' outputs for a result
+    plain.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        plain.out_proj.weight.copy_(torch.eye(16))
+        plain.out_proj.bias.zero_()
+    module.out_proj.__class__ = nn.Linear if done == "another class" else type(module.out_proj)
+    if done == "LoRA":
+        module.out_proj = LoRA(module.out_proj)
+    else:
+        TO_A_LINEAR[done](module.out_proj)
+    x = torch.randn((1, 5, 16) if batch_first else (5, 1, 16))
+    mask = torch.rand(5, 5) < 0.3 if fallback == "a mask" else None
+    if fallback == "float64":
+        if done == "a partial for a forward":
+            pytest.skip("it holds the float32 weight")
+        module, plain, x = module.double(), plain.double(), x.double()
+    x.requires_grad_()
+
+    def by_children():
+        heads, weights = plain(x, x, x, attn_mask=mask)
+        return module.out_proj(heads) + weights.sum()
+
+    def ours():
+        out, weights = module(x, x, x, attn_mask=mask)
+        return out + weights.sum()
+
+    assert_same(ours, by_children, [x, *module.out_proj.parameters()])
+    with torch.no_grad():  # torch's fast path reads the weight too
+        module.eval(), plain.eval()
+        torch.testing.assert_close(ours(), by_children(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["triton", "torch", "reference", "auto"])
+@pytest.mark.parametrize("done", ["LoRA", "another head", *TO_A_LINEAR])
+def test_what_is_done_to_the_linear_of_a_loss_counts(interpreter, seed, done, impl):
+    settings = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "ignore_index": 3, "reduction": "sum"}
+    module = parameters_moved(LinearCrossEntropyLoss(16, 32, bias=True, impl=impl, **settings))
+    if done == "LoRA":
+        module.linear = LoRA(module.linear)
+    elif done == "another head":
+        module.linear = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 32))
+    else:
+        TO_A_LINEAR[done](module.linear)
+    x, target = torch.randn(2, 5, 16, requires_grad=True), torch.randint(32, (2, 5))
+    target[0, 0] = 3
+    assert_same(
+        lambda: module(x, target),
+        lambda: reference.cross_entropy(module.linear(x), target, **settings),
+        [x, *module.parameters()],
+    )
+
+
+def test_a_changed_linear_of_a_loss_runs_without_a_gpu(monkeypatch):
+    monkeypatch.setattr("fastgpt.kernels._runtime.is_interpreting", lambda: False)
+    module = LinearCrossEntropyLoss(16, 32, impl="triton")
+    module.linear = LoRA(module.linear)
+    assert torch.isfinite(module(torch.randn(2, 16), torch.tensor([1, 2])))
+
+
+# ---- the table of implementations -----------------------------------------------------------------------------------
+
+
+def test_the_table_says_what_runs_and_why(interpreter):
+    model = GPT(GPTConfig(**{**TINY, "n_layers": 3}, ffn_impl="triton", loss_impl="triton"))
+    rows = {(r.part, r.layers): r for r in implementations(model)}
+    assert (rows["ffn", "0-2"].used, rows["loss", "head"].used) == ("triton", "triton")
+    model.blocks[1].ffn[0] = LoRA(model.blocks[1].ffn[0])
+    model.head = LoRA(model.head)
+    rows = {(r.part, r.layers): r for r in implementations(model)}
+    assert rows["ffn", "0, 2"].used == "triton"
+    for row, kind in ((rows["ffn", "1"], "Linear"), (rows["loss", "head"], "Head")):
+        assert row.used == "torch"
+        assert row.why == f"children run one by one: a {kind} has become a {__name__}.LoRA"
+    assert sum(r.part == "loss" for r in rows.values()) == 1
+    model.head = nn.Linear(16, 32)
+    assert [r.used for r in implementations(model) if r.part == "loss"] == ["torch"]
+    alone = GELUFFN(16, impl="triton")
+    alone[1] = nn.SiLU()
+    assert [r.why for r in implementations(alone)] == ["children run one by one: a GELU has become a SiLU"]
+
+
+# ---- torch.compile and export ---------------------------------------------------------------------------------------
+
+
+def test_compiled_modules_notice_what_torchs_do(interpreter, seed):
+    """No graph break, and a new graph where a child is replaced or given a forward; hooks by torch's own switch."""
+    for change in (
+        lambda m: m.__setitem__(1, nn.SiLU()),
+        lambda m: m.__setitem__(0, Doubled(16, 64)),
+        lambda m: _own_forward(m[0]),
+        lambda m: m[0].register_forward_hook(lambda m, args, y: y * 2),
+        lambda m: m[0].register_forward_pre_hook(lambda m, args: (args[0] * 2,)),
+    ):
+        torch._dynamo.reset()
+        module, x = gelu_ffn(), torch.randn(3, 16)
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+            compiled = torch.compile(module, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(x), module(x))
+            change(module)
+            torch.testing.assert_close(compiled(x), one_by_one(module, x))
+
+
+def test_export_takes_the_kernels_or_the_children(interpreter, seed):
+    x = torch.randn(3, 16)
+    for change in (lambda m: None, lambda m: m.__setitem__(0, LoRA(m[0]))):
+        module = gelu_ffn()
+        change(module)
+        for strict in (True, False):
+            program = torch.export.export(module, (x,), strict=strict)
+            fused = any("fastgpt" in str(node.target) for node in program.graph.nodes)
+            assert fused == (module.why_children() is None)
+            torch.testing.assert_close(program.module()(x), one_by_one(module, x))
