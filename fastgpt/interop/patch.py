@@ -7,7 +7,7 @@ they were, so optimizers, wrappers and checkpoints notice nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -23,16 +23,30 @@ class Change:
 
 
 class PatchReport(tuple[Change, ...]):
-    """What `patch` changed; prints one line for each kind of change."""
+    """What `patch` changed; prints one line for each kind of change, and what it left and why.
+
+    left     {path: why this transformers model keeps its own attention}
+    already  paths of modules that an earlier `patch` converted
+    """
+
+    def __new__(cls, changes: Iterable[Change], left: dict[str, str] | None = None, already: Sequence[str] = ()):
+        self = super().__new__(cls, changes)
+        self.left, self.already = dict(left or {}), tuple(already)
+        return self
 
     def __str__(self) -> str:
         kinds: dict[tuple[str, str], list[str]] = {}
         for change in self:
-            kinds.setdefault((change.before, change.after), []).append(change.path or "(the model)")
-        return "\n".join(
-            f"{len(paths)} x {before} -> {after}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
-            for (before, after), paths in kinds.items()
-        )
+            kinds.setdefault((change.before, change.after), []).append(change.path)
+        lines = [f"{len(paths)} x {before} -> {after}: {_some(paths)}" for (before, after), paths in kinds.items()]
+        lines += [f"attention left as it was: {path or '(the model)'}: {reason}" for path, reason in self.left.items()]
+        if self.already:
+            lines.append(f"{len(self.already)} converted already: {_some(self.already)}")
+        return "\n".join(lines)
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(path or "(the model)" for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
 
 
 def patch(
@@ -48,26 +62,66 @@ def patch(
     Exactly these classes are converted, subclasses are not: they may compute something else. Converted modules fall
     back to the original where the kernels cannot run (a CPU, float64), and say so once in the "fastgpt" log.
 
+    Models inside of wrappers (torch.compile, DDP, PEFT) are found there. A transformers model whose attention has more
+    than the kernels (capped scores, sinks, keys chosen by index) keeps its own, and the report's `left` says so. What
+    is converted already is left alone; a second call has nothing to do and says so.
+
     Raises:
+        TypeError: `model` is no module: None, a name, a class, a state dict.
         ValueError: nothing in the model matched, or was asked for.
     """
+    _check_is_module(model)
     changes: list[Change] = []
+    left: dict[str, str] = {}
+    already: list[str] = []
     if attention:
-        changes += _attention(model)
+        _attention(model, changes, left, already)
+    asked = {"attn": attention, "norm": layer_norm, "ffn": ffn, "loss": loss}  # by the modules' own names
     for path, module in model.named_modules():
+        if _is_drop_in(type(module)) and asked.get(module.fastgpt_part):
+            already.append(path)
         for after in _classes_for(module, attention, layer_norm, ffn, loss):
             before = type(module)
             module.__class__ = after
             changes.append(Change(path, before.__qualname__, f"{after.__module__}.{after.__qualname__}"))
-    if not changes:
+    if not changes and (not already or _is_ours(model)):
         parts = {"attention": attention, "layer_norm": layer_norm, "ffn": ffn, "loss": loss}
         wanted = [name for name, on in parts.items() if on]
+        kept = "".join(f". {path or 'The model'}: {reason}" for path, reason in left.items())
         raise ValueError(
             f"patch: nothing in {type(model).__name__} matched {wanted}. It converts "
             "nn.MultiheadAttention, nn.LayerNorm, nn.Sequential(Linear, GELU, Linear[, Dropout]) and transformers' "
-            "models, and no subclass of them; a fastgpt.GPT needs no patch (see fastgpt.implementations)"
+            f"models, and no subclass of them; a fastgpt.GPT needs no patch (see fastgpt.implementations){kept}"
         )
-    return PatchReport(changes)
+    return PatchReport(changes, left, already)
+
+
+def _check_is_module(model: object) -> None:
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        got, fix = f"the class {model.__name__}", "make an instance of it first"
+    elif isinstance(model, str):
+        got, fix = repr(model), "load the model first, for example by transformers' from_pretrained"
+    elif isinstance(model, Mapping):
+        got, fix = f"a {type(model).__name__}", "load a state dict into its model first"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        got, fix = f"a {type(model).__name__}", "pass its .model"
+    else:
+        got, fix = "None" if model is None else f"a {type(model).__name__}", "pass the model itself"
+    raise TypeError(f"patch: model must be a torch.nn.Module, got {got}; {fix}")
+
+
+def _is_ours(model: nn.Module) -> bool:
+    """Whether this is a model of this package, whose parts are ours from the start."""
+    package = __name__.partition(".")[0]
+    return type(model).__module__.startswith(f"{package}.") and not _is_drop_in(type(model))
+
+
+def _is_drop_in(kind: type) -> bool:
+    """Whether this is a class that `patch` converts to."""
+    package = __name__.partition(".")[0]
+    return kind.__module__.startswith((f"{package}.nn.", f"{package}.interop.")) and hasattr(kind, "fastgpt_part")
 
 
 def _classes_for(
@@ -98,20 +152,50 @@ def is_gelu_ffn(module: nn.Sequential) -> bool:
     return kinds in ((nn.Linear, nn.GELU, nn.Linear), (nn.Linear, nn.GELU, nn.Linear, nn.Dropout))
 
 
-def _attention(model: nn.Module) -> Iterator[Change]:
+def _attention(model: nn.Module, changes: list[Change], left: dict[str, str], already: list[str]) -> None:
     """transformers models inside `model` (or itself) name our attention from now on."""
     transformers = sys.modules.get("transformers")  # a model of it exists only if it has been imported
     if transformers is None:
         return
     from . import attention_registry
 
-    for path, module in model.named_modules():
-        if not isinstance(module, transformers.PreTrainedModel):
+    models = [(path, part) for path, part in model.named_modules() if isinstance(part, transformers.PreTrainedModel)]
+    before = {id(part.config): part.config._attn_implementation for _, part in models}
+    reasons: dict[int, str] = {}  # a config stands for all models that share it: with a head and without
+    for _, part in models:
+        reason = _why_own_attention(part)
+        if reason is not None:
+            reasons.setdefault(id(part.config), reason)
+    seen: set[int] = set()
+    for path, part in models:
+        if id(part.config) in seen:
             continue
-        before = module.config._attn_implementation
-        if before == attention_registry.NAME:
-            continue
-        attention_registry.register()
-        module.set_attn_implementation(attention_registry.NAME)
-        if module.config._attn_implementation == attention_registry.NAME:
-            yield Change(path, f'attn_implementation="{before}"', f'"{attention_registry.NAME}"')
+        seen.add(id(part.config))
+        was = before[id(part.config)]
+        if was == attention_registry.NAME:
+            already.append(path)
+        elif id(part.config) in reasons:
+            left[path] = reasons[id(part.config)]
+            if part.config._attn_implementation != was:  # a model around it handed its own on
+                part.set_attn_implementation(was)
+        else:
+            part.set_attn_implementation(attention_registry.register())
+            changes.append(Change(path, f'attn_implementation="{was}"', f'"{attention_registry.NAME}"'))
+
+
+def _why_own_attention(model: nn.Module) -> str | None:
+    """Why a transformers model keeps its own attention; None if ours computes the same."""
+    if not model._can_set_attn_implementation():
+        return "its class does not go through transformers' AttentionInterface"
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        return f"its scores are capped (attn_logit_softcapping={model.config.attn_logit_softcapping})"
+    parts = [part for part in model.modules() if part is not model]
+    if any(getattr(part, "sinks", None) is not None for part in parts):
+        return "it has attention sinks"
+    if any(hasattr(part, "indexer") for part in parts):
+        return "it chooses keys by index"
+    if not model._supports_sdpa:
+        return "transformers computes it by its eager implementation only"
+    if getattr(model.config, "output_attentions", False):
+        return "config.output_attentions is set, which transformers keeps to eager attention; ask in the call instead"
+    return None
