@@ -13,22 +13,27 @@ Nothing is pickled, so loading a checkpoint runs no code from it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from . import files
+from .interop.folder import write_safetensors
+
+_log = logging.getLogger("fastgpt")
+
 _STEP = re.compile(r"step-(\d{8,})")
+_WRITING = ".writing-"  # how folders begin that are no checkpoints yet
 
 
 class CheckpointError(RuntimeError):
@@ -67,49 +72,70 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: the operating system refused (no space, no permission).
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed while it wrote
-    work = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
     try:
-        yield work
-        checksums = {path.name: _sha256(path) for path in sorted(work.iterdir())}
-        (work / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
-        for path in work.iterdir():
-            _flush(path)
-        _flush(work)
-        work.chmod(0o755)
-        if target.exists():
-            target.rename(work.with_name(work.name + "-replaced"))
-        work.rename(target)
-        _flush(target.parent)
-        shutil.rmtree(work.with_name(work.name + "-replaced"), ignore_errors=True)
+        with files.working_folder(target.parent, _WRITING) as work:
+            yield work
+            checksums = {path.name: files.sha256(path) for path in sorted(work.iterdir())}
+            (work / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+            files.flush_all(work)
+            replaced = work.with_name(work.name + "-replaced")
+            if target.exists():
+                target.rename(replaced)
+            try:
+                work.rename(target)
+            except BaseException:
+                if replaced.exists():
+                    replaced.rename(target)
+                raise
+            files.flush(target.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"could not save {target}: {error}; {_free_space(target.parent)} free there. Free some space (or fix the "
-            "permissions) and go on with --resume: earlier checkpoints are intact"
+            f"could not save {target}: {files.reason(error)}{_free_space(target.parent)}. {kept(target.parent)}. Free "
+            "some space (or fix the permissions) and go on with resume=True (--resume)"
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints under `root`."""
-    for old in all_checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+def prune(root: Path, keep: int, newest: Path) -> None:
+    """Delete checkpoints under `root` until `keep` are left, `newest` among them: the oldest first.
+
+    One that cannot be deleted costs a warning.
+    """
+    others = [path for path in all_checkpoints(root) if path != newest]
+    for old in others[: max(0, len(others) - (keep - 1))]:
+        try:
+            shutil.rmtree(old)
+        except OSError as error:
+            _log.warning("could not delete the old checkpoint %s (%s); training goes on", old, files.reason(error))
+
+
+def kept(root: Path) -> str:
+    """Words for what is safe under `root`, whatever happens next."""
+    newest = latest(root)
+    return "nothing is saved" if newest is None else f"{newest} is kept"
+
+
+def set_aside_after(root: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of later steps, so that none of them is taken for the newest. Returns their new paths."""
+    moved = []
+    for path in all_checkpoints(root):
+        if step_of(path) > step:
+            numbers = (path.with_name(f"set-aside-{path.name}{'' if n == 1 else f'-{n}'}") for n in range(1, 1 << 30))
+            moved.append(path.rename(next(new for new in numbers if not new.exists())))
+    return moved
 
 
 def verify(folder: Path) -> None:
     """Raise CheckpointError unless every file of the checkpoint is there and has the hash it was written with."""
     try:
-        checksums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        checksums = dict(json.loads((folder / "checksums.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: not a training checkpoint ({error}); {_instead(folder)}") from error
-    for name, expected in checksums.items():
+    for name, expected in ({"training.json": None, "training.safetensors": None} | checksums).items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing from the checkpoint; {_instead(folder)}")
-        if _sha256(path) != expected:
+        if files.sha256(path) != expected:
             raise CheckpointError(f"{path}: corrupted, its sha256 is not the recorded one; {_instead(folder)}")
 
 
@@ -121,23 +147,33 @@ def save(
         model.save_pretrained(work)
         if tokenizer is not None:
             tokenizer.save(work)
-        save_file(optimizer_tensors(model, optimizer) | rng_tensors(), work / "training.safetensors")
+        write_safetensors(work / "training.safetensors", optimizer_tensors(model, optimizer) | rng_tensors())
         (work / "training.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore model, optimizer and random-number states in place; returns what `save` was given as `state`.
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `save` was given as `state`.
 
     Raises:
-        CheckpointError: corrupted, or made by a model of another shape.
+        CheckpointError: a file of the checkpoint is corrupted or missing.
     """
     verify(folder)
-    load_weights(folder, model)
-    with safe_open(folder / "training.safetensors", framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    _restore_optimizer(folder, model, optimizer, tensors)
-    _restore_rng(tensors)
     return json.loads((folder / "training.json").read_text(encoding="utf-8"))
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put model, optimizer and random-number states back in place; all of them, or none.
+
+    Raises:
+        CheckpointError: made by a model of another shape, or with other parameters frozen.
+    """
+    weights = _fitting_weights(folder, model)
+    tensors = _read(folder / "training.safetensors")
+    moments = _fitting_moments(folder, model, optimizer, tensors)
+    model.load_state_dict(weights, strict=False)
+    # load_state_dict moves each tensor to its parameter's device, and step counters to where fused AdamW wants them.
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    set_rng(tensors)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -146,17 +182,19 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: unreadable, or other names or shapes than the model's.
     """
+    model.load_state_dict(_fitting_weights(folder, model), strict=False)
+
+
+def check_fits(folder: Path, model: nn.Module) -> None:
+    """Raise CheckpointError unless the checkpoint's weights have the names and shapes of the model's."""
     path = folder / "model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_instead(folder)}") from error
+    with _opened(path) as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
     own = model.state_dict()
     shapes = [
-        f"{name} {tuple(stored[name].shape)} against the model's {tuple(own[name].shape)}"
+        f"{name} {stored[name]} against the model's {tuple(own[name].shape)}"
         for name in stored
-        if name in own and stored[name].shape != own[name].shape
+        if name in own and stored[name] != tuple(own[name].shape)
     ]
     unknown = sorted(set(stored) - set(own))
     # A tied weight is stored once: a name may be absent if its storage is that of a name that is present.
@@ -167,7 +205,25 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         raise CheckpointError(
             f"{path}: made by a model of another shape: {what}. Build the model from {folder / 'config.json'}"
         )
-    model.load_state_dict(stored, strict=False)
+
+
+def _fitting_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    check_fits(folder, model)
+    return _read(folder / "model.safetensors")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_instead(path.parent)}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -187,28 +243,8 @@ def rng_tensors() -> dict[str, Tensor]:
     return tensors
 
 
-def _restore_optimizer(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    parameters = dict(model.named_parameters())
-    state: dict[nn.Parameter, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            name, kind = key.removeprefix("optimizer/").rsplit("/", 1)
-            state.setdefault(parameters[name], {})[kind] = value
-    owned = [p for group in optimizer.param_groups for p in group["params"]]
-    if state and len(state) != len(owned):
-        raise CheckpointError(
-            f"{folder}: optimizer state of {len(state)} parameters, the model trains {len(owned)}; resume with the "
-            "same parameters frozen"
-        )
-    # load_state_dict moves each tensor to its parameter's device, and step counters to where fused AdamW wants them.
-    packed = optimizer.state_dict()
-    packed["state"] = {n: state[p] for n, p in enumerate(owned) if p in state}
-    optimizer.load_state_dict(packed)
-
-
-def _restore_rng(tensors: dict[str, Tensor]) -> None:
+def set_rng(tensors: dict[str, Tensor]) -> None:
+    """Give torch's random generators the states of `rng_tensors`."""
     torch.set_rng_state(tensors["rng/cpu"])
     if torch.cuda.is_available():
         for n in range(torch.cuda.device_count()):
@@ -216,28 +252,60 @@ def _restore_rng(tensors: dict[str, Tensor]) -> None:
                 torch.cuda.set_rng_state(tensors[f"rng/cuda/{n}"], n)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _fitting_moments(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state by the number of the parameter, as `load_state_dict` wants it."""
+    owned = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = {p: number for number, p in enumerate(owned)}
+    parameters = dict(model.named_parameters())
+    state: dict[int, dict[str, Tensor]] = {}
+    unknown = 0
+    for key, value in tensors.items():
+        if not key.startswith("optimizer/"):
+            continue
+        name, kind = key.removeprefix("optimizer/").rsplit("/", 1)
+        number = numbers.get(parameters.get(name))
+        if number is None:
+            unknown += 1
+            continue
+        if value.dim() and value.shape != parameters[name].shape:
+            raise CheckpointError(
+                f"{folder}: the optimizer's {kind} for {name} has shape {tuple(value.shape)}, the parameter "
+                f"{tuple(parameters[name].shape)}; {_instead(folder)}"
+            )
+        state.setdefault(number, {})[kind] = value
+    if state and (unknown or len(state) != len(owned)):
+        stored = {key.rsplit("/", 1)[0] for key in tensors if key.startswith("optimizer/")}
+        raise CheckpointError(
+            f"{folder}: optimizer state of {len(stored)} parameters, the model trains {len(owned)}; resume with the "
+            "same parameters frozen"
+        )
+    return state
 
 
 def _free_space(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB"
+    try:
+        return f"; {shutil.disk_usage(folder).free / 1e9:.2f} GB free there"
+    except OSError:
+        return ""
 
 
 def _instead(folder: Path) -> str:
-    others = [p for p in all_checkpoints(folder.parent) if p != folder]
-    if others:
-        return f"delete {folder} and go on from {others[-1]}"
-    return "restore it from a copy, or start a new run"
+    """The way out of a checkpoint that cannot be used: the newest of those before it that can."""
+    for other in reversed(all_checkpoints(folder.parent)):
+        if _STEP.fullmatch(folder.name) and step_of(other) < step_of(folder) and _is_whole(other):
+            return (
+                f"go on from the one before it: fastgpt train --resume-from {shlex.quote(str(other))} (in Python: "
+                "fit(resume=...) of that folder)"
+            )
+    return "there is none before it: restore it from a copy, or start a new run"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file has its hash; reads them all."""
+    try:
+        checksums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+        return all(files.sha256(folder / name) == expected for name, expected in checksums.items())
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from .files import replace_file
+
 _log = logging.getLogger("fastgpt")
 
 # Dense bf16 tensor-core FLOP/s, float32 accumulation, from the vendors' data sheets (where only "with sparsity" is
@@ -75,23 +77,38 @@ def bits_per_byte(total_nats: float, total_bytes: int) -> float | None:
 
 
 class MetricsLog:
-    """One JSON object per line in `path`: a step's measurements, readable while the run goes on."""
+    """One JSON object per line in `path`: a step's measurements, readable while the run goes on.
+
+    What cannot be written (a full disk) is kept, and written as soon as that works.
+    """
 
     def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
         """Lines of steps after `keep_steps` (of a run that went on beyond its last checkpoint) are dropped."""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= keep_steps] if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        replace_file(path, lambda new: new.write_bytes(b"".join(map(_as_line, kept))))
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._waiting = b""
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """Raises OSError where it cannot be written; it then waits for the next call."""
+        self._waiting += _as_line(line)
+        self._flush()
 
     def close(self) -> None:
-        self._file.close()
+        """Raises OSError where what waits still cannot be written."""
+        with self._file:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting:  # without a buffer a write says how much of it was written, before it fails
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+
+def _as_line(line: dict[str, Any]) -> bytes:
+    """JSON has no NaN and no infinity: null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return (json.dumps(finite, allow_nan=False) + "\n").encode()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .data import TokenDataset
+from .settings import SettingError, SettingTypeError, check_integer
 
 IGNORED = -100  # torch's ignore_index
 
@@ -26,19 +27,17 @@ class BatchSampler:
     they see what one process with a batch that large would.
 
     Raises:
-        ValueError: sizes below 1, a rank outside the world, or fewer than two tokens.
+        ValueError, TypeError: sizes below 1, a rank outside the world, a negative seed, fewer than two tokens.
     """
 
     def __init__(
         self, dataset: TokenDataset, batch_size: int, seq_len: int, *, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
+        check_dataset("BatchSampler", "dataset", dataset)
         for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("world_size", world_size)):
-            if value < 1:
-                raise ValueError(f"BatchSampler: {name}={value} must be at least 1")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"BatchSampler: rank={rank} is outside 0 ... {world_size - 1} (world_size={world_size})")
-        if len(dataset) < 2:
-            raise ValueError(f"BatchSampler: {dataset.name} has {len(dataset)} tokens; at least 2 are needed")
+            check_integer("BatchSampler", name, value, least=1)
+        check_integer("BatchSampler", "rank", rank, least=0, most=world_size - 1, hint=f" (world_size={world_size})")
+        check_integer("BatchSampler", "seed", seed, least=0)
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
         self.rank, self.world_size = rank, world_size
         self.n_windows = -(-(len(dataset) - 1) // seq_len)
@@ -73,26 +72,50 @@ class BatchSampler:
             "position": self.position, "seed": self.seed, "seq_len": self.seq_len, "n_tokens": len(self.dataset),
         }  # fmt: skip
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int], *, allow_changes: bool = False) -> None:
         """Go on where `state` was taken; the batch and world sizes may differ.
 
+        With `allow_changes` also with other data, another sequence length or seed: then from the same part of the epoch
+        on, in the order that the new ones give.
+
         Raises:
-            ValueError: taken with other data, another sequence length or another seed.
+            ValueError: such a change without `allow_changes`.
         """
         mine = self.state_dict()
-        for name in ("n_tokens", "seq_len", "seed"):
-            if state[name] != mine[name]:
-                raise ValueError(
-                    f"BatchSampler: the checkpoint was made with {name}={state[name]}, this run has {mine[name]}; "
-                    "resume with the same data and settings, or start a new run"
-                )
-        self.position = state["position"]
+        changed = [name for name in ("n_tokens", "seq_len", "seed") if state[name] != mine[name]]
+        if changed and not allow_changes:
+            differ = ", ".join(f"{name}={state[name]}, this run has {mine[name]}" for name in changed)
+            raise ValueError(
+                f"BatchSampler: the checkpoint was made with {differ}; resume with the same data and settings, or "
+                "start a new run"
+            )
+        n_windows = -(-(state["n_tokens"] - 1) // state["seq_len"])
+        self.position = state["position"] * self.n_windows // n_windows
+
+
+def check_dataset(owner: str, name: str, dataset: TokenDataset) -> TokenDataset:
+    """`dataset`, which has tokens enough to learn from or to score: two.
+
+    Raises:
+        SettingTypeError: no TokenDataset. SettingError: fewer tokens.
+    """
+    if not isinstance(dataset, TokenDataset):
+        need = (
+            "must be a TokenDataset: make one with prepare(texts, folder, tokenizer), or open a folder of `fastgpt "
+            "prepare` with TokenDataset.open(folder)"
+        )
+        raise SettingTypeError(owner, name, dataset, need)
+    if len(dataset) < 2:
+        raise SettingError(
+            owner, name, dataset.name, f"has {len(dataset)} tokens; at least 2 are needed: give more text"
+        )
+    return dataset
 
 
 def window_batch(dataset: TokenDataset, windows: list[int], seq_len: int) -> tuple[Tensor, Tensor]:
     """(idx, targets), each (len(windows), T) int64; beyond the end of the data idx is 0 and targets -100."""
-    idx = torch.zeros(len(windows), seq_len, dtype=torch.int64)
-    targets = torch.full((len(windows), seq_len), IGNORED, dtype=torch.int64)
+    idx = torch.zeros(len(windows), seq_len, dtype=torch.int64, device="cpu")
+    targets = torch.full((len(windows), seq_len), IGNORED, dtype=torch.int64, device="cpu")
     for row, window in enumerate(windows):
         start = window * seq_len
         tokens = torch.from_numpy(dataset.read(start, min(start + seq_len + 1, len(dataset))))

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .. import run_folder
 from ..config import GPTConfig
-from ..trainer import TrainConfig
+from ..run_folder import SettingsChanged
+from ..settings import SettingError, check_integer, check_number, shown
+from ..train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data import TokenDataset
+    from ..tokenizer import Tokenizer
+
+DEFAULT_PRESET = "depth-4x256x4"
+DEFAULT_TOKENIZER = "gpt2"
 
 
 @dataclass
 class ModelOptions:
     """Shape of the model. What is not given is the preset's."""
 
-    preset: str = "depth-4x256x4"
+    preset: str | None = None
     """GPT-2 sizes: gpt2 (124M), gpt2-medium, gpt2-large, gpt2-xl; depth study: depth-{2,4,8,12}x{256,512}x{4,8}
-    (layers x width x heads)."""
+    (layers x width x heads); depth-4x256x4 if not given."""
     n_layers: int | None = None
     """Blocks."""
     n_heads: int | None = None
@@ -47,9 +66,32 @@ class ModelOptions:
     loss_impl: str | None = None
     """"auto", "triton", "torch" or "reference"."""
 
+    def given(self) -> dict[str, Any]:
+        """The fields of GPTConfig that were asked for."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "preset"}
+
     def config(self, vocab_size: int) -> GPTConfig:
-        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "preset"}
-        return GPTConfig.preset(self.preset, **{"vocab_size": vocab_size} | given)
+        preset = DEFAULT_PRESET if self.preset is None else self.preset
+        return GPTConfig.preset(preset, **{"vocab_size": vocab_size} | self.given())
+
+    def check_fits(self, config: GPTConfig, path: str) -> None:
+        """Raise SettingError where what was asked for is not what the model in `path` has."""
+        if self.preset is not None:
+            preset = GPTConfig.preset(self.preset, vocab_size=config.vocab_size)
+            differ = [k for k, v in preset.to_dict().items() if not _may_change(k) and v != getattr(config, k)]
+            if differ:
+                has = ", ".join(f"{k} {getattr(preset, k)} (the model: {getattr(config, k)})" for k in differ)
+                need = f"has {has}: the model in {path} decides its shape; leave --preset out"
+                raise SettingError("train", "preset", self.preset, need)
+        for name, value in self.given().items():
+            if not _may_change(name) and value != getattr(config, name):
+                need = f"is not what the model in {path} has ({getattr(config, name)}), which decides; leave it out"
+                raise SettingError("train", name, value, need)
+
+
+def _may_change(field_name: str) -> bool:
+    """Whether a model can go on with another value than it was trained with."""
+    return field_name == "dropout" or field_name.endswith("_impl")
 
 
 @dataclass
@@ -62,76 +104,200 @@ class Command:
     """Validation data, named likewise; if not given, the last part of the training data (of "shakespeare": its own)."""
     val_fraction: float = 0.01
     """Fraction of the training tokens that is held out when there is no validation data."""
-    tokenizer: str = "gpt2"
-    """"gpt2" (50,257 ids), "shakespeare" (4,096 ids), or a .tiktoken file."""
+    tokenizer: str | None = None
+    """"gpt2" (50,257 ids), "shakespeare" (4,096 ids), or a .tiktoken file; if not given, --init-from's, or gpt2."""
     init_from: str | None = None
-    """Start from this model's weights (a run or a model's folder) in place of random ones."""
+    """Start from this model's weights (a run or a model's folder) in place of random ones; its shape and its tokenizer
+    come with them."""
     resume: bool = False
-    """Go on from the run's newest checkpoint."""
+    """Go on from the newest checkpoint of the run (--name, --runs-dir), with the settings that it was started with."""
+    resume_from: str | None = None
+    """Go on from this checkpoint, e.g. runs/run/checkpoints/step-00000500, when the newest is damaged or no good. Later
+    ones are set aside."""
+    allow_changes: bool = False
+    """Resume with other settings than the run was trained with."""
     overwrite: bool = False
     """Start again where a run of this name exists."""
+    threads: int | None = None
+    """CPU threads that torch computes with; its own choice if not given."""
     progress: bool = True
-    """Show progress bars."""
+    """Show progress bars (in a log file, and with --no-progress: lines, see --log-every)."""
     config: str | None = None
     """TOML, YAML or JSON file with these settings, in tables [model] and [train]; options override it. Every run
     leaves such a file: <runs-dir>/<name>/settings.json."""
     model: ModelOptions = field(default_factory=ModelOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @classmethod
+    def settings_file(cls, values: dict[str, Any]) -> Path | None:
+        """The settings of the run that is resumed. Puts the run's name and place into `values`, what was typed.
+
+        Raises:
+            FileNotFoundError: no such run.
+        """
+        if values.get("resume_from") is not None:
+            path = Path(values["resume_from"])
+            folder = (path if len(path.parts) > 3 else Path(os.path.abspath(path))).parent.parent
+            for name, found in (("name", folder.name), ("runs_dir", str(folder.parent))):
+                if Path(values.setdefault(name, found)) != Path(found):
+                    need = f"is not where --resume-from {path} lies ({found}); leave it out"
+                    raise SettingError("train", name, values[name], need)
+        elif not values.get("resume"):
+            return None
+        folder = Path(values.setdefault("runs_dir", TrainConfig.runs_dir), values.setdefault("name", TrainConfig.name))
+        path = folder / "settings.json"
+        if not os.path.isfile(path):  # False also where the name is too long
+            raise FileNotFoundError(
+                f"{path}: no such file, so nothing to resume; name the run with --name (here: {shown(folder.name)}) "
+                f"and --runs-dir (here: {shown(str(folder.parent))}), or leave --resume out"
+            )
+        return path
+
     def run(self) -> int:
+        try:
+            return self._run()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._kept()) from None
+        except SettingsChanged as error:
+            names = {f.name for group in (self, self.model, self.train) for f in dataclasses.fields(group)}
+            words = error.words(lambda name: f"--{name.replace('_', '-')}" if name in names else name, " ")
+            raise ValueError(
+                f"{error.folder} was trained with {words}; leave that out, or go on with the new by --allow-changes"
+            ) from None
+        except FloatingPointError as error:
+            print(f"fastgpt train: error: {error}", file=sys.stderr)
+            return 1
+
+    def _run(self) -> int:
         import torch
 
         from .. import metrics
-        from ..model import GPT
-        from ..tokenizer import Tokenizer
         from ..trainer import Trainer
-        from . import _inputs
 
-        tokenizer = Tokenizer.load(self.tokenizer)
-        train_data = _inputs.open_data(self.data, "train", tokenizer, progress=self.progress)
-        if self.val_data:
-            val_data = _inputs.open_data(self.val_data, "val", tokenizer, option="--val-data", progress=self.progress)
-        elif self.data == ("shakespeare",):
-            val_data = _inputs.open_data(self.data, "val", tokenizer)
-        else:
-            train_data, val_data = train_data.split(self.val_fraction)
+        newest = self._check()
+        tokenizer, make_model = self._model(newest)
+        train_data, val_data = self._data(tokenizer)
         torch.manual_seed(self.train.seed)
-        if self.init_from is not None:
-            model = GPT.from_pretrained(_inputs.model_folder(self.init_from))
-        else:
-            model = GPT(self.model.config(tokenizer.vocab_size))
+        model = make_model()
         trainer = Trainer(
             model, train_data, self.train, val_data=val_data, tokenizer=tokenizer, settings=self._settings(),
-            show_progress=self.progress,
+            show_progress=self.progress or "lines",
         )  # fmt: skip
         print(
             f"{model.num_parameters():,} parameters, {len(train_data):,} training and {len(val_data):,} validation "
-            f"tokens, {str(trainer.dtype).removeprefix('torch.')} on {trainer.device}; writing {self.train.folder}"
+            f"tokens, {str(trainer.dtype).removeprefix('torch.')} on {trainer.device}; writing {self.train.folder}",
+            flush=True,
         )
         if trainer.device.type == "cuda":
             peak = metrics.peak_flops(torch.cuda.get_device_name(trainer.device), trainer.dtype)
             print(f"{metrics.MFU_FORMULA} = {'unknown, so n/a' if peak is None else f'{peak:.4g} FLOP/s'}")
-        result = trainer.fit(resume=self.resume, overwrite=self.overwrite)
-        if result.validation is not None:
-            print(f"validation {_summary(dataclasses.asdict(result.validation))}")
-        print(f"step {result.step}: saved {result.checkpoint}")
-        if result.stopped_by is not None:
-            settings = self.train.folder / "settings.json"
-            print(f"stopped by {result.stopped_by}; go on with: fastgpt train --config {settings} --resume")
-            return {"SIGINT": 130, "SIGTERM": 143}[result.stopped_by]
-        return 0
+        resume = self.resume if self.resume_from is None else self.resume_from
+        result = trainer.fit(resume=resume, overwrite=self.overwrite, allow_changes=self.allow_changes)
+        print(f"step {result.step}: {'saved' if result.losses else 'already saved:'} {result.checkpoint}")
+        if result.stopped_by is None:
+            return 0
+        if result.step < self.train.steps:
+            print(f"stopped by {result.stopped_by}; {self._kept()}")
+        else:
+            print(f"stopped by {result.stopped_by}: all steps are done and saved, the last validation is not")
+        return {"SIGINT": 130, "SIGTERM": 143}[result.stopped_by]
 
-    def _settings(self) -> dict:
+    def _check(self) -> Path | None:
+        """What can be told before the work. Returns the run's newest checkpoint."""
+        import torch
+
+        from ..devices import resolve_device, threads_hint
+
+        device = resolve_device(self.train.device)
+        check_number("train", "val_fraction", self.val_fraction, above=0, below=1)
+        resumes = self.resume or self.resume_from is not None
+        if resumes and self.overwrite:
+            raise ValueError("--overwrite starts a run over and --resume goes on with it; leave one of them out")
+        newest = run_folder.check(self.train, resume=resumes, overwrite=self.overwrite)
+        if self.threads is not None:
+            torch.set_num_threads(check_integer("train", "threads", self.threads, least=1))
+        elif device.type == "cpu" and (hint := threads_hint()) is not None:
+            print(hint, file=sys.stderr)
+        return newest
+
+    def _model(self, newest: Path | None) -> tuple[Tokenizer, Callable[[], nn.Module]]:
+        """The tokenizer, and what makes the model when the data is there."""
+        from ..model import GPT
+        from ..tokenizer import Tokenizer
+        from . import _inputs
+
+        if self.init_from is None:
+            tokenizer = Tokenizer.load(DEFAULT_TOKENIZER if self.tokenizer is None else self.tokenizer)
+            config = self.model.config(tokenizer.vocab_size)
+            return tokenizer, lambda: GPT(config)
+        folder = _inputs.model_folder(self.init_from)
+        if self.resume or self.resume_from is not None:
+            self._check_same_start()
+            folder = newest if self.resume_from is None else Path(self.resume_from)
+        config = _inputs.read_config(str(folder))
+        self.model.check_fits(config, str(folder))
+        overrides = {k: v for k, v in self.model.given().items() if _may_change(k)}
+        tokenizer = self._tokenizer_of(folder, config)
+        return tokenizer, lambda: GPT.from_pretrained(folder, **overrides)
+
+    def _check_same_start(self) -> None:
+        saved = json.loads((self.train.folder / "settings.json").read_text(encoding="utf-8")).get("init_from")
+        if self.init_from != saved:
+            need = "cannot be given to a run that is resumed: its weights come from its checkpoint; leave it out"
+            raise SettingError("train", "init_from", self.init_from, need)
+
+    def _tokenizer_of(self, folder: Path, config: GPTConfig) -> Tokenizer:
+        """The model's own; where none is beside it, the one that was asked for."""
+        from ..tokenizer import Tokenizer
+
+        beside = folder if folder.is_dir() else folder.parent
+        own = Tokenizer.from_pretrained(beside) if (beside / "fastgpt_tokenizer.json").is_file() else None
+        if own is not None and self.tokenizer is None:
+            return own
+        name = DEFAULT_TOKENIZER if self.tokenizer is None else self.tokenizer
+        found = Tokenizer.load(name)
+        if own is not None and own.sha256 != found.sha256:
+            need = f"is another tokenizer than that of the model in {folder} ({own.name}), which decides; leave it out"
+            raise SettingError("train", "tokenizer", name, need)
+        if found.vocab_size > config.vocab_size:
+            need = f"has {found.vocab_size} token ids, the model in {folder} {config.vocab_size}; name the model's own"
+            raise SettingError("train", "tokenizer", name, need)
+        return found
+
+    def _data(self, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset]:
+        from . import _inputs
+
+        train_data = _inputs.open_data(self.data, "train", tokenizer, progress=self.progress)
+        if self.val_data:
+            val_data = _inputs.open_data(self.val_data, "val", tokenizer, option="--val-data", progress=self.progress)
+            return train_data, val_data
+        if self.data == ("shakespeare",) and train_data.name.startswith("shakespeare/"):
+            return train_data, _inputs.open_data(self.data, "val", tokenizer)
+        n_tokens = len(train_data)
+        train_data, val_data = train_data.split(self.val_fraction)
+        if min(len(train_data), len(val_data)) < 2:
+            need = (
+                f"splits the {n_tokens} tokens of {train_data.name.removesuffix(' (train)')} into {len(train_data)} to "
+                f"learn from and {len(val_data)} to validate with; both need 2: give more text, or --val-data"
+            )
+            raise SettingError("train", "val_fraction", self.val_fraction, need)
+        return train_data, val_data
+
+    def _settings(self) -> dict[str, Any]:
         """Everything but what belongs to this call alone, in the form that --config reads."""
         settings = dataclasses.asdict(self)
-        for name in ("resume", "overwrite", "config", "progress"):
+        for name in ("resume", "resume_from", "allow_changes", "overwrite", "config", "progress"):
             del settings[name]
-        return _without_none(settings)
+        return settings
 
+    def _kept(self) -> str:
+        """What is safe when the run is interrupted, and how to go on."""
+        from .. import checkpoint
 
-def _without_none(settings: dict) -> dict:
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in settings.items() if v is not None and v != ()}
-
-
-def _summary(values: dict) -> str:
-    return ", ".join(f"{k.replace('_', ' ')} {v:,.4g}" for k, v in values.items() if v is not None)
+        root = self.train.folder / "checkpoints"
+        if checkpoint.latest(root) is None:
+            return f"{checkpoint.kept(root)}; start again with the same command"
+        words = ["fastgpt", "train", "--resume", "--name", self.train.name]
+        if self.train.runs_dir != TrainConfig.runs_dir:
+            words += ["--runs-dir", self.train.runs_dir]
+        return f"{checkpoint.kept(root)}; go on with: {shlex.join(words)}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 
 import pytest
 import torch
 
 from fastgpt import GPT, checkpoint
 from fastgpt.checkpoint import CheckpointError
+from fastgpt.run_folder import SettingsChanged
 from fastgpt.tokenizer import Tokenizer
 
 from .training import tiny_model, tiny_trainer
@@ -70,7 +70,7 @@ def test_full_disk_leaves_the_earlier_checkpoints_intact(tmp_path, run, monkeypa
     if where == "model":
         monkeypatch.setattr(GPT, "save_pretrained", lambda self, folder: full_disk(folder))
     elif where == "optimizer":
-        monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path: full_disk(path))
+        monkeypatch.setattr(checkpoint, "write_safetensors", lambda path, tensors: full_disk(path))
     elif where == "state":
         write = type(run).write_text
         monkeypatch.setattr(
@@ -78,20 +78,24 @@ def test_full_disk_leaves_the_earlier_checkpoints_intact(tmp_path, run, monkeypa
             lambda self, *a, **k: full_disk(self) if self.name == "training.json" else write(self, *a, **k),
         )  # fmt: skip
     else:
-        monkeypatch.setattr(os, "fsync", full_disk)
+        fsync = os.fsync
+        monkeypatch.setattr(
+            os, "fsync",
+            lambda n: full_disk(n) if ".writing-" in os.readlink(f"/proc/self/fd/{n}") else fsync(n),
+        )  # fmt: skip
     with pytest.raises(CheckpointError, match=r"could not save .*step-00000012: .*No space left.*GB free.*--resume"):
-        trainer.fit(resume=True)
+        trainer.fit(resume=True, allow_changes=True)
     monkeypatch.undo()
     assert names(run) == ["step-00000004", "step-00000008"]
     for folder in run.iterdir():
         checkpoint.verify(folder)
-    assert tiny_trainer(tmp_path, name="a", steps=12).fit(resume=True).step == 12
+    assert tiny_trainer(tmp_path, name="a", steps=12).fit(resume=True, allow_changes=True).step == 12
 
 
 def test_the_writer_of_safetensors_fails_for_real(tmp_path, run):
     """A limit on file sizes makes the operating system refuse the write, as a full disk does."""
     trainer = tiny_trainer(tmp_path, name="a", steps=9)
-    trainer.load(run / "step-00000008")
+    trainer.load(run / "step-00000008", allow_changes=True)
     trainer.train_step()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
@@ -107,7 +111,7 @@ def test_leftovers_of_a_killed_process_are_no_checkpoint(run, tmp_path):
     (run / ".writing-dead").mkdir()
     (run / ".writing-dead" / "model.safetensors").write_bytes(b"half")
     assert checkpoint.latest(run).name == "step-00000008"
-    tiny_trainer(tmp_path, name="a", steps=9).fit(resume=True)
+    tiny_trainer(tmp_path, name="a", steps=9).fit(resume=True, allow_changes=True)
     assert names(run) == ["step-00000008", "step-00000009"]
 
 
@@ -117,11 +121,13 @@ def test_corrupted_file_is_named_with_the_way_out(tmp_path, run, name):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    message = rf"{name}: corrupted.*delete .*step-00000008 and go on from .*step-00000004"
+    message = rf"{name}: corrupted.*go on from the one before it: fastgpt train --resume-from {run / 'step-00000004'} "
     with pytest.raises(CheckpointError, match=message):
         tiny_trainer(tmp_path, name="a").fit(resume=True)
-    shutil.rmtree(run / "step-00000008")  # the way out works
-    assert tiny_trainer(tmp_path, name="a").fit(resume=True).step == 8
+    # The way out works, and what is damaged is no longer the newest.
+    assert tiny_trainer(tmp_path, name="a").fit(resume=run / "step-00000004").step == 8
+    assert names(run) == ["set-aside-step-00000008", "step-00000004", "step-00000008"]
+    checkpoint.verify(run / "step-00000008")
 
 
 def test_truncated_and_missing_files(tmp_path, run):
@@ -164,7 +170,7 @@ def test_other_data_is_refused(tmp_path, run):
     object.__setattr__(trainer.train_data, "tokenizer_sha256", "other-hash-of-ranks")
     with pytest.raises(CheckpointError, match=r"trained with the tokenizer hash.*made with other-hash-o"):
         trainer.fit(resume=True)
-    with pytest.raises(ValueError, match="seq_len=16, this run has 8"):
+    with pytest.raises(SettingsChanged, match="was trained with seq_len=16, now 8"):
         tiny_trainer(tmp_path, name="a", seq_len=8).fit(resume=True)
 
 

@@ -191,7 +191,7 @@ def test_resume_from_the_settings_that_a_run_leaves(here, capsys):
     assert cli.main(["train", *TINY, "--name", "a"]) == 0
     again = ["train", "--config", "runs/a/settings.json", "--no-progress"]
     assert "holds a run of 3 steps" in error_of(capsys, *again)
-    assert cli.main([*again, "--resume", "--steps", "5"]) == 0
+    assert cli.main([*again, "--resume", "--steps", "5", "--allow-changes"]) == 0
     assert "step 5: saved runs/a/checkpoints/step-00000005" in capsys.readouterr().out
     assert [line["step"] for line in read_metrics(here / "runs" / "a" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
@@ -226,7 +226,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(here):
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert "go on with: fastgpt train --config runs/a/settings.json --resume" in out
+    assert "go on with: fastgpt train --resume --name a" in out
 
 
 def test_sample_from_argument_and_stdin(trained, capsys, monkeypatch):
@@ -281,7 +281,7 @@ def test_clear_errors(here, trained, capsys):
         (["inspect", trained, "word " * 50], "the model's max_len is 16"),
         (["inspect", trained, "To be", "--layers", "7"], "no layer 7"),
         (["train", *TINY, "--n-heads", "3"], "--n-heads 3 must divide d_model (16)"),
-        (["train", *TINY, "--seq-len", "17"], "seq_len=17 exceeds the model's max_len=16"),
+        (["train", *TINY, "--seq-len", "17"], "--seq-len 17 exceeds the model's max_len=16"),
         (["train", *TINY, "--attn-impl", "magic"], "--attn-impl magic must be one of auto, triton"),
         (["train", *TINY, "--attn-impl", "triton"], "attn_impl=\"triton\" cannot run here"),
         (["train", *TINY, "--preset", "gpt5"], "--preset gpt5 must be one of gpt2"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 
 import pytest
 import torch
@@ -137,7 +139,8 @@ def test_a_signal_while_training_keeps_the_model(small_demo, tmp_path, monkeypat
     step = demo.Trainer.train_step
 
     def stopped(self):
-        self._stopped_by = name if self.step == 4 else None
+        if self.step == 4:
+            os.kill(os.getpid(), getattr(signal, name))
         return step(self)
 
     monkeypatch.setattr(demo.Trainer, "train_step", stopped)

@@ -93,7 +93,7 @@ def test_foreign_state_is_refused(field):
         ({"batch_size": 0}, "batch_size=0"),
         ({"seq_len": 0}, "seq_len=0"),
         ({"world_size": 0}, "world_size=0"),
-        ({"rank": 2, "world_size": 2}, "rank=2 is outside"),
+        ({"rank": 2, "world_size": 2}, "rank=2 must be an integer, at least 0 and at most 1 .world_size=2."),
         ({"dataset": stream(1)}, "has 1 tokens"),
     ],
 )

@@ -1,0 +1,94 @@
+"""What a run shows while it goes on: a bar on a terminal, lines elsewhere. Each line is one of metrics.jsonl."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Show = Callable[[dict[str, Any]], None]
+
+
+def progress(mode: bool | str, *, done: int, total: int, log_every: int) -> contextlib.AbstractContextManager[Show]:
+    """A function that is called with each step's line.
+
+    Args:
+        mode: True: a bar on a terminal, else lines; "lines": always lines; False: nothing.
+        done, total: steps.
+        log_every: steps from line to line; 0: validations only.
+    """
+    if not mode:
+        return contextlib.nullcontext(lambda line: None)
+    if mode != "lines":
+        try:
+            from rich.console import Console
+        except ImportError:
+            pass
+        else:
+            console = Console()
+            if console.is_terminal or console.is_jupyter:
+                return _bar(console, done, total)
+    return contextlib.nullcontext(_Lines(done, total, log_every))
+
+
+@contextlib.contextmanager
+def _bar(console: Any, done: int, total: int) -> Iterator[Show]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        MofNCompleteColumn(), BarColumn(bar_width=12), TextColumn("{task.fields[status]}"), TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=total, completed=done, status="")
+
+        def show(line: dict[str, Any]) -> None:
+            bar.update(task, completed=line["step"], status=describe(line))
+            if "val_loss" in line:
+                bar.console.print(describe_validation(line), highlight=False, soft_wrap=True)
+
+        yield show
+
+
+class _Lines:
+    """For a log file: a line every `every` steps, with the time that is left."""
+
+    def __init__(self, done: int, total: int, every: int) -> None:
+        self.done, self.total, self.every = done, total, every
+        self._began = self._first_ended = time.perf_counter()
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        step, now = line["step"], time.perf_counter()
+        if step == self.done + 1:
+            self._first_ended = now
+        if self.every and step % self.every == 0:
+            print(f"step {step:>6}/{self.total}  {describe(line)}  {self._left(step, now)} left", flush=True)
+        if "val_loss" in line:
+            print(describe_validation(line), flush=True)
+
+    def _left(self, step: int, now: float) -> str:
+        # The first step is slow (it compiles, it allocates): the others tell more, once there are some.
+        others = step - self.done - 1
+        a_step = (now - self._first_ended) / others if others > 0 else now - self._began
+        minutes, seconds = divmod(round(a_step * (self.total - step)), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def describe(line: dict[str, Any]) -> str:
+    """A line of metrics.jsonl for people."""
+    utilisation = "MFU n/a" if line["mfu"] is None else f"MFU {line['mfu']:.1%}"
+    return (
+        f"loss {line['loss']:.3f}  lr {line['lr']:.1e}  {line['tokens_per_second']:,.0f} tokens/s  {utilisation}  "
+        f"{line['memory_bytes'] / 1e9:.1f} GB"
+    )
+
+
+def describe_validation(line: dict[str, Any]) -> str:
+    """The validation in a line of metrics.jsonl, for people."""
+    per_byte = line["val_bits_per_byte"]
+    return (
+        f"step {line['step']:>6}  validation loss {line['val_loss']:.4f}, perplexity {line['val_perplexity']:.1f}"
+        f"{'' if per_byte is None else f', {per_byte:.3f} bits/byte'}"
+    )

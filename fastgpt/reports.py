@@ -1,0 +1,94 @@
+"""Where a step's measurements go: metrics.jsonl, TensorBoard, the terminal. None of them can end a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import files, metrics
+from .progress import Show
+
+_log = logging.getLogger("fastgpt")
+
+
+@contextlib.contextmanager
+def reports(
+    folder: Path, shown: contextlib.AbstractContextManager[Show], *, first: int, tensorboard: bool
+) -> Iterator[Show]:
+    """Calling it with a step's line writes and shows it. What fails is said once, and training goes on.
+
+    Args:
+        shown: of `fastgpt.progress`.
+        first: steps before this run of the loop; metrics of later ones are dropped.
+
+    Raises:
+        OSError: metrics.jsonl cannot be opened: nothing is lost yet.
+    """
+    log = metrics.MetricsLog(folder / "metrics.jsonl", keep_steps=first)
+    with contextlib.ExitStack() as stack:
+        kinds = [
+            _Guarded(str(folder / "metrics.jsonl"), lambda: _metrics(log), again=True),
+            _Guarded("TensorBoard", lambda: _scalars(folder / "tensorboard", tensorboard, first)),
+            _Guarded("the display of progress", lambda: shown),
+        ]
+        for kind in kinds:
+            stack.enter_context(kind)
+
+        def report(line: dict[str, Any]) -> None:
+            for kind in kinds:
+                kind(line)
+
+        yield report
+
+
+@contextlib.contextmanager
+def _metrics(log: metrics.MetricsLog) -> Iterator[Show]:
+    with contextlib.closing(log):
+        yield log.write
+
+
+@contextlib.contextmanager
+def _scalars(folder: Path, enabled: bool, first: int) -> Iterator[Show]:
+    with contextlib.closing(metrics.Scalars(folder, enabled=enabled, first_step=first)) as scalars:
+        yield lambda line: scalars.write(line["step"], {k: v for k, v in line.items() if k != "step"})
+
+
+class _Guarded:
+    """One kind of report, for as long as it works; with `again` it is tried at every step all the same."""
+
+    def __init__(
+        self, what: str, opened: Callable[[], contextlib.AbstractContextManager[Show]], *, again: bool = False
+    ) -> None:
+        self._what, self._opened, self._again = what, opened, again
+        self._show: Show | None = None
+        self._said = False
+
+    def __enter__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        try:
+            self._show = self._stack.enter_context(self._opened())
+        except Exception as error:
+            self._failed(error)
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        if self._show is not None:
+            try:
+                self._show(line)
+            except Exception as error:
+                self._failed(error)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._stack.close()
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._again:
+            self._show = None
+        if not self._said:
+            self._said = True
+            _log.warning("%s: %s (%s); training goes on", self._what, files.reason(error), type(error).__name__)

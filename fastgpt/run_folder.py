@@ -1,0 +1,176 @@
+"""The folder of a run: whether it can be written, what it was trained with, and what of that now differs.
+
+<runs_dir>/<name>/
+    settings.json     everything that was asked for, as `fastgpt train --config` and `--resume` read it
+    checkpoints/      see `fastgpt.checkpoint`
+    metrics.jsonl     a line for each step
+    tensorboard/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import checkpoint, files
+from .settings import SettingError
+from .train_config import TrainConfig
+
+# What changes nothing that is computed. (A tokenizer counts by its hash, init_from only before the first step.)
+_FREE = {
+    "name", "runs_dir", "log_every", "eval_every", "save_every", "keep", "device", "compile", "tensorboard", "threads",
+    "tokenizer", "init_from",
+}  # fmt: skip
+_HINTS = {"steps": "the learning rate's schedule depends on it", "n_tokens": "of the training data"}
+
+
+class SettingsChanged(ValueError):
+    """A run that is to go on with other settings than it was trained with.
+
+    differences: name -> (the run's value, the value now)
+    """
+
+    def __init__(self, folder: Path, differences: dict[str, tuple[Any, Any]]) -> None:
+        super().__init__(folder, differences)
+        self.folder, self.differences = folder, differences
+
+    def __str__(self) -> str:
+        return (
+            f"Trainer: {self.folder} was trained with {self.words()}. Give it the same, or go on with the new ones: "
+            "resume=True, allow_changes=True"
+        )
+
+    def words(self, name_of: Callable[[str], str] = str, between: str = "=") -> str:
+        """The differences: "lr=0.001, now 0.0001; ..."; `name_of` and `between` make options of them."""
+        return "; ".join(
+            f"{name_of(name)}{between}{_value(before)}, now {_value(now)}"
+            f"{f' ({_HINTS[name]})' if name in _HINTS else ''}"
+            for name, (before, now) in self.differences.items()
+        )
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What both name, differs, and changes what is computed: name -> (saved, now)."""
+    saved, now = (json.loads(json.dumps(record)) for record in (saved, now))  # JSON knows no tuples
+    return {k: (saved[k], now[k]) for k in now if k in saved and saved[k] != now[k] and k not in _FREE}
+
+
+def saved_record(state: dict[str, Any]) -> dict[str, Any]:
+    """What `Trainer.load` compares, of a checkpoint's training.json."""
+    if "settings" in state:
+        return state["settings"]
+    # Version 0.1 wrote the config as it was asked for, and the rest with the sampler.
+    asked = {k: v for k, v in state["config"].items() if k != "dtype"}
+    return asked | {k: v for k, v in state["sampler"].items() if k != "position"}
+
+
+def model_record(model: nn.Module) -> dict[str, Any]:
+    """The fields of the model's config that change what it computes; {} of a model without such a config."""
+    config = getattr(model, "config", None)
+    if not dataclasses.is_dataclass(config):
+        return {}
+    return {k: v for k, v in dataclasses.asdict(config).items() if not k.endswith("_impl")}
+
+
+def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
+    """The newest checkpoint of the run, if there is one. Changes nothing.
+
+    Raises:
+        ValueError: `resume` and `overwrite` at once; a file, or what cannot be a folder, where one is meant.
+        FileExistsError: the run exists, and neither `resume` nor `overwrite`.
+        FileNotFoundError: `resume`, and there is no checkpoint.
+    """
+    if resume and overwrite:
+        raise ValueError(
+            "Trainer: resume (--resume) goes on with a run, overwrite (--overwrite) starts it over: choose one of them"
+        )
+    for name, path in (("runs_dir", Path(config.runs_dir)), ("name", config.folder)):
+        try:
+            if not os.path.isdir(path) and os.path.lexists(path):
+                raise _no_folder(config, name, f"{path} is a file" if path.exists() else f"{path} is a dangling link")
+            os.stat(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # NotADirectoryError above it, a name that is too long, no permission
+            raise _no_folder(config, name, files.reason(error)) from None
+    if not _is_ours(config.folder):
+        raise FileExistsError(
+            f"{config.folder} holds files that would be replaced and are not a run's of fastgpt; choose another name "
+            "(--name)"
+        )
+    newest = checkpoint.latest(config.folder / "checkpoints")
+    if resume and newest is None:
+        raise FileNotFoundError(
+            f"{config.folder / 'checkpoints'}: no checkpoint, so nothing to resume; name the run with --name and "
+            "--runs-dir, or leave --resume out"
+        )
+    if newest is not None and not resume and not overwrite:
+        raise FileExistsError(
+            f"{config.folder} holds a run of {checkpoint.step_of(newest)} steps; go on with resume=True (--resume), "
+            "start over with overwrite=True (--overwrite), or choose another name (--name)"
+        )
+    return newest
+
+
+def make(config: TrainConfig) -> None:
+    """Make the folder, and see that it can be written.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    for name, path in (("runs_dir", Path(config.runs_dir)), ("name", config.folder)):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _no_folder(config, name, files.reason(error)) from None
+    if not os.access(config.folder, os.W_OK | os.X_OK):
+        raise _no_folder(config, "name", f"{config.folder} is not writable")
+
+
+def clear(folder: Path) -> None:
+    """Delete the run's checkpoints and TensorBoard scalars, and nothing else. (metrics.jsonl is opened anew.)
+
+    Raises:
+        OSError: one cannot be deleted.
+    """
+    set_aside = (folder / "checkpoints").glob("set-aside-step-*")
+    for path in [*checkpoint.all_checkpoints(folder / "checkpoints"), *set_aside]:
+        shutil.rmtree(path)
+    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        path.unlink()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the files in it that a run replaces are a run's, or are not there."""
+    settings = folder / "settings.json"
+    try:
+        if settings.exists():
+            return isinstance(json.loads(settings.read_text(encoding="utf-8"))["train"], dict)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return not (folder / "metrics.jsonl").exists() or checkpoint.latest(folder / "checkpoints") is not None
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """settings.json; what is None or empty is left out."""
+    text = json.dumps(_given(settings), indent=2) + "\n"
+    files.replace_file(folder / "settings.json", lambda new: new.write_text(text, encoding="utf-8"))
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: _given(v) if isinstance(v, dict) else v for k, v in settings.items() if v is not None and v != ()}
+
+
+def _no_folder(config: TrainConfig, name: str, why: str) -> SettingError:
+    return SettingError("TrainConfig", name, getattr(config, name), f"cannot be a folder of runs: {why}; name another")
+
+
+def _value(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
