@@ -25,10 +25,11 @@ from . import tied
 from .config import IMPLEMENTATIONS, GPTConfig
 from .generate import KVCache, SamplingConfig, sample_stream
 from .impl import check_constructible
-from .kernels import _runtime
 from .modes import evaluating
 from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, logits_and_loss, why_head_runs
 from .output import GPTOutput, Unembedding
+from .settings import SettingTypeError, check_choice
+from .token_ids import checked_ids, checked_targets
 
 
 class Block(nn.Module):
@@ -57,12 +58,13 @@ class GPT(nn.Module):
     order, with the head present under its own name when tied. Initialised as GPT-2 (Radford et al. 2019, §2.3).
 
     Raises:
+        TypeError: config is no GPTConfig.
         RuntimeError: an implementation is "triton" and triton is not installed.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = _checked_config(config)
         self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
         self.pos_emb = nn.Embedding(config.max_len, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -93,8 +95,8 @@ class GPT(nn.Module):
         """Logits of the next token at every position, and the loss against `targets`.
 
         Args:
-            idx: (B, T) int64 or int32 token ids, T <= max_len.
-            targets: (B, T) int64 or int32, already shifted: targets[:, t] follows idx[:, t]. -100 does not count.
+            idx: (B, T) token ids of any integer dtype, T <= max_len.
+            targets: (B, T) likewise, already shifted: targets[:, t] follows idx[:, t]. -100 does not count.
             return_logits: True computes logits even beside a fused loss; False drops them even where the loss made
                 them. None (default): whatever costs nothing. `output.logits` is there in every case: computed when
                 asked for, if need be.
@@ -102,10 +104,14 @@ class GPT(nn.Module):
 
         Raises:
             ValueError: T > max_len, or targets of another shape.
-            TypeError: idx or targets of another dtype.
-            IndexError: a token id outside [0, vocab_size) (checked on CPU; CUDA fails with a device-side assertion).
+            TypeError: idx or targets are no tensors, or tensors of floats or bools.
+            IndexError: a token id outside [0, vocab_size), or such a target that is not -100 (checked on a CPU; a GPU
+                fails with a device-side assertion).
         """
-        self._check(idx, targets)
+        idx = self._checked(idx)
+        if targets is not None:
+            targets = checked_targets("GPT", targets, idx, vocab_size=self.config.vocab_size)
+        check_choice("GPT", "reduction", reduction, ("mean", "sum", "none"))
         hidden = self.hidden_states(idx)
         if return_logits is None and torch.compiler.is_exporting():
             return_logits = True  # an exported program has no head to make them with later
@@ -140,6 +146,7 @@ class GPT(nn.Module):
         Raises:
             ValueError, TypeError, IndexError: bad sampling settings or token ids, as in `forward`.
         """
+        idx = self._checked(idx)
         new = list(self.stream(idx, max_new_tokens, use_cache=use_cache, generator=generator, **sampling))
         return torch.cat([idx, torch.stack(new, dim=1)], dim=1) if new else idx.clone()
 
@@ -148,8 +155,7 @@ class GPT(nn.Module):
         **sampling: Any,
     ) -> Iterator[Tensor]:  # fmt: skip
         """As `generate`, but an iterator over the new tokens, (B,) at a time, each yielded as soon as it is drawn."""
-        self._check(idx, None)
-        return sample_stream(self, idx, max_new_tokens, SamplingConfig(**sampling), use_cache, generator)
+        return sample_stream(self, self._checked(idx), max_new_tokens, SamplingConfig(**sampling), use_cache, generator)
 
     @torch.no_grad()
     def attention_maps(
@@ -163,7 +169,7 @@ class GPT(nn.Module):
         Raises:
             IndexError: a layer or head that does not exist.
         """
-        self._check(idx, None)
+        idx = self._checked(idx)
         chosen = _indices("layer", layers, self.config.n_layers)
         heads = _indices("head", heads, self.config.n_heads)
         maps: dict[int, Tensor] = {}
@@ -257,34 +263,12 @@ class GPT(nn.Module):
         with tied.kept(self):  # a move that makes new parameters (to_empty) would untie them
             return super()._apply(fn, recurse)
 
-    def _check(self, idx: Tensor, targets: Tensor | None) -> None:
-        """Raise one clear error for what would fail deep inside, or silently go wrong."""
+    def _checked(self, idx: Any) -> Tensor:
         config = self.config
-        if idx.dim() != 2:
-            raise ValueError(f"GPT: idx must be (batch, tokens), got shape {tuple(idx.shape)}; add or drop a dimension")
-        for name, tokens in (("idx", idx), ("targets", targets)):
-            if tokens is not None and tokens.dtype not in (torch.int64, torch.int32):
-                raise TypeError(
-                    f"GPT: {name} must hold int64 or int32 token ids, got {tokens.dtype}; convert with .long()"
-                )
-        if idx.shape[1] > config.max_len:
-            raise ValueError(
-                f"GPT: idx has {idx.shape[1]} tokens and max_len is {config.max_len}; pass idx[:, -{config.max_len}:], "
-                "or make the model with a larger max_len"
-            )
-        if targets is not None and targets.shape != idx.shape:
-            raise ValueError(
-                f"GPT: targets have shape {tuple(targets.shape)} and idx {tuple(idx.shape)}; make them equal"
-            )
-        # On a GPU, looking at values would wait for it.
-        if idx.device.type == "cpu" and idx.numel() and _runtime.can_be_read(idx):
-            low, high = idx.aminmax()
-            if low < 0 or high >= config.vocab_size:
-                bad = int(low) if low < 0 else int(high)
-                raise IndexError(
-                    f"GPT: token id {bad} is outside [0, {config.vocab_size}); encode with the tokenizer that the "
-                    "model was made for, or raise vocab_size"
-                )
+        return checked_ids(
+            "GPT", idx, vocab_size=config.vocab_size, max_len=config.max_len,
+            vocabulary="encode with the tokenizer that the model was made for, or raise vocab_size",
+        )  # fmt: skip
 
 
 def _indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[int]:
@@ -293,3 +277,11 @@ def _indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[
         if not -count <= n < count:
             raise IndexError(f"attention_maps: there is no {what} {n}; the model has {count}, numbered from 0")
     return [n % count for n in numbers]
+
+
+def _checked_config(config: Any) -> GPTConfig:
+    if isinstance(config, GPTConfig):
+        return config
+    way = {dict: "GPTConfig(**config)", str: "GPTConfig.preset(name), or GPT.from_pretrained(folder)"}
+    hint = way.get(type(config), 'GPTConfig.preset("gpt2"), or GPTConfig(vocab_size, max_len, n_layers, ...)')
+    raise SettingTypeError("GPT", "config", config, f"must be a GPTConfig: {hint}")

@@ -18,8 +18,7 @@ from .kernels import _runtime, _transforms, reference
 from .kernels._notice import say_once
 from .nn import _exact
 from .nn.ffn import SequentialFFN
-
-IGNORE_INDEX = -100  # targets with this value do not count, as in torch
+from .token_ids import IGNORE_INDEX
 
 
 class LayerCache:

@@ -241,26 +241,12 @@ def test_num_parameters(tie):
 
 
 @pytest.mark.parametrize(
-    ("idx", "targets", "error", "message"),
-    [
-        (torch.zeros(1, 25, dtype=torch.long), None, ValueError, r"idx has 25 tokens and max_len is 24; pass idx\["),
-        (torch.full((1, 3), 61), None, IndexError, r"token id 61 is outside \[0, 61\)"),
-        (torch.tensor([[0, -1]]), None, IndexError, r"token id -1 is outside \[0, 61\)"),
-        (torch.zeros(3, dtype=torch.long), None, ValueError, r"idx must be \(batch, tokens\), got shape \(3,\)"),
-        (torch.zeros(1, 3), None, TypeError, "idx must hold int64 or int32 token ids, got torch.float32"),
-        (torch.zeros(1, 3, dtype=torch.uint8), None, TypeError, "idx must hold .* got torch.uint8"),
-        (
-            torch.zeros(1, 3, dtype=torch.long),
-            torch.zeros(1, 3, dtype=torch.int16),
-            TypeError,
-            "targets must hold .* got torch.int16",
-        ),
-        (torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long), ValueError, "targets have shape"),
-    ],
+    ("config", "hint"),
+    [(SHAPE, r"GPTConfig\(\*\*config\)"), ("gpt2", r"GPTConfig.preset\(name\)"), (None, "GPTConfig.preset")],
 )
-def test_bad_input_is_named(idx, targets, error, message):
-    with pytest.raises(error, match=message):
-        GPT(GPTConfig(**SHAPE))(idx, targets)
+def test_a_config_that_is_none_is_named(config, hint):
+    with pytest.raises(TypeError, match=f"^GPT: config=.* must be a GPTConfig: .*{hint}"):
+        GPT(config)
 
 
 def test_state_dict_of_another_shape_is_refused():
