@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .assets import read_asset
-from .files import reason
+from .files import check_folder, reason
 from .settings import SettingError, SettingTypeError, check_integer, check_number
 from .shards import (
     DOCUMENTS,
@@ -130,7 +130,9 @@ class TokenDataset:
             ShardError: a truncated, foreign or (with `verify`) altered shard; the message says which.
             SettingTypeError: no path.
         """
-        folder = _checked_path("TokenDataset.open", folder)
+        if not isinstance(folder, (str, os.PathLike)):
+            raise SettingTypeError("TokenDataset.open", "folder", folder, "must be the path of a folder")
+        folder = Path(folder)
         manifest = read_manifest(folder)
         try:
             shards = tuple(open_shard(folder, entry, verify=verify) for entry in manifest["shards"])
@@ -211,7 +213,7 @@ def prepare(
         SettingError: numbers that cannot be, or a folder in which sources lie. SettingTypeError: wrong types.
         OSError: the disk is full or cannot be written.
     """
-    folder = _checked_path("prepare", folder)
+    folder = check_folder("prepare", "folder", folder)
     _checked_tokenizer("prepare", tokenizer)
     check_integer("prepare", "shard_tokens", shard_tokens, least=1)
     if threads is not None:
@@ -269,14 +271,6 @@ def _write(
     (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _checked_path(owner: str, folder: Any) -> Path:
-    if not isinstance(folder, (str, os.PathLike)):
-        raise SettingTypeError(owner, "folder", folder, "must be the path of a folder")
-    if not os.fspath(folder):
-        raise SettingError(owner, "folder", folder, 'must be the path of a folder; "." is this one')
-    return Path(folder)
-
-
 def _checked_tokenizer(owner: str, tokenizer: Any) -> Tokenizer:
     if isinstance(tokenizer, (str, os.PathLike)):
         need = f"must be a Tokenizer; load it first: Tokenizer.load({str(tokenizer)!r})"
@@ -332,13 +326,15 @@ def _tokenized(
 
 
 class _progress:
-    """A rich progress bar over the files' bytes; calling `on_read(path, n)` moves it."""
+    """A progress bar over the files' bytes, on a terminal; calling `on_read(path, n)` moves it."""
 
     def __init__(self, files: Sequence[Path], *, enabled: bool) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console(stderr=True)  # stdout is for results
         columns = (TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, disable=not enabled)
+        self._bar = Progress(*columns, console=console, disable=not (enabled and console.is_terminal))
         sizes = [path.stat().st_size for path in files]
         self._before = {path: sum(sizes[:n]) for n, path in enumerate(files)}
         self._task = self._bar.add_task("tokenizing", total=sum(sizes))

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .settings import SettingError, SettingTypeError
+
 _PREFIX = ".fastgpt-"
 
 
@@ -60,6 +62,40 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
             f"could not write {says or folder} ({reason(error)}); free disk space or choose another folder; "
             "the previous file is intact"
         ) from error
+
+
+def check_folder(owner: str, name: str, folder: str | os.PathLike[str]) -> Path:
+    """`folder` as a path, if a folder of that name is there or can be.
+
+    Raises:
+        SettingError: a file, or in a file, a name that is too long, or one that may not be written; named `name`.
+        SettingTypeError: no path.
+    """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise SettingTypeError(owner, name, folder, "must be the path of a folder")
+    path = Path(folder)
+    need = 'must be the path of a folder; "." is this one' if not os.fspath(folder) else _why_no_folder(path)
+    if need:
+        raise SettingError(owner, name, str(folder), need)
+    return path
+
+
+def _why_no_folder(path: Path) -> str | None:
+    try:
+        os.lstat(path)
+        if not path.is_dir():
+            return f"is {'a file' if path.exists() else 'a link to nowhere'}; choose a folder"
+    except FileNotFoundError:
+        path = next(parent for parent in path.absolute().parents if parent.exists())  # in the end, the root
+    except NotADirectoryError:
+        return "lies in a file; choose another folder"
+    except (OSError, ValueError) as error:
+        return f"cannot be: {reason(error)}; choose another folder"
+    if not path.is_dir():
+        return "lies in a file; choose another folder"
+    if not os.access(path, os.W_OK | os.X_OK):
+        return f"cannot be written: no permission in {path}; choose another folder"
+    return None
 
 
 @contextlib.contextmanager

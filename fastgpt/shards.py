@@ -135,10 +135,7 @@ def check_target(folder: Path, sources: list[Path], *, overwrite: bool) -> None:
     Raises:
         FolderTakenError, SettingError: named `folder`; the message says what is in the way.
     """
-    _check_name(folder)
-    if os.path.lexists(folder) and not folder.is_dir():
-        kind = "a file" if folder.exists() else "a link to nowhere"
-        raise FolderTakenError("prepare", "folder", str(folder), f"is {kind}; choose a folder")
+    files.check_folder("prepare", "folder", folder)
     inside = folder.resolve()
     for source in sources:
         if inside == source.resolve() or inside in source.resolve().parents:
@@ -167,18 +164,6 @@ def check_target(folder: Path, sources: list[Path], *, overwrite: bool) -> None:
     if foreign:
         need = f"holds {foreign[0]}, which its manifest does not name: move that away, or choose another folder"
         raise FolderTakenError("prepare", "folder", str(folder), need)
-
-
-def _check_name(folder: Path) -> None:
-    """Raise SettingError for a path that no folder can have."""
-    try:
-        os.lstat(folder)
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        raise SettingError("prepare", "folder", str(folder), "lies in a file; choose another folder") from None
-    except (OSError, ValueError) as error:
-        raise SettingError("prepare", "folder", str(folder), f"cannot be: {files.reason(error)}") from error
 
 
 def owned(folder: Path) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..settings import SettingError, SettingTypeError
+from ..settings import SettingError, SettingTypeError, check_integer
 
 if TYPE_CHECKING:
     import torch
@@ -83,12 +83,12 @@ def model_folder(path: str) -> Path:
         FileNotFoundError: there is no such path, or a run without a checkpoint.
     """
     from ..checkpoint import latest
+    from ..presets import names
 
     folder = Path(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"{path}: no such file or folder; give a run (runs/<name>) or a model's folder (nothing is downloaded)"
-        )
+        what = "a preset, which has no weights" if path.lower() in names() else "no such file or folder"
+        raise FileNotFoundError(f"{path}: {what}; give a run (runs/<name>) or a model's folder (nothing is downloaded)")
     if os.path.isfile(path):
         return folder.parent if folder.name in ("config.json", "model.safetensors") else folder
     if (folder / "config.json").is_file():
@@ -130,20 +130,22 @@ def open_model(path: str, device: torch.device, tokenizer: str | None, **overrid
 
     Raises:
         ValueError: the folder holds no tokenizer and none is named, or its vocabulary is larger than the model's.
+        SettingError: a tokenizer is named, and the folder holds another one.
     """
     from ..model import GPT
     from ..tokenizer import Tokenizer
 
     folder = model_folder(path)
-    model = GPT.from_pretrained(folder, device=device, **overrides).eval()
     beside = folder if folder.is_dir() else folder.parent
-    if tokenizer is not None:
-        found = Tokenizer.load(tokenizer)
-    elif (beside / "fastgpt_tokenizer.json").is_file():
-        found = Tokenizer.from_pretrained(beside)
-    elif 50257 <= model.config.vocab_size <= 50304:  # GPT-2's, perhaps padded to a multiple of 64
+    own = Tokenizer.from_pretrained(beside) if (beside / "fastgpt_tokenizer.json").is_file() else None
+    found = own if tokenizer is None else Tokenizer.load(tokenizer)
+    if own is not None and found != own:
+        need = f"is not the tokenizer that {path} was trained with, {own!r}, but {found!r}; leave the option out"
+        raise SettingError("open_model", "tokenizer", tokenizer, need)
+    model = GPT.from_pretrained(folder, device=device, **overrides).eval()
+    if found is None and 50257 <= model.config.vocab_size <= 50304:  # GPT-2's, perhaps padded to a multiple of 64
         found = Tokenizer.named("gpt2")
-    else:
+    if found is None:
         raise ValueError(f"{folder}: holds no tokenizer; name the one that the model was trained with: --tokenizer")
     if found.vocab_size > model.config.vocab_size:
         raise ValueError(
@@ -154,9 +156,46 @@ def open_model(path: str, device: torch.device, tokenizer: str | None, **overrid
 
 
 def read_prompt(prompt: str | None) -> str:
-    """The prompt given, or what stands on stdin ("-", or none given and stdin is not a terminal); else empty."""
+    """The prompt given, or what stands on stdin ("-", or none given and stdin is not a terminal); else empty.
+
+    Raises:
+        ValueError: what stands on stdin is not UTF-8.
+    """
     import sys
 
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        return sys.stdin.read()
-    return prompt or ""
+    if prompt != "-" and (prompt is not None or sys.stdin is None or sys.stdin.isatty()):
+        return prompt or ""
+    if sys.stdin is None:
+        raise ValueError("PROMPT -: there is no stdin to read it from; write the prompt in its place")
+    try:
+        stream = getattr(sys.stdin, "buffer", None)  # its bytes: the locale's encoding may be another
+        return sys.stdin.read() if stream is None else stream.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the prompt on stdin is not UTF-8 text ({error}); convert it first, e.g. with iconv"
+        ) from None
+
+
+def check_at_least(command: str, least: int, **options: int | None) -> None:
+    """Raise SettingError for the first of `options` that is given and smaller than `least`."""
+    for name, value in options.items():
+        if value is not None:
+            check_integer(command, name, value, least=least)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[], bool]]:
+    """A bar on stderr, if that is a terminal. Calling it moves it by one and returns False."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def step() -> bool:
+            bar.advance(task)
+            return False
+
+        yield step

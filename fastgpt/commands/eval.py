@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
+
+from ..settings import SettingError
+
+if TYPE_CHECKING:
+    from ..trainer import Validation
 
 
 @dataclass
@@ -32,24 +41,54 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        import dataclasses
-        import json
-
-        from ..trainer import evaluate, resolve_device, resolve_dtype
+        from ..devices import resolve_device, resolve_dtype
+        from ..trainer import evaluate
         from . import _inputs
 
         device = resolve_device(self.device)
+        dtype = resolve_dtype(self.dtype, device)
+        _inputs.check_at_least(
+            "eval", 1, seq_len=self.seq_len, batch_size=self.batch_size, max_batches=self.max_batches
+        )
         model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
-        data = _inputs.open_data(self.data, "val", tokenizer, progress=not self.json)
-        found = evaluate(
-            model, data, batch_size=self.batch_size, seq_len=self.seq_len or model.config.max_len, device=device,
-            dtype=resolve_dtype(self.dtype, device), max_batches=self.max_batches, tokenizer=tokenizer,
-        )  # fmt: skip
-        if self.json:
-            print(json.dumps({"data": data.name} | dataclasses.asdict(found)))
-        else:
-            print(f"{data.name}: {found.tokens:,} tokens")
-            print(f"loss           {found.loss:.4f} nats/token")
-            print(f"perplexity     {found.perplexity:.2f}")
-            print(f"bits per byte  {'n/a' if found.bits_per_byte is None else format(found.bits_per_byte, '.4f')}")
+        max_len = model.config.max_len
+        seq_len = max_len if self.seq_len is None else self.seq_len
+        if seq_len > max_len:
+            raise SettingError("eval", "seq_len", seq_len, f"must be at most the model's max_len, {max_len}")
+        data = _inputs.open_data(self.data, "val", tokenizer)
+        if len(data) < 2:
+            raise ValueError(f"--data {data.name}: {len(data)} token, where the first is never scored; give more text")
+        try:
+            with _inputs.progress_bar("scoring", self._n_batches(len(data), seq_len)) as step:
+                found = evaluate(
+                    model, data, batch_size=self.batch_size, seq_len=seq_len, device=device, dtype=dtype,
+                    max_batches=self.max_batches, tokenizer=tokenizer, stop=step,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("there is no result, and nothing was written") from None
+        if not math.isfinite(found.loss):
+            why = f"its training diverged, or {self.dtype} cannot hold its numbers"
+            print(
+                f"fastgpt eval: error: the loss of {self.model} on {data.name} is {found.loss}: {why}; try an earlier "
+                "checkpoint, or --dtype float32", file=sys.stderr,
+            )  # fmt: skip
+            return 1
+        self._print(data.name, len(data), found)
         return 0
+
+    def _n_batches(self, n_tokens: int, seq_len: int) -> int:
+        windows = -(-(n_tokens - 1) // seq_len)
+        if self.max_batches is not None:
+            windows = min(windows, self.max_batches * self.batch_size)
+        return -(-windows // self.batch_size)
+
+    def _print(self, name: str, n_tokens: int, found: Validation) -> None:
+        if self.json:
+            finite = {k: v if v is None or math.isfinite(v) else None for k, v in dataclasses.asdict(found).items()}
+            print(json.dumps({"data": name} | finite, allow_nan=False))
+            return
+        of = "" if self.max_batches is None else f" of {n_tokens - 1:,}"
+        print(f"{name}: {found.tokens:,}{of} tokens scored")
+        print(f"loss           {found.loss:.4f} nats/token")
+        print(f"perplexity     {found.perplexity:.2f}")
+        print(f"bits per byte  {'n/a' if found.bits_per_byte is None else format(found.bits_per_byte, '.4f')}")

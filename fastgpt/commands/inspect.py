@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
+
+from ..settings import SettingError
 
 
 @dataclass
@@ -29,38 +32,53 @@ class Command:
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
 
     def run(self) -> int:
-        import sys
-
         import torch
 
+        from ..devices import resolve_device
+        from ..files import check_folder
         from ..study import attention_maps
-        from ..trainer import resolve_device
         from . import _inputs
 
         device = resolve_device(self.device)
+        folder = check_folder("inspect", "out", self.out)
         model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
+        config = model.config
+        self._check("layers", self.layers, config.n_layers)
+        self._check("heads", self.heads, config.n_heads)
         ids = tokenizer.encode(_inputs.read_prompt(self.prompt))
         if not ids:
             raise ValueError(
                 'the prompt is empty; give some text, e.g. fastgpt inspect runs/demo "To be, or not to be"'
             )
-        if len(ids) > model.config.max_len:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens, the model's max_len is {model.config.max_len}; shorten it"
-            )
-        heads = [h % model.config.n_heads for h in self.heads] or list(range(model.config.n_heads))
-        maps = model.attention_maps(
-            torch.tensor([ids], device=device), layers=list(self.layers) or None, heads=list(self.heads) or None
-        )
-        tokens = attention_maps.token_labels(tokenizer, ids)
-        folder = Path(self.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        page = attention_maps.maps_page(maps, tokens, f"Attention weights of {self.model}", heads)
-        (folder / "attention.html").write_text(page, encoding="utf-8")
-        print(folder / "attention.html")
+        if len(ids) > config.max_len:
+            raise ValueError(f"the prompt has {len(ids)} tokens, the model's max_len is {config.max_len}; shorten it")
+        heads = [h % config.n_heads for h in self.heads] or list(range(config.n_heads))
+        written: list[Path] = []
         try:
+            maps = model.attention_maps(
+                torch.tensor([ids], device=device), layers=list(self.layers) or None, heads=list(self.heads) or None
+            )
+            tokens = attention_maps.token_labels(tokenizer, ids)
+            title = f"Attention weights of {self.model}"
+            attention_maps.save_page(maps, tokens, folder / "attention.html", title, heads)
+            print(_note(folder / "attention.html", written))
             attention_maps.save_png(maps, tokens, folder / "attention.png", heads)
-            print(folder / "attention.png")
+            print(_note(folder / "attention.png", written))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"wrote {written[0]} only" if written else "nothing was written") from None
         except ImportError as error:
             print(f"no PNG: {error}", file=sys.stderr)
         return 0
+
+    @staticmethod
+    def _check(name: str, numbers: tuple[int, ...], count: int) -> None:
+        """Raise SettingError for a layer or head that the model has not."""
+        for number in numbers:
+            if not -count <= number < count:
+                what = f"there is no {name.removesuffix('s')} {number}: the model has {count}"
+                raise SettingError("inspect", name, number, f"must lie between {-count} and {count - 1}: {what}")
+
+
+def _note(path: Path, written: list[Path]) -> Path:
+    written.append(path)
+    return path

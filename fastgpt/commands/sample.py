@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -36,22 +37,29 @@ class Command:
     def run(self) -> int:
         import torch
 
-        from ..trainer import resolve_device
+        from ..devices import resolve_device
         from . import _inputs
 
         device = resolve_device(self.device)
+        _inputs.check_at_least("sample", 0, max_new_tokens=self.max_new_tokens)
         model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
         prompt = _inputs.read_prompt(self.prompt)
         ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+        max_len = model.config.max_len
         stream = model.stream(
-            torch.tensor([ids[-model.config.max_len :]], device=device), self.max_new_tokens,
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed,
-            eos=tokenizer.end_of_text if self.stop_at_end else None,
+            torch.tensor([ids[-max_len:]], device=device), self.max_new_tokens, temperature=self.temperature,
+            top_k=self.top_k, top_p=self.top_p, seed=self.seed, eos=tokenizer.end_of_text if self.stop_at_end else None,
         )  # fmt: skip
+        if len(ids) > max_len:
+            print(f"the prompt has {len(ids):,} tokens; the model reads the last {max_len:,} of them", file=sys.stderr)
         new = (int(token) for token in stream)
         visible = (token for token in new if token < tokenizer.end_of_text)  # neither the end nor padding of V
-        print(prompt, end="", flush=True)
-        for text in tokenizer.decode_stream(visible):
-            print(text, end="", flush=True)
-        print()
+        try:
+            print(prompt, end="", flush=True)
+            for text in tokenizer.decode_stream(visible):
+                print(text, end="", flush=True)
+            print()
+        except KeyboardInterrupt:
+            print(flush=True)
+            raise KeyboardInterrupt("what was drawn stands above, and nothing else was written") from None
         return 0

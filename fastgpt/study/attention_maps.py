@@ -11,10 +11,13 @@ import html
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from .. import files
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -59,7 +62,7 @@ def save_png(
     """A PNG with a panel per head, a row per layer.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib is not installed. OSError: the disk is full or cannot be written.
     """
     figure_class = import_figure()
     panels = head_panels(maps, heads)
@@ -71,7 +74,7 @@ def save_png(
     # A $ would start a formula.
     title = (text if len(text) <= 80 else text[:79] + "…").replace("$", r"\$")
     figure.suptitle(f"rows: queries, columns: keys\n{title}", fontsize=7)
-    figure.savefig(path, dpi=150)
+    files.replace_file(Path(path), lambda new: figure.savefig(new, dpi=150))
 
 
 def import_figure() -> Any:
@@ -105,6 +108,19 @@ def maps_page(maps: Mapping[int, Tensor], tokens: Sequence[str], title: str, hea
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
     style = "<style>body{font:15px system-ui,sans-serif;margin:2rem;max-width:60rem}</style>"
     return f"{head}{style}<h1>{html.escape(title)}</h1>{maps_html(maps, tokens, heads)}</html>"
+
+
+def save_page(
+    maps: Mapping[int, Tensor], tokens: Sequence[str], path: str | os.PathLike[str], title: str,
+    heads: Sequence[int] | None = None,
+) -> None:  # fmt: skip
+    """Write `maps_page` to a file.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    page = maps_page(maps, tokens, title, heads)
+    files.replace_file(Path(path), lambda new: new.write_text(page, encoding="utf-8"))
 
 
 def _bytes(weights: Tensor) -> bytes:

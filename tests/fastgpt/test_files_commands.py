@@ -70,8 +70,8 @@ def fails(*argv: str, cwd, **options) -> str:
     done = command.run(*argv, cwd=cwd, **options)
     assert done.code == 2, (argv, done)
     assert done.err.startswith(f"fastgpt {argv[0]}: error: "), done.err
-    assert "Traceback" not in done.err
-    return done.err.splitlines()[0]
+    assert done.err.count("\n") == 1, done.err
+    return done.err
 
 
 # ---- the cache of tokens -------------------------------------------------------------------------------------------
@@ -259,3 +259,147 @@ def test_ctrl_c_in_prepare_says_what_is_left(prepared, monkeypatch, capsys):
         assert cli.main(["prepare", "src", "--out", out, "--overwrite"]) == 130
         assert said in capsys.readouterr().err
     assert tree(prepared) == before
+
+
+# ---- eval, sample, inspect -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("eval", "m", "--seq-len", "0"), "--seq-len 0 must be an integer, at least 1"),
+        (("eval", "m", "--seq-len", "17"), "--seq-len 17 must be at most the model's max_len, 16"),
+        (("eval", "m", "--batch-size", "0"), "--batch-size 0 must be an integer, at least 1"),
+        (("eval", "m", "--max-batches", "0"), "--max-batches 0 must be an integer, at least 1"),
+        (("eval", "m", "--tokenizer", "gpt2"), "--tokenizer gpt2 is not the tokenizer that m was trained with"),
+        (("eval", "m", "--data", "gone.txt"), "--data gone.txt: no such file or folder"),
+        (("eval", "m", "--data", "x" * 300), "no such file or folder"),
+        (("eval", "m", "--data", "m"), "--data m: a model's or a run's folder, not data"),
+        (("eval", "m", "--data", "work"), "--data work: the folder holds no data file"),
+        (("eval", "m", "--data", "shards", "src"), "--data shards: token shards"),
+        (("eval", "m", "--data", "a.txt", "a.txt"), "--data a.txt: named twice"),
+        (("eval", "hf", "--tokenizer", "gpt2", "--data", "shards"), "the model has 4096 token ids"),
+        (("eval", "m", "--device", "gpu"), "--device gpu must be one of"),
+        (("eval", "m", "--dtype", "float64"), "--dtype float64 must be one of"),
+        (("sample", "gpt2", "x"), "gpt2: a preset, which has no weights"),
+        (("sample", "m", "x", "--max-new-tokens", "-1"), "--max-new-tokens -1 must be an integer, at least 0"),
+        (("sample", "m", "x", "--tokenizer", "nowhere"), "neither a bundled tokenizer"),
+        (("sample", "m", "x", "--tokenizer", "src"), "no tokenizer in 'src'"),
+        (("sample", "m", "x", "--tokenizer", "m/config.json"), "--tokenizer m/config.json is no ranks file"),
+        (("sample", "hf", "x"), "holds no tokenizer; name the one"),
+        (("inspect", "m", "To be", "--layers", "99"), "--layers 99 must lie between -2 and 1"),
+        (("inspect", "m", "To be", "--layers", "0", "-3"), "there is no layer -3: the model has 2"),
+        (("inspect", "m", "To be", "--heads", "99"), "--heads 99 must lie between -2 and 1"),
+        (("inspect", "m", "To be", "--out", "a.txt"), "--out a.txt is a file; choose a folder"),
+        (("inspect", "m", "To be", "--out", "a.txt/b"), "--out a.txt/b lies in a file"),
+        (("inspect", "m", "To be", "--out", "x" * 300), "cannot be: File name too long"),
+        (("inspect", "m", ""), "the prompt is empty"),
+        (("inspect", "m", "word " * 50), "the model's max_len is 16"),
+    ],
+)
+def test_mistakes_name_the_option_the_value_and_the_fix(models, argv, said):
+    before = tree(models)
+    assert said in fails(*argv, cwd=models)
+    assert tree(models) == before
+
+
+@pytest.fixture(scope="module")
+def models_once(prepared_once):
+    GPT.from_pretrained(prepared_once / "m").save_pretrained(prepared_once / "hf", "hf")
+    return prepared_once
+
+
+@pytest.fixture
+def models(models_once, tmp_path):
+    shutil.copytree(models_once, tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_damage_is_one_clear_error_in_every_command(models):
+    weights, config = models / "m" / "model.safetensors", models / "m" / "config.json"
+    whole = {path: path.read_bytes() for path in (weights, config)}
+    middle = len(whole[weights]) // 2
+    for path, content, said in (
+        (weights, whole[weights][:middle] + b"\0\1\2\3" + whole[weights][middle + 4 :], "is corrupted or was altered"),
+        (weights, whole[weights][:middle], "is truncated or corrupted"),
+        (weights, b"", "is truncated or corrupted"),
+        (config, whole[config][:40], "config.json is corrupted"),
+        (config, b"", "config.json is corrupted"),
+        (config, b"[]", "config.json is corrupted"),
+    ):
+        path.write_bytes(content)
+        for argv in (("sample", "m", "x"), ("eval", "m"), ("inspect", "m", "To be")):
+            assert said in fails(*argv, cwd=models), (path, argv)
+        path.write_bytes(whole[path])
+
+
+def test_weights_that_are_not_finite_are_refused(models):
+    model = GPT.from_pretrained(models / "m")
+    for bad in (float("nan"), float("inf")):
+        with torch.no_grad():
+            model.ln_f.bias[3] = bad
+        model.save_pretrained(models / "bad")
+        Tokenizer.named("shakespeare").save(models / "bad")
+        for argv in (("sample", "bad", "x"), ("eval", "bad"), ("inspect", "bad", "To be")):
+            assert "ln_f.bias holds 1 of 16 numbers that are NaN or infinite" in fails(*argv, cwd=models)
+
+
+def test_a_loss_that_is_not_finite_is_no_result(models):
+    model = GPT.from_pretrained(models / "m")
+    with torch.no_grad():
+        model.ln_f.weight.fill_(3e38)
+    model.save_pretrained(models / "large")
+    Tokenizer.named("shakespeare").save(models / "large")
+    done = command.run("eval", "large", "--data", "a.txt", *CPU, "--json", cwd=models)
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.startswith("fastgpt eval: error: the loss of large on a.txt is nan")
+
+
+def test_eval_says_what_it_scored(models):
+    done = command.run("eval", "m", "--data", "a.txt", *CPU, "--max-batches", "1", "--batch-size", "2", cwd=models)
+    assert done.out.startswith("a.txt: 23 of 391 tokens scored\n")
+    assert done.err == ""
+    found = command.run("eval", "m", "--data", "shards", *CPU, "--json", cwd=models)
+    assert json.loads(found.out)["data"] == "shards"
+    assert json.loads(found.out)["tokens"] == len(TokenDataset.open(models / "shards")) - 1
+
+
+def test_perplexity_beyond_numbers_is_null_in_json(models, monkeypatch, capsys):
+    from fastgpt.trainer import Validation
+
+    monkeypatch.chdir(models)
+    monkeypatch.setattr("fastgpt.trainer.evaluate", lambda *args, **kwargs: Validation(800.0, float("inf"), 9.0, 5))
+    assert cli.main(["eval", "m", "--data", "a.txt", *CPU, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] is None
+
+
+def test_prompts(models):
+    argv = ("--max-new-tokens", "2", "--seed", "1", *CPU)
+    long = command.run("sample", "m", "word " * 50, *argv, cwd=models)
+    assert long.err == "the prompt has 52 tokens; the model reads the last 16 of them\n"
+    assert long.out.startswith("word " * 50)
+    for empty in (command.run("sample", "m", "", *argv, cwd=models), command.run("sample", "m", *argv, cwd=models)):
+        assert empty.code == 0
+        assert empty.err == ""
+    given = command.run("sample", "m", "naïve", *argv, cwd=models)
+    assert command.run("sample", "m", "-", *argv, cwd=models, stdin="naïve").out == given.out
+    assert command.run("sample", "m", "-", *argv, cwd=models, stdin="naïve", PYTHONIOENCODING="ascii").code == 0
+    assert command.run("sample", "m", "To", "--max-new-tokens", "0", *CPU, cwd=models).out == "To\n"
+
+
+def test_ctrl_c_says_what_is_left(models, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(models)
+    for target, argv, said in (
+        ("fastgpt.trainer.evaluate", ("eval", "m", "--data", "a.txt"), "nothing was written"),
+        ("fastgpt.tokenizer.Tokenizer.decode_stream", ("sample", "m", "To"), "what was drawn stands above"),
+        ("fastgpt.model.GPT.attention_maps", ("inspect", "m", "To"), "nothing was written"),
+        ("fastgpt.study.attention_maps.save_png", ("inspect", "m", "To"), "wrote attention/attention.html only"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, interrupt)
+            assert cli.main([*argv, *CPU]) == 130
+        assert said in capsys.readouterr().err
