@@ -80,6 +80,14 @@ def _path(error: OSError, given: Given | None) -> str:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, str) and one and path == one:
                 return f"{option} {shown(path)}: {reason}"
-            if isinstance(one, str) and one and path.startswith(one.rstrip("/") + "/"):
+            if isinstance(one, str) and one and _is_of(path, one):
                 return f"{option} {shown(one)}: {shown(path)}: {reason}"
     return f"{shown(path)}: {reason}"
+
+
+def _is_of(path: str, given: str) -> bool:
+    """Whether `path` lies in the path that was given, or is the temporary one beside it that is to take its name."""
+    folder, name = os.path.split(os.path.abspath(given))
+    return path.startswith(given.rstrip("/") + "/") or (
+        os.path.dirname(os.path.abspath(path)) == folder and name != "" and name in os.path.basename(path)
+    )

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import shutil
 import sys
@@ -71,9 +72,11 @@ class Option:
         if self.optional and text == "None":
             return None
         try:
-            text.encode()
-        except UnicodeEncodeError:
+            decoded = os.fsencode(text).decode()  # where the locale has no UTF-8, Python keeps its bytes undecoded
+        except UnicodeError:
             raise UsageError(f"{self} {shown(text)} is not UTF-8; write it in UTF-8") from None
+        if self.name == "prompt":
+            text = decoded
         if self.kind is str:
             if not text and self.name != "prompt":
                 raise UsageError(f"{self} '' is empty; give a value, e.g. {self.example}")
@@ -302,11 +305,14 @@ class _Reader:
 
     def _too_many(self, word: str) -> str:
         if self.flag is not None:
-            return (
-                f"{self.flag} {shown(word)}: {self.flag} takes no value; write {self.flag} or --no-{str(self.flag)[2:]}"
-            )
-        texts = self.positionals and self.positionals[-1].name == "prompt"
-        hint = "a prompt of several words goes in quotes" if texts else f"write {self.given.usage()}"
+            name = str(self.flag)
+            return f"{name} {shown(word)}: {name} takes no value; write {name} or --no-{name[2:]}"
+        if self.positionals and self.positionals[-1].name == "prompt":
+            hint = "a prompt of several words goes in quotes"
+        elif "data" in self.given.options:
+            hint = f"did you mean --data {shown(word)}?"
+        else:
+            hint = f"write {self.given.usage()}"
         return f"unexpected {shown(word)}; {hint}"
 
     def _give_back(self, option: Option) -> None:

@@ -1,0 +1,247 @@
+"""Mistakes that users make, on the installed command: each answered with one line that names the option as typed, the
+value and the way out, and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.support import command
+
+pytestmark = pytest.mark.needs("tyro", "tiktoken")
+
+TINY = (
+    "train --tokenizer shakespeare --n-layers 1 --n-heads 2 --d-model 16 --max-len 16 --batch-size 2 --steps 1 "
+    "--eval-batches 1 --no-tensorboard --device cpu --no-progress"
+)
+LONG = "x" * 300
+
+FILES = {
+    "a.txt": "Now is the winter of our discontent. " * 40,
+    "empty.txt": "",
+    "malformed.toml": "steps = [\n",
+    "unknown.toml": "[train]\nstepz = 3\n",
+    "flat.toml": "lr = 0.1\n",
+    "type.toml": '[train]\nsteps = "many"\n',
+    "nan.toml": "[train]\nlr = nan\n",
+    "bool.toml": "[train]\ntensorboard = 3\n",
+    "table.toml": "train = 3\n",
+    "list.json": "[1]",
+    "cut.json": '{"train": ',
+    "a.ini": "steps = 3\n",
+}  # made once; no mistake may change them
+
+# the words after `fastgpt`; what the line must contain
+MISTAKES = [
+    # the command's own name
+    ("trian", "unknown command 'trian'; did you mean 'train'?"),
+    ("Train", "did you mean 'train'?"),
+    ("nosuch", "unknown command 'nosuch'; choose from demo, prepare, train"),
+    ("help trian", "did you mean 'train'?"),
+    ("--steps 3", "--steps before any command"),
+    ("''", "unknown command ''"),
+    # options that do not parse
+    ("train --stepz 3", "unknown option --stepz; did you mean --steps?"),
+    ("train --step 3", "unknown option --step; did you mean --steps?"),
+    ("train --train.lr 3", "unknown option --train.lr; did you mean --lr?"),
+    ("train --no-steps", "unknown option --no-steps; did you mean"),
+    ("train -x", "unknown option -x; fastgpt train --help"),
+    ("train --qqqqqq 3", "unknown option --qqqqqq; fastgpt train --help lists them"),
+    ("eval {model} --config a.toml", "unknown option --config"),
+    ("train --steps", "--steps needs a value, e.g. --steps 1000"),
+    ("train --steps --lr 3", "--steps needs a value, e.g. --steps 1000"),
+    ("train --name", "--name needs a value, e.g. --name run"),
+    ("train --steps abc", "--steps abc must be an integer, e.g. 1000"),
+    ("train --steps 1e3", "--steps 1e3 must be an integer; did you mean 1000?"),
+    ("train --steps 1.5", "--steps 1.5 must be an integer, e.g. 1000"),
+    ("train --steps ''", "--steps '' must be an integer"),
+    ("train --lr 3e-4x", "--lr 3e-4x must be a number, e.g. 0.001"),
+    ("train --lr 0,001", "--lr 0,001 must be a number"),
+    ("train --resume yes", "--resume takes no value; write --resume or --no-resume"),
+    ("train --resume=yes", "--resume=yes takes no value; write --resume or --no-resume"),
+    ("train --bias=maybe", "--bias maybe must be true or false"),
+    ("train a.txt", "unexpected a.txt; did you mean --data a.txt?"),
+    ("train --data", "--data needs at least one value, e.g. --data shakespeare"),
+    ("inspect {model} hi --layers", "--layers needs at least one value"),
+    ("inspect {model} hi --layers x", "--layers x must be an integer"),
+    ("inspect --layers one {model} hi", "--layers one must be an integer"),
+    ("sample", "MODEL is missing; write fastgpt sample MODEL [PROMPT] [options]"),
+    ("eval", "MODEL is missing; write fastgpt eval MODEL [options]"),
+    ("inspect", "MODEL is missing"),
+    ("prepare", "SOURCES is missing; write fastgpt prepare SOURCES"),
+    ("prepare --out tokens", "SOURCES is missing"),
+    ("sample {model} To be", "unexpected be; a prompt of several words goes in quotes"),
+    ("sample {model} -x", "unknown option -x"),
+    # configuration files
+    ("train --config", "--config needs a value"),
+    ("train --config gone.toml", "--config gone.toml: no such file; give a .toml, .yaml or .json file"),
+    ("train --config malformed.toml", "--config malformed.toml: cannot be read as TOML"),
+    ("train --config cut.json", "--config cut.json: cannot be read as JSON"),
+    (
+        "train --config unknown.toml",
+        "--config unknown.toml: unknown setting 'train.stepz'; did you mean 'train.steps'?",
+    ),
+    ("train --config flat.toml", "--config flat.toml: unknown setting 'lr'; did you mean 'train.lr'?"),
+    ("train --config type.toml", "--config type.toml: train.steps = many must be an integer"),
+    ("train --config nan.toml", "--config nan.toml: train.lr = nan must be a number"),
+    ("train --config bool.toml", "--config bool.toml: train.tensorboard = 3 must be true or false"),
+    ("train --config table.toml", "--config table.toml: train = 3 must be a table"),
+    ("train --config list.json", "--config list.json: holds a list; it must be a table"),
+    ("train --config a.ini", "--config a.ini: unknown kind '.ini'"),
+    ("train --config folder", "--config folder: a folder"),
+    ("train --config ''", "--config '' is empty"),
+    # train: numbers
+    ("train --steps 0", "--steps 0 must be an integer, at least 1"),
+    ("train --steps -1", "--steps -1 must be an integer, at least 1"),
+    ("train --batch-size 0", "--batch-size 0 must be an integer, at least 1"),
+    ("train --batch_size 0", "--batch_size 0 must be an integer, at least 1"),
+    ("train --batch-size=0", "--batch-size 0 must be an integer, at least 1"),
+    ("train --grad-accum 0", "--grad-accum 0 must be an integer, at least 1"),
+    ("train --keep 0", "--keep 0 must be an integer, at least 1"),
+    ("train --seq-len 0", "--seq-len 0 must be an integer, at least 1"),
+    ("train --seq-len -5", "--seq-len -5 must be an integer, at least 1"),
+    ("train --eval-batches 0", "--eval-batches 0 must be an integer, at least 1"),
+    ("train --eval-every -1", "--eval-every -1 must be an integer, at least 0"),
+    ("train --save-every -1", "--save-every -1 must be an integer, at least 0"),
+    ("train --log-every -1", "--log-every -1 must be an integer"),
+    ("train --seed -1", "--seed -1 must be an integer, at least 0"),
+    ("train --seed 99999999999999999999", "--seed 99999999999999999999 must be an integer"),
+    ("train --lr nan", "--lr nan must be a number"),
+    ("train --lr NaN", "--lr NaN must be a number"),
+    ("train --lr inf", "--lr inf must be a number"),
+    ("train --lr -1", "--lr -1 must be a number"),
+    ("train --lr=-1", "--lr -1 must be a number"),
+    ("train --beta1 1", "--beta1 1 must be a number, at least 0"),
+    ("train --beta2 1", "--beta2 1 must be a number, at least 0"),
+    ("train --beta1 -0.1", "--beta1 -0.1 must be a number, at least 0"),
+    ("train --weight-decay -1", "--weight-decay -1 must be a number"),
+    ("train --grad-clip -1", "--grad-clip -1 must be a number"),
+    ("train --grad-clip nan", "--grad-clip nan must be a number"),
+    ("train --warmup-fraction 2", "--warmup-fraction 2 must be a number"),
+    ("train --final-lr-fraction -1", "--final-lr-fraction -1 must be a number"),
+    ("train --n-layers 0", "--n-layers 0 must be"),
+    ("train --n-heads 0", "--n-heads 0 must be"),
+    ("train --n-heads 3 --d-model 16", "--n-heads 3"),
+    ("train --n-kv-heads 3", "--n-kv-heads 3"),
+    ("train --d-model -8", "--d-model -8 must be"),
+    ("train --d-ff 0", "--d-ff 0 must be"),
+    ("train --max-len 0", "--max-len 0 must be"),
+    ("train --dropout 1.5", "--dropout 1.5 must be"),
+    ("train --dropout nan", "--dropout nan must be"),
+    # train: names
+    ("train --device gpu", "--device gpu must be"),
+    ("train --device ''", "--device ''"),
+    ("train --device cuda:99", "--device cuda:99"),
+    ("train --dtype float64", "--dtype float64 must be one of"),
+    ("train --dtype bf16", "--dtype bf16 must be one of"),
+    ("train --gelu relu", "--gelu relu must be one of"),
+    ("train --attn-impl magic", "--attn-impl magic must be one of"),
+    ("train --attn-impl tritn", "did you mean 'triton'?"),
+    ("train --loss-impl sdpa", "--loss-impl sdpa must be one of"),
+    ("train --preset gpt5", "--preset gpt5"),
+    ("train --tokenizer ''", "--tokenizer '' is empty"),
+    ("train --name ''", "--name '' is empty"),
+    ("train --name a/b", "--name a/b must be"),
+    ("train --name ..", "--name .. must be"),
+    # train: paths
+    (f"{TINY} --runs-dir ''", "--runs-dir '' is empty"),
+    (f"{TINY} --data gone.txt", "--data gone.txt"),
+    (f"{TINY} --data ''", "--data '' is empty"),
+    (f"{TINY} --data empty.txt", "empty.txt"),
+    (f"{TINY} --data folder", "folder"),
+    (f"{TINY} --data {LONG}", "--data xxxx"),
+    (f"{TINY} --val-data gone.txt", "--val-data gone.txt"),
+    # sample
+    ("sample nowhere", "nowhere"),
+    ("sample a.txt hi", "a.txt"),
+    ("sample folder hi", "folder"),
+    ("sample '' hi", "MODEL '' is empty"),
+    ("sample {model} hi --device gpu", "--device gpu must be"),
+    # eval
+    ("eval nowhere", "nowhere"),
+    ("eval {model} --data gone.txt", "--data gone.txt"),
+    ("eval {model} --data empty.txt", "empty.txt"),
+    ("eval {model} --dtype float64", "--dtype float64 must be one of"),
+    ("eval {model} --device gpu", "--device gpu must be"),
+    # inspect
+    ("inspect nowhere hi", "nowhere"),
+    ("inspect {model} hi --out a.txt", "--out a.txt"),
+    ("inspect {model} hi --out /proc/nosuch", "--out /proc/nosuch"),
+    (f"inspect {{model}} hi --out {LONG}", "--out xxxx"),
+    ("inspect {model} hi --out ''", "--out '' is empty"),
+    # prepare
+    ("prepare gone.txt", "gone.txt"),
+    ("prepare a.txt gone.txt", "gone.txt"),
+    ("prepare empty.txt", "empty.txt"),
+    ("prepare folder", "folder"),
+    ("prepare ''", "SOURCES '' is empty"),
+    (f"prepare {LONG}", "xxxx"),
+    ("prepare a.txt --out /proc/nosuch --tokenizer shakespeare", "--out /proc/nosuch"),
+    (f"prepare a.txt --out {LONG} --tokenizer shakespeare", "--out xxxx"),
+    ("prepare a.txt --out '' --tokenizer shakespeare", "--out '' is empty"),
+    # plan and bench
+    ("plan nosuch", "nosuch"),
+    ("plan --gpu h2000", "--gpu h2000 must be"),
+    ("plan --gpu 0", "--gpu 0 must be"),
+    ("plan --gpu ''", "--gpu '' is empty"),
+    ("bench nosuch", "nosuch"),
+    ("bench --device gpu", "--device gpu must be"),
+    # verify and demo
+    ("verify --only nosuch", "--only nosuch"),
+    ("verify --only flash_atention", "did you mean 'flash_attention'?"),
+    ("verify --device gpu", "--device gpu must be"),
+    ("demo --seconds -1", "--seconds -1 must be"),
+    ("demo --seconds nan", "--seconds nan must be"),
+    ("demo --steps 0", "--steps 0 must be an integer, at least 1"),
+    ("demo --max-steps 0", "--max-steps 0 must be an integer, at least 1"),
+    ("demo --sample-tokens -1", "--sample-tokens -1 must be"),
+    ("demo --seed -1", "--seed -1 must be an integer, at least 0"),
+    ("demo --device gpu", "--device gpu must be"),
+    ("demo --runs-dir /proc/nosuch", "--runs-dir /proc/nosuch"),
+]
+
+NEVER = ("Traceback", "Errno", "TrainConfig", "GPTConfig", "DemoConfig", "None", "PosixPath", "fastgpt.", "self.")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name, text in FILES.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "folder").mkdir()
+    done = command.run(*shlex.split(TINY), "--name", "tiny", cwd=folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[words[:60] for words, _ in MISTAKES])
+def test_a_mistake_is_one_line(here, words, expected):
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    done = command.run(*shlex.split(words.format(model="runs/tiny")), cwd=here, XDG_CACHE_HOME=str(here / "cache"))
+    assert done.code == 2, done.err
+    assert done.err.count("\n") == 1, done.err
+    name = words.split()[0]
+    assert done.err.startswith((f"fastgpt {name}: error: ", "fastgpt: error: ")), done.err
+    assert expected in done.err
+    assert not [word for word in NEVER if word in done.err], done.err
+    assert done.out == ""
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*") if "cache" not in path.parts} == before
+
+
+def test_words_that_are_not_utf_8(here):
+    process = command.start("sample", b"runs/tiny", b"caf\xe9", cwd=here)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("fastgpt sample: error: PROMPT ")
+    assert err.endswith(" is not UTF-8; write it in UTF-8\n")
+
+
+def test_every_command_is_tried():
+    from fastgpt.cli import COMMANDS
+
+    tried = {words.split()[0] for words, _ in MISTAKES}
+    assert tried >= set(COMMANDS)
+    assert json.loads(FILES["list.json"]) == [1]
