@@ -73,6 +73,7 @@ class GPT(nn.Module):
         if config.tie_weights:
             self.head.weight = self.token_emb.weight
         self.init_weights()
+        self.register_state_dict_post_hook(tied.after_state_dict)
         self.register_load_state_dict_pre_hook(tied.before_loading)
         self.register_load_state_dict_post_hook(tied.after_loading)
 

@@ -70,7 +70,7 @@ def before_loading(
     for other in given[1:]:
         if not _same(state[given[0]], state[other]):
             errors.append(f"{other} differs from {given[0]}, and this model ties them; make it with tie_weights=False")
-    if _loading_is_strict():
+    if _loading_is_strict() or _in_trainers_checkpoint():
         for place in shared:
             state.setdefault(prefix + place.path, state[given[0]])
 
@@ -81,6 +81,30 @@ def after_loading(model: GPT, incompatible: Any) -> None:
     new = [place.parameter for place in shared if place.parameter is not before]
     if new:
         _tie(shared, new[0])
+
+
+def after_state_dict(model: GPT, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
+    """A state_dict post-hook: transformers' Trainer, which hands the state dict to safetensors as it is, gets the shared
+    weight under its first name only, for safetensors refuses to write it twice."""
+    if _in_trainers_checkpoint():
+        for place in places(model)[1:]:
+            state.pop(prefix + place.path, None)
+
+
+def _in_trainers_checkpoint() -> bool:
+    """Whether transformers' Trainer is saving or loading one now. It asks with nothing that would tell it from others,
+    and fails at its last step, the training lost, if it gets a state dict as everybody else does."""
+    if "transformers.trainer" not in sys.modules:
+        return False
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in _CHECKPOINTS and frame.f_globals.get("__name__") == "transformers.trainer":
+            return True
+        frame = frame.f_back
+    return False
+
+
+_CHECKPOINTS = ("_save", "save_model", "_load_from_checkpoint", "_load_best_model")
 
 
 def _loading_is_strict() -> bool:
