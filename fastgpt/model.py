@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,25 @@ from torch import Tensor, nn
 
 from . import tied
 from .config import IMPLEMENTATIONS, GPTConfig
-from .generate import KVCache, SamplingConfig, sample_stream
 from .impl import check_constructible
 from .modes import evaluating
-from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, logits_and_loss, why_head_runs
+from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, logits_and_loss, why_head_runs
 from .output import GPTOutput, Unembedding
+from .sampling import Generates
 from .settings import SettingTypeError, check_choice
 from .token_ids import checked_ids, checked_targets
+
+
+class KVCache:
+    """Keys and values of every layer for the tokens seen so far."""
+
+    def __init__(self, model: GPT, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in model.blocks]
+
+    @property
+    def length(self) -> int:
+        """Tokens stored so far."""
+        return self.layers[0].length
 
 
 class Block(nn.Module):
@@ -51,7 +63,7 @@ class Block(nn.Module):
         return x, residual
 
 
-class GPT(nn.Module):
+class GPT(Generates):
     """Token and learned position embeddings, pre-LN blocks, final LayerNorm, bias-free head.
 
     The state dict is that of the plain PyTorch model built from nn.MultiheadAttention and nn.Sequential, in the same
@@ -133,30 +145,6 @@ class GPT(nn.Module):
             x, residual = block(x, residual, None if cache is None else cache.layers[i])
         hidden, _ = self.ln_f(x, residual)
         return hidden
-
-    def generate(
-        self, idx: Tensor, max_new_tokens: int, *, use_cache: bool = True, generator: torch.Generator | None = None,
-        **sampling: Any,
-    ) -> Tensor:  # fmt: skip
-        """Continue each row of idx (B, T): (B, T + n), n <= max_new_tokens.
-
-        Past max_len tokens the window slides: the model sees the last max_len. `sampling` are the fields of
-        `fastgpt.generate.SamplingConfig`: temperature (0: greedy), top_k, top_p, seed, eos. A row that has drawn `eos`
-        is filled with it; generation ends when every row has.
-
-        Raises:
-            ValueError, TypeError, IndexError: bad sampling settings or token ids, as in `forward`.
-        """
-        idx = self._checked(idx)
-        new = list(self.stream(idx, max_new_tokens, use_cache=use_cache, generator=generator, **sampling))
-        return torch.cat([idx, torch.stack(new, dim=1)], dim=1) if new else idx.clone()
-
-    def stream(
-        self, idx: Tensor, max_new_tokens: int, *, use_cache: bool = True, generator: torch.Generator | None = None,
-        **sampling: Any,
-    ) -> Iterator[Tensor]:  # fmt: skip
-        """As `generate`, but an iterator over the new tokens, (B,) at a time, each yielded as soon as it is drawn."""
-        return sample_stream(self, self._checked(idx), max_new_tokens, SamplingConfig(**sampling), use_cache, generator)
 
     @torch.no_grad()
     def attention_maps(
@@ -246,7 +234,7 @@ class GPT(nn.Module):
         """Read a folder that `save_pretrained` wrote, ours or transformers' GPT2LMHeadModel's, or a nanoGPT checkpoint.
 
         Never downloads: a name is a local folder's. `overrides` replace fields of the config that are not shapes
-        (dropout, attn_impl, ...).
+        (dropout, attn_impl, ...). device: torch's default; dtype: the file's.
 
         Raises:
             FileNotFoundError: no such folder, or no weights in it.
@@ -255,21 +243,31 @@ class GPT(nn.Module):
         from .interop import load, skeleton
 
         config, state = load(path_or_name)
-        model = skeleton(lambda: cls(config.replace(**overrides)))
-        model.to_empty(device="cpu" if device is None else device)
+        # In its dtype before it is filled: a default dtype of fewer bits would round the weights on their way.
+        model = skeleton(lambda: cls(config.replace(**overrides))).to(dtype=dtype or next(iter(state.values())).dtype)
+        if device is None:  # nobody reads weights to have none
+            device = "cpu" if torch.get_default_device().type == "meta" else torch.get_default_device()
+        model.to_empty(device=device)
         model.load_state_dict(state)
-        return model.to(dtype=dtype if dtype is not None else next(iter(state.values())).dtype).eval()
+        return model.eval()
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT:
         with tied.kept(self):  # a move that makes new parameters (to_empty) would untie them
             return super()._apply(fn, recurse)
 
     def _checked(self, idx: Any) -> Tensor:
-        config = self.config
-        return checked_ids(
-            "GPT", idx, vocab_size=config.vocab_size, max_len=config.max_len,
-            vocabulary="encode with the tokenizer that the model was made for, or raise vocab_size",
-        )  # fmt: skip
+        vocab_size, max_len = self._limits()
+        way_out = "encode with the tokenizer that the model was made for, or raise vocab_size"
+        return checked_ids("GPT", idx, vocab_size=vocab_size, max_len=max_len, vocabulary=way_out)
+
+    def _limits(self) -> tuple[int, int]:
+        return self.config.vocab_size, self.config.max_len
+
+    def _new_cache(self, capacity: int) -> KVCache:
+        return KVCache(self, capacity)
+
+    def _next_logits(self, idx: Tensor, cache: KVCache | None) -> Tensor:
+        return self.head(self.hidden_states(idx, cache)[:, -1])
 
 
 def _indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[int]:

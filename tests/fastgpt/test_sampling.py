@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastgpt import GPT, GPTConfig
-from fastgpt.generate import KVCache, SamplingConfig, sample
+from fastgpt.model import KVCache
+from fastgpt.sampling import SamplingConfig, sample
 
 SHAPE = {"vocab_size": 31, "max_len": 20, "n_layers": 2, "n_heads": 4, "d_model": 32}
 
@@ -162,18 +163,106 @@ def test_temperature_scales_the_logits():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be 0 .* got -1.0"),
-        ({"temperature": float("nan")}, "temperature must be 0"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
-        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be a number, at least 0; 0 takes the likeliest token"),
+        ({"temperature": float("nan")}, "temperature=nan must be a number"),
+        ({"temperature": float("inf")}, "temperature=inf must be a number"),
+        ({"temperature": "0.8"}, "temperature='0.8' must be a number"),
+        ({"temperature": None}, "temperature=None must be a number"),
+        ({"top_k": 0}, "top_k=0 must be an integer, at least 1; None switches it off"),
+        ({"top_k": 2.0}, "top_k=2.0 must be an integer"),
+        ({"top_k": 32}, "top_k=32 must be at most 31, the model's vocabulary"),
+        ({"top_p": 0.0}, "top_p=0.0 must be a number, above 0 and at most 1; None switches it off"),
+        ({"top_p": 1.5}, "top_p=1.5 must be a number"),
+        ({"top_p": float("nan")}, "top_p=nan must be a number"),
         ({"seed": 1, "generator": torch.Generator()}, "seed or generator, not both"),
-        ({"max_new_tokens": -1}, "max_new_tokens must be 0 or more, got -1"),
+        ({"seed": 2**64}, "seed=18446744073709551616 must be an integer, at least -9223372036854775808"),
+        ({"seed": 1.0}, "seed=1.0 must be an integer"),
+        ({"generator": 3}, "generator=3 must be a torch.Generator; for a number use seed"),
+        ({"eos": 31}, r"eos=31 must be a token id in \[0, 31\)"),
+        ({"eos": [3, -1]}, "eos=-1 must be an integer, at least 0"),
+        ({"eos": "end"}, "eos='end' must be an integer"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1 must be an integer, at least 0"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 must be an integer"),
+        ({"max_new_tokens": "3"}, "max_new_tokens='3' must be an integer"),
+        ({"use_cache": "no"}, "use_cache='no' must be True or False"),
+        ({"topk": 3}, "there is no setting 'topk'; did you mean 'top_k'"),
+        ({"beams": 3}, "there is no setting 'beams'; there are temperature, top_k"),
         ({"idx": torch.zeros(1, 0, dtype=torch.long)}, "idx has no tokens"),
         ({"idx": torch.full((1, 2), 31)}, r"token id 31 is outside"),
     ],
 )
 def test_bad_settings_are_named_at_the_call(model, settings, message):
     settings = {"idx": prompt(), "max_new_tokens": 1, **settings}
-    with pytest.raises((ValueError, IndexError), match=message):
+    with pytest.raises((ValueError, TypeError, IndexError), match=message):
         model.stream(**settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1e-40}, [0, 1, 0, 0]),
+        ({"temperature": 1e-300}, [0, 1, 0, 0]),
+        ({"temperature": 1e-8}, [0, 1, 0, 0]),
+        ({"temperature": 0.0}, [0, 1, 0, 0]),
+        ({"temperature": 1e30}, [1 / 3, 1 / 3, 1 / 3, 0]),
+        ({"top_p": 1e-40}, [0, 1, 0, 0]),
+        ({"top_p": 1.0, "temperature": 1e30}, [1 / 3, 1 / 3, 1 / 3, 0]),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 4, "top_p": 0.999999, "temperature": 1e30}, [1 / 3, 1 / 3, 1 / 3, 0]),
+    ],
+)
+def test_settings_at_their_edges(dtype, settings, expected):
+    logits = torch.tensor([[-3e4, 3e4, -float("inf"), 0.0]], dtype=dtype)[:, [3, 1, 0, 2]].expand(6000, -1)
+    draws = sample(logits, SamplingConfig(**settings), torch.Generator().manual_seed(0))
+    shares = torch.bincount(draws, minlength=4) / len(draws)
+    assert (shares - torch.tensor(expected, dtype=shares.dtype)).abs().max() < 0.03
+
+
+def test_ties_are_drawn_evenly_at_any_temperature():
+    logits = torch.tensor([[2.0, 1.0, 2.0]]).expand(4000, -1)
+    for temperature in (1e-40, 1e-8):
+        draws = sample(logits, SamplingConfig(temperature=temperature), torch.Generator().manual_seed(0))
+        shares = torch.bincount(draws, minlength=3) / len(draws)
+        assert shares[1] == 0
+        assert abs(shares[0] - 0.5) < 0.04
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5}])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused_by_their_rows(settings, bad):
+    logits = torch.zeros(4, 5)
+    logits[1, 2] = bad
+    logits[3] = -float("inf")
+    with pytest.raises(FloatingPointError, match=r"logits of rows \[1, 3\] hold NaN or infinity"):
+        sample(logits, SamplingConfig(**settings))
+
+
+def test_a_model_whose_weights_are_nan_is_refused(model):
+    with torch.no_grad():
+        model.blocks[0].ffn[0].weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"rows \[0, 1, 2\] hold NaN"):
+        model.generate(prompt(), 2)
+
+
+@pytest.mark.parametrize("seed_", [-1, -(2**63), 2**63, 2**64 - 1, 0])
+def test_every_seed_that_torch_takes(model, seed_):
+    idx = prompt()
+    assert torch.equal(model.generate(idx, 4, seed=seed_), model.generate(idx, 4, seed=seed_))
+
+
+def test_several_ends(model):
+    idx = prompt()
+    free = model.generate(idx, 12, seed=2)
+    ends = (int(free[0, 6]), int(free[1, 9]))
+    stopped = model.generate(idx, 12, seed=2, eos=list(ends))
+    for row in range(3):
+        new, old = stopped[row, 5:].tolist(), free[row, 5:].tolist()
+        end = next((i for i, token in enumerate(old) if token in ends), len(old))
+        assert new == (old[: end + 1] + [new[min(end, len(new) - 1)]] * len(new))[: len(new)]
+    assert torch.equal(model.generate(idx, 12, seed=2, eos=[ends[0]]), model.generate(idx, 12, seed=2, eos=ends[0]))
+
+
+def test_no_rows(model):
+    assert model.generate(torch.zeros(0, 3, dtype=torch.long), 2, eos=3).shape[0] == 0
+    assert model.generate(torch.zeros(0, 3, dtype=torch.long), 2).shape == (0, 5)
