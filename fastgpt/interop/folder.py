@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import files, tied
 from ..config import GPTConfig
+from ..settings import SettingError
 from . import hf_gpt2, nanogpt
 from .locate import check_type, locate, read_fields, weights_beside
 
@@ -78,9 +79,14 @@ def _folder_config(path: Path) -> tuple[GPTConfig, bool]:
     fields = read_fields(path)
     kind = fields.pop("model_type", None)
     check_type(path, kind)
-    if kind == "gpt2":
-        return hf_gpt2.config_from_hf(fields), True
-    return GPTConfig.from_dict(fields, source=str(path / "config.json")), False
+    source = str(path / "config.json")
+    try:
+        if kind == "gpt2":
+            return hf_gpt2.config_from_hf(fields), True
+        return GPTConfig.from_dict(fields, source=source), False
+    except (ValueError, TypeError) as error:  # of a setting of that name: not the one that the user gave here
+        text = str(error)
+        raise ValueError(text if text.startswith(source) else f"{source}: {text}") from error
 
 
 def _load_folder(path: Path) -> tuple[GPTConfig, State]:
@@ -102,7 +108,7 @@ def read_weights(folder: Path) -> State:
             state.update(read_safetensors(folder / shard))
         return state
     if (folder / "pytorch_model.bin").is_file():
-        return read_pickle(folder / "pytorch_model.bin")
+        return _dict_of(folder / "pytorch_model.bin")
     raise FileNotFoundError(
         f"{folder} has a config.json but no model.safetensors{weights_beside(folder)}; save the model again"
     )
@@ -139,6 +145,8 @@ def read_safetensors(path: Path) -> State:
             f"{path} is corrupted or was altered: the sha256 of its tensors is not the one that it records; restore it "
             f"from a copy, or, if the change is wanted, write it anew without {HASH!r} in its metadata"
         )
+    if not ours:  # perhaps of a checkpoint that was written before files had their own hash
+        files.check_hashes(path.parent, [path.name])
     return tensors
 
 
@@ -196,6 +204,14 @@ def read_pickle(path: Path, *, weights: bool = True) -> dict[str, Any]:
         ) from None
 
 
+def _dict_of(path: Path) -> State:
+    """A torch.save file that must hold a dict of tensors."""
+    state = read_pickle(path)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path} holds no dict of tensors; save the model's state_dict() in it")
+    return state
+
+
 def _check_zip(path: Path) -> None:
     """Raise BadZipFile unless every record has its CRC: torch.load does not look."""
     with zipfile.ZipFile(path) as file:
@@ -226,6 +242,8 @@ def check_names(config: GPTConfig, state: State, *, source: str) -> None:
             f"missing {_some(missing)}, unexpected {_some(unexpected)}; correct the config or take the right weights"
         )
     for name, tensor in expected.items():
+        if not isinstance(state[name], Tensor):
+            raise ValueError(f"{source}: {name} is a {type(state[name]).__name__}, no tensor; save the model again")
         if state[name].shape != tensor.shape:
             raise ValueError(
                 f"{source}: {name} has shape {tuple(state[name].shape)} and the config asks for {tuple(tensor.shape)}; "
@@ -254,7 +272,7 @@ class _Unfilled(TorchFunctionMode):
 def check_finite(tensor: Tensor, what: str) -> None:
     """Raise ValueError if a weight is NaN or infinite: nothing that such a model computes means anything."""
     # One sum tells in one pass over the memory; it may itself overflow, so it is only a first look.
-    if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float64)):
+    if not tensor.is_floating_point() or math.isfinite(tensor.sum()):
         return
     bad = int((~tensor.isfinite()).sum())
     if bad:
@@ -272,8 +290,10 @@ def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
     """Write `model` to `folder` in one of FORMATS. See `GPT.save_pretrained`."""
     if format not in FORMATS:
         raise ValueError(f"save_pretrained: unknown format {format!r}; choose from {FORMATS}")
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    path = files.check_folder("save_pretrained", "folder", folder)
+    if format == "nanogpt" and (path / "config.json").is_file():
+        need = "holds another model (config.json), which readers would take for this one; choose another folder"
+        raise SettingError("save_pretrained", "folder", str(folder), need)
     config = model.config
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     check_names(config, state, source="save_pretrained")  # adapters, for one, would be in a file that nothing reads

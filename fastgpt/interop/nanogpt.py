@@ -31,9 +31,12 @@ def from_checkpoint(checkpoint: dict[str, Any], *, source: str = "checkpoint") -
         ValueError: not a nanoGPT checkpoint; the message says what is missing.
     """
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
-        found = sorted(checkpoint)[:5] if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        found = sorted(map(str, checkpoint))[:5] if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(f"{source}: a nanoGPT checkpoint is a dict with 'model' and 'model_args', this has {found}")
     arguments = checkpoint["model_args"]
+    for name in ("model", "model_args"):
+        if not isinstance(checkpoint[name], dict):
+            raise ValueError(f"{source}: {name!r} is a {type(checkpoint[name]).__name__}, in nanoGPT's a dict")
     missing = [
         theirs for theirs in _ARGUMENTS.values() if theirs not in arguments and theirs not in ("dropout", "bias")
     ]
@@ -46,7 +49,10 @@ def from_checkpoint(checkpoint: dict[str, Any], *, source: str = "checkpoint") -
     theirs = {name: tensor for name, tensor in theirs.items() if not _BUFFER.search(name)}
     fields = {ours: arguments[name] for ours, name in _ARGUMENTS.items() if name in arguments}
     fields.setdefault("bias", "ln_f.bias" in theirs)
-    config = GPTConfig(**fields, gelu="none", tie_weights=True)
+    try:
+        config = GPTConfig(**fields, gelu="none", tie_weights=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}: model_args: {error}") from error
     state = {ours: theirs.pop(name) for ours, name, _ in names(config.n_layers) if name in theirs}
     head = theirs.pop("lm_head.weight", None)
     if head is not None:
