@@ -183,7 +183,7 @@ class _FlashSdpa(TorchFunctionMode):
     """torch's attention as a GPU computes it, in O(T) memory; on meta tensors torch itself takes the plain formula."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
+        if func is not _runtime.torch_attention:
             return func(*args, **(kwargs or {}))
         return self._attention(*args, **(kwargs or {}))
 
@@ -198,7 +198,7 @@ class _FlashSdpa(TorchFunctionMode):
 class _Autocast(TorchFunctionMode):
     """torch.autocast for meta tensors, which torch itself has not: its two lists, as far as a GPT needs them."""
 
-    low = (F.linear, F.scaled_dot_product_attention, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
+    low = (F.linear, _runtime.torch_attention, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
     wide = (F.layer_norm, F.cross_entropy, F.softmax, torch.softmax, Tensor.softmax, torch.logsumexp, Tensor.logsumexp)
 
     def __init__(self, dtype: torch.dtype) -> None:

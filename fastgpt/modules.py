@@ -110,9 +110,9 @@ def _torch_sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     T_q, T_k = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     if T_q == T_k:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True, enable_gqa=grouped)
+        return _runtime.torch_attention(q, k, v, dropout_p=dropout_p, is_causal=True, enable_gqa=grouped)
     sees = torch.ones(T_q, T_k, dtype=torch.bool, device=q.device).tril(T_k - T_q) if T_q > 1 else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=sees, dropout_p=dropout_p, enable_gqa=grouped)
+    return _runtime.torch_attention(q, k, v, attn_mask=sees, dropout_p=dropout_p, enable_gqa=grouped)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

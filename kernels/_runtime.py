@@ -17,6 +17,9 @@ from numbers import Integral, Real
 import torch
 from torch.autograd import forward_ad
 
+# torch's own. What has its name in torch.nn.functional may be ours by now, or anybody's: it is made to be swapped.
+torch_attention = torch._C._nn.scaled_dot_product_attention
+
 MIN_CAPABILITY = (7, 5)  # Turing: the oldest GPU with the tensor-core instructions that Triton 3.6 still emits
 
 
@@ -138,11 +141,30 @@ def check_dense(function: str, required: int, **tensors: torch.Tensor | None) ->
         if tensor is None and number >= required:
             continue
         if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(tensor).__name__}; make it one")
+            raise no_tensor(function, name, tensor)
         if tensor.layout is not torch.strided or tensor.is_nested:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.").removeprefix("_")
             way_out = "pad or pack" if tensor.is_nested else "call .to_dense() on"
             raise TypeError(f"{function}: {name} is a {kind} tensor, and the kernels take dense ones; {way_out} it")
+
+
+def check_tensors(function: str, required: int, **tensors: torch.Tensor | None) -> None:
+    """Raise TypeError unless every argument is a tensor, of whatever kind; all but the first `required` may be None."""
+    for number, (name, tensor) in enumerate(tensors.items()):
+        if not isinstance(tensor, torch.Tensor) and (tensor is not None or number < required):
+            raise no_tensor(function, name, tensor)
+
+
+def no_tensor(function: str, name: str, value: object) -> TypeError:
+    """The error for an argument that should be a tensor."""
+    kind, module = type(value).__name__, type(value).__module__.split(".")[0]
+    if module == "numpy":
+        kind, way_out = f"numpy.{kind}", f"torch.from_numpy({name})" if kind == "ndarray" else f"torch.tensor({name})"
+    elif isinstance(value, list | tuple | int | float | complex):
+        way_out = f"torch.tensor({name})"
+    else:
+        way_out = "a tensor"
+    return TypeError(f"{function}: {name} must be a torch.Tensor, got {kind}; pass {way_out}")
 
 
 def check_numbers(function: str, **numbers: float | None) -> None:

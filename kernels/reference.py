@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._runtime import check_sizes
+from ._runtime import check_sizes, check_tensors, torch_attention
+from ._targets import check_range, check_target
 
 
 def attention_mask(
@@ -92,6 +93,10 @@ def flash_attention(
     float32 or wider. A row that sees no key gives output 0, lse -inf and gradient 0. `dropout_mask` (B, H, T_q, T_k),
     bool, True = kept, replaces the random mask (tests compare with the kernels' own).
     """
+    check_tensors(
+        "reference.flash_attention", 3, q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts,
+        cu_seqlens=cu_seqlens, document_ids=document_ids,
+    )  # fmt: skip
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     group = q.shape[1] // max(1, k.shape[1])
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -128,10 +133,9 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """torch's own, on its "math" path: the causal mask is aligned top-left, a bool mask is True where kept."""
+    check_tensors("reference.scaled_dot_product_attention", 3, query=query, key=key, value=value, attn_mask=attn_mask)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
 def attention_weights(
@@ -150,6 +154,10 @@ def attention_weights(
     document_ids: Tensor | None = None,
 ) -> Tensor:
     """exp(q kᵀ · scale - lse) of the chosen heads and rows: (B, len(heads), rows, T_k). lse is recomputed here."""
+    check_tensors(
+        "reference.attention_weights", 2, q=q, k=k, key_lengths=key_lengths, key_starts=key_starts,
+        cu_seqlens=cu_seqlens, document_ids=document_ids,
+    )  # fmt: skip
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     k = k.repeat_interleave(q.shape[1] // max(1, k.shape[1]), dim=1)
     sees = attention_mask(
@@ -176,6 +184,7 @@ def layer_norm(
 
     Computed in float32 or better; the result has x's dtype, or out_dtype. `recompute` changes nothing here.
     """
+    check_tensors("reference.layer_norm", 1, x=x, weight=weight, bias=bias)
     shape = _normalized_shape(x, normalized_shape, weight, bias)
     dims = tuple(range(x.dim() - len(shape), x.dim()))
     wide = x if x.dtype == torch.float64 else x.float()
@@ -213,6 +222,7 @@ def add_layer_norm(
     dropout_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """new = residual + dropout(x), in residual's dtype; returns (layer_norm(new) in x's dtype or out_dtype, new)."""
+    check_tensors("reference.add_layer_norm", 2, x=x, residual=residual, weight=weight, bias=bias)
     if dropout_mask is not None:
         wide = torch.promote_types(x.dtype, residual.dtype)  # what is added is rounded to that only
         x_kept = x.to(wide) * dropout_mask / (1.0 - dropout_p)
@@ -231,6 +241,7 @@ def linear_gelu(
     x: Tensor, w: Tensor, b: Tensor | None = None, approximate: str = "none", *, path: str = "auto"
 ) -> Tensor:
     """gelu(x wᵀ + b). x (..., d_in), w (d_out, d_in), b (d_out). There is one path here: `path` changes nothing."""
+    check_tensors("reference.linear_gelu", 2, x=x, w=w, b=b)
     return gelu(F.linear(x, w, b), approximate)
 
 
@@ -253,6 +264,7 @@ def gelu_ffn(
     `recompute` and `path` choose how the kernels get there and change nothing here. `dropout_mask` (..., d_out), bool,
     True = kept, replaces the random mask (tests compare with the kernels' own).
     """
+    check_tensors("reference.gelu_ffn", 3, x=x, w1=w1, w2=w2, b1=b1, b2=b2, residual=residual)
     y = F.linear(linear_gelu(x, w1, b1, approximate), w2, b2)
     if dropout_mask is not None:
         y = y * dropout_mask / (1.0 - dropout_p)
@@ -278,6 +290,9 @@ def cross_entropy(
     softcap c: logits -> c · tanh(logits / c), before everything else (Gemma 2). z_loss w: adds w · lse² to each row
     that is not ignored (PaLM, arXiv 2204.02311 §5). Reductions as in torch: "mean" is over rows not ignored.
     """
+    check_tensors("reference.cross_entropy", 2, logits=logits, target=target)
+    check_target("reference.cross_entropy", target, logits.shape[:-1], "logits")
+    check_range("reference.cross_entropy", target, logits.shape[-1], ignore_index)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     wide = wide if softcap is None else softcap * torch.tanh(wide / softcap)
     rows, flat = wide.reshape(-1, wide.shape[-1]), target.reshape(-1).long()  # (N, V), (N,)
@@ -309,6 +324,8 @@ def linear_cross_entropy(
     num_chunks: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """cross_entropy(x weightᵀ + bias, target, ...), in one chunk. x (..., d), weight (V, d), bias (V), target (...)."""
+    check_tensors("reference.linear_cross_entropy", 3, x=x, weight=weight, target=target, bias=bias)
+    check_target("reference.linear_cross_entropy", target, x.shape[:-1], "x")
     logits = F.linear(x, weight, bias)
     return cross_entropy(
         logits, target, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,

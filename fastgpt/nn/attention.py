@@ -73,6 +73,10 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         Returns:
             (B, T_q, embed_dim), and (B, T_q, T_k) or (B, num_heads, T_q, T_k) or None.
         """
+        _runtime.check_tensors(
+            "FlashMultiheadAttention", 3, query=query, key=key, value=value, key_padding_mask=key_padding_mask,
+            attn_mask=attn_mask,
+        )  # fmt: skip
         reason = self._why_not(query, key, value)
         if reason is None:
             masks = _read_masks(attn_mask, key_padding_mask, is_causal, query, key, self.batch_first)

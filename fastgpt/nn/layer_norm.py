@@ -57,6 +57,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """input (..., *normalized_shape) -> the same shape."""
+        _runtime.check_tensors("LayerNorm", 1, input=input)
         arguments: tuple[Any, ...] = (input, self.normalized_shape, self.weight, self.bias, self.eps)
         impl = self.impl
         if impl == "auto":

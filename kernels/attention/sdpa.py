@@ -48,7 +48,11 @@ def scaled_dot_product_attention(
 
     Returns:
         (..., H, T_q, E_v), in query's dtype. Rows that see no key are 0.
+
+    Raises:
+        TypeError: query, key, value or attn_mask is no tensor.
     """
+    _runtime.check_tensors("scaled_dot_product_attention", 3, query=query, key=key, value=value, attn_mask=attn_mask)
     causal = "upper_left" if is_causal else None
     mask = attn_mask
     if mask is not None and type(mask) is not Tensor and not is_causal:
@@ -58,10 +62,8 @@ def scaled_dot_product_attention(
     if reason is not None:
         say_once(f"scaled_dot_product_attention: torch's own function is used, because {reason}")
         # Of torch's own, only the one that materialises the scores has a forward mode and second derivatives.
-        function = reference if _transforms.are_on() else F
-        return function.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        function = reference.scaled_dot_product_attention if _transforms.are_on() else _runtime.torch_attention
+        return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     T_q, T_k, head_dim, value_dim = query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1]
     if head_dim != value_dim:

@@ -23,20 +23,6 @@ def check_floating(function: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_target(function: str, target: Tensor, shape: torch.Size, of: str) -> None:
-    """Raise unless `target` holds class indices of `shape`, the leading shape of the argument `of`."""
-    if target.dtype not in (torch.int64, torch.int32):
-        raise TypeError(
-            f"{function}: target is {target.dtype}, expected int64 or int32 class indices; use target.long(). For "
-            "class probabilities use torch.nn.functional.cross_entropy"
-        )
-    if target.shape != shape:
-        raise ValueError(
-            f"{function}: target has shape {tuple(target.shape)}, expected {tuple(shape)}, the shape of {of} without "
-            "its last dimension; reshape it"
-        )
-
-
 def check_settings(
     function: str, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float, softcap: float | None
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._runtime import on_device_of, target_of
+from .._targets import check_range
 from . import scalars, softmax, tiles
 
 # Kernels number rows and columns in 32 bits, and their last tile looks a little past the end.
@@ -129,12 +130,7 @@ def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
     if target.is_cuda:
         torch._assert_async(counts[1], "cross-entropy: a target is neither ignore_index nor in [0, V)")
     elif target.device.type == "cpu" and not counts[1]:
-        wide = target.long()  # torch does not compare int32 with a number outside of it
-        bad = wide[(wide != ignore_index) & ((wide < 0) | (wide >= V))][0].item()
-        raise IndexError(
-            f"cross-entropy: target {bad} is out of bounds for {V} classes; use values in [0, {V}), or ignore_index "
-            f"({ignore_index}) for rows that must not count"
-        )
+        check_range("cross-entropy", target, V, ignore_index)
     return counts
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import _library
 from .._runtime import check_dense, check_launchable
+from .._targets import check_target
 from .checks import (
     check_floating,
     check_settings,
-    check_target,
     reduced,
     upstream_rows,
 )
