@@ -28,14 +28,16 @@ def _is_the_command() -> bool:
 # The command loads torch when it needs it: its help comes at once, and Ctrl-C finds a handler from the first moment.
 # Everyone else has all of it by `import fastgpt`, the operators of torch.ops.fastgpt among it.
 if TYPE_CHECKING or not _is_the_command():
-    from . import kernels, nn
+    from . import kernels, nn, presets
     from .config import GPTConfig
     from .impl import implementations
     from .interop.patch import patch
     from .model import GPT
     from .one_head import OneHeadLM
+    from .output import GPTOutput
 
 if TYPE_CHECKING:
+    from .data import TokenDataset, prepare
     from .tokenizer import Tokenizer
     from .trainer import TrainConfig, Trainer
 
@@ -44,7 +46,9 @@ __version__ = "0.1.0"
 __all__ = [
     "GPT",
     "GPTConfig",
+    "GPTOutput",
     "OneHeadLM",
+    "TokenDataset",
     "Tokenizer",
     "TrainConfig",
     "Trainer",
@@ -52,11 +56,14 @@ __all__ = [
     "kernels",
     "nn",
     "patch",
+    "prepare",
+    "presets",
 ]
 
 _HOMES = {
-    "GPT": ".model", "GPTConfig": ".config", "OneHeadLM": ".one_head", "Tokenizer": ".tokenizer",
-    "TrainConfig": ".trainer", "Trainer": ".trainer", "implementations": ".impl", "patch": ".interop.patch",
+    "GPT": ".model", "GPTConfig": ".config", "GPTOutput": ".output", "OneHeadLM": ".one_head",
+    "TokenDataset": ".data", "Tokenizer": ".tokenizer", "TrainConfig": ".trainer", "Trainer": ".trainer",
+    "implementations": ".impl", "patch": ".interop.patch", "prepare": ".data",
 }  # fmt: skip
 
 
@@ -64,10 +71,15 @@ def __getattr__(name: str) -> Any:
     """Training and tokenizing load what they need when they are first used, so that `import fastgpt` stays quick."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)
-    if name in ("kernels", "nn"):
+    if name in ("kernels", "nn", "presets"):
         return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .config import nearest
+
+    near = nearest(name, __all__, cutoff=0.6)
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}" + (f"; did you mean {near!r}?" if near else "")
+    )
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

@@ -186,9 +186,10 @@ def check_implementation(part: str, requested: str, *, owner: str = "fastgpt") -
     check_choice(owner, f"{part}_impl", requested, IMPLEMENTATIONS[part])
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that a misspelt `name` most likely stands for, or None."""
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.8)), None)
+def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.8) -> str | None:
+    """The one of `names` that a misspelt `name` most likely stands for; None if none is as similar as `cutoff`."""
+    by_lower = {other.lower(): other for other in names}
+    return next((by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)), None)
 
 
 @functools.cache

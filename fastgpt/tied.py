@@ -84,8 +84,10 @@ def after_loading(model: GPT, incompatible: Any) -> None:
 
 
 def after_state_dict(model: GPT, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
-    """A state_dict post-hook: transformers' Trainer, which hands the state dict to safetensors as it is, gets the shared
-    weight under its first name only, for safetensors refuses to write it twice."""
+    """A state_dict post-hook: transformers' Trainer gets the shared weight under its first name only.
+
+    It hands the state dict to safetensors as it is, which refuses to write a tensor twice.
+    """
     if _in_trainers_checkpoint():
         for place in places(model)[1:]:
             state.pop(prefix + place.path, None)
