@@ -140,8 +140,8 @@ class Command:
             folder = (path if len(path.parts) > 3 else Path(os.path.abspath(path))).parent.parent
             for name, found in (("name", folder.name), ("runs_dir", str(folder.parent))):
                 if Path(values.setdefault(name, found)) != Path(found):
-                    need = f"is not where --resume-from {path} lies ({found}); leave it out"
-                    raise SettingError("train", name, values[name], need)
+                    option = f"--{name.replace('_', '-')} {shown(values[name])}"
+                    raise ValueError(f"{option} is not where --resume-from {path} lies ({found}); leave it out")
         elif not values.get("resume"):
             return None
         folder = Path(values.setdefault("runs_dir", TrainConfig.runs_dir), values.setdefault("name", TrainConfig.name))
@@ -230,10 +230,11 @@ class Command:
             tokenizer = Tokenizer.load(DEFAULT_TOKENIZER if self.tokenizer is None else self.tokenizer)
             config = self.model.config(tokenizer.vocab_size)
             return tokenizer, lambda: GPT(config)
-        folder = _inputs.model_folder(self.init_from)
         if self.resume or self.resume_from is not None:
             self._check_same_start()
             folder = newest if self.resume_from is None else Path(self.resume_from)
+        else:
+            folder = _inputs.model_folder(self.init_from)
         config = _inputs.read_config(str(folder))
         self.model.check_fits(config, str(folder))
         overrides = {k: v for k, v in self.model.given().items() if _may_change(k)}

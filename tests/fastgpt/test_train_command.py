@@ -1,0 +1,553 @@
+"""`fastgpt train` as it is typed: it loses nothing, falsifies nothing, and each mistake is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastgpt import cli, trainer
+from fastgpt.checkpoint import CheckpointError
+from fastgpt.data import TokenDataset
+from fastgpt.metrics import read_metrics
+from fastgpt.tokenizer import Tokenizer
+
+from ..support import command
+from ..support.command import Done
+from .training import tiny_model
+
+pytestmark = pytest.mark.needs("tyro", "rich", "tiktoken")
+
+TINY = [
+    "--data", "a.txt", "--val-fraction", "0.2", "--tokenizer", "shakespeare", "--n-layers", "1", "--n-heads", "2",
+    "--d-model", "16", "--max-len", "16", "--batch-size", "2", "--steps", "3", "--save-every", "2", "--no-tensorboard",
+    "--device", "cpu",
+]  # fmt: skip
+TEXT = "To be, or not to be, that is the question. " * 40
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "a.txt").write_text(TEXT)
+    monkeypatch.setenv("FASTGPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with runs/a: three steps of three, checkpoints of steps 2 and 3."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "a.txt").write_text(TEXT)
+    done = train(folder, *TINY, "--name", "a")
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def run(here, finished) -> Path:
+    """The same, to be changed."""
+    shutil.copytree(finished / "runs", here / "runs")
+    return here
+
+
+def train(folder: Path, *argv: str, **env: str) -> Done:
+    return command.run("train", *argv, cwd=folder, **{"FASTGPT_CACHE": str(folder / "cache")} | env)
+
+
+def error(done: Done, code: int = 2) -> str:
+    assert done.code == code, (done.out, done.err)
+    assert "Traceback" not in done.err
+    last = done.err.splitlines()[-1]
+    assert last.startswith("fastgpt train: error: ")
+    return last.removeprefix("fastgpt train: error: ")
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def checkpoints(folder: Path, name: str = "a") -> list[str]:
+    return sorted(path.name for path in (folder / "runs" / name / "checkpoints").iterdir())
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "need"),
+    [
+        ("--batch-size", "0", "must be an integer, at least 1"),
+        ("--steps", "0", "must be an integer, at least 1"),
+        ("--seq-len", "0", "must be an integer, at least 1"),
+        ("--seq-len", "17", "exceeds the model's max_len=16"),
+        ("--grad-accum", "0", "must be an integer, at least 1"),
+        ("--eval-batches", "0", "must be an integer, at least 1"),
+        ("--keep", "0", "must be an integer, at least 1"),
+        ("--save-every", "-1", "must be an integer, at least 0"),
+        ("--log-every", "-1", "must be an integer, at least 0"),
+        ("--seed", "-1", "must be an integer, at least 0"),
+        ("--threads", "0", "must be an integer, at least 1"),
+        ("--lr", "nan", "must be a number, at least 0"),
+        ("--grad-clip", "inf", "must be a number, at least 0"),
+        ("--beta1", "1", "must be a number, at least 0 and below 1"),
+        ("--val-fraction", "0", "must be a number, above 0 and below 1"),
+        ("--val-fraction", "0.00001", "splits the "),
+        ("--dtype", "float64", "must be one of auto, float32, bfloat16"),
+        ("--device", "gpu", "must be one of auto, cpu"),
+        ("--name", "..", "must be the plain name of a folder"),
+        ("--name", "a/b", "must be the plain name of a folder"),
+        ("--name", "", ""),
+        ("--name", "n" * 300, "cannot be a folder of runs: File name too long"),
+        ("--name", "file", "cannot be a folder of runs: runs/file is a file"),
+        ("--runs-dir", "a.txt", "cannot be a folder of runs: a.txt is a file"),
+        ("--runs-dir", "a.txt/deep", "cannot be a folder of runs: Not a directory"),
+        ("--runs-dir", "/proc/none", "cannot be a folder of runs: "),
+    ],
+)
+def test_mistakes_name_the_option_as_typed(here, option, value, need):
+    (here / "runs").mkdir()
+    (here / "runs" / "file").touch()
+    said = error(train(here, *TINY, option, value))
+    assert said.startswith(option)
+    assert need in said
+    assert not [path for path in (here / "runs").rglob("*") if path.name != "file"]
+
+
+def test_zero_is_a_value(here):
+    zeros = ["--eval-every", "0", "--save-every", "0", "--log-every", "0", "--grad-clip", "0", "--warmup-fraction", "0"]
+    done = train(here, *TINY, *zeros, "--lr", "0", "--seed", "0", "--dropout", "0", "--name", "a")
+    assert done.code == 0, done.err
+    assert checkpoints(here) == ["step-00000003"]
+    assert [line["lr"] for line in read_metrics(here / "runs" / "a" / "metrics.jsonl")] == [0, 0, 0]
+
+
+def test_a_folder_that_is_no_run_is_left_alone(here):
+    other = here / "runs" / "mine"
+    (other / "checkpoints").mkdir(parents=True)
+    (other / "checkpoints" / "epoch-1.ckpt").write_text("weights")
+    (other / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    before = snapshot(other)
+    for more in ([], ["--overwrite"]):
+        assert "not a run's of fastgpt; choose another name (--name)" in error(
+            train(here, *TINY, "--name", "mine", *more)
+        )
+    assert snapshot(other) == before
+    (other / "metrics.jsonl").unlink()
+    assert train(here, *TINY, "--name", "mine").code == 0
+    assert (other / "checkpoints" / "epoch-1.ckpt").read_text() == "weights"
+
+
+def test_existing_run(run):
+    before = snapshot(run / "runs")
+    said = error(train(run, *TINY, "--name", "a"))
+    assert "runs/a holds a run of 3 steps; go on with" in said
+    for option in ("--resume", "--overwrite", "--name"):
+        assert option in said
+    assert snapshot(run / "runs") == before
+    assert train(run, *TINY, "--name", "a", "--overwrite", "--steps", "1").code == 0
+    assert checkpoints(run) == ["step-00000001"]
+
+
+def test_the_header_and_the_hint_of_threads(here):
+    done = train(here, *TINY, "--threads", "1")
+    assert "hint" not in done.err
+    assert "69,104 parameters, 418 training and 104 validation tokens, float32 on cpu; writing runs/run" in done.out
+
+
+# ---- what it tells -------------------------------------------------------------------------------------------------
+
+
+def test_a_log_file_gets_a_line_every_so_many_steps(here):
+    done = train(here, *TINY, "--steps", "6", "--log-every", "2", "--eval-every", "3")
+    steps = [line for line in done.out.splitlines() if line.startswith("step ") and "/6" in line]
+    assert [int(line.split()[1].split("/")[0]) for line in steps] == [2, 4, 6]
+    for line in steps:
+        for word in ("loss ", "lr ", "tokens/s", "left"):
+            assert word in line
+    validations = [line for line in done.out.splitlines() if "validation loss" in line]
+    assert [int(line.split()[1]) for line in validations] == [3, 6]  # the last is said once
+    assert done.out.count("perplexity") == 2
+
+
+def test_no_progress_leaves_the_lines(here):
+    done = train(here, *TINY, "--no-progress", "--log-every", "1")
+    assert done.out.count("left\n") == 3
+    assert train(here, *TINY, "--log-every", "0", "--name", "quiet").out.count("left\n") == 0
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_stays_as_it_is(run):
+    before = snapshot(run / "runs")
+    done = train(run, "--resume", "--name", "a")
+    assert done.code == 0
+    assert "3 of 3 steps are done, so there is nothing to do" in done.err
+    assert "validation loss" not in done.out
+    assert done.out.endswith("step 3: already saved: runs/a/checkpoints/step-00000003\n")
+    assert snapshot(run / "runs") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lr", "0.1"], "--lr 0.001, now 0.1"),
+        (["--batch-size", "3"], "--batch-size 2, now 3"),
+        (["--weight-decay", "0"], "--weight-decay 0.1, now 0.0"),
+        (["--steps", "9"], "--steps 3, now 9 (the learning rate's schedule depends on it)"),
+        (["--steps", "2"], "--steps 3, now 2"),
+        (["--beta2", "0.9"], "--beta2 0.95, now 0.9"),
+        (["--grad-clip", "0"], "--grad-clip 1.0, now 0.0"),
+        (["--grad-accum", "2"], "--grad-accum 1, now 2"),
+        (["--seed", "1"], "--seed 0, now 1"),
+        (["--seq-len", "8"], "--seq-len 16, now 8"),
+        (["--dtype", "bfloat16"], "--dtype float32, now bfloat16"),
+        (["--eval-batches", "1"], "--eval-batches None, now 1"),
+        (["--dropout", "0.5"], "--dropout 0.0, now 0.5"),
+        (["--gelu", "tanh"], "--gelu none, now tanh"),
+        (["--n-heads", "4"], "--n-heads 2, now 4"),
+        (["--val-fraction", "0.3"], "--val-fraction 0.2, now 0.3"),
+        (["--data", "a.txt", "b.txt"], "--data a.txt, now a.txt b.txt"),
+        (["--lr", "0.1", "--steps", "9"], "--steps 3, now 9 (the learning rate's schedule depends on it); --lr 0.001"),
+    ],
+)
+def test_other_settings_are_refused_by_name_with_both_values(run, options, words):
+    (run / "b.txt").write_text("And more. " * 20)
+    before = snapshot(run / "runs")
+    said = error(train(run, "--resume", "--name", "a", *options))
+    assert said.startswith("runs/a was trained with ")
+    assert words in said
+    assert "--allow-changes" in said
+    assert snapshot(run / "runs") == before
+
+
+def test_allowed_changes_are_said_and_recorded(run):
+    done = train(run, "--resume", "--name", "a", "--steps", "5", "--lr", "0.01", "--allow-changes")
+    assert done.code == 0, done.err
+    assert "going on with changes: steps=3, now 5" in done.err
+    assert [line["step"] for line in read_metrics(run / "runs" / "a" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    settings = json.loads((run / "runs" / "a" / "settings.json").read_text())
+    assert (settings["train"]["steps"], settings["train"]["lr"]) == (5, 0.01)
+    assert train(run, "--resume", "--name", "a").code == 0
+
+
+def test_what_changes_nothing_may_differ(run):
+    free = [
+        "--keep", "5", "--save-every", "1", "--eval-every", "1", "--log-every", "1", "--tensorboard", "--threads", "1",
+        "--no-progress", "--device", "auto", "--tokenizer", "shakespeare", "--attn-impl", "reference",
+    ]  # fmt: skip
+    done = train(run, "--resume", "--name", "a", *free, CUDA_VISIBLE_DEVICES="")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("options", [["--d-model", "32"], ["--n-layers", "2"], ["--vocab-size", "5000"]])
+def test_another_shape_is_refused_whatever_is_allowed(run, options):
+    said = error(train(run, "--resume", "--name", "a", *options, "--allow-changes"))
+    assert "made by a model of another shape" in said
+    assert "config.json" in said
+
+
+def test_a_moved_run_is_found_where_it_is(run):
+    (run / "elsewhere").mkdir()
+    (run / "runs" / "a").rename(run / "elsewhere" / "b")
+    options = ["--runs-dir", "elsewhere", "--name", "b", "--steps", "4", "--allow-changes"]
+    assert train(run, "--resume", *options).code == 0
+    assert (run / "elsewhere" / "b" / "checkpoints" / "step-00000004").is_dir()
+    assert list((run / "runs").iterdir()) == []
+
+
+def test_nothing_to_resume(here):
+    said = error(train(here, "--resume", "--name", "new", "--runs-dir", "there"))
+    for word in ("there/new/settings.json", "nothing to resume", "--name (here: new)", "--runs-dir (here: there)"):
+        assert word in said
+    (here / "runs" / "run").mkdir(parents=True)
+    (here / "runs" / "run" / "settings.json").write_text('{"train": {}}')
+    assert "no checkpoint, so nothing to resume" in error(train(here, "--resume"))
+    (here / "runs" / "run" / "settings.json").write_text('{"train"')
+    assert "runs/run/settings.json" in error(train(here, "--resume"))
+    assert error(train(here, "--resume", "--name", "n" * 300)).startswith("runs/nnn")
+
+
+def test_resume_and_overwrite_exclude_each_other(run):
+    before = snapshot(run / "runs")
+    said = error(train(run, "--resume", "--overwrite", "--name", "a"))
+    assert "--overwrite starts a run over and --resume goes on with it" in said
+    said = error(train(run, "--resume-from", "runs/a/checkpoints/step-00000002", "--overwrite"))
+    assert "--overwrite starts a run over" in said
+    assert snapshot(run / "runs") == before
+
+
+def test_config_beside_resume_is_compared_too(run):
+    (run / "other.json").write_text((run / "runs" / "a" / "settings.json").read_text().replace("0.001", "0.002"))
+    assert "--lr 0.001, now 0.002" in error(train(run, "--resume", "--config", "other.json"))
+    assert train(run, "--resume", "--config", "runs/a/settings.json").code == 0
+
+
+# ---- damaged checkpoints -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "checksums.json"])
+@pytest.mark.parametrize("how", ["truncated", "emptied", "removed", "flipped"])
+def test_a_damaged_newest_checkpoint_points_to_the_one_before_it(run, name, how):
+    newest = run / "runs" / "a" / "checkpoints" / "step-00000003"
+    data = (newest / name).read_bytes()
+    if how == "removed":
+        (newest / name).unlink()
+    else:
+        half = len(data) // 2
+        flipped = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
+        (newest / name).write_bytes({"truncated": data[:half], "emptied": b"", "flipped": flipped}[how])
+    said = error(train(run, "--resume", "--name", "a"))
+    assert str(newest.relative_to(run)) in said
+    way_out = "fastgpt train --resume-from runs/a/checkpoints/step-00000002"
+    assert way_out in said
+    done = train(run, *way_out.split()[2:])
+    assert done.code == 0, done.err
+    assert "set-aside-step-00000003" in done.err
+    assert checkpoints(run) == ["set-aside-step-00000003", "step-00000002", "step-00000003"]
+    assert train(run, "--resume", "--name", "a").code == 0
+
+
+def test_resume_from_gives_the_same_bits(run):
+    path = run / "runs" / "a" / "checkpoints" / "step-00000003"
+    before, log = load_file(path / "model.safetensors"), read_metrics(run / "runs" / "a" / "metrics.jsonl")
+    assert train(run, "--resume-from", str(path.with_name("step-00000002"))).code == 0
+    for tensor_name, tensor in load_file(path / "model.safetensors").items():
+        assert torch.equal(tensor, before[tensor_name])
+    assert [line["loss"] for line in read_metrics(run / "runs" / "a" / "metrics.jsonl")] == [x["loss"] for x in log]
+
+
+def test_resume_from_what_is_no_checkpoint_of_the_run(run):
+    shutil.copytree(run / "runs" / "a", run / "runs" / "b")
+    said = error(train(run, "--resume-from", "runs/b/checkpoints/step-00000002", "--name", "a"))
+    assert said.startswith("--name a is not where --resume-from runs/b/checkpoints/step-00000002 lies (b)")
+    assert "no such file, so nothing to resume" in error(train(run, "--resume-from", "nowhere"))
+    said = error(train(run, "--resume-from", "runs/a/checkpoints/step-00000009"))
+    assert "step-00000009: not a training checkpoint" in said
+
+
+def test_every_checkpoint_damaged(run):
+    for path in (run / "runs" / "a" / "checkpoints").iterdir():
+        (path / "model.safetensors").write_bytes(b"")
+    assert "there is none before it: restore it from a copy" in error(train(run, "--resume", "--name", "a"))
+
+
+def test_a_checkpoint_half_written_is_none(run):
+    root = run / "runs" / "a" / "checkpoints"
+    shutil.copytree(root / "step-00000002", root / ".writing-0123abcd")
+    assert train(run, "--resume", "--name", "a", "--steps", "4", "--allow-changes").code == 0
+    assert checkpoints(run) == ["step-00000003", "step-00000004"]
+
+
+# ---- other weights to start from -----------------------------------------------------------------------------------
+
+
+def test_init_from_takes_shape_and_tokenizer_from_the_model(run):
+    few = ["--data", "a.txt", "--val-fraction", "0.2", "--batch-size", "2", "--steps", "2", "--no-tensorboard"]
+    done = train(run, *few, "--init-from", "runs/a", "--dropout", "0.1", "--device", "cpu", "--name", "b")
+    assert done.code == 0, done.err
+    made = run / "runs" / "b" / "checkpoints" / "step-00000002"
+    config = json.loads((made / "config.json").read_text())
+    assert (config["d_model"], config["max_len"], config["dropout"]) == (16, 16, 0.1)
+    assert Tokenizer.from_pretrained(made) == Tokenizer.named("shakespeare")
+    same = ["--n-layers", "1", "--d-model", "16", "--tokenizer", "shakespeare"]
+    assert train(run, *few, "--init-from", "runs/a", *same, "--device", "cpu", "--name", "c").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--n-layers", "2"], ("--n-layers 2 is not what the model in ", " (1), which decides")),
+        (["--d-model", "32"], ("--d-model 32 is not what", " (16)")),
+        (["--max-len", "8"], ("--max-len 8 is not what", " (16)")),
+        (["--no-bias"], ("--no-bias", "(True)")),
+        (["--gelu", "tanh"], ("--gelu tanh is not what", "(none)")),
+        (["--preset", "gpt2"], ("--preset gpt2 has ", "n_layers 12 (the model: 1)")),
+        (["--tokenizer", "gpt2"], ("--tokenizer gpt2 is another tokenizer", "(shakespeare)")),
+    ],
+)
+def test_init_from_conflicts_are_refused_by_name(run, options, words):
+    few = ["--data", "a.txt", "--val-fraction", "0.2", "--init-from", "runs/a", "--device", "cpu", "--name", "b"]
+    said = error(train(run, *few, *options))
+    for word in words:
+        assert word in said
+    assert not (run / "runs" / "b").exists()
+
+
+def test_init_from_a_model_without_a_tokenizer(here):
+    tiny_model(vocab_size=300).save_pretrained(here / "m")
+    said = error(train(here, "--data", "a.txt", "--init-from", "m"))
+    assert "--tokenizer gpt2 has 50257 token ids, the model in m 300" in said
+
+
+def test_resume_with_init_from(run):
+    few = ["--data", "a.txt", "--val-fraction", "0.2", "--batch-size", "2", "--steps", "2", "--no-tensorboard"]
+    assert train(run, *few, "--init-from", "runs/a", "--device", "cpu", "--name", "b").code == 0
+    shutil.rmtree(run / "runs" / "a")  # the weights come from the checkpoint
+    assert train(run, "--resume", "--name", "b", "--steps", "3", "--allow-changes").code == 0
+    assert train(run, "--resume", "--name", "b", "--init-from", "runs/a").code == 0  # as it was
+    said = error(train(run, "--resume", "--name", "b", "--init-from", "runs/c"))
+    assert said.startswith("--init-from runs/c cannot be given to a run that is resumed")
+
+
+# ---- errors while it trains ----------------------------------------------------------------------------------------
+
+
+def test_a_validation_that_is_nan_is_no_success_and_costs_no_checkpoint(here):
+    first = train(here, *TINY, "--name", "a", "--steps", "1", "--keep", "1")
+    assert first.code == 0
+    diverge = ["--steps", "2", "--lr", "1e30", "--keep", "1", "--allow-changes"]
+    said = error(train(here, "--resume", "--name", "a", *diverge), code=1)
+    assert "the validation loss is nan at step 2" in said
+    assert "runs/a/checkpoints/step-00000002 is kept, and before it step-00000001" in said
+    assert checkpoints(here) == ["step-00000001", "step-00000002"]
+    json.loads((here / "runs" / "a" / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
+
+
+def test_a_loss_that_is_nan_says_what_is_kept(here):
+    said = error(train(here, *TINY, "--name", "a", "--lr", "1e30", "--save-every", "1"), code=1)
+    assert "at step 2; lower lr (1e+30)" in said
+    assert said.endswith("runs/a/checkpoints/step-00000001 is kept")
+
+
+@pytest.fixture
+def inside(here, monkeypatch):
+    """Run the command in this process, in that folder."""
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("FASTGPT_DEBUG", raising=False)
+    return here
+
+
+def stop_in(monkeypatch, owner, name: str, number: int, times: int = 1) -> None:
+    """Send this process a signal as often at the start of owner.name, once."""
+    original, sent = getattr(owner, name), []
+
+    def stopping(*args, **options):
+        if not sent:
+            sent.append(True)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, stopping)
+
+
+PHASES = {
+    "first step": (trainer.Trainer, "_gradient", "step-00000001", "step-00000001"),
+    "update": (torch.optim.AdamW, "step", "step-00000001", "step-00000001"),
+    "validation": (trainer, "evaluate", "step-00000001", "step-00000002"),
+    "saving": (trainer.checkpoint, "save", "step-00000002", "step-00000001"),
+    "the folder": (trainer.run_folder, "make", "step-00000000", "step-00000001"),
+}  # what is kept after one signal in a new run that saves step 2, after two in one that goes on from step 1
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_any_time_saves_and_says_how_to_go_on(inside, monkeypatch, capsys, phase, number, code):
+    owner, name, kept, _ = PHASES[phase]
+    stop_in(monkeypatch, owner, name, number)
+    assert cli.main(["train", *TINY, "--eval-every", "1", "--name", "a b"]) == code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"stopped by {number.name}; runs/a b/checkpoints/{kept} is kept; go on with: "
+        "fastgpt train --resume --name 'a b'"
+    )
+    assert cli.main(["train", "--resume", "--name", "a b"]) == 0
+    assert [line["step"] for line in read_metrics("runs/a b/metrics.jsonl")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(inside, monkeypatch, capsys, phase):
+    owner, name, _, kept = PHASES[phase]
+    assert cli.main(["train", *TINY, "--name", "a", "--runs-dir", "r", "--steps", "1"]) == 0
+    stop_in(monkeypatch, owner, name, signal.SIGINT, times=2)
+    again = ["train", "--resume", "--name", "a", "--runs-dir", "r", "--steps", "5", "--eval-every", "1"]
+    assert cli.main([*again, "--allow-changes"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"fastgpt train: interrupted; r/a/checkpoints/{kept} is kept; go on with: ")
+    assert last.endswith("fastgpt train --resume --name a --runs-dir r")
+    assert not list((inside / "r").rglob(".*"))
+    assert cli.main([*again, "--allow-changes"]) == 0
+
+
+def test_ctrl_c_before_the_first_step(inside, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastgpt.commands._inputs.open_data", interrupted)
+    assert cli.main(["train", *TINY]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "fastgpt train: interrupted; nothing is saved; start again with the same command"
+    )
+    assert not (inside / "runs").exists()
+
+
+def test_ctrl_c_in_the_last_validation(inside, monkeypatch, capsys):
+    stop_in(monkeypatch, trainer, "evaluate", signal.SIGINT)
+    assert cli.main(["train", *TINY, "--name", "a"]) == 130
+    out = capsys.readouterr().out
+    assert out.endswith("stopped by SIGINT: all steps are done and saved, the last validation is not\n")
+    assert checkpoints(inside) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("at", ["1", "2"])
+def test_a_validation_that_fails_loses_no_step(inside, monkeypatch, capsys, caplog, at):
+    def failing(*args, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(trainer, "evaluate", failing)
+    assert cli.main(["train", *TINY, "--eval-every", at, "--name", "a"]) == 2
+    assert "out of memory" in capsys.readouterr().err
+    assert f"step-0000000{at} is kept" in caplog.text
+    assert checkpoints(inside) == [f"step-0000000{at}"]
+    assert len(read_metrics("runs/a/metrics.jsonl")) == int(at)
+    monkeypatch.undo()
+    monkeypatch.chdir(inside)
+    assert cli.main(["train", "--resume", "--name", "a"]) == 0
+
+
+def test_a_full_disk_says_what_is_kept(inside, monkeypatch, capsys):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer.checkpoint, "write_safetensors", full)
+    assert cli.main(["train", *TINY, "--name", "a"]) == 2
+    assert "No space left on device" in (said := capsys.readouterr().err)
+    assert "nothing is saved" in said
+    assert checkpoints(inside) == []
+    monkeypatch.undo()
+    monkeypatch.chdir(inside)
+    assert cli.main(["train", *TINY, "--name", "a"]) == 0
+    monkeypatch.setattr(trainer.checkpoint, "write_safetensors", full)
+    assert cli.main(["train", "--resume", "--name", "a", "--steps", "5", "--allow-changes"]) == 2
+    assert "runs/a/checkpoints/step-00000003 is kept. Free some space" in capsys.readouterr().err
+    assert checkpoints(inside) == ["step-00000002", "step-00000003"]
+
+
+def test_shards_of_another_tokenizer_and_a_text_too_short(here):
+    TokenDataset.from_documents([[1]], Tokenizer.named("shakespeare"))
+    (here / "b.txt").write_text("x")
+    said = error(train(here, *TINY, "--data", "b.txt"))
+    assert "--val-fraction 0.2 splits the 2 tokens of b.txt into 1 to learn from and 1 to validate with" in said
+
+
+def test_checkpoint_error_is_a_runtime_error():
+    assert issubclass(CheckpointError, RuntimeError)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_of_the_umask(inside, mask):
+    before = os.umask(mask)
+    try:
+        assert cli.main(["train", *TINY, "--name", "a"]) == 0
+    finally:
+        os.umask(before)
+    for path in [inside / "runs", *(inside / "runs").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
