@@ -104,7 +104,7 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
 
     def why_children(self) -> str | None:
         """Why lm_head runs, and no kernel stands in for it; None if one may."""
-        return _exact.why_not((self.lm_head,), _LM_HEAD)
+        return _exact.why_not((self._modules["lm_head"],), _LM_HEAD)
 
     def _loss_is_plain(self, kwargs: dict[str, Any]) -> bool:
         """The stock causal loss over all positions, which the fused function computes."""

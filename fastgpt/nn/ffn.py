@@ -17,7 +17,7 @@ _LAYERS = nn.Linear, nn.GELU, nn.Linear
 
 
 class SequentialFFN(nn.Sequential):
-    """nn.Sequential(Linear, GELU, Linear), for which kernels may stand in while its children are exactly these."""
+    """nn.Sequential(Linear, GELU, Linear[, Dropout]), for which kernels may stand in while that is what it holds."""
 
     _expected: ClassVar = {3: _exact.exactly(*_LAYERS)}  # by their number
 
@@ -27,7 +27,10 @@ class SequentialFFN(nn.Sequential):
         expected = self._expected.get(len(children))
         if expected is None:
             return f"there are {len(children)} of them"
-        return _exact.why_not(children.values(), expected)
+        reason = _exact.why_not(children.values(), expected)
+        if reason is None and len(children) == 4 and [*children.values()][3].p == 1.0:
+            return "dropout of everything is not supported"
+        return reason
 
     def __getitem__(self, index: slice | int) -> nn.Module:
         if isinstance(index, slice):  # part of an FFN is not an FFN
@@ -116,12 +119,6 @@ class GELUFFN(SequentialFFN):
         if impl == "triton":
             function, options["recompute"] = gelu_ffn, self.recompute
         return function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate, **options)
-
-    def why_children(self) -> str | None:
-        reason = super().why_children()
-        if reason is None and any(dropout.p == 1.0 for dropout in list(self._modules.values())[3:]):
-            return "dropout of everything is not supported"
-        return reason
 
     def extra_repr(self) -> str:
         return f"impl={self.impl!r}" + (", recompute=True" if self.recompute else "")

@@ -114,7 +114,8 @@ class LinearCrossEntropyLoss(nn.Module):
 
     def why_children(self) -> str | None:
         """Why `self.linear` runs, and no kernel stands in for it; None if one may."""
-        return None if self.linear is None else _exact.why_not((self.linear,), _LINEAR)
+        linear = self._modules.get("linear")
+        return None if linear is None else _exact.why_not((linear,), _LINEAR)
 
     def extra_repr(self) -> str:
         shown = {
