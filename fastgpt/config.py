@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
+from .settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number, nearest
 
 IMPLEMENTATIONS = {
     "attn": ("auto", "triton", "sdpa", "reference"),
@@ -107,8 +105,8 @@ class GPTConfig:
             raise dataclasses.FrozenInstanceError(
                 f"GPTConfig: {name} is read-only; config.replace({name}={value!r}) makes another config"
             )
-        if name not in _field_names() and (near := nearest(name, _field_names())):
-            raise AttributeError(f"GPTConfig: there is no field {name!r}; did you mean {near!r}?")
+        if name not in _field_names() and (meant := nearest(name, _field_names(), cutoff=0.8)):
+            raise AttributeError(f"GPTConfig: there is no field {name!r}; {meant}")
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -135,9 +133,8 @@ class GPTConfig:
         """
         for name in changes:
             if name not in _field_names():
-                near = nearest(name, _field_names())
-                hint = f"did you mean {near!r}?" if near else f"GPTConfig has {', '.join(_field_names())}"
-                raise TypeError(f"GPTConfig: there is no field {name!r}; {hint}")
+                meant = nearest(name, _field_names()) or f"there are {', '.join(_field_names())}"
+                raise TypeError(f"GPTConfig: there is no field {name!r}; {meant}")
         if "d_model" in changes and self.d_ff == 4 * self.d_model:
             changes.setdefault("d_ff", None)
         if "n_heads" in changes and self.n_kv_heads == self.n_heads:
@@ -184,12 +181,6 @@ def check_implementation(part: str, requested: str, *, owner: str = "fastgpt") -
         ValueError: another name. TypeError: no string.
     """
     check_choice(owner, f"{part}_impl", requested, IMPLEMENTATIONS[part])
-
-
-def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.8) -> str | None:
-    """The one of `names` that a misspelt `name` most likely stands for; None if none is as similar as `cutoff`."""
-    by_lower = {other.lower(): other for other in names}
-    return next((by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)), None)
 
 
 @functools.cache

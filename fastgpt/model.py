@@ -159,8 +159,8 @@ class GPT(Generates):
             IndexError: a layer or head that does not exist.
         """
         idx = self._checked(idx)
-        chosen = _indices("layer", layers, self.config.n_layers)
-        heads = _indices("head", heads, self.config.n_heads)
+        chosen = chosen_indices("layer", layers, self.config.n_layers)
+        heads = chosen_indices("head", heads, self.config.n_heads)
         maps: dict[int, Tensor] = {}
 
         def watch(layer: int) -> Any:
@@ -240,16 +240,10 @@ class GPT(Generates):
             FileNotFoundError: no such folder, or no weights in it.
             ValueError: weights that are corrupted or of another shape, or a config that this model cannot express.
         """
-        from .interop import load, skeleton
+        from .interop import filled, load
 
         config, state = load(path_or_name)
-        # In its dtype before it is filled: a default dtype of fewer bits would round the weights on their way.
-        model = skeleton(lambda: cls(config.replace(**overrides))).to(dtype=dtype or next(iter(state.values())).dtype)
-        if device is None:  # nobody reads weights to have none
-            device = "cpu" if torch.get_default_device().type == "meta" else torch.get_default_device()
-        model.to_empty(device=device)
-        model.load_state_dict(state)
-        return model.eval()
+        return filled(lambda: cls(config.replace(**overrides)), state, device=device, dtype=dtype).eval()
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT:
         with tied.kept(self):  # a move that makes new parameters (to_empty) would untie them
@@ -270,7 +264,8 @@ class GPT(Generates):
         return self.head(self.hidden_states(idx, cache)[:, -1])
 
 
-def _indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[int]:
+def chosen_indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[int]:
+    """The layers or heads (`what`) that attention_maps was asked for, of `count`, or IndexError."""
     numbers = list(range(count)) if wanted is None else [wanted] if isinstance(wanted, int) else list(wanted)
     for n in numbers:
         if not -count <= n < count:

@@ -1,6 +1,16 @@
 """`OneHeadLM`, "Model 3": a language model with one attention head and nothing else, written to be read in class.
 
 Every name ends in its shape: B sequences, T tokens, D width, V vocabulary. Each line is one formula.
+
+    model = OneHeadLM(vocab_size=4096, d_model=64, max_len=128)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for idx_BxT, targets_BxT in batches:                       # targets_BxT[:, t] follows idx_BxT[:, t]
+        model(idx_BxT, targets_BxT).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.generate(idx_BxT[:1], 50)
+
+`fastgpt train --preset one-head` does the same with a tokenizer, a schedule and checkpoints.
 """
 
 from __future__ import annotations
@@ -12,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import _runtime
+from .one_head_base import OneHeadBase
 
 
 class OneHeadOutput(NamedTuple):
@@ -28,9 +38,20 @@ class OneHeadOutput(NamedTuple):
     causal_mask: Tensor
     qk_scaled: Tensor
     qk_softmax: Tensor
+    loss = None  # there are no targets
 
 
-class OneHeadLM(nn.Module):
+class OneHeadOutputWithLoss(NamedTuple):
+    """The same steps, and where they lead: the mean cross-entropy, a scalar."""
+
+    logits: Tensor
+    causal_mask: Tensor
+    qk_scaled: Tensor
+    qk_softmax: Tensor
+    loss: Tensor
+
+
+class OneHeadLM(OneHeadBase):
     """Embeddings, LayerNorm, one causal head, residual, and the token embedding again as unembedding.
 
     Args:
@@ -44,11 +65,7 @@ class OneHeadLM(nn.Module):
     """
 
     def __init__(self, vocab_size: int = 50257, d_model: int = 64, max_len: int = 1024) -> None:
-        super().__init__()
-        for name, value in (("vocab_size", vocab_size), ("d_model", d_model), ("max_len", max_len)):
-            if value < 1:
-                raise ValueError(f"OneHeadLM: {name} must be at least 1, got {value}")
-        self.max_len = max_len
+        super().__init__(vocab_size, d_model, max_len)
         self.token_emb = nn.Embedding(vocab_size, d_model)
         self.pos_emb = nn.Embedding(max_len, d_model)
         self.ln = nn.LayerNorm(d_model)
@@ -59,13 +76,16 @@ class OneHeadLM(nn.Module):
         for matrix in (self.token_emb, self.pos_emb, self.W_Q, self.W_K, self.W_V, self.W_0):
             nn.init.normal_(matrix.weight, std=0.02)
 
-    def forward(self, idx_BxT: Tensor) -> OneHeadOutput:
-        """Next-token logits, and the steps that led there.
+    def forward(self, idx_BxT: Tensor, targets_BxT: Tensor | None = None) -> OneHeadOutput | OneHeadOutputWithLoss:
+        """Next-token logits, the steps that led there, and the loss against `targets_BxT`, if there are some.
+
+        targets_BxT[:, t] follows idx_BxT[:, t]; -100 does not count.
 
         Raises:
-            ValueError: T > max_len. TypeError: ids that are not int64 or int32. IndexError: one outside the vocabulary.
+            ValueError: T > max_len, or targets of another shape. TypeError: no tensors of integers.
+            IndexError: an id outside the vocabulary.
         """
-        self._check(idx_BxT)
+        idx_BxT, targets_BxT = self._checked_both(idx_BxT, targets_BxT)
         T, D = idx_BxT.shape[1], self.token_emb.embedding_dim
         position_T = torch.arange(T, device=idx_BxT.device)
 
@@ -84,19 +104,13 @@ class OneHeadLM(nn.Module):
         attended_BxTxD = self.W_0(qk_softmax_BxTxT @ v_BxTxD)
         y_BxTxD = x_BxTxD + attended_BxTxD
         logits_BxTxV = y_BxTxD @ self.token_emb.weight.T
-        return OneHeadOutput(logits_BxTxV, causal_mask_TxT, qk_scaled_BxTxT, qk_softmax_BxTxT)
+
+        steps = OneHeadOutput(logits_BxTxV, causal_mask_TxT, qk_scaled_BxTxT, qk_softmax_BxTxT)
+        if targets_BxT is None:
+            return steps
+        loss = F.cross_entropy(logits_BxTxV.flatten(0, 1), targets_BxT.flatten().long())
+        return OneHeadOutputWithLoss(*steps, loss)
 
     def loss(self, idx_BxT: Tensor, targets_BxT: Tensor) -> Tensor:
         """Mean cross-entropy of the next token; targets_BxT[:, t] follows idx_BxT[:, t]."""
-        return F.cross_entropy(self(idx_BxT).logits.flatten(0, 1), targets_BxT.flatten().long())
-
-    def _check(self, idx_BxT: Tensor) -> None:
-        if idx_BxT.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"OneHeadLM: token ids must be int64 or int32, got {idx_BxT.dtype}; convert with .long()")
-        T, V = idx_BxT.shape[1], self.token_emb.num_embeddings
-        if T > self.max_len:  # noqa: SIM300 (T is a size, not a constant)
-            raise ValueError(f"OneHeadLM: {T} tokens and max_len is {self.max_len}; make it with max_len={T}")
-        if idx_BxT.device.type == "cpu" and idx_BxT.numel() and _runtime.can_be_read(idx_BxT):
-            worst = int(idx_BxT.max()) if idx_BxT.min() >= 0 else int(idx_BxT.min())
-            if not 0 <= worst < V:
-                raise IndexError(f"OneHeadLM: token id {worst} is outside [0, {V}); make it with a larger vocab_size")
+        return self(idx_BxT, targets_BxT).loss

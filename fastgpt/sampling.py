@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import nearest
 from .modes import evaluating
-from .settings import SettingError, SettingTypeError, check_flag, check_integer, check_number
+from .settings import SettingError, SettingTypeError, check_flag, check_integer, check_number, nearest
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,8 @@ class SamplingConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:
-                near = nearest(name, names)
-                hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names)}"
-                raise TypeError(f"generate: there is no setting {name!r}; {hint}")
+                meant = nearest(name, names) or f"there are {', '.join(names)}"
+                raise TypeError(f"generate: there is no setting {name!r}; {meant}")
         config = cls(**settings)
         if config.top_k is not None and config.top_k > vocab_size:
             raise SettingError(

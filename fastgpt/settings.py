@@ -11,7 +11,7 @@ import math
 import numbers
 import operator
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 _LONGEST = 200  # characters of a value in a message
@@ -106,10 +106,11 @@ def check_choice(owner: str, name: str, value: Any, choices: Collection[str]) ->
     return value
 
 
-def nearest(value: str, choices: Collection[str]) -> str:
-    """What was meant: "did you mean 'gpt2'?" where one of `choices` is near, else nothing."""
-    found = difflib.get_close_matches(value.lower(), choices, n=1)
-    return f"did you mean {found[0]!r}?" if found else ""
+def nearest(value: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """What was meant: "did you mean 'gpt2'?" where one of `choices` is as similar as `cutoff` (1: equal), else ""."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=cutoff)
+    return f"did you mean {by_lower[found[0]]!r}?" if found else ""
 
 
 def _short(value: Any) -> str:

@@ -1,10 +1,24 @@
 """Reading and writing checkpoints, ours and others', and the one-call patch of foreign models.
 
-fastgpt   config.json with "model_type": "fastgpt", model.safetensors
-hf        what transformers' GPT2LMHeadModel.save_pretrained writes
-nanogpt   ckpt.pt: a dict with "model" and "model_args"
+fastgpt            config.json with "model_type": "fastgpt", model.safetensors
+fastgpt-one-head   the same of a OneHeadLM
+hf                 what transformers' GPT2LMHeadModel.save_pretrained writes
+nanogpt            ckpt.pt: a dict with "model" and "model_args"
 """
 
-from .folder import load, model_type, read_config, save, skeleton
+from .any_model import open_config, open_model
+from .folder import filled, load, model_type, read_config, save, skeleton
+from .one_head import load_one_head, save_one_head
 
-__all__ = ["load", "model_type", "read_config", "save", "skeleton"]
+__all__ = [
+    "filled",
+    "load",
+    "load_one_head",
+    "model_type",
+    "open_config",
+    "open_model",
+    "read_config",
+    "save",
+    "save_one_head",
+    "skeleton",
+]

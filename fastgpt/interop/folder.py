@@ -235,10 +235,15 @@ def check_names(config: GPTConfig, state: State, *, source: str) -> None:
 
     neutral = dataclasses.replace(config, attn_impl="auto", norm_impl="auto", ffn_impl="auto", loss_impl="auto")
     expected = skeleton(lambda: GPT(neutral)).state_dict()
+    compare_names(expected, state, source=source, config=f"n_layers={config.n_layers}, bias={config.bias}")
+
+
+def compare_names(expected: State, state: State, *, source: str, config: str) -> None:
+    """Raise ValueError unless `state` has the names and shapes of `expected`. `config` describes the model in words."""
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or unexpected:
         raise ValueError(
-            f"{source}: the weights do not fit the config (n_layers={config.n_layers}, bias={config.bias}): "
+            f"{source}: the weights do not fit the config ({config}): "
             f"missing {_some(missing)}, unexpected {_some(unexpected)}; correct the config or take the right weights"
         )
     for name, tensor in expected.items():
@@ -249,6 +254,19 @@ def check_names(config: GPTConfig, state: State, *, source: str) -> None:
                 f"{source}: {name} has shape {tuple(state[name].shape)} and the config asks for {tuple(tensor.shape)}; "
                 "correct the config or take the right weights"
             )
+
+
+def filled(
+    make: Callable[[], Module], state: State, *, device: torch.device | str | None, dtype: torch.dtype | None
+) -> Module:
+    """The module that `make` makes, with the weights of `state`. device: torch's default; dtype: the weights'."""
+    # In its dtype before it is filled: a default dtype of fewer bits would round the weights on their way.
+    model = skeleton(make).to(dtype=dtype or next(iter(state.values())).dtype)
+    if device is None:  # nobody reads weights to have none
+        device = "cpu" if torch.get_default_device().type == "meta" else torch.get_default_device()
+    model.to_empty(device=device)
+    model.load_state_dict(state)
+    return model
 
 
 def skeleton(make: Callable[[], Module]) -> Module:

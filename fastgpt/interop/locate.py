@@ -58,6 +58,8 @@ def check_type(folder: Path, kind: Any) -> None:
     """Raise ValueError unless `model_type` is one that GPT reads."""
     if kind in ("fastgpt", "gpt2"):
         return
+    if kind == "fastgpt-one-head":
+        raise ValueError(f"{folder / 'config.json'}: the model is a OneHeadLM; read it with OneHeadLM.from_pretrained")
     adapter = " (and the adapter beside it is PEFT's)" if (folder / "adapter_config.json").is_file() else ""
     raise ValueError(f'{folder / "config.json"}: model_type must be "fastgpt" or "gpt2", got {kind!r}{adapter}')
 

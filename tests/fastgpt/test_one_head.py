@@ -1,11 +1,13 @@
 """Model 3's published properties, at its documented size and at other lengths."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from fastgpt import OneHeadLM
+from fastgpt import GPT, GPTConfig, OneHeadLM, interop, presets
+from tests.fastgpt.training import VOCAB_SIZE, tiny_trainer
 
 
 def documented(seed_):
@@ -117,21 +119,107 @@ def test_it_learns(seed):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize(
-    ("idx", "error", "message"),
-    [
-        (torch.zeros(1, 9, dtype=torch.long), ValueError, "9 tokens and max_len is 8; make it with max_len=9"),
-        (torch.full((1, 2), 50), IndexError, r"token id 50 is outside \[0, 50\)"),
-        (torch.zeros(1, 2), TypeError, "token ids must be int64 or int32, got torch.float32"),
-        (torch.zeros(1, 2, dtype=torch.uint8), TypeError, "token ids must be int64 or int32, got torch.uint8"),
-        (torch.full((1, 2), -1), IndexError, r"token id -1 is outside \[0, 50\)"),
-    ],
-)
-def test_bad_input_is_named(idx, error, message):
-    with pytest.raises(error, match=message):
-        OneHeadLM(50, 16, max_len=8)(idx)
-
-
 def test_bad_sizes_are_named():
-    with pytest.raises(ValueError, match="d_model must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="OneHeadLM: d_model=0 must be an integer, at least 1"):
         OneHeadLM(d_model=0)
+    with pytest.raises(TypeError, match="OneHeadLM: vocab_size='50' must be an integer"):
+        OneHeadLM("50")
+
+
+def test_the_steps_are_four_and_with_targets_the_loss_is_last(seed):
+    model, idx = small(12)
+    targets = idx.roll(-1, 1)
+    logits, causal_mask, qk_scaled, qk_softmax = model(idx)
+    assert model(idx).loss is None
+    output = model(idx, targets)
+    assert output._fields == ("logits", "causal_mask", "qk_scaled", "qk_softmax", "loss")
+    for ours, theirs in zip(output, (logits, causal_mask, qk_scaled, qk_softmax)):
+        assert torch.equal(ours, theirs)
+    rows = -logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
+    torch.testing.assert_close(output.loss, rows.mean())
+    torch.testing.assert_close(output.loss, model.loss(idx, targets))
+    targets[:, 3:] = -100
+    torch.testing.assert_close(model(idx, targets).loss, rows[:, :3].mean())
+
+
+def test_generation_is_the_likeliest_token_of_a_plain_forward_past_max_len_too(seed):
+    model, idx = small(3, D=16, max_len=5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()
+    expected = idx
+    for _ in range(6):
+        token = model(expected[:, -5:]).logits[:, -1].argmax(-1, keepdim=True)
+        expected = torch.cat([expected, token], dim=1)
+    assert torch.equal(model.generate(idx, 6, temperature=0.0), expected)
+    assert torch.equal(torch.stack(list(model.stream(idx, 6, temperature=0.0)), 1), expected[:, 3:])
+
+
+def test_attention_maps_are_those_of_the_forward(seed):
+    model, idx = small(7)
+    model.train()
+    maps = model.attention_maps(idx)
+    assert list(maps) == [0]
+    assert torch.equal(maps[0], model(idx).qk_softmax[:, None])
+    assert model.attention_maps(idx, layers=[-1], heads=0)[0].shape == (2, 1, 7, 7)
+    assert not maps[0].requires_grad
+    with pytest.raises(IndexError, match="there is no head 1; the model has 1"):
+        model.attention_maps(idx, heads=[1])
+
+
+def test_saved_and_read_again(seed, tmp_path):
+    model, idx = small(7)
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields == {"model_type": "fastgpt-one-head", "vocab_size": 97, "d_model": 64, "max_len": 256}
+    for back in (OneHeadLM.from_pretrained(tmp_path), interop.open_model(tmp_path)):
+        assert type(back) is OneHeadLM
+        assert not back.training
+        assert back.config == model.config
+        assert torch.equal(back(idx).logits, model(idx).logits)
+    assert OneHeadLM.from_pretrained(tmp_path, dtype=torch.float64).ln.weight.dtype == torch.float64
+    assert interop.open_config(tmp_path) == model.config
+
+
+def test_files_of_another_model_are_named(seed, tmp_path):
+    model, _ = small(7)
+    model.save_pretrained(tmp_path / "one")
+    GPT(GPTConfig(97, 8, 1, 1, 16)).save_pretrained(tmp_path / "gpt")
+    assert type(interop.open_model(tmp_path / "gpt", attn_impl="reference")) is GPT
+    with pytest.raises(ValueError, match=r"read it with OneHeadLM\.from_pretrained"):
+        GPT.from_pretrained(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"not a OneHeadLM; read it with GPT\.from_pretrained"):
+        OneHeadLM.from_pretrained(tmp_path / "gpt")
+    with pytest.raises(ValueError, match="attn_impl='triton' is not a setting of the OneHeadLM"):
+        interop.open_model(tmp_path / "one", attn_impl="triton")
+    config = tmp_path / "one" / "config.json"
+    config.write_text(config.read_text().replace("97", "96"))
+    with pytest.raises(ValueError, match=r"token_emb.weight has shape \(97, 64\) and the config asks for \(96, 64\)"):
+        OneHeadLM.from_pretrained(tmp_path / "one")
+    config.write_text(config.read_text().replace("96", "0"))
+    with pytest.raises(ValueError, match=r"config.json: OneHeadLM: vocab_size=0 must be"):
+        OneHeadLM.from_pretrained(tmp_path / "one")
+
+
+def test_presets(seed):
+    model = presets.build("one-head", vocab_size=97)
+    assert type(model) is OneHeadLM
+    assert model.config.to_dict() == {"vocab_size": 97, "d_model": 64, "max_len": 128}
+    assert presets.build("One-Head", vocab_size=97, d_model=8, max_len=4).config.d_model == 8
+    gpt = presets.build("depth-2x256x4", vocab_size=97, n_layers=1, max_len=8)
+    assert gpt.config == GPTConfig.preset("depth-2x256x4", vocab_size=97, n_layers=1, max_len=8)
+    assert presets.models() == [*presets.names(), "one-head"]
+    with pytest.raises(ValueError, match="n_layers=2 is no setting of preset one-head, which has vocab_size, d_model"):
+        presets.build("one-head", n_layers=2)
+    with pytest.raises(ValueError, match=r"preset='onehead' must be one of gpt2, .*, one-head"):
+        presets.build("onehead")
+    with pytest.raises(ValueError, match=r"preset='one-head' is no GPT; fastgpt\.presets\.build makes it"):
+        GPTConfig.preset("one-head")
+
+
+def test_the_trainer_trains_it(seed, tmp_path):
+    model = presets.build("one-head", vocab_size=VOCAB_SIZE, d_model=16, max_len=16)
+    result = tiny_trainer(tmp_path, model=model, steps=40).fit()
+    assert result.losses[-1] < 0.8 * result.losses[0]
+    back = interop.open_model(result.checkpoint)
+    assert torch.equal(back.W_Q.weight, model.W_Q.weight)

@@ -23,7 +23,7 @@ def gpt(impl="auto"):
 MODELS = {"GPT": gpt, "OneHeadLM": lambda: OneHeadLM(V, 16, max_len=8).eval()}
 
 
-@pytest.fixture(params=["GPT"])
+@pytest.fixture(params=MODELS)
 def owner(request):
     return request.param
 
