@@ -73,12 +73,10 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOMES[name], __name__), name)
     if name in ("kernels", "nn", "presets"):
         return import_module(f".{name}", __name__)
-    from .config import nearest
+    from .settings import nearest
 
-    near = nearest(name, __all__, cutoff=0.6)
-    raise AttributeError(
-        f"module {__name__!r} has no attribute {name!r}" + (f"; did you mean {near!r}?" if near else "")
-    )
+    meant = nearest(name, __all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}" + (f"; {meant}" if meant else ""))
 
 
 def __dir__() -> list[str]:
