@@ -274,7 +274,7 @@ def _fitting_moments(
                 f"{folder}: the optimizer's {kind} for {name} has shape {tuple(value.shape)}, the parameter "
                 f"{tuple(parameters[name].shape)}; {_instead(folder)}"
             )
-        state.setdefault(number, {})[kind] = value
+        state.setdefault(number, {})[kind] = value.clone()  # what was read is the file's own memory
     if state and (unknown or len(state) != len(owned)):
         stored = {key.rsplit("/", 1)[0] for key in tensors if key.startswith("optimizer/")}
         raise CheckpointError(

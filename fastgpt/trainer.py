@@ -270,7 +270,9 @@ class Trainer:
                     raise FloatingPointError(f"{error}; {kept}") from error
                 if isinstance(error, checkpoint.CheckpointError):  # says so itself
                     raise
-                _log.warning("Trainer: an error ends the run at step %d; %s", self.step, kept)
+                _log.warning(
+                    "Trainer: an error ends the run at step %d; %s; go on with resume=True (--resume)", self.step, kept
+                )
                 raise
         stopped_by = self._signals.stopped_by
         if stopped_by is not None:

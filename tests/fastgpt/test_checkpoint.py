@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import hashlib
+import json
 import os
 import resource
 
 import pytest
+import safetensors.torch
 import torch
 
 from fastgpt import GPT, checkpoint
 from fastgpt.checkpoint import CheckpointError
 from fastgpt.run_folder import SettingsChanged
 from fastgpt.tokenizer import Tokenizer
+from fastgpt.train_config import TrainConfig
 
 from .training import tiny_model, tiny_trainer
 
@@ -191,3 +196,69 @@ def test_replacing_a_checkpoint_of_the_same_step(run, tmp_path):
     model = tiny_model()
     checkpoint.load_weights(run / "step-00000008", model)
     assert (model.ln_f.weight == 3.0).all()
+
+
+def test_a_checkpoint_of_the_first_version_loads(tmp_path):
+    """Its blocks registered their parameters as ln1, attn, ln2, ffn, and training.json had the config alone."""
+    options = {"grad_clip": 0}  # the gradient's norm is a sum in the parameters' order
+    straight = tiny_trainer(tmp_path, name="straight", **options)
+    straight.fit()
+    model = tiny_model()
+    for block in model.blocks:
+        block._modules = {name: block._modules[name] for name in ("ln1", "attn", "ln2", "ffn")}
+    tiny_trainer(tmp_path, model=model, name="a", save_every=5, **options).fit()
+    root = tmp_path / "a" / "checkpoints"
+    old = root / "step-00000005"
+    state = json.loads((old / "training.json").read_text())
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "log_every"]
+    asked = state.pop("settings")
+    state["config"] = {name: asked[name] for name in names} | {"seq_len": None, "dtype": "auto"}
+    (old / "training.json").write_text(json.dumps(state))
+    hashes = json.loads((old / "checksums.json").read_text())
+    hashes["training.json"] = hashlib.sha256((old / "training.json").read_bytes()).hexdigest()
+    (old / "checksums.json").write_text(json.dumps(hashes))
+
+    with pytest.raises(SettingsChanged, match=r"lr=0\.01, now 0\.5"):
+        tiny_trainer(tmp_path, name="a", lr=0.5, **options).fit(resume=old)
+    again = tiny_trainer(tmp_path, model=tiny_model(seed=7), name="a", **options)
+    again.fit(resume=old)
+    for (_, p), (_, q) in zip(straight.model.named_parameters(), again.model.named_parameters()):
+        assert torch.equal(p, q)
+
+
+def test_a_moment_of_another_shape_is_named(tmp_path, run, monkeypatch):
+    tensors = safetensors.torch.load((run / "step-00000008" / "training.safetensors").read_bytes())
+    name = "optimizer/blocks.0.ffn.0.weight/exp_avg_sq"
+    checkpoint.write_safetensors(
+        run / "step-00000008" / "training.safetensors", tensors | {name: tensors[name].T.contiguous()}
+    )
+    model = tiny_model()
+    before = model.ln_f.weight.clone()
+    trainer = tiny_trainer(tmp_path, model=model, name="a")
+    message = r"optimizer's exp_avg_sq for blocks\.0\.ffn\.0\.weight has shape \(16, 64\), the parameter \(64, 16\)"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.restore(run / "step-00000008", trainer.model, trainer.optimizer)
+    assert torch.equal(model.ln_f.weight, before)  # all or nothing
+
+
+def test_pruning_keeps_what_was_just_saved_and_forgives_what_it_cannot_delete(run, monkeypatch, caplog):
+    (run / "step-00000099").mkdir()  # a stray one
+    checkpoint.prune(run, 1, run / "step-00000008")
+    assert names(run) == ["step-00000008"]
+
+    def refused(path, *args, **options):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    (run / "step-00000009").mkdir()
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", refused)
+    checkpoint.prune(run, 1, run / "step-00000009")
+    assert "could not delete the old checkpoint" in caplog.text
+
+
+def test_a_resumed_run_does_not_live_in_the_checkpoints_files(tmp_path, run):
+    """They may be deleted, or truncated, while it goes on."""
+    trainer = tiny_trainer(tmp_path, name="a")
+    trainer.load(run / "step-00000008")
+    (run / "step-00000008" / "training.safetensors").write_bytes(b"")
+    (run / "step-00000008" / "model.safetensors").write_bytes(b"")
+    trainer.train_step()

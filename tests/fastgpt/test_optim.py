@@ -74,3 +74,43 @@ def test_learning_rate_of_very_short_runs(steps):
     for s in range(steps):
         assert 0 < learning_rate(s, steps=steps, peak=1.0) <= 1.0
         assert math.isfinite(learning_rate(s, steps=steps, peak=1.0, warmup_fraction=0.0))
+
+
+def test_a_state_of_other_shapes_is_refused():
+    """By torch alone it would load: the same number of parameters, but another order."""
+    torch.manual_seed(0)
+    ours, other = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5)), nn.Sequential(nn.Linear(2, 5), nn.Linear(3, 2))
+    optimizer, foreign = build_adamw(ours, 0.1), build_adamw(other, 0.1)
+    for parameter in other.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    foreign.step()
+    message = r"AdamW: the state's exp_avg for 0\.weight has shape \(5, 2\), the parameter \(2, 3\)"
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(foreign.state_dict())
+    assert not optimizer.state
+    again = build_adamw(other, 0.1)
+    again.load_state_dict(foreign.state_dict())
+    assert all(torch.equal(again.state[p]["exp_avg"], foreign.state[p]["exp_avg"]) for p in other.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": "3e-4"}, "build_adamw: lr='3e-4' must be a number"),
+        ({"lr": math.nan}, "build_adamw: lr=nan must be a number"),
+        ({"weight_decay": -1}, "build_adamw: weight_decay=-1 must be a number"),
+        ({"betas": (1.0, 0.9)}, "build_adamw: beta1=1.0 must be a number, at least 0 and below 1"),
+        ({"betas": (0.9, 1)}, "build_adamw: beta2=1 must be a number"),
+        ({"eps": -1e-8}, "build_adamw: eps=-1e-08 must be a number"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        build_adamw(nn.Linear(2, 2), **({"lr": 0.1} | options))
+
+
+def test_a_schedule_that_is_none():
+    with pytest.raises(ValueError, match=r"learning_rate: steps=0 must be an integer, at least 1"):
+        learning_rate(0, steps=0, peak=1.0)
+    with pytest.raises(TypeError, match=r"learning_rate: step=1\.5 must be an integer"):
+        learning_rate(1.5, steps=3, peak=1.0)

@@ -109,3 +109,33 @@ def test_sequential_batches_score_every_token_once():
     assert [len(idx) for idx, _ in few] == [2, 2, 2]
     assert few[0][0][0, 0] == 0
     assert few[-1][0][-1, 0] == 990  # spread to the end
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "BatchSampler: seed=-1 must be an integer, at least 0"),
+        ({"batch_size": 1.5}, "BatchSampler: batch_size=1.5 must be an integer, at least 1"),
+        ({"dataset": "a.txt"}, "BatchSampler: dataset='a.txt' must be a TokenDataset"),
+    ],
+)
+def test_arguments_that_are_none(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        BatchSampler(**({"dataset": stream(30), "batch_size": 1, "seq_len": 4} | options))
+
+
+def test_batches_are_born_on_the_cpu():
+    torch.set_default_device("meta")
+    try:
+        batches = [BatchSampler(stream(30), 2, 4).next_batch(), *sequential_batches(stream(30), 2, 4)]
+    finally:
+        torch.set_default_device(None)
+    assert all((x.device.type, x.dtype) == ("cpu", torch.int64) for batch in batches for x in batch)
+
+
+def test_changes_that_are_allowed_go_on_at_the_same_part_of_the_epoch():
+    old, new = BatchSampler(stream(101), 5, 4), BatchSampler(stream(201), 5, 2, seed=9)
+    for _ in range(7):
+        old.next_batch()
+    new.load_state_dict(old.state_dict(), allow_changes=True)
+    assert new.epoch == pytest.approx(old.epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 import os
@@ -13,14 +14,19 @@ import textwrap
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from fastgpt import metrics
 from fastgpt.data import TokenDataset, shakespeare, shakespeare_tokens
 from fastgpt.metrics import read_metrics
+from fastgpt.run_folder import SettingsChanged
+from fastgpt.sampler import BatchSampler
+from fastgpt.settings import SettingError, SettingTypeError
+from fastgpt.stopping import StopSignals
 from fastgpt.tokenizer import Tokenizer
-from fastgpt.trainer import TrainConfig, Trainer, evaluate
+from fastgpt.trainer import TrainConfig, Trainer, Validation, evaluate
 
 from .training import tiny_data, tiny_model, tiny_trainer
 
@@ -236,8 +242,7 @@ _RUN = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_first(tmp_path, number):
+def test_a_signal_saves_first(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(_RUN), str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
@@ -247,13 +252,13 @@ def test_a_signal_saves_first(tmp_path, number):
         while not (log.exists() and len(read_metrics(log)) >= 3):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         stopped_by, step, _ = process.communicate(timeout=60)[0].split()
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 0
-    assert stopped_by == number.name
+    assert stopped_by == "SIGTERM"
     assert int(step) == len(read_metrics(log)) < 100000
     again = tiny_trainer(tmp_path, name="killed", steps=int(step) + 2)
     assert again.fit(resume=True, allow_changes=True).step == int(step) + 2
@@ -284,3 +289,296 @@ def test_mfu_formula(monkeypatch):
     cuda = torch.device("cuda")
     assert metrics.mfu(1e5, 1e9, cuda, torch.bfloat16) == pytest.approx(1e14 / 312e12)
     assert metrics.mfu(1e5, 1e9, torch.device("cpu"), torch.bfloat16) is None
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "gpt2"}, r"Trainer: model='gpt2' must be a torch\.nn\.Module"),
+        (
+            {"train_data": "data.txt"},
+            r"Trainer: train_data='data\.txt' must be a TokenDataset: make one with prepare\(",
+        ),
+        ({"train_data": [1, 2, 3]}, r"Trainer: train_data=\[1, 2, 3\] must be a TokenDataset.*TokenDataset\.open\("),
+        ({"train_data": None}, r"Trainer: train_data=None must be a TokenDataset"),
+        ({"val_data": "data.txt"}, r"Trainer: val_data='data\.txt' must be a TokenDataset"),
+        ({"config": "settings.json"}, r"Trainer: config='settings\.json' must be a TrainConfig"),
+        ({"config": {"steps": 3}}, r"Trainer: config=\{'steps': 3\} must be a TrainConfig"),
+        ({"tokenizer": "gpt2"}, r"Trainer: tokenizer='gpt2' must be a Tokenizer"),
+        ({"config": TrainConfig(device="gpu")}, r"Trainer: device='gpu' must be one of auto, cpu"),
+    ],
+)
+def test_arguments_that_are_none(options, message):
+    arguments = {"model": tiny_model(), "train_data": tiny_data(), "config": TrainConfig(device="cpu")} | options
+    with pytest.raises((SettingError, SettingTypeError), match=message):
+        Trainer(**arguments)
+
+
+def test_data_that_cannot_be_validated_with(tmp_path):
+    with pytest.raises(SettingError, match=r"Trainer: val_data='tiny' has 1 tokens; at least 2 are needed"):
+        Trainer(tiny_model(), tiny_data(), TrainConfig(device="cpu"), val_data=tiny_data(1))
+    other = dataclasses.replace(tiny_data(), tokenizer_sha256="other")
+    with pytest.raises(
+        SettingError, match=r"val_data='tiny' was made with another tokenizer \(other\.\.\.\) than train"
+    ):
+        Trainer(tiny_model(), tiny_data(), TrainConfig(device="cpu"), val_data=other)
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_training(tmp_path):
+    class Bare(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny_model()
+            self.config = self.inner.config
+
+        def forward(self, idx, targets):
+            return self.inner(idx, targets)
+
+    trainer = tiny_trainer(tmp_path, model=Bare(), name="a")
+    trainer.train_step()
+    with pytest.raises(SettingTypeError, match=r"Trainer: model='Bare' has no method save_pretrained"):
+        trainer.fit()
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "evaluate: batch_size=0 must be an integer, at least 1"),
+        ({"max_batches": 0}, "evaluate: max_batches=0 must be an integer, at least 1"),
+        ({"seq_len": 0}, "evaluate: seq_len=0 must be an integer, at least 1"),
+        ({"seq_len": 17}, "evaluate: seq_len=17 exceeds the model's max_len=16"),
+        ({"data": tiny_data(1)}, "evaluate: data='tiny' has 1 tokens; at least 2 are needed"),
+        ({"data": "a.txt"}, "evaluate: data='a.txt' must be a TokenDataset"),
+    ],
+)
+def test_evaluate_refuses(options, message):
+    arguments = {"data": tiny_data(50), "batch_size": 2, "device": torch.device("cpu")} | options
+    with pytest.raises((SettingError, SettingTypeError), match=message):
+        evaluate(tiny_model(), **arguments)
+
+
+def test_evaluate_leaves_each_module_its_mode():
+    model, arguments = tiny_model().train(), {"batch_size": 2, "device": torch.device("cpu")}
+    model.blocks[0].eval()  # frozen by its owner
+    before = [module.training for module in model.modules()]
+    evaluate(model, tiny_data(50), **arguments)
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(IndexError):
+        evaluate(model, dataclasses.replace(tiny_data(50), shards=(np.full(50, 4999),)), **arguments)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_evaluate_of_a_model_that_gives_nan():
+    model = tiny_model()
+    with torch.no_grad():
+        model.ln_f.weight[0] = math.nan
+    found = evaluate(model, tiny_data(50), batch_size=2, device=torch.device("cpu"))
+    assert math.isnan(found.loss)
+    assert not found.is_finite
+
+
+@pytest.mark.parametrize("default", ["meta", torch.float64, torch.bfloat16])
+def test_what_the_user_set_as_default_does_not_matter(tmp_path, default):
+    plain = tiny_trainer(tmp_path, name="plain", eval_every=3).fit()
+    models = tiny_model(), tiny_model(seed=7)
+    (torch.set_default_device if default == "meta" else torch.set_default_dtype)(default)
+    try:
+        found = tiny_trainer(tmp_path, model=models[0], name="a", save_every=4, eval_every=3).fit()
+        resumed = tiny_trainer(tmp_path, model=models[1], name="a").fit(
+            resume=tmp_path / "a" / "checkpoints" / "step-00000004"
+        )
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert (found.losses, found.validation) == (plain.losses, plain.validation)
+    assert resumed.losses == plain.losses[4:]
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+def failing_at(monkeypatch, owner, name: str, error: Exception, call: int) -> list:
+    """From its `call`-th call on, owner.name raises."""
+    original, calls = getattr(owner, name), []
+
+    def maybe(*args, **options):
+        calls.append(args)
+        if len(calls) >= call:
+            raise error
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, maybe)
+    return calls
+
+
+@pytest.mark.parametrize("failing", ["_gradient", "validate"])
+def test_an_error_costs_no_whole_update(tmp_path, monkeypatch, caplog, failing):
+    straight = tiny_trainer(tmp_path, name="straight", eval_every=1)
+    straight.fit()
+    trainer = tiny_trainer(tmp_path, name="a", eval_every=1)
+    failing_at(monkeypatch, Trainer, failing, RuntimeError("out of memory"), 4)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.fit()
+    monkeypatch.undo()
+    step = {"_gradient": 3, "validate": 4}[failing]
+    assert f"an error ends the run at step {step}; {tmp_path}/a/checkpoints/step-0000000{step} is kept" in caplog.text
+    assert len(read_metrics(tmp_path / "a" / "metrics.jsonl")) == step
+    again = tiny_trainer(tmp_path, model=tiny_model(seed=7), name="a", eval_every=1)
+    torch.manual_seed(999)
+    assert again.fit(resume=True).losses == straight_losses(tmp_path, "straight")[step:]
+    assert_same_bits(weights(straight), weights(again))
+
+
+def straight_losses(folder, name: str) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / name / "metrics.jsonl")]
+
+
+def test_a_step_that_fails_leaves_the_trainer_as_it_was(tmp_path, monkeypatch):
+    straight, trainer = tiny_trainer(tmp_path, name="straight"), tiny_trainer(tmp_path, name="a")
+    torch.manual_seed(5)
+    expected = [straight.train_step() for _ in range(3)]
+    torch.manual_seed(5)
+    steps = [trainer.train_step()]
+    failing_at(monkeypatch, torch.nn.utils, "clip_grad_norm_", RuntimeError("once"), 1)
+    with pytest.raises(RuntimeError, match="once"):  # after the batch was drawn, and dropout, and the backward pass
+        trainer.train_step()
+    monkeypatch.undo()
+    steps += [trainer.train_step() for _ in range(2)]
+    assert steps == expected
+    assert_same_bits(weights(straight), weights(trainer))
+
+
+def test_an_error_in_the_middle_of_an_update_is_not_saved(tmp_path, monkeypatch, caplog):
+    trainer = tiny_trainer(tmp_path, name="a", save_every=2)
+    failing_at(monkeypatch, torch.optim.AdamW, "step", RuntimeError("half of them"), 4)
+    with pytest.raises(RuntimeError, match="half of them"):
+        trainer.fit()
+    assert "step-00000002 is kept, what follows it is lost" in caplog.text
+    assert [p.name for p in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, value):
+    trainer = tiny_trainer(tmp_path, name="a", save_every=1, keep=1, val=False)
+    step = torch.optim.AdamW.step
+
+    def poisoned(self, *args):
+        step(self, *args)
+        if trainer.step == 2:
+            with torch.no_grad():
+                trainer.model.ln_f.weight[0] = value
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", poisoned)
+    with pytest.raises(
+        FloatingPointError, match=r"not finite after step 3, so they are not saved.*step-00000002 is kept"
+    ):
+        trainer.fit()
+    assert [p.name for p in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("what", ["tensorboard", "progress", "metrics"])
+def test_reports_that_fail_are_said_once_and_training_goes_on(tmp_path, monkeypatch, caplog, what):
+    trainer = tiny_trainer(tmp_path, name="a", tensorboard=True)
+    full = OSError(28, "No space left on device")
+    if what == "tensorboard":
+        failing_at(monkeypatch, metrics.Scalars, "write", ValueError("protobuf"), 3)
+    elif what == "progress":
+        trainer.show_progress = "lines"
+        monkeypatch.setattr("builtins.print", lambda *a, **k: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe")))
+    else:
+        flush, calls = metrics.MetricsLog._flush, []
+
+        def failing(self):
+            calls.append(1)
+            if len(calls) in (3, 4):
+                raise full
+            flush(self)
+
+        monkeypatch.setattr(metrics.MetricsLog, "_flush", failing)
+    assert trainer.fit().step == 8
+    said = {"tensorboard": "TensorBoard: protobuf", "progress": "progress: Broken pipe", "metrics": "No space left"}
+    assert caplog.text.count("training goes on") == 1
+    assert said[what] in caplog.text
+    # What the disk had no room for at first is written later.
+    assert [line["step"] for line in read_metrics(tmp_path / "a" / "metrics.jsonl")] == list(range(1, 9))
+
+
+def test_a_tensorboard_that_cannot_be_opened(tmp_path, caplog):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "tensorboard").write_text("a file")
+    assert tiny_trainer(tmp_path, name="a", steps=1, tensorboard=True).fit().step == 1
+    assert "TensorBoard: " in caplog.text
+
+
+def test_old_checkpoints_stay_until_the_new_one_is_seen_to_be_a_number(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, name="a", steps=3, save_every=1, keep=1)
+    bad = Validation(math.nan, math.nan, None, 1)
+    monkeypatch.setattr("fastgpt.trainer.evaluate", lambda *a, **k: bad)
+    with pytest.raises(
+        FloatingPointError, match=r"validation loss is nan at step 3.*step-00000003 is kept, and before it"
+    ):
+        trainer.fit()
+    assert sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
+    assert read_metrics(tmp_path / "a" / "metrics.jsonl")[-1]["val_loss"] is None
+
+
+def test_what_a_parent_ignores_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and background jobs have it
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.stopped_by is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.stopped_by == "SIGTERM"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+def test_resume_with_other_settings(tmp_path):
+    tiny_trainer(tmp_path, name="a", steps=2).fit()
+    changed = {"lr": 0.5, "batch_size": 4, "weight_decay": 0.0, "steps": 4}
+    model = tiny_model(seed=7, gelu="tanh")
+    trainer = tiny_trainer(tmp_path, model=model, name="a", **changed)
+    before = weights(trainer)
+    with pytest.raises(SettingsChanged, match=r"resume=True, allow_changes=True") as caught:
+        trainer.fit(resume=True)
+    assert caught.value.differences == {
+        "gelu": ("none", "tanh"), "lr": (0.01, 0.5), "batch_size": (3, 4), "weight_decay": (0.1, 0.0), "steps": (2, 4),
+    }  # fmt: skip
+    assert_same_bits(before, weights(trainer))  # refused before anything was changed
+    assert trainer.fit(resume=True, allow_changes=True).step == 4
+
+
+def test_resume_on_other_data(tmp_path):
+    tiny_trainer(tmp_path, name="a", steps=4).fit()
+    trainer = tiny_trainer(tmp_path, name="a", steps=4)
+    trainer.train_data = tiny_data(900)
+    trainer.sampler = BatchSampler(trainer.train_data, 3, 16)
+    with pytest.raises(SettingsChanged, match=r"n_tokens=700, now 900 \(of the training data\)"):
+        trainer.fit(resume=True)
+    trainer.load(tmp_path / "a" / "checkpoints" / "step-00000004", allow_changes=True)
+    assert trainer.sampler.epoch == pytest.approx(4 * 3 / 44, abs=0.02)  # the same part of the epoch
+
+
+def test_resume_and_overwrite(tmp_path):
+    with pytest.raises(ValueError, match=r"resume .* overwrite .*choose one of them"):
+        tiny_trainer(tmp_path, name="a").fit(resume=True, overwrite=True)
+
+
+def test_a_finished_run_is_left_alone(tmp_path, caplog):
+    first = tiny_trainer(tmp_path, name="a", steps=2).fit()
+    (tmp_path / "a" / "settings.json").chmod(0o600)
+    trainer = tiny_trainer(tmp_path, model=tiny_model(seed=7), name="a", steps=2)
+    result = trainer.fit(resume=True)
+    assert (result.step, result.losses, result.validation, result.checkpoint) == (2, [], None, first.checkpoint)
+    assert "2 of 2 steps are done, so there is nothing to do" in caplog.text
+    assert not list((tmp_path / "a").glob("tensorboard"))
+    assert trainer.validate() == first.validation  # the weights are there
