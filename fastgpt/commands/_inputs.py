@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..config import GPTConfig
     from ..data import TokenDataset
     from ..model import GPT
+    from ..one_head import OneHeadLM
     from ..tokenizer import Tokenizer
 
 
@@ -125,14 +126,16 @@ def read_config(model: str) -> GPTConfig:
     )
 
 
-def open_model(path: str, device: torch.device, tokenizer: str | None, **overrides: str) -> tuple[GPT, Tokenizer]:
+def open_model(
+    path: str, device: torch.device, tokenizer: str | None, **overrides: str
+) -> tuple[GPT | OneHeadLM, Tokenizer]:
     """The model in a run's or a model's folder, ready on `device`, and its tokenizer.
 
     Raises:
         ValueError: the folder holds no tokenizer and none is named, or its vocabulary is larger than the model's.
         SettingError: a tokenizer is named, and the folder holds another one.
     """
-    from ..model import GPT
+    from .. import interop
     from ..tokenizer import Tokenizer
 
     folder = model_folder(path)
@@ -142,7 +145,7 @@ def open_model(path: str, device: torch.device, tokenizer: str | None, **overrid
     if own is not None and found != own:
         need = f"is not the tokenizer that {path} was trained with, {own!r}, but {found!r}; leave the option out"
         raise SettingError("open_model", "tokenizer", tokenizer, need)
-    model = GPT.from_pretrained(folder, device=device, **overrides).eval()
+    model = interop.open_model(folder, device=device, **overrides)
     if found is None and 50257 <= model.config.vocab_size <= 50304:  # GPT-2's, perhaps padded to a multiple of 64
         found = Tokenizer.named("gpt2")
     if found is None:

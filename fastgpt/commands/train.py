@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import run_folder
-from ..config import GPTConfig
+from .. import presets, run_folder
 from ..run_folder import SettingsChanged
 from ..settings import SettingError, check_integer, check_number, shown
 from ..train_config import TrainConfig
@@ -21,7 +20,9 @@ from ..train_config import TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..config import GPTConfig
     from ..data import TokenDataset
+    from ..one_head_base import OneHeadConfig
     from ..tokenizer import Tokenizer
 
 DEFAULT_PRESET = "depth-4x256x4"
@@ -34,7 +35,7 @@ class ModelOptions:
 
     preset: str | None = None
     """GPT-2 sizes: gpt2 (124M), gpt2-medium, gpt2-large, gpt2-xl; depth study: depth-{2,4,8,12}x{256,512}x{4,8}
-    (layers x width x heads); depth-4x256x4 if not given."""
+    (layers x width x heads); one-head: OneHeadLM, with --d-model and --max-len only. If not given: depth-4x256x4."""
     n_layers: int | None = None
     """Blocks."""
     n_heads: int | None = None
@@ -67,25 +68,26 @@ class ModelOptions:
     """"auto", "triton", "torch" or "reference"."""
 
     def given(self) -> dict[str, Any]:
-        """The fields of GPTConfig that were asked for."""
+        """The fields of the model's config that were asked for."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "preset"}
 
-    def config(self, vocab_size: int) -> GPTConfig:
+    def config(self, vocab_size: int) -> GPTConfig | OneHeadConfig:
         preset = DEFAULT_PRESET if self.preset is None else self.preset
-        return GPTConfig.preset(preset, **{"vocab_size": vocab_size} | self.given())
+        return presets.config(preset, **{"vocab_size": vocab_size} | self.given())
 
-    def check_fits(self, config: GPTConfig, path: str) -> None:
+    def check_fits(self, config: GPTConfig | OneHeadConfig, path: str) -> None:
         """Raise SettingError where what was asked for is not what the model in `path` has."""
+        own = config.to_dict()
         if self.preset is not None:
-            preset = GPTConfig.preset(self.preset, vocab_size=config.vocab_size)
-            differ = [k for k, v in preset.to_dict().items() if not _may_change(k) and v != getattr(config, k)]
+            asked = presets.config(self.preset, vocab_size=config.vocab_size).to_dict()
+            differ = [k for k, v in asked.items() if not _may_change(k) and v != own.get(k)]
             if differ:
-                has = ", ".join(f"{k} {getattr(preset, k)} (the model: {getattr(config, k)})" for k in differ)
+                has = ", ".join(f"{k} {asked[k]} (the model: {own.get(k)})" for k in differ)
                 need = f"has {has}: the model in {path} decides its shape; leave --preset out"
                 raise SettingError("train", "preset", self.preset, need)
         for name, value in self.given().items():
-            if not _may_change(name) and value != getattr(config, name):
-                need = f"is not what the model in {path} has ({getattr(config, name)}), which decides; leave it out"
+            if not _may_change(name) and value != own.get(name):
+                need = f"is not what the model in {path} has ({own.get(name)}), which decides; leave it out"
                 raise SettingError("train", name, value, need)
 
 
@@ -222,24 +224,24 @@ class Command:
 
     def _model(self, newest: Path | None) -> tuple[Tokenizer, Callable[[], nn.Module]]:
         """The tokenizer, and what makes the model when the data is there."""
-        from ..model import GPT
+        from .. import interop
         from ..tokenizer import Tokenizer
         from . import _inputs
 
         if self.init_from is None:
             tokenizer = Tokenizer.load(DEFAULT_TOKENIZER if self.tokenizer is None else self.tokenizer)
             config = self.model.config(tokenizer.vocab_size)
-            return tokenizer, lambda: GPT(config)
+            return tokenizer, lambda: presets.make(config)
         if self.resume or self.resume_from is not None:
             self._check_same_start()
             folder = newest if self.resume_from is None else Path(self.resume_from)
         else:
             folder = _inputs.model_folder(self.init_from)
-        config = _inputs.read_config(str(folder))
+        config = interop.open_config(folder)
         self.model.check_fits(config, str(folder))
         overrides = {k: v for k, v in self.model.given().items() if _may_change(k)}
         tokenizer = self._tokenizer_of(folder, config)
-        return tokenizer, lambda: GPT.from_pretrained(folder, **overrides)
+        return tokenizer, lambda: interop.open_model(folder, **overrides)
 
     def _check_same_start(self) -> None:
         saved = json.loads((self.train.folder / "settings.json").read_text(encoding="utf-8")).get("init_from")
@@ -247,7 +249,7 @@ class Command:
             need = "cannot be given to a run that is resumed: its weights come from its checkpoint; leave it out"
             raise SettingError("train", "init_from", self.init_from, need)
 
-    def _tokenizer_of(self, folder: Path, config: GPTConfig) -> Tokenizer:
+    def _tokenizer_of(self, folder: Path, config: GPTConfig | OneHeadConfig) -> Tokenizer:
         """The model's own; where none is beside it, the one that was asked for."""
         from ..tokenizer import Tokenizer
 
