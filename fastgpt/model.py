@@ -57,7 +57,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor | None, residual: Tensor, cache: Any = None) -> tuple[Tensor, Tensor]:
         """x, residual (B, T, d): the last sub-layer's output, not yet added, and the stream. Returns the same pair."""
         h, residual = self.ln1(x, residual)
-        x = self.attn(h, cache)
+        x = self.attn(h) if cache is None else self.attn(h, cache)  # others' attention may know no cache
         h, residual = self.ln2(x, residual)
         x = self.ffn(h)
         return x, residual
@@ -166,7 +166,7 @@ class GPT(Generates):
         def watch(layer: int) -> Any:
             return lambda attn, args: maps.__setitem__(layer, attn.weights(args[0], heads))
 
-        hooks = [self.blocks[layer].attn.register_forward_pre_hook(watch(layer)) for layer in sorted(set(chosen))]
+        hooks = [self._attention(layer).register_forward_pre_hook(watch(layer)) for layer in sorted(set(chosen))]
         try:
             with evaluating(self):
                 self.hidden_states(idx)
@@ -174,6 +174,14 @@ class GPT(Generates):
             for hook in hooks:
                 hook.remove()
         return {layer: maps[layer] for layer in chosen}
+
+    def _attention(self, layer: int) -> CausalSelfAttention:
+        """That layer's own attention, also inside of what somebody has put around it."""
+        attn = self.blocks[layer].attn
+        own = next((module for module in attn.modules() if isinstance(module, CausalSelfAttention)), None)
+        if own is None:
+            raise TypeError(f"attention_maps: layer {layer} attends by a {type(attn).__name__}, which tells no weights")
+        return own
 
     def use_implementations(self, **requests: str) -> GPT:
         """Change implementations in place, as in ``use_implementations(attn_impl="sdpa")``, and return the model.

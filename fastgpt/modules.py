@@ -206,7 +206,7 @@ _HEAD = _exact.exactly(Head)
 def why_head_runs(head: nn.Module) -> str | None:
     """Why what stands in the place of a model's head has to be called, and no kernel may read it; None if one may."""
     reason = _exact.why_not((head,), _HEAD)
-    return "the Head has a bias" if reason is None and head._parameters["bias"] is not None else reason
+    return "the Head has a bias" if reason is None and head._parameters.get("bias") is not None else reason
 
 
 def logits_and_loss(

@@ -62,6 +62,24 @@ def test_lora_on_a_gpt(interpreter, seed, tie, targets):
         torch.testing.assert_close(output.loss, results[0][0])
 
 
+def test_lora_on_a_parameter_of_attention(interpreter, seed):
+    """peft puts a wrapper around the module that owns the parameter."""
+    model, idx = GPT(GPTConfig(**TINY)), torch.randint(32, (1, 6))
+    wrapped = adapted(model, target_parameters=["attn.in_proj_weight"])
+    results = []
+    for impl in ("triton", "reference"):
+        model.use_implementations(attn_impl=impl)
+        results.append(loss_and_gradients(wrapped, idx, targets=idx))
+    assert_equal_results(*results)
+    maps = model.attention_maps(idx)[0]
+    torch.testing.assert_close(maps.sum(-1), torch.ones(1, 2, 6))
+    assert model.generate(idx[:, :3], 3, temperature=0.0).shape == (1, 6)
+    model.blocks[0].attn = nn.Identity()
+    assert model(idx).logits.isfinite().all()
+    with pytest.raises(TypeError, match="attention_maps: layer 0 attends by a Identity"):
+        model.attention_maps(idx)
+
+
 def test_modules_to_save_on_a_gpt(interpreter, seed):
     model = GPT(GPTConfig(**TINY, tie_weights=False, loss_impl="triton"))
     wrapped, idx = adapted(model, "out_proj", modules_to_save=["head"]), torch.randint(32, (2, 8))
