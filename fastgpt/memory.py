@@ -8,9 +8,11 @@ adds on top is not counted: the CUDA context, library workspaces, and the alloca
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .config import GPTConfig
 from .kernels import _library, _runtime
+from .settings import check_choice, check_integer
 
 
 class PeakMemory(TorchDispatchMode):
@@ -32,13 +35,27 @@ class PeakMemory(TorchDispatchMode):
     memory.peak
 
     With launch_code, our operators' own allocations count too; without it (fake tensors), only what they return.
+    at_peak: {number of a storage, in the order in which they were made: bytes} of what there was at the peak.
     """
 
     def __init__(self, *, launch_code: bool = True) -> None:
         super().__init__()
         self.launch_code = launch_code
-        self.live = self.peak = 0
-        self._alive: set[int] = set()
+        self.live = self.peak = self.made = 0
+        self.at_peak: dict[int, int] = {}
+        self._alive: dict[int, tuple[int, int]] = {}  # by address, which another may have later: its number, its bytes
+
+    def number(self, tensor: Tensor) -> int:
+        """The number of a tensor's storage."""
+        return self._alive[tensor.untyped_storage()._cdata][0]
+
+    def numbers(self) -> set[int]:
+        """The numbers of all storages that there are."""
+        return {number for number, _ in self._alive.values()}
+
+    def forget_peak(self) -> None:
+        """The peak is what there is now, until there is more."""
+        self.peak, self.at_peak = self.live, dict(self._alive.values())
 
     def track(self, *trees: Any) -> None:
         """Count these tensors' storages from now until they are freed (inputs made before the block)."""
@@ -49,13 +66,15 @@ class PeakMemory(TorchDispatchMode):
             key, size = storage._cdata, storage.nbytes()
             if key in self._alive:
                 continue
-            self._alive.add(key)
+            self._alive[key] = self.made, size
+            self.made += 1
             self.live += size
-            self.peak = max(self.peak, self.live)
+            if self.live > self.peak:
+                self.forget_peak()
             weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
-        self._alive.discard(key)
+        self._alive.pop(key, None)
         self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -96,7 +115,8 @@ def peak_bytes(function: Callable[..., Tensor], inputs: list[Tensor], *, backwar
     with on_paper() as memory:
         leaves = [_to_meta(t) for t in inputs]
         memory.track(leaves)
-        before = memory.peak = memory.live
+        memory.forget_peak()
+        before = memory.peak
         out = function(*leaves)
         if backward:
             wanted = [t for t in leaves if t.requires_grad]
@@ -134,18 +154,25 @@ def _to_meta(t: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one training step. The parts add up to what is held when the backward starts; `peak` is the maximum.
+    """Bytes of one training step at the moment when most are held: the parts add up to `peak`.
 
-    parameters, gradients, optimizer   as long as training lasts
-    activations                        kept from forward to backward (logits included, where they are kept)
-    peak                               at any time in the step
+    parameters, optimizer  the weights and AdamW's two moments, as long as training lasts
+    gradients              those that there are at that moment (all of them, as large as the weights, when the
+                           backward is done)
+    activations            the batch, and what is still kept of what the forward keeps for the backward
+    transient              what an operation in the middle of the step needs while it runs: logits, workspaces, results
+                           that the next operation takes over
     """
 
     parameters: int
-    gradients: int
     optimizer: int
+    gradients: int
     activations: int
-    peak: int
+    transient: int
+
+    @property
+    def peak(self) -> int:
+        return self.parameters + self.optimizer + self.gradients + self.activations + self.transient
 
 
 def training_step(
@@ -154,29 +181,38 @@ def training_step(
     """Memory of one step of AdamW on `config` with (batch, seq_len) tokens; float32 weights, bf16 autocast by default.
 
     Raises:
-        ValueError: seq_len beyond config.max_len.
+        SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, an unknown arch.
     """
     from .model import GPT
 
-    if seq_len > config.max_len:
-        raise ValueError(f"training_step: seq_len {seq_len} is beyond max_len {config.max_len}; raise max_len")
+    check_integer("training_step", "batch", batch, least=1)
+    check_integer("training_step", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
+    check_choice("training_step", "arch", arch, _runtime.KNOWN_TARGETS)
     with on_paper(arch) as memory:
         model = GPT(config)
-        parameters = memory.live
-        idx = torch.empty(batch, seq_len, dtype=torch.int64)
-        memory.peak = memory.live
-        # The gradients and Adam's two moments, float32 as the weights, live through every step but the first.
+        parameters = {memory.number(p) for p in model.parameters()}
+        # AdamW's two moments, float32 as the weights, live through every step but the first.
         state = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
-        before = memory.live
+        optimizer = {memory.number(t) for t in state}
+        idx = torch.empty(batch, seq_len, dtype=torch.int64)
+        memory.forget_peak()
         with _autocast_on_paper(torch.bfloat16 if autocast else None):
             loss = model(idx, idx, return_logits=False).loss
-        activations = memory.live - before
+        kept = memory.numbers()
         loss.backward()
         del loss
-        optimizer = sum(t.nbytes for t in state)
-        gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-        peak = memory.peak
-    return StepMemory(parameters, gradients, optimizer, activations, peak)
+        gradients = {memory.number(p.grad) for p in model.parameters() if p.grad is not None}
+
+        def part_of(number: int) -> str:
+            for name, numbers in (("parameters", parameters), ("optimizer", optimizer), ("gradients", gradients)):
+                if number in numbers:
+                    return name
+            return "activations" if number in kept else "transient"
+
+        parts = dict.fromkeys((f.name for f in fields(StepMemory)), 0)
+        for number, size in memory.at_peak.items():
+            parts[part_of(number)] += size
+    return StepMemory(**parts)
 
 
 class _FlashSdpa(TorchFunctionMode):
@@ -226,15 +262,33 @@ def _autocast_on_paper(dtype: torch.dtype | None) -> Iterator[None]:
         _runtime.paper_autocast.reset(token)
 
 
-def largest_batch(config: GPTConfig, seq_len: int, gpu_bytes: int, *, autocast: bool = True) -> int:
-    """The most sequences of seq_len that fit gpu_bytes, as peak memory grows by a + b · batch; 0 if not one does."""
+def largest_batch(
+    config: GPTConfig, seq_len: int, most_bytes: int, *, autocast: bool = True, arch: str = "sm_90"
+) -> int:
+    """The most sequences of seq_len whose step takes at most `most_bytes`, and one more takes more; 0 if none fits."""
 
-    def peak(batch: int) -> int:
-        return training_step(config, batch, seq_len, autocast=autocast).peak
+    @functools.cache
+    def peak(batch: int) -> float:
+        try:
+            return training_step(config, batch, seq_len, autocast=autocast, arch=arch).peak
+        except (ValueError, RuntimeError):
+            if batch == 1:
+                raise
+            return math.inf  # more than a launch, or an address, can count
 
-    two, eight = peak(2), peak(8)
-    per_sequence = (eight - two) / 6
-    batch = max(0, int((gpu_bytes - two) / per_sequence) + 2)
-    while batch > 0 and peak(batch) > gpu_bytes:  # the loss's chunks make it not quite a line
-        batch -= max(1, batch // 100)
-    return batch
+    if peak(1) > most_bytes:
+        return 0
+    # Peak memory is almost a line, a + b · batch, once a batch has some tokens; the loss's chunks make it not quite so.
+    few = max(2, 4096 // seq_len)
+    slope = (peak(4 * few) - peak(few)) / (3 * few)
+    guess = few + (most_bytes - peak(few)) / slope if 0 < slope < math.inf else few
+    low, high, step = 1, min(max(2, int(guess) + 1), 2**31 // seq_len), 1
+    while peak(high) <= most_bytes:
+        low, high, step = high, high + step, 2 * step
+    while high - step > low and peak(high - step) > most_bytes:
+        high, step = high - step, 2 * step
+    low = max(low, high - step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if peak(middle) <= most_bytes else (low, middle)
+    return low

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
+
+from ..settings import check_integer
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..config import GPTConfig
+
+WARM_UP = 3
+ON_A_CPU = "On a CPU the Triton kernels run only in the interpreter, whose speed means nothing: they are left out."
 
 
 @dataclass
@@ -15,7 +28,7 @@ class Command:
     """
 
     model: Positional[str] = "gpt2-124m"
-    """A preset, or a folder with a model's config.json."""
+    """A preset, a run (runs/<name>), or a model's folder, transformers' GPT-2 too."""
     batch_size: int = 8
     """Sequences per step."""
     seq_len: int | None = None
@@ -26,51 +39,86 @@ class Command:
     """Run each under torch.compile."""
     device: str = "auto"
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+    json: bool = False
+    """Print one JSON object; seconds and bytes."""
 
     def run(self) -> int:
+        import json
+
         import torch
-        from rich.console import Console
-        from rich.table import Table
 
         from ..config import IMPLEMENTATION_SETS
-        from ..trainer import autocast, resolve_device, resolve_dtype
-        from .plan import read_config
+        from ..devices import autocast, resolve_device, resolve_dtype
+        from ._inputs import read_config
+        from ._status import status
 
-        device = resolve_device(self.device)
-        dtype = resolve_dtype("auto", device)
+        check_integer("bench", "batch_size", self.batch_size, least=1)
+        check_integer("bench", "steps", self.steps, least=1)
+        device = resolve_device(self.device, owner="bench")
+        dtype = resolve_dtype("auto", device, owner="bench")
         config = read_config(self.model)
-        seq_len = self.seq_len or config.max_len
-        for name, value in (("batch_size", self.batch_size), ("steps", self.steps), ("seq_len", seq_len)):
-            if value < 1:
-                raise ValueError(f"bench: {name} must be at least 1, got {value}")
-        if device.type == "cpu":
-            print(
-                "On a CPU the Triton kernels run only in the interpreter, whose speed means nothing: they are left out."
-            )
-        table = Table(title=f"{self.model}: {self.batch_size} x {seq_len} tokens, {dtype} on {device}")
-        for column in ("implementation", "median step", "spread (IQR)", "tokens/s", "model TFLOP/s", "peak memory"):
-            table.add_column(column, justify="left" if column == "implementation" else "right")
-        for implementation, parts in IMPLEMENTATION_SETS.items():
-            if device.type == "cpu" and implementation == "fastgpt":
-                continue
-            seconds, flops, peak = _time_steps(
-                config.replace(**parts), self.batch_size, seq_len, self.steps, self.compile, device,
-                lambda: autocast(device, dtype),
-            )  # fmt: skip
-            low, median, high = (seconds[round(q * (len(seconds) - 1))] for q in (0.25, 0.5, 0.75))
-            tokens = self.batch_size * seq_len
-            table.add_row(
-                implementation, f"{median * 1e3:.2f} ms", f"{(high - low) / median:.1%}", f"{tokens / median:,.0f}",
-                f"{flops * tokens / median / 1e12:.2f}", "n/a" if peak is None else f"{peak / 2**20:,.0f} MiB",
-            )  # fmt: skip
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        Console().print(table)
-        return 0
+        seq_len = config.max_len if self.seq_len is None else self.seq_len
+        check_integer("bench", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
+        left_out = {"fastgpt": ON_A_CPU} if device.type == "cpu" else {}
+        found: dict[str, dict[str, Any] | None] = {}
+        with status() as say:
+            for implementation, parts in IMPLEMENTATION_SETS.items():
+                if implementation in left_out:
+                    continue
+                say(f"{implementation}: the model is made")
+                try:
+                    found[implementation] = _time_steps(
+                        config.replace(**parts), self.batch_size, seq_len, self.steps, self.compile, device,
+                        lambda: autocast(device, dtype), lambda text, name=implementation: say(f"{name}: {text}"),
+                    )  # fmt: skip
+                except torch.OutOfMemoryError:  # of one implementation, which the others may well not run into
+                    found[implementation] = None
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+        record = {
+            "model": self.model, "batch_size": self.batch_size, "seq_len": seq_len, "steps": self.steps,
+            "dtype": str(dtype).removeprefix("torch."), "device": str(device), "implementations": found,
+            "left_out": left_out,
+        }  # fmt: skip
+        print(json.dumps(record, allow_nan=False) if self.json else _text(record))
+        return 0 if any(found.values()) else 1
 
 
-def _time_steps(config, batch_size, seq_len, steps, compile, device, autocast):
-    """(sorted seconds of each step, FLOPs per token, peak bytes or None) of AdamW training steps on random tokens."""
+def _text(record: dict[str, Any]) -> str:
+    from ._table import note, side_by_side
+
+    def cells(show: Callable[[dict[str, Any]], str]) -> list[str]:
+        return ["out of memory" if one is None else show(one) for one in record["implementations"].values()]
+
+    rows = {
+        "median step, ms": cells(lambda one: f"{one['median_seconds'] * 1e3:.2f}"),
+        "spread (IQR)": cells(lambda one: f"{one['iqr_seconds'] / one['median_seconds']:.1%}"),
+        "tokens/s": cells(lambda one: f"{one['tokens_per_second']:,.0f}"),
+        "model TFLOP/s": cells(lambda one: f"{one['flops_per_second'] / 1e12:.3g}"),
+        "peak memory, MiB": cells(
+            lambda one: "n/a" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 2**20:,.0f}"
+        ),
+    }
+    title = (
+        f"{record['model']}: {record['batch_size']} x {record['seq_len']:,} tokens, {record['dtype']} on "
+        f"{record['device']}, {record['steps']} steps each"
+    )
+    return "\n".join(
+        [*map(note, record["left_out"].values()), title, "", side_by_side(list(record["implementations"]), rows)]
+    )
+
+
+def _time_steps(
+    config: GPTConfig,
+    batch_size: int,
+    seq_len: int,
+    steps: int,
+    compile: bool,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Figures of AdamW training steps on random tokens; peak_bytes is None on a CPU."""
     import time
 
     import torch
@@ -88,7 +136,8 @@ def _time_steps(config, batch_size, seq_len, steps, compile, device, autocast):
     seconds = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    for step in range(steps + 3):
+    for step in range(WARM_UP + steps):
+        say(f"step {step - WARM_UP + 1} of {steps}" if step >= WARM_UP else "warming up")
         synchronize()
         start = time.perf_counter()
         with autocast():
@@ -97,7 +146,13 @@ def _time_steps(config, batch_size, seq_len, steps, compile, device, autocast):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         synchronize()
-        if step >= 3:
+        if step >= WARM_UP:
             seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    return sorted(seconds), model.flops_per_token(seq_len), peak
+    seconds.sort()
+    low, median, high = (seconds[round(q * (len(seconds) - 1))] for q in (0.25, 0.5, 0.75))
+    tokens_per_second = batch_size * seq_len / median
+    return {
+        "median_seconds": median, "iqr_seconds": high - low, "tokens_per_second": tokens_per_second,
+        "flops_per_second": model.flops_per_token(seq_len) * tokens_per_second,
+        "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+    }  # fmt: skip

@@ -2,103 +2,129 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import itertools
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from ..settings import SettingError
+from ..settings import SettingError, check_choice, check_integer, check_number
 
-# Device memory as nvidia-smi reports it, in MiB (the board's nominal size less what the driver keeps).
-GPUS = {
-    "a100-40gb": 40960,
-    "a100-80gb": 81920,
-    "h100": 81559,
-    "h200": 143771,
-    "l4": 23034,
-    "rtx4090": 24564,
-    "t4": 15360,
+if TYPE_CHECKING:
+    from ..config import GPTConfig
+    from ..gpus import GPU
+
+PARTS = {
+    "parameters": "parameters",
+    "optimizer": "AdamW's state",
+    "gradients": "gradients",
+    "activations": "activations",
+    "transient": "transient",
+    "peak": "peak, their sum",
 }
+EXPLAINED = (
+    "The parts are those of the moment when most is held, so they add up to the peak. gradients: as many as there are "
+    "by then (all of them, as large as the parameters, when the backward is done, and activations are gone). "
+    "activations: kept from forward to backward. transient: what the operation of that moment needs while it runs "
+    "(logits, workspaces). Counted, not measured: on top of the peak a GPU needs some 0.5 to 1.5 GiB for the CUDA "
+    "context, library workspaces and the allocator's rounding, for which the largest batch leaves the margin free."
+)
 
 
 @dataclass
 class Command:
     """Memory of one training step for each implementation, and the largest batch that fits a GPU.
 
-    Counted, not measured: tensors are laid out on paper and no memory is taken, so this runs anywhere. On top of it a
-    GPU needs some 0.5 to 1.5 GiB for the CUDA context, library workspaces and the allocator's rounding.
+    Counted, not measured: tensors are laid out on paper and no memory is taken, so this runs anywhere. The peak is the
+    sum of the parts at the moment when most is held. On top of it a GPU needs some 0.5 to 1.5 GiB for the CUDA context,
+    library workspaces and the allocator's rounding: --margin.
     """
 
     model: Positional[str] = "gpt2-124m"
-    """A preset, or a folder with a model's config.json."""
+    """A preset, a run (runs/<name>), or a model's folder, transformers' GPT-2 too."""
     batch_size: int = 8
     """Sequences per step on one GPU."""
     seq_len: int | None = None
     """Tokens per sequence; the model's max_len if not given."""
-    dtype: str = "bfloat16"
-    """"bfloat16" (autocast; weights stay float32) or "float32"."""
+    dtype: str = "auto"
+    """"bfloat16" (autocast; weights stay float32), "float32", or "auto": bfloat16 on GPUs that have it."""
     gpu: str = "h200"
-    """The GPU to fill: "a100-40gb", "a100-80gb", "h100", "h200", "l4", "rtx4090", "t4", or a number of GiB."""
+    """The GPU to fill: "h100", "a100-80gb", "rtx4090", "t4", ... (a wrong name lists all), or a number of GiB."""
+    margin: float = 1.5
+    """GiB of the GPU that the largest batch leaves free."""
+    json: bool = False
+    """Print one JSON object; sizes in bytes."""
 
     def run(self) -> int:
-        from rich.console import Console
-        from rich.table import Table
+        import json
 
-        from .. import memory
-        from ..config import IMPLEMENTATION_SETS
+        from ..devices import DTYPES
+        from ..gpus import find_gpu
+        from ._inputs import read_config
 
+        check_integer("plan", "batch_size", self.batch_size, least=1)
+        check_choice("plan", "dtype", self.dtype, DTYPES)
+        gpu = find_gpu(self.gpu, "plan")
+        check_number("plan", "margin", self.margin, least=0, below=gpu.memory / 2**30, hint=f", what {gpu.name} has")
         config = read_config(self.model)
-        seq_len = self.seq_len or config.max_len
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f'plan: dtype must be "bfloat16" or "float32", got {self.dtype!r}')
-        if self.batch_size < 1:
-            raise ValueError(f"plan: batch_size must be at least 1, got {self.batch_size}")
-        capacity = gpu_bytes(self.gpu)
-        table = Table(title=f"{self.model}: {self.batch_size} x {seq_len} tokens, {self.dtype}, MiB")
-        names = [f.name for f in fields(memory.StepMemory)]
-        for column in ("implementation", *names, f"largest batch on {self.gpu}"):
-            table.add_column(column, justify="left" if column == "implementation" else "right")
-        for implementation, parts in IMPLEMENTATION_SETS.items():
-            candidate = config.replace(**parts)
-            autocast = self.dtype == "bfloat16"
-            step = memory.training_step(candidate, self.batch_size, seq_len, autocast=autocast)
-            most = memory.largest_batch(candidate, seq_len, capacity, autocast=autocast)
-            table.add_row(implementation, *(f"{getattr(step, n) / 2**20:,.0f}" for n in names), f"{most:,}")
-        Console().print(table)
+        seq_len = config.max_len if self.seq_len is None else self.seq_len
+        check_integer("plan", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
+        dtype = self.dtype if self.dtype != "auto" else "bfloat16" if gpu.has_bfloat16 else "float32"
+        found = self._count(config, seq_len, dtype, gpu)
+        record = {
+            "model": self.model, "batch_size": self.batch_size, "seq_len": seq_len, "dtype": dtype,
+            "gpu": asdict(gpu), "margin": int(self.margin * 2**30), "implementations": found,
+        }  # fmt: skip
+        print(json.dumps(record, allow_nan=False) if self.json else self._text(record, gpu))
         return 0
 
+    def _count(self, config: GPTConfig, seq_len: int, dtype: str, gpu: GPU) -> dict[str, dict[str, Any]]:
+        from .. import memory
+        from ..config import IMPLEMENTATION_SETS
+        from ._status import status
 
-def read_config(model: str):
-    """The configuration of a preset or of a saved model.
+        options = {"autocast": dtype == "bfloat16", "arch": gpu.arch if gpu.runs_kernels else "sm_90"}
+        room = gpu.memory - int(self.margin * 2**30)
+        found = {}
+        with status() as say:
+            for implementation, parts in IMPLEMENTATION_SETS.items():
+                if implementation == "fastgpt" and not gpu.runs_kernels:
+                    continue
+                say(f"counting {implementation}")
+                try:
+                    step = memory.training_step(config.replace(**parts), self.batch_size, seq_len, **options)
+                except (ValueError, RuntimeError) as error:  # more than a launch, or an address, can count
+                    raise SettingError("plan", "batch_size", self.batch_size, f"is too large: {error}") from None
+                most = memory.largest_batch(config.replace(**parts), seq_len, room, **options)
+                found[implementation] = asdict(step) | {
+                    "peak": step.peak, "fits": step.peak <= room, "largest_batch": most
+                }  # fmt: skip
+        return found
 
-    Raises:
-        ValueError: neither a preset nor a folder with a config.json.
-    """
-    from pathlib import Path
+    def _text(self, record: dict[str, Any], gpu: GPU) -> str:
+        from ._table import note, side_by_side
 
-    from ..config import GPTConfig
-    from ..presets import names
+        found = record["implementations"]
+        sizes = [_rounded(one) for one in found.values()]
+        rows = {name: [f"{one[key]:,}" for one in sizes] for key, name in PARTS.items()}
+        rows["fits, with margin"] = ["yes" if one["fits"] else "no" for one in found.values()]
+        rows["largest batch"] = [f"{one['largest_batch']:,}" for one in found.values()]
+        size, room = gpu.memory / 2**30, gpu.memory / 2**30 - self.margin
+        lines = [
+            f"{self.model}: {self.batch_size} x {record['seq_len']:,} tokens, {record['dtype']}; in MiB",
+            f"{gpu.name}: {size:,.1f} GiB, less a margin of {self.margin:g}: {room:,.1f} GiB",
+            "",
+            side_by_side(list(found), rows),
+            "",
+            note(EXPLAINED),
+        ]
+        if not gpu.runs_kernels:
+            lines.append(note(f"{gpu.name} is {gpu.arch}: fastgpt's kernels need sm_75 or newer and do not run there."))
+        return "\n".join(lines)
 
-    if model.lower() in names():
-        return GPTConfig.preset(model)
-    if (Path(model) / "config.json").is_file():
-        return GPTConfig.from_json(Path(model) / "config.json")
-    raise ValueError(
-        f"plan: {model!r} is neither a folder with a config.json nor a preset; presets: {', '.join(names())}"
-    )
 
-
-def gpu_bytes(gpu: str) -> int:
-    """Bytes of a GPU by name, or of a number of GiB.
-
-    Raises:
-        ValueError: neither.
-    """
-    if gpu.lower() in GPUS:
-        return GPUS[gpu.lower()] * 2**20
-    try:
-        size = float(gpu)
-    except ValueError:
-        size = 0.0
-    if size <= 0:
-        raise SettingError("plan", "gpu", gpu, f"must be one of {', '.join(GPUS)}, or a positive number of GiB")
-    return int(size * 2**30)
+def _rounded(step: dict[str, int]) -> dict[str, int]:
+    """Each part in MiB, rounded so that they still add up to the peak."""
+    ends = itertools.accumulate((step[key] for key in PARTS if key != "peak"), initial=0)
+    parts = (round(b / 2**20) - round(a / 2**20) for a, b in itertools.pairwise(ends))
+    return dict(zip(PARTS, parts)) | {"peak": round(step["peak"] / 2**20)}
