@@ -287,3 +287,80 @@ def test_generation(kind, settings):
     settings = settings | {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     expected = plain.generate(idx, attention_mask=kept, **settings)
     assert torch.equal(model.generate(idx, attention_mask=kept, **settings), expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_compiled_model(kind):
+    """Patched before it is compiled, and compiled, called and patched then."""
+    plain, model, late = hf_model(kind), hf_model(kind), hf_model(kind)
+    kept = torch.ones(2, 6, dtype=torch.long)
+    kept[0, :2] = 0
+    fastgpt.patch(model)
+    with torch.no_grad():
+        right = plain(tokens(), attention_mask=kept).logits
+        compiled = torch.compile(late, backend="eager")
+        compiled(tokens(), attention_mask=kept)
+        assert [change.path for change in fastgpt.patch(compiled)] == ["_orig_mod"]
+        for one in (torch.compile(model, backend="eager", fullgraph=True), compiled):
+            found = one(tokens(), attention_mask=kept).logits
+            torch.testing.assert_close(found[kept.bool()], right[kept.bool()], rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+
+
+@pytest.mark.needs("peft")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_prefixes_learned_by_peft(kind):
+    """Keys before the first token, which the padding mask counts and the queries do not."""
+    import peft
+
+    plain, model = hf_model(kind), hf_model(kind)
+    fastgpt.patch(model)
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    plain, model = (peft.get_peft_model(one, config).eval() for one in (plain, model))
+    model.load_state_dict(plain.state_dict())
+    kept = torch.ones(2, 6, dtype=torch.long)
+    kept[0, :2] = 0
+    for mask in (None, kept):
+        seen = torch.ones(2, 6).bool() if mask is None else kept.bool()
+        with torch.no_grad():
+            found, right = (one(tokens(), attention_mask=mask).logits[seen] for one in (model, plain))
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["position ids", "ends"])
+def test_packed_documents(how):
+    """As transformers' DataCollatorWithFlattening packs them, with and without the arguments for flash attention."""
+    plain, model = hf_model("llama"), hf_model("llama")
+    fastgpt.patch(model)
+    idx = tokens()[:1]
+    settings = {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}
+    if how == "ends":
+        ends = torch.tensor([0, 3, 6], dtype=torch.int32)
+        settings |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 3, "max_length_k": 3}
+    with torch.no_grad():
+        right = torch.cat([plain(idx[:, :3]).logits, plain(idx[:, 3:]).logits], 1)
+        found = model(idx, **settings, use_cache=how == "ends").logits
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("settings", [{}, {"cache_implementation": "static", "disable_compile": True}])
+def test_generation_with_an_encoder(kind, settings):
+    plain, model = hf_model(kind), hf_model(kind)
+    fastgpt.patch(model)
+    kept = torch.ones(2, 6, dtype=torch.long)
+    kept[0, 4:] = 0
+    settings = settings | {"attention_mask": kept, "max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(model.generate(tokens(), **settings), plain.generate(tokens(), **settings))
+
+
+def test_another_name_for_the_attention():
+    from fastgpt.interop.attention_registry import register
+
+    model = hf_model("gpt2")
+    right = logits(model)
+    model.set_attn_implementation(register("fastgpt-too"))
+    torch.testing.assert_close(logits(model), right)
+    again = pickle.loads(pickle.dumps(model))
+    assert again.config._attn_implementation == "fastgpt-too"
+    torch.testing.assert_close(logits(again), right)
