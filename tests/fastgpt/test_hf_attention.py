@@ -43,9 +43,11 @@ def functions():
     return {
         "causal": m.causal_mask_function,
         "window": m.sliding_window_causal_mask_function(4),
+        "window of all but one": m.sliding_window_causal_mask_function(9),
         "wide window": m.sliding_window_causal_mask_function(40),
         "bidirectional": m.bidirectional_mask_function,
         "bidirectional window": m.sliding_window_bidirectional_mask_function(2),
+        "bidirectional window of all but one": m.sliding_window_bidirectional_mask_function(8),
         "causal or more": m.or_masks(m.causal_mask_function, lambda b, h, q, k: k < 2),
         "chunked": m.chunked_causal_mask_function(4, torch.zeros(3, dtype=torch.long)),
     }
@@ -62,12 +64,13 @@ def test_every_mask_is_the_one_that_transformers_builds(function, padding):
     from transformers.masking_utils import sdpa_mask
 
     for q_length, kv_length, q_offset, kv_offset in PLACES:
-        for width in (6, 10, 20):
-            kept = padding_mask(padding)[:, :width].bool()
-            kept = torch.nn.functional.pad(kept, (0, max(0, width - 10)), value=True)
+        for width in (None, 6, 10, 20):
+            kept = None
+            if width is not None:
+                kept = torch.nn.functional.pad(padding_mask(padding), (0, 10), value=1)[:, :width].bool()
             call = {"mask_function": functions()[function], "q_offset": q_offset, "kv_offset": kv_offset}
             call |= {"batch_size": 3, "q_length": q_length, "kv_length": kv_length, "attention_mask": kept}
-            call |= {"local_size": 2} if function == "bidirectional window" else {}
+            call |= {"local_size": 2} if function.startswith("bidirectional window") else {}
             theirs = sdpa_mask(**call, allow_is_causal_skip=False)
             for skips in (True, False):
                 skip = "allow_is_bidirectional_skip" if "bidirectional" in function else "allow_is_causal_skip"
@@ -216,6 +219,18 @@ def test_extras_are_computed_as_the_models_own_eager_does(seed, extra, mask):
         assert (mine_weights is not None) == wanted
         if wanted and extra != "sinks by sigmoid":  # granite's eager returns the weights that it does not use
             torch.testing.assert_close(mine_weights, weights, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("extra", [extra for extra in extras() if extra != "none"])
+def test_extras_do_not_reach_the_kernels(seed, extra):
+    _, given, _ = extras()[extra]
+    q, k, v = double(3, 4, 6, 8), double(3, 2, 10, 8), double(3, 2, 10, 8)
+    module = SimpleNamespace(is_causal=False, num_key_value_groups=2)
+    expected, _ = attention_registry.attention(module, q, k, v, None, **given)
+    given = {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in given.items()}
+    with interpret():
+        found, _ = attention_registry.attention(module, q.float(), k.float(), v.float(), None, **given)
+    torch.testing.assert_close(found, expected.float())
 
 
 @pytest.mark.parametrize("interpreted", [True, False], ids=["kernels", "fallback"])
