@@ -72,23 +72,33 @@ class ModelOptions:
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "preset"}
 
     def config(self, vocab_size: int) -> GPTConfig | OneHeadConfig:
+        """What `presets.make` makes the model from."""
         preset = DEFAULT_PRESET if self.preset is None else self.preset
         return presets.config(preset, **{"vocab_size": vocab_size} | self.given())
 
     def check_fits(self, config: GPTConfig | OneHeadConfig, path: str) -> None:
         """Raise SettingError where what was asked for is not what the model in `path` has."""
-        own = config.to_dict()
         if self.preset is not None:
-            asked = presets.config(self.preset, vocab_size=config.vocab_size).to_dict()
-            differ = [k for k, v in asked.items() if not _may_change(k) and v != own.get(k)]
+            preset = presets.config(self.preset, vocab_size=config.vocab_size)
+            asked = {k: v for k, v in preset.to_dict().items() if not _may_change(k)}
+            differ = [f"{k} {v} (the model: {_has(config, k)})" for k, v in asked.items() if v != _has(config, k)]
+            if type(preset) is not type(config):
+                differ.insert(0, f"a {_kind(preset)} (the model: {_kind(config)})")
             if differ:
-                has = ", ".join(f"{k} {asked[k]} (the model: {own.get(k)})" for k in differ)
-                need = f"has {has}: the model in {path} decides its shape; leave --preset out"
+                need = f"has {', '.join(differ)}: the model in {path} decides its shape; leave --preset out"
                 raise SettingError("train", "preset", self.preset, need)
         for name, value in self.given().items():
-            if not _may_change(name) and value != own.get(name):
-                need = f"is not what the model in {path} has ({own.get(name)}), which decides; leave it out"
+            if not _may_change(name) and value != _has(config, name):
+                need = f"is not what the model in {path} has ({_has(config, name)}), which decides; leave it out"
                 raise SettingError("train", name, value, need)
+
+
+def _has(config: GPTConfig | OneHeadConfig, name: str) -> Any:
+    return getattr(config, name, "no such setting")
+
+
+def _kind(config: GPTConfig | OneHeadConfig) -> str:
+    return type(config).__name__.removesuffix("Config")
 
 
 def _may_change(field_name: str) -> bool:

@@ -397,6 +397,35 @@ def test_resume_with_init_from(run):
     assert said.startswith("--init-from runs/c cannot be given to a run that is resumed")
 
 
+ONE_HEAD = [
+    "--data", "a.txt", "--val-fraction", "0.2", "--preset", "one-head", "--tokenizer", "shakespeare", "--d-model", "8",
+    "--max-len", "16", "--batch-size", "2", "--steps", "3", "--no-tensorboard", "--device", "cpu", "--name", "one",
+]  # fmt: skip
+
+
+def test_one_head(run):
+    done = train(run, *ONE_HEAD, "--lr", "0.05")
+    assert done.code == 0, done.err
+    kept = run / "runs" / "one" / "checkpoints" / "step-00000003"
+    assert json.loads((kept / "config.json").read_text())["model_type"] == "fastgpt-one-head"
+    assert train(run, "--resume", "--name", "one", "--steps", "5", "--allow-changes").code == 0
+    few = ["--data", "a.txt", "--val-fraction", "0.2", "--batch-size", "2", "--steps", "1", "--device", "cpu"]
+    assert train(run, *few, "--init-from", "runs/one", "--name", "two").code == 0
+    said = error(train(run, *few, "--init-from", "runs/one", "--name", "three", "--n-kv-heads", "1"))
+    assert "--n-kv-heads 1 is not what the model in " in said
+    said = error(train(run, *few, "--init-from", "runs/one", "--name", "three", "--preset", "gpt2"))
+    assert said.startswith("--preset gpt2 has a GPT (the model: OneHead), ")
+    said = error(train(run, *few, "--init-from", "runs/a", "--name", "three", "--preset", "one-head"))
+    assert said.startswith("--preset one-head has a OneHead (the model: GPT), ")
+
+
+@pytest.mark.parametrize("options", [["--n-layers", "2"], ["--dropout", "0.1"], ["--attn-impl", "sdpa"], ["--no-bias"]])
+def test_one_head_has_not_all_settings(here, options):
+    said = error(train(here, *ONE_HEAD, *options))
+    assert said.startswith(options[0])
+    assert "is no setting of preset one-head, which has vocab_size, d_model, max_len; leave it out" in said
+
+
 # ---- errors while it trains ----------------------------------------------------------------------------------------
 
 
