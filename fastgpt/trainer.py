@@ -148,7 +148,8 @@ class Trainer:
         batches = [self.sampler.next_batch() for _ in range(self.config.grad_accum)]
         n_targets = sum(_count(targets) for _, targets in batches)
         self.optimizer.zero_grad(set_to_none=True)  # gradients that others left are not this step's
-        self.model.train()
+        if not self.model.training:  # who has put parts of a model in eval mode, to freeze them, finds them so
+            self.model.train()
         shares = []
         for idx, targets in batches:
             with autocast(self.device, self.dtype):

@@ -8,6 +8,7 @@ from torch import nn
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.modes import evaluating
+from tests.fastgpt.training import tiny_model, tiny_trainer
 
 IDX = torch.ones(1, 2, dtype=torch.long)
 
@@ -78,6 +79,17 @@ def test_evaluating_is_eval_inside_and_undone_after_an_exception(model):
     with pytest.raises(RuntimeError, match="boom"):
         look_around()
     assert modes(model) == before
+
+
+def test_a_trainer_leaves_the_parts_of_a_training_model_as_they_are(tmp_path):
+    model = tiny_model()
+    model.blocks[0].eval()
+    before = modes(model)
+    tiny_trainer(tmp_path, model=model, steps=2, eval_every=1).fit()
+    assert modes(model) == before
+    model.eval()
+    tiny_trainer(tmp_path, model=model, steps=1, name="again").fit()
+    assert all(modes(model).values())
 
 
 class Merging(nn.Linear):
