@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
 from ..settings import SettingError, SettingTypeError, shown
-from ._options import Given
+from ._options import Given, Option
 
 # A user's mistake, or something about this machine. All else is a mistake of ours.
 KINDS = (
@@ -32,7 +33,7 @@ _MEMORY_OPTIONS = ("batch_size", "seq_len", "max_len", "n_layers", "d_model", "m
 
 
 def describe(error: BaseException, given: Given | None) -> str:
-    """The message for a user who typed `given` (None: the words were not understood); one line."""
+    """The message for a user who typed `given` (None: the command could not be loaded); one line."""
     if isinstance(error, (SettingError, SettingTypeError)):
         text = _setting(error, given)
     elif isinstance(error, MemoryError) or _is_out_of_memory(error):
@@ -40,7 +41,7 @@ def describe(error: BaseException, given: Given | None) -> str:
     elif isinstance(error, OSError) and error.errno is not None:
         text = _path(error, given)
     else:
-        text = str(error) or type(error).__name__
+        text = _named(str(error) or type(error).__name__, given)
     return " ".join(text.split())
 
 
@@ -69,19 +70,36 @@ def _memory(given: Given | None) -> str:
     return f"out of memory; lower {' or '.join(options)}" if options else "out of memory"
 
 
+def _named(text: str, given: Given | None) -> str:
+    """A message that begins with a path or name as typed, with its option before it."""
+    for option, typed in _texts(given):
+        if text.startswith(f"{typed}:"):
+            text = f"{option} {text}"
+        if len(typed) > len(shown(typed)):
+            text = text.replace(typed, shown(typed))
+    return text
+
+
+def _texts(given: Given | None) -> Iterator[tuple[Option, str]]:
+    """Every text that was typed or stands in the configuration file, with its option."""
+    for option in given.options.values() if given is not None else ():
+        value = given.values.get(option.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, str) and one:
+                yield option, one
+
+
 def _path(error: OSError, given: Given | None) -> str:
     reason = _BY_ERRNO.get(error.errno) or os.strerror(error.errno).lower()
     if error.filename is None:
         return reason
     path = os.fspath(error.filename) if not isinstance(error.filename, int) else f"file {error.filename}"
     path = os.fsdecode(path)
-    for option in given.options.values() if given is not None else ():
-        value = given.values.get(option.name)
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, str) and one and path == one:
-                return f"{option} {shown(path)}: {reason}"
-            if isinstance(one, str) and one and _is_of(path, one):
-                return f"{option} {shown(one)}: {shown(path)}: {reason}"
+    for option, text in _texts(given):
+        if path == text:
+            return f"{option} {shown(path)}: {reason}"
+        if _is_of(path, text):
+            return f"{option} {shown(text)}: {shown(path)}: {reason}"
     return f"{shown(path)}: {reason}"
 
 

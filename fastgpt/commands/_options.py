@@ -1,21 +1,12 @@
 """From command line and configuration file to a command's dataclass.
 
-A field is an option (`seq_len: int | None` is --seq-len INT), or stands by itself where it is marked Positional. tyro
-writes the help. The words are read here, because each mistake is answered with one line that names the option as typed,
-the value, and the way out.
+A field is an option (`seq_len: int | None` is --seq-len INT), or stands by itself where it is marked Positional.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import io
 import os
-import re
-import shutil
-import sys
-import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -175,13 +166,15 @@ class Given(Generic[T]):
         return group(**values)
 
 
-def parse(command: type[T], argv: Sequence[str], prog: str) -> T:
+def parse(command: type[T], words: Sequence[str], prog: str) -> T:
     """The dataclass `command`, filled from words and from the file given by `--config`; see `read`."""
-    return read(command, argv, prog).make()
+    given = Given(command, prog, options_of(command))
+    read(given, words)
+    return given.make()
 
 
-def read(command: type[T], argv: Sequence[str], prog: str) -> Given[T]:
-    """What the words give; before them comes the file of `--config`, or the one that the command names itself, by a
+def read(given: Given, words: Sequence[str]) -> None:
+    """Fill `given` from words; before them comes the file of `--config`, or the one that the command names itself, by a
     classmethod `settings_file(values) -> Path | None` of what was typed. Of an option given twice the last counts.
 
     Raises:
@@ -189,166 +182,17 @@ def read(command: type[T], argv: Sequence[str], prog: str) -> Given[T]:
         UsageError: words that cannot be, or a file that is missing, malformed or has an unknown key.
     """
     from ._settings_file import read_settings
+    from ._words import Reader
 
-    line = Given(command, prog, options_of(command))
-    _Reader(line, argv).read()
-    path, flag = line.values.get("config"), "--config "
-    if path is None and hasattr(command, "settings_file"):
-        path, flag = command.settings_file(line.values), ""
-    if path is None:
-        return line
-    given = Given(command, prog, line.options)
-    read_settings(Path(path), f"{flag}{shown(str(path))}", given)
-    given.values |= line.values
-    given.words |= line.words
-    return given
-
-
-class _Reader:
-    """Goes through the words of a line, and puts into a Given what they say."""
-
-    def __init__(self, given: Given, argv: Sequence[str]) -> None:
-        self.given, self.words = given, list(argv)[::-1]  # the next is the last
-        self.positionals = [option for option in given.options.values() if option.positional]
-        self.flag: Option | None = None  # the flag just read: what follows may have been meant for its value
-        self.loose: list[str] = []
-
-    def read(self) -> None:
-        greedy = None
-        while self.words:
-            word = self.words.pop()
-            if word == "--":
-                self.loose += self.words[::-1]
-                break
-            if not _looks_like_an_option(word):
-                self._keep_loose(word)
-                continue
-            self.flag = None
-            greedy = self._option(word)
-        if greedy is not None:
-            self._give_back(greedy)
-        self._place()
-
-    def _option(self, word: str) -> Option | None:
-        """Reads the option `word` and its values; gives it back if it took all words up to the end."""
-        if word in ("-h", "--help"):
-            print_help(self.given)
-            raise SystemExit(0)
-        typed, equals, value = word.partition("=")
-        option, negated = self._find(typed)
-        if option.is_flag and not (option.optional and not negated and (equals or self._next_is("True", "False"))):
-            if equals:
-                raise UsageError(f"{word} takes no value; write {option} or --no-{str(option)[2:]}")
-            self._set(option, not negated, typed)
-            self.flag = option
-            return None
-        if option.many:
-            texts = [value] if equals else []
-            while self.words and not _looks_like_an_option(self.words[-1]) and self._fits(option, texts):
-                texts.append(self.words.pop())
-            if not texts:
-                raise UsageError(f"{typed} needs at least one value, e.g. {typed} {option.example}")
-            self._set(option, tuple(map(option.value_of, texts)), f"{typed} {' '.join(map(shown, texts))}")
-            return option if not self.words and not equals else None
-        if not equals:
-            if not self.words or self.words[-1] == "--" or self._is_known(self.words[-1]):
-                raise UsageError(f"{typed} needs a value, e.g. {typed} {option.example}")
-            value = self.words.pop()
-        self._set(option, option.value_of(value), f"{typed} {shown(value)}")
-        return None
-
-    def _find(self, typed: str) -> tuple[Option, bool]:
-        """The option that `typed` names, and whether it says --no-<option>."""
-        options = self.given.options
-        name = typed.removeprefix("--").replace("-", "_")
-        if typed.startswith("--"):
-            if name in options and not options[name].positional:
-                return options[name], False
-            other = options.get(name.removeprefix("no_"))
-            if name.startswith("no_") and other is not None and other.is_flag:
-                return other, True
-        raise UsageError(f"unknown option {shown(typed)}; {self._nearest(name)}")
-
-    def _nearest(self, name: str) -> str:
-        named = {option.name: str(option) for option in self.given.options.values() if not option.positional}
-        leaf = name.rpartition(".")[2].lstrip("_")
-        found = difflib.get_close_matches(leaf, named, n=1)
-        if found:
-            return f"did you mean {named[found[0]]}?"
-        meant = " (a text that begins with '-' comes after --)" if self.positionals else ""
-        return f"{self.given.prog} --help lists them{meant}"
-
-    def _is_known(self, word: str) -> bool:
-        try:
-            return word in ("-h", "--help") or bool(self._find(word.partition("=")[0]))
-        except UsageError:
-            return False
-
-    def _next_is(self, *words: str) -> bool:
-        return bool(self.words) and self.words[-1] in words
-
-    def _fits(self, option: Option, texts: list[str]) -> bool:
-        """Whether the next word is one more value of `option`; one that cannot be may be a positional."""
-        if not texts or option.kind is str or len(self.loose) >= len(self.positionals):
-            return True
-        try:
-            option.value_of(self.words[-1])
-        except UsageError:
-            return False
-        return True
-
-    def _keep_loose(self, word: str) -> None:
-        many = any(option.many for option in self.positionals)
-        if len(self.loose) >= len(self.positionals) and not many:
-            raise UsageError(self._too_many(word))
-        self.loose.append(word)
-
-    def _too_many(self, word: str) -> str:
-        if self.flag is not None:
-            name = str(self.flag)
-            return f"{name} {shown(word)}: {name} takes no value; write {name} or --no-{name[2:]}"
-        if self.positionals and self.positionals[-1].name == "prompt":
-            hint = "a prompt of several words goes in quotes"
-        elif "data" in self.given.options:
-            hint = f"did you mean --data {shown(word)}?"
-        else:
-            hint = f"write {self.given.usage()}"
-        return f"unexpected {shown(word)}; {hint}"
-
-    def _give_back(self, option: Option) -> None:
-        """`eval --data a.txt MODEL`: what an option of many values took from the end, as far as it is missing."""
-        wanted = sum(positional.required for positional in self.positionals) - len(self.loose)
-        values = self.given.values[option.name]
-        if 0 < wanted < len(values) and option.kind is str:
-            self.loose += values[-wanted:]
-            self._set(option, values[:-wanted], f"{option} {' '.join(map(shown, values[:-wanted]))}")
-
-    def _place(self) -> None:
-        for option in self.positionals:
-            texts = self.loose if option.many else self.loose[:1]
-            self.loose = self.loose[len(texts) :]
-            if texts:
-                values = tuple(map(option.value_of, texts))
-                self._set(option, values if option.many else values[0], f"{option} {' '.join(map(shown, texts))}")
-        if self.loose:
-            raise UsageError(self._too_many(self.loose[0]))
-
-    def _set(self, option: Option, value: Any, words: str) -> None:
-        self.given.values[option.name] = value
-        self.given.words[option.name] = words
-
-
-def _looks_like_an_option(word: str) -> bool:
-    name = word.partition("=")[0]
-    return len(word) > 1 and word.startswith("-") and not _is_number(word) and not any(map(str.isspace, name))
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+    Reader(given, words).read()
+    path, flag = given.values.get("config"), "--config "
+    if path is None and hasattr(given.command, "settings_file"):
+        path, flag = given.command.settings_file(given.values), ""
+    if path is not None:
+        typed, typed_words = dict(given.values), dict(given.words)
+        read_settings(Path(path), f"{flag}{shown(str(path))}", given)
+        given.values |= typed
+        given.words |= typed_words
 
 
 def _whole(text: str) -> int | None:
@@ -357,21 +201,3 @@ def _whole(text: str) -> int | None:
         return int(float(text)) if float(text).is_integer() and abs(float(text)) < 1e15 else None
     except (ValueError, OverflowError):
         return None
-
-
-def print_help(given: Given) -> None:
-    """What `<prog> --help` shows."""
-    import tyro
-
-    # tyro sees an encoding that is stdout's, and takes boxes that it can show.
-    captured = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace")
-    with contextlib.redirect_stdout(captured), contextlib.suppress(SystemExit):
-        tyro.cli(tyro.conf.OmitArgPrefixes[given.command], args=["--help"], prog=given.prog)
-    captured.seek(0)
-    _, _, text = captured.read().partition("\n")  # tyro's usage line can be longer than the screen is wide
-    text = re.sub(r"\{None\}\|(\w+)( ?)", lambda found: f"{found[1]}{found[2]}{' ' * len('{None}|')}", text)
-    text = text.replace("{None,True,False}", "{True,False}     ")
-    print(f"usage: {given.usage()}")
-    width = min(shutil.get_terminal_size().columns, 120)
-    for line in text.splitlines():
-        print(line if len(line) <= width else textwrap.fill(line, width, break_on_hyphens=False))

@@ -154,6 +154,7 @@ ERRORS = [
     (SettingError("prepare", "foo_bar", 3, "must be 4"), "foo bar 3 must be 4"),
     (SettingError("eval", "model", "m n", "must be a folder"), "MODEL 'm n' must be a folder"),
     (ValueError("two\nlines"), "two lines"),
+    (FileNotFoundError("out: no such run"), "--out out: no such run"),
     (ValueError(), "ValueError"),
 ]
 
@@ -169,7 +170,8 @@ class Options:
 
 @pytest.mark.parametrize(("error", "line"), ERRORS, ids=[line[:40] for _, line in ERRORS])
 def test_what_is_said_of_an_error(error, line):
-    given = _options.read(Options, ["m n", "--out", "out", "--lr", "NaN"], "fastgpt x")
+    given = _options.Given(Options, "fastgpt x", _options.options_of(Options))
+    _options.read(given, ["m n", "--out", "out", "--lr", "NaN"])
     assert line in _mistakes.describe(error, given)
 
 
