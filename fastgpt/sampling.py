@@ -38,7 +38,7 @@ class SamplingConfig:
     eos: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        off = "; None switches it off"
+        off = "; leave it out to draw from all tokens"
         checked: dict[str, Any] = {
             "temperature": check_number(
                 "generate", "temperature", self.temperature, least=0, hint="; 0 takes the likeliest token"

@@ -97,13 +97,17 @@ def check_choice(owner: str, name: str, value: Any, choices: Collection[str]) ->
     Raises:
         SettingTypeError: not a string. SettingError: another one.
     """
-    need = f"must be one of {', '.join(choices)}"
     if not isinstance(value, str):
-        raise SettingTypeError(owner, name, value, need)
+        raise SettingTypeError(owner, name, value, f"must be one of {', '.join(choices)}")
     if value not in choices:
-        meant = nearest(value, choices)
-        raise SettingError(owner, name, value, f"{need}; {meant}" if meant else need)
+        raise SettingError(owner, name, value, must_be_one_of(value, choices))
     return value
+
+
+def must_be_one_of(value: str, choices: Collection[str], more: str = "") -> str:
+    """The need of a value that is none of `choices`; `more`: what else would do (" or a number of GiB")."""
+    meant = nearest(value, choices)
+    return f"must be one of {', '.join(choices)}{more}" + (f"; {meant}" if meant else "")
 
 
 def nearest(value: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:

@@ -116,8 +116,9 @@ class Tokenizer:
         """A bundled name, a ranks file, or a folder that `save` wrote into.
 
         Raises:
-            SettingError: neither a bundled name nor an existing path, or a file that is no ranks file.
-            FileNotFoundError, ValueError: see `from_pretrained`. SettingTypeError: no string or path.
+            SettingError: neither a bundled name nor an existing path, a file that is no ranks file, or a folder without
+                a tokenizer.
+            ValueError: see `from_pretrained`. SettingTypeError: no string or path.
         """
         if str(name_or_path) in BUNDLED:
             return Tokenizer.named(str(name_or_path))
@@ -125,7 +126,11 @@ class Tokenizer:
         if path.name == _ABOUT and os.path.isfile(path):
             path = path.parent
         if os.path.isdir(path):
-            return Tokenizer.from_pretrained(path)
+            try:
+                return Tokenizer.from_pretrained(path)
+            except FileNotFoundError as error:
+                why = str(error).removeprefix("Tokenizer.from_pretrained: ")
+                raise SettingError("Tokenizer.load", "tokenizer", str(path), f"is no tokenizer: {why}") from error
         if os.path.isfile(path):
             try:
                 return Tokenizer.from_file(path)
@@ -166,7 +171,7 @@ class Tokenizer:
             theirs = [name for name in ("tokenizer.json", "vocab.json") if os.path.isfile(folder / name)]
             what = f"holds {theirs[0]}, which is transformers' and not read here" if theirs else "holds no tokenizer"
             raise FileNotFoundError(
-                f"Tokenizer.from_pretrained: no tokenizer in {str(folder)!r} ({what}); name one, e.g. tokenizer='gpt2'"
+                f"Tokenizer.from_pretrained: no tokenizer in {str(folder)!r} ({what}); name one, e.g. 'gpt2'"
             )
         files.check_hashes(folder, [_ABOUT, _RANKS])
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 from ..settings import SettingError, SettingTypeError, shown
@@ -29,6 +30,9 @@ _BY_ERRNO = {
     errno.EMFILE: "too many open files; raise `ulimit -n`",
 }
 
+# What an error of the library begins with in Python: the class or function that raises it.
+_OWNER = re.compile(r"^([A-Z]\w*(\.\w+)?|[a-z]\w*\.\w+\(\)|generate|evaluate|prepare|from_pretrained|[a-z]+_[a-z_]+): ")
+
 _MEMORY_OPTIONS = ("batch_size", "seq_len", "max_len", "n_layers", "d_model", "max_new_tokens")
 
 
@@ -41,7 +45,7 @@ def describe(error: BaseException, given: Given | None) -> str:
     elif isinstance(error, OSError) and error.errno is not None:
         text = _path(error, given)
     else:
-        text = _named(str(error) or type(error).__name__, given)
+        text = _named(_OWNER.sub("", str(error)) or type(error).__name__, given)
     return " ".join(text.split())
 
 
@@ -71,13 +75,23 @@ def _memory(given: Given | None) -> str:
 
 
 def _named(text: str, given: Given | None) -> str:
-    """A message that begins with a path or name as typed, with its option before it."""
-    for option, typed in _texts(given):
-        if text.startswith(f"{typed}:"):
-            text = f"{option} {text}"
+    """A message about a path as it was typed, with its option before it."""
+    about = [
+        (option, typed)
+        for option, typed in _texts(given)
+        if text.startswith(f"{typed}:") or (set(typed) & {"/", "."} and _mentions(text, typed))
+    ]
+    if about and "--" not in text:
+        option, typed = max(about, key=lambda pair: len(pair[1]))
+        text = f"{option} {text}" if text.startswith(f"{typed}:") else f"{option} {typed}: {text}"
+    for _, typed in _texts(given):
         if len(typed) > len(shown(typed)):
             text = text.replace(typed, shown(typed))
     return text
+
+
+def _mentions(text: str, path: str) -> bool:
+    return re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w.-])", text) is not None
 
 
 def _texts(given: Given | None) -> Iterator[tuple[Option, str]]:

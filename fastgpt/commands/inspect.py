@@ -45,13 +45,14 @@ class Command:
         config = model.config
         self._check("layers", self.layers, config.n_layers)
         self._check("heads", self.heads, config.n_heads)
-        ids = tokenizer.encode(_inputs.read_prompt(self.prompt))
+        prompt = _inputs.read_prompt(self.prompt)
+        ids = tokenizer.encode(prompt)
         if not ids:
-            raise ValueError(
-                'the prompt is empty; give some text, e.g. fastgpt inspect runs/demo "To be, or not to be"'
-            )
+            need = 'is empty; give some text, e.g. fastgpt inspect runs/demo "To be, or not to be"'
+            raise SettingError("inspect", "prompt", prompt, need)
         if len(ids) > config.max_len:
-            raise ValueError(f"the prompt has {len(ids)} tokens, the model's max_len is {config.max_len}; shorten it")
+            need = f"has {len(ids)} tokens, the model's max_len is {config.max_len}; shorten it"
+            raise SettingError("inspect", "prompt", prompt, need)
         heads = [h % config.n_heads for h in self.heads] or list(range(config.n_heads))
         written: list[Path] = []
         try:

@@ -147,6 +147,8 @@ class Command:
         Raises:
             FileNotFoundError: no such run.
         """
+        if values.get("overwrite"):  # which `_check` refuses beside --resume
+            return None
         if values.get("resume_from") is not None:
             path = Path(values["resume_from"])
             folder = (path if len(path.parts) > 3 else Path(os.path.abspath(path))).parent.parent
@@ -241,6 +243,9 @@ class Command:
         if self.init_from is None:
             tokenizer = Tokenizer.load(DEFAULT_TOKENIZER if self.tokenizer is None else self.tokenizer)
             config = self.model.config(tokenizer.vocab_size)
+            if config.vocab_size < tokenizer.vocab_size:
+                need = f"is fewer than the {tokenizer.vocab_size} token ids of tokenizer {tokenizer.name}; leave it out"
+                raise SettingError("train", "vocab_size", config.vocab_size, need)
             return tokenizer, lambda: presets.make(config)
         if self.resume or self.resume_from is not None:
             self._check_same_start()

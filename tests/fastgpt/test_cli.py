@@ -277,7 +277,7 @@ def test_clear_errors(here, trained, capsys):
         (["eval", trained, "--data", "gone.txt"], "gone.txt: no such file"),
         (["eval", trained, "--tokenizer", "gpt2"], "--tokenizer gpt2 is not the tokenizer that"),
         (["eval", trained, "--tokenizer", "gpt9"], "neither a bundled tokenizer"),
-        (["inspect", trained, ""], "the prompt is empty"),
+        (["inspect", trained, ""], "PROMPT '' is empty"),
         (["inspect", trained, "word " * 50], "the model's max_len is 16"),
         (["inspect", trained, "To be", "--layers", "7"], "there is no layer 7"),
         (["train", *TINY, "--n-heads", "3"], "--n-heads 3 must divide d_model (16)"),

@@ -293,7 +293,7 @@ def test_ctrl_c_in_prepare_says_what_is_left(prepared, monkeypatch, capsys):
         (("inspect", "m", "To be", "--out", "a.txt"), "--out a.txt is a file; choose a folder"),
         (("inspect", "m", "To be", "--out", "a.txt/b"), "--out a.txt/b lies in a file"),
         (("inspect", "m", "To be", "--out", "x" * 300), "cannot be: File name too long"),
-        (("inspect", "m", ""), "the prompt is empty"),
+        (("inspect", "m", ""), "PROMPT '' is empty"),
         (("inspect", "m", "word " * 50), "the model's max_len is 16"),
     ],
 )
