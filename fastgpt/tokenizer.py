@@ -116,9 +116,8 @@ class Tokenizer:
         """A bundled name, a ranks file, or a folder that `save` wrote into.
 
         Raises:
-            SettingError: neither a bundled name nor an existing path, a file that is no ranks file, or a folder without
-                a tokenizer.
-            ValueError: see `from_pretrained`. SettingTypeError: no string or path.
+            SettingError: neither a bundled name nor an existing path, or a file that is no ranks file.
+            FileNotFoundError, ValueError: see `from_pretrained`. SettingTypeError: no string or path.
         """
         if str(name_or_path) in BUNDLED:
             return Tokenizer.named(str(name_or_path))
@@ -126,11 +125,7 @@ class Tokenizer:
         if path.name == _ABOUT and os.path.isfile(path):
             path = path.parent
         if os.path.isdir(path):
-            try:
-                return Tokenizer.from_pretrained(path)
-            except FileNotFoundError as error:
-                why = str(error).removeprefix("Tokenizer.from_pretrained: ")
-                raise SettingError("Tokenizer.load", "tokenizer", str(path), f"is no tokenizer: {why}") from error
+            return Tokenizer.from_pretrained(path)
         if os.path.isfile(path):
             try:
                 return Tokenizer.from_file(path)

@@ -76,11 +76,7 @@ def _memory(given: Given | None) -> str:
 
 def _named(text: str, given: Given | None) -> str:
     """A message about a path as it was typed, with its option before it."""
-    about = [
-        (option, typed)
-        for option, typed in _texts(given)
-        if text.startswith(f"{typed}:") or (set(typed) & {"/", "."} and _mentions(text, typed))
-    ]
+    about = [(option, typed) for option, typed in _texts(given) if _mentions(text, typed)]
     if about and "--" not in text:
         option, typed = max(about, key=lambda pair: len(pair[1]))
         text = f"{option} {text}" if text.startswith(f"{typed}:") else f"{option} {typed}: {text}"
@@ -90,8 +86,12 @@ def _named(text: str, given: Given | None) -> str:
     return text
 
 
-def _mentions(text: str, path: str) -> bool:
-    return re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w.-])", text) is not None
+def _mentions(text: str, typed: str) -> bool:
+    """Whether a message is about what was typed: begins with it or quotes it, or holds it where it is no common word."""
+    if text.startswith(f"{typed}:") or repr(typed) in text:
+        return True
+    word = rf"(?<![\w./-]){re.escape(typed)}(?![\w.-])"
+    return bool(set(typed) & {"/", "."}) and re.search(word, text) is not None
 
 
 def _texts(given: Given | None) -> Iterator[tuple[Option, str]]:

@@ -152,7 +152,7 @@ MISTAKES = [
     ("train --tokenizer gpt9", "--tokenizer gpt9"),
     ("train --tokenizer shakespear", "did you mean 'shakespeare'?"),
     ("train --tokenizer gone.tiktoken", "--tokenizer gone.tiktoken"),
-    ("train --tokenizer folder", "--tokenizer folder is no tokenizer"),
+    ("train --tokenizer folder", "--tokenizer folder"),
     ("train --tokenizer ''", "--tokenizer '' is empty"),
     ("train --name ''", "--name '' is empty"),
     ("train --name a/b", "--name a/b must be"),
