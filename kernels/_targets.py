@@ -23,7 +23,7 @@ def check_target(function: str, target: Tensor, shape: torch.Size, of: str) -> N
 
 
 def check_range(function: str, target: Tensor, V: int, ignore_index: int) -> None:
-    """Raise IndexError for a target outside of [0, V) that is not ignore_index, where looking costs no wait: on a CPU."""
+    """Raise IndexError for a target outside of [0, V) that is not ignore_index: on a CPU, where looking is no wait."""
     if target.device.type != "cpu" or not can_be_read(target):
         return
     wide = target.long()  # torch does not compare int32 with a number outside of it

@@ -104,7 +104,9 @@ def recompute_normed() -> Iterator[None]:
             qkv = F.linear(h, w_qkv)       # saves nothing of h; its backward writes h again, bit for bit
 
     Enclose the operators that read the output. Each rebuilds its own copy, so that one reader (a packed projection) is
-    best. It works with eager autograd, under `torch.utils.checkpoint` too; compiled graphs decide for themselves.
+    best. Write nothing into the output behind torch's back (`.data`, numpy): what is written again is what LayerNorm
+    made, and only torch's own counter tells that it was changed. It works with eager autograd, under
+    `torch.utils.checkpoint` too; compiled graphs decide for themselves.
     """
     book, outer = _Book(), getattr(_thread, "book", None)
     _thread.book = book

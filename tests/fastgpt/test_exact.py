@@ -119,9 +119,8 @@ def one_by_one(module, x):
     return x
 
 
-@pytest.mark.parametrize("make", [feed_forward, gelu_ffn])
+@pytest.mark.parametrize(("make", "which"), [(feed_forward, 0), (gelu_ffn, 2)])
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-@pytest.mark.parametrize("which", [0, 2])
 @pytest.mark.parametrize("done", TO_A_LINEAR)
 def test_what_is_done_to_a_linear_of_an_ffn_counts(interpreter, seed, make, impl, which, done):
     module = make()
@@ -266,7 +265,7 @@ HEADS = {
 } | {done: lambda m, f=f: f(m.head) for done, f in TO_A_LINEAR.items()}
 
 
-@pytest.mark.parametrize("return_logits", [None, True, False])
+@pytest.mark.parametrize("return_logits", [None, False])
 @pytest.mark.parametrize("done", HEADS)
 def test_what_is_done_to_the_head_counts_in_loss_logits_and_sampling(interpreter, seed, done, return_logits):
     model = gpt()
@@ -342,7 +341,7 @@ def test_what_is_done_to_attentions_output_projection_counts(interpreter, seed, 
         torch.testing.assert_close(ours(), by_children(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["triton", "torch", "reference", "auto"])
+@pytest.mark.parametrize("impl", ["triton", "torch"])
 @pytest.mark.parametrize("done", ["LoRA", "another head", *TO_A_LINEAR])
 def test_what_is_done_to_the_linear_of_a_loss_counts(interpreter, seed, done, impl):
     settings = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "ignore_index": 3, "reduction": "sum"}
