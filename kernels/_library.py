@@ -13,7 +13,8 @@ so that no family and no launch has to think of it. What torch.func does with an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -188,6 +189,17 @@ def _plain_dispatch_keys() -> frozenset[int]:
 
 
 _PLAIN = _plain_dispatch_keys()
+
+
+@contextlib.contextmanager
+def plain_too(*tensors: Tensor) -> Iterator[None]:
+    """Inside, tensors of the same kind as these are plain: memory is counted on meta tensors as a GPU would need it."""
+    global _PLAIN
+    saved, _PLAIN = _PLAIN, _PLAIN | {_dispatch_keys(x).raw_repr() for x in tensors}
+    try:
+        yield
+    finally:
+        _PLAIN = saved
 
 
 def _not_differentiable(name: str, operator: Operator, way_out: str) -> type[torch.autograd.Function]:

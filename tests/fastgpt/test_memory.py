@@ -105,6 +105,20 @@ def test_block_grows_with_T():
     assert table.slope(lengths, table.block_peaks("reference", lengths)) >= 1.8  # at 1024 the linear part still counts
 
 
+def test_block_needs_less_than_torchs():
+    """At every length, the weights' gradients included."""
+    lengths = [512, 1024, 8192]
+    assert all(a < b for a, b in zip(table.block_peaks("fastgpt", lengths), table.block_peaks("torch", lengths)))
+
+
+def test_a_backward_that_writes_over_its_input_does_so_on_paper():
+    """Of the hidden size there are two matrices at a time: the pre-activation, whose gradient takes its place, and
+    the activation."""
+    rows, d, hidden = 4096, 64, 512
+    inputs = [meta(*shape) for shape in ((rows, d), (hidden, d), (hidden,), (d, hidden), (d,))]
+    assert 2 * rows * hidden * 2 <= peak_bytes(gelu_ffn, inputs) < 2.6 * rows * hidden * 2
+
+
 def test_model_grows_with_T():
     lengths = [4096, 16384, 131072]
     ours = table.model_peaks("fastgpt", lengths, n_layers=1)
