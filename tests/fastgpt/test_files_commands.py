@@ -82,6 +82,8 @@ def test_texts_are_cached_for_the_user_and_named_as_typed(here, tmp_path):
     first = command.run(*argv, cwd=here, FASTGPT_CACHE=None, XDG_CACHE_HOME=str(tmp_path / "xdg"))
     assert json.loads(first.out)["data"] == "a.txt"
     (entry,) = (tmp_path / "xdg" / "fastgpt" / "tokens").iterdir()
+    again = command.run(*argv, cwd=here, FASTGPT_CACHE=None, XDG_CACHE_HOME=str(tmp_path / "xdg"))
+    assert again == first
     assert sorted(p.name for p in here.iterdir()) == ["a.txt", "m", "runs"]
     home = command.run(*argv, cwd=here, FASTGPT_CACHE=None, XDG_CACHE_HOME=None, HOME=str(tmp_path))
     assert home.out == first.out
@@ -132,6 +134,19 @@ def test_a_damaged_entry_is_made_again(here, monkeypatch):
             path.write_bytes(path.read_bytes()[:50])
         again = token_cache.tokenized([here / "a.txt"], small, progress=False)
         assert again.read(0, len(again)).tolist() == first
+
+
+def test_two_processes_may_make_the_same_entry(here, monkeypatch):
+    monkeypatch.setenv("FASTGPT_CACHE", str(here / "cache"))
+    small = Tokenizer.named("shakespeare")
+
+    def prepare_after_another(paths, folder, tokenizer, **options):
+        prepare(paths, folder, tokenizer, **options)
+        return prepare(paths, folder, tokenizer, **options)
+
+    monkeypatch.setattr(token_cache, "prepare", prepare_after_another)
+    found = token_cache.tokenized([here / "a.txt"], small, progress=False)
+    assert found.read(0, 3).tolist() == small.encode(TEXT)[:3]
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_done_without(here):
