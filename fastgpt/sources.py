@@ -135,6 +135,10 @@ def _json_lines(path: Path, stream: BinaryIO) -> Iterator[str]:
             raise SourceError(f'{path}: line {number} has no "text"; give {{"text": "..."}} on every line') from error
         if not isinstance(text, str):
             raise SourceError(f'{path}: line {number}: "text" is a {type(text).__name__}; it must be a string')
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # "\\ud83d" alone: half of a character
+            raise SourceError(f'{path}: line {number}: "text" is no Unicode text ({error}); mend it') from error
         yield text
 
 

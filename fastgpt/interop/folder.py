@@ -128,10 +128,12 @@ def read_safetensors(path: Path) -> State:
     """The tensors of a safetensors file, on the CPU; those of a file of ours have the sha256 that it records.
 
     Raises:
-        ValueError: truncated, corrupted or altered. FileNotFoundError: no such file.
+        ValueError: truncated, corrupted or altered. OSError: no such file, or no permission.
     """
     from safetensors import SafetensorError, safe_open
 
+    with open(path, "rb"):  # safetensors says "no such file" of one that may not be read
+        pass
     try:
         with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

@@ -363,6 +363,7 @@ def test_failure_leaves_nothing_behind(tmp_path, gpt2):
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', r"bad\.jsonl: line 2 is not JSON"),
         ("key.jsonl", b'{"body": "a"}\n', r'key\.jsonl: line 1 has no "text"'),
         ("list.jsonl", b"[1]\n", r'list\.jsonl: line 1 has no "text"'),
+        ("half.jsonl", b'{"text": "a \\ud83d"}\n', r'half\.jsonl: line 1: "text" is no Unicode text'),
         ("type.jsonl", b'{"text": 3}\n', r'type\.jsonl: line 1: "text" is a int'),
     ],
 )
