@@ -8,6 +8,7 @@ transformers builds no mask for a name that it does not know, and padded batches
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -41,11 +42,14 @@ def register(name: str = NAME) -> str:
     Raises:
         ImportError: transformers is not installed, or too old to have the interfaces.
     """
+    needs = "register: this needs transformers >= 5.4; `pip install -U transformers`"
     try:
         from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
     except ImportError as error:
-        raise ImportError("register: this needs transformers >= 4.53; `pip install -U transformers`") from error
+        raise ImportError(needs) from error
+    if "q_length" not in inspect.signature(sdpa_mask).parameters:  # older ones describe masks in other terms
+        raise ImportError(needs)
     AttentionInterface.register(str(name), attention)
     AttentionMaskInterface.register(str(name), mask)
     return _RegisteredName(name)
@@ -74,9 +78,9 @@ def attention(
     all values.
 
     Raises:
-        ValueError: the model chooses keys by index, or packs documents in more than one row.
+        ValueError: the model chooses keys by index or masks heads, or packs documents in more than one row.
     """
-    for feature in ("indices", "block_indices"):
+    for feature in ("indices", "block_indices", "head_mask", "layer_head_mask"):
         if kwargs.get(feature) is not None:
             raise ValueError(f'attn_implementation="{NAME}" has no {feature}; use "eager" for this model')
     sees: dict[str, Any] | None = None

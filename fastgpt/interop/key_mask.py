@@ -73,13 +73,14 @@ def mask(
 
     Returns None where a causal module needs no mask (T_q queries that end with the keys, no padding) or a
     bidirectional one none; a `KeyMask` for causal, bidirectional and sliding-window masks, each with padding at the
-    ends; for anything else, and inside of torch.compile, what transformers builds for torch's attention.
+    ends; for anything else, and while torch traces, what transformers builds for torch's attention.
     """
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     function = causal_mask_function if mask_function is None else mask_function
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     described = None
-    if not torch.compiler.is_compiling() and not kwargs.get("use_vmap"):
+    if not traced and not kwargs.get("use_vmap"):
         described = _causal_and_window(function, kv_length)
     elif function is causal_mask_function:
         described = True, None
@@ -92,10 +93,10 @@ def mask(
             if attention_mask is None:
                 if skip and window is None:
                     return None
-                if not torch.compiler.is_compiling():
+                if not traced:
                     device = torch.device(kwargs.get("device", "cpu"))
                     return KeyMask((batch_size, 1, q_length, kv_length), device, sees)
-            elif attention_mask.dim() == 2 and _runtime.can_be_read(attention_mask):
+            elif not traced and attention_mask.dim() == 2 and _runtime.can_be_read(attention_mask):
                 kept = _keys_kept(attention_mask, kv_length, kv_offset)
                 padded = not bool(kept.all())
                 if not padded and skip and window is None:

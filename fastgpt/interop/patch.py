@@ -160,10 +160,16 @@ def _attention(model: nn.Module, changes: list[Change], left: dict[str, str], al
     from . import attention_registry
 
     models = [(path, part) for path, part in model.named_modules() if isinstance(part, transformers.PreTrainedModel)]
+    if not models:
+        return
+    try:
+        name, too_old = attention_registry.register(), None
+    except ImportError as error:
+        name, too_old = "", str(error)
     before = {id(part.config): part.config._attn_implementation for _, part in models}
     reasons: dict[int, str] = {}  # a config stands for all models that share it: with a head and without
     for _, part in models:
-        reason = _why_own_attention(part)
+        reason = too_old or _why_own_attention(part)
         if reason is not None:
             reasons.setdefault(id(part.config), reason)
     seen: set[int] = set()
@@ -179,8 +185,8 @@ def _attention(model: nn.Module, changes: list[Change], left: dict[str, str], al
             if part.config._attn_implementation != was:  # a model around it handed its own on
                 part.set_attn_implementation(was)
         else:
-            part.set_attn_implementation(attention_registry.register())
-            changes.append(Change(path, f'attn_implementation="{was}"', f'"{attention_registry.NAME}"'))
+            part.set_attn_implementation(name)
+            changes.append(Change(path, f'attn_implementation="{was}"', f'"{name}"'))
 
 
 def _why_own_attention(model: nn.Module) -> str | None:

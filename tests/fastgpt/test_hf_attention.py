@@ -277,6 +277,7 @@ def test_packed_documents_do_not_see_each_other(seed, mask, interpreted):
     [
         ({"indices": torch.zeros(3, 6, 2)}, 'attn_implementation="fastgpt" has no indices; use "eager"'),
         ({"block_indices": torch.zeros(3, 2, 6, 2)}, 'has no block_indices; use "eager"'),
+        ({"head_mask": torch.ones(4)}, 'has no head_mask; use "eager"'),
         ({"cu_seq_lens_q": torch.tensor([0, 3, 6])}, "cu_seq_lens_q names documents end to end in one row.*got 3 rows"),
     ],
 )

@@ -82,6 +82,20 @@ def test_attention_that_has_more_than_the_kernels_is_left(kind, reason):
     assert model.config._attn_implementation == "eager"
 
 
+def test_with_a_transformers_that_is_too_old_the_attention_is_left(monkeypatch):
+    """Its masks are described in other terms, and the first forward would fail."""
+    from transformers import masking_utils
+
+    from fastgpt.interop.attention_registry import register
+
+    monkeypatch.setattr(masking_utils, "sdpa_mask", lambda batch_size, cache_position, kv_length: None)
+    with pytest.raises(ImportError, match=r"transformers >= 5\.4"):
+        register()
+    model = hf_model("gpt2")
+    assert "transformers >= 5.4" in fastgpt.patch(model).left[""]
+    assert model.config._attn_implementation == "eager"
+
+
 def test_a_model_without_the_interface_is_left():
     import transformers
 
@@ -305,6 +319,29 @@ def test_a_compiled_model(kind):
             found = one(tokens(), attention_mask=kept).logits
             torch.testing.assert_close(found[kept.bool()], right[kept.bool()], rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
+
+
+class WithMask(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, idx, kept):
+        return self.model(idx, attention_mask=kept, use_cache=False).logits
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_traced_model_reads_the_mask_it_is_given(kind):
+    """Not the one that it was traced with, which hid nothing."""
+    model = hf_model(kind)
+    masks = torch.ones(2, 2, 6, dtype=torch.long)
+    masks[1, 1, :3] = 0
+    with torch.no_grad():
+        right = WithMask(model)(tokens(), masks[1])
+        fastgpt.patch(model)
+        found = torch.jit.trace(WithMask(model), (tokens(), masks[0]), check_trace=False)(tokens(), masks[1])
+    torch.testing.assert_close(found[masks[1].bool()], right[masks[1].bool()], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.needs("peft")
