@@ -29,9 +29,9 @@ _NAMES = {
 }
 _APPROXIMATE = {getattr(activations, name): how for name, how in _NAMES.items() if hasattr(activations, name)}
 _CHILDREN = {
-    kind: _exact.exactly(Conv1D, kind, Conv1D, nn.Dropout) for kind in (*_APPROXIMATE, nn.GELU)
+    kind: _exact.exactly(Conv1D, kind, Conv1D, nn.modules.dropout.Dropout) for kind in (*_APPROXIMATE, nn.GELU)
 }  # by their activation
-_LM_HEAD = _exact.exactly(nn.Linear)
+_LM_HEAD = _exact.exactly(nn.modules.linear.Linear)
 
 
 def approximate_of(activation: nn.Module) -> str | None:

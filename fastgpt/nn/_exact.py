@@ -15,12 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import CodeType
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _registry
 
 # Hooks on all modules of the process (`torch.nn.modules.module.register_module_forward_hook` and its kin).
 _forward, _forward_pre = _registry._global_forward_hooks, _registry._global_forward_pre_hooks
 _backward, _backward_pre = _registry._global_backward_hooks, _registry._global_backward_pre_hooks
+
+_CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl  # tracers and profilers put their own in the class
 
 _PLAIN = (nn.Parameter, Tensor, type(None))  # other weights know how to multiply: quantised or sharded ones
 
@@ -43,6 +46,9 @@ def why_not(children: Iterable[nn.Module], expected: Expected) -> str | None:
     """Why no kernel may stand in for these children, which should be exactly as expected; None if one may."""
     if _forward or _forward_pre or _backward or _backward_pre:
         return "all modules have hooks (torch.nn.modules.module)"
+    replaced = nn.Module.__call__ is not _CALL or nn.Module._call_impl is not _CALL_IMPL
+    if replaced and not torch.compiler.is_compiling():  # torch.export does, to follow what it traces
+        return "the call of all modules has been replaced (torch.nn.Module)"
     for child, (kind, code) in zip(children, expected):
         if type(child) is not kind:
             return f"a {kind.__name__} has become a {_full_name(type(child))}"

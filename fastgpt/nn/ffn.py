@@ -13,7 +13,8 @@ from ..kernels import _runtime, gelu_ffn, reference
 from ..kernels._notice import say_once
 from . import _exact
 
-_LAYERS = nn.Linear, nn.GELU, nn.Linear
+# Where torch defines them: what torch.nn calls Linear may be anybody's by the time that this is imported.
+_LAYERS = nn.modules.linear.Linear, nn.modules.activation.GELU, nn.modules.linear.Linear
 
 
 class SequentialFFN(nn.Sequential):
@@ -64,7 +65,7 @@ class GELUFFN(SequentialFFN):
         ValueError: an `impl`, an `approximate` or a dropout probability that does not exist.
     """
 
-    _expected: ClassVar = SequentialFFN._expected | {4: _exact.exactly(*_LAYERS, nn.Dropout)}
+    _expected: ClassVar = SequentialFFN._expected | {4: _exact.exactly(*_LAYERS, nn.modules.dropout.Dropout)}
     fastgpt_part = "ffn"
     impl = "auto"  # of the class, so that modules converted by their __class__ have them
     recompute = False

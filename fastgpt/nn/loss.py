@@ -10,7 +10,7 @@ from ..kernels import _runtime, cross_entropy, linear_cross_entropy, reference
 from ..kernels._notice import say_once
 from . import _exact
 
-_LINEAR = _exact.exactly(nn.Linear)
+_LINEAR = _exact.exactly(nn.modules.linear.Linear)
 _SETTINGS = "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap"
 
 

@@ -184,6 +184,21 @@ def test_a_forward_replaced_in_the_class_counts(interpreter, seed, monkeypatch):
     assert _exact.exactly(nn.Linear) == ((nn.Linear, None),)  # asked too late to know the right one
 
 
+@pytest.mark.parametrize("name", ["__call__", "_call_impl"])
+def test_a_call_replaced_for_all_modules_counts(interpreter, seed, monkeypatch, name):
+    module, x, called, own = gelu_ffn(), torch.randn(2, 16), [], getattr(nn.Module, name)
+    monkeypatch.setattr(nn.Module, name, lambda self, *args: called.append(type(self)) or own(self, *args))
+    module(x)
+    assert called == [GELUFFN, nn.Linear, nn.GELU, nn.Linear]
+
+
+def test_symbolic_tracing_sees_the_children(interpreter, seed):
+    module, x = feed_forward(), torch.randn(2, 16)
+    traced = torch.fx.symbolic_trace(module)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
+    assert torch.equal(traced(x), one_by_one(module, x))
+
+
 def test_weights_that_multiply_their_own_way_count(interpreter, seed):
     class Halves(nn.Parameter):  # what torchao's and bitsandbytes' are to an nn.Linear
         pass
