@@ -25,7 +25,7 @@ class Change:
 class PatchReport(tuple[Change, ...]):
     """What `patch` changed; prints one line for each kind of change, and what it left and why.
 
-    left     {path: why this transformers model keeps its own attention}
+    left     {path: why this transformers model keeps its own attention, or this module its own forward}
     already  paths of modules that an earlier `patch` converted
     """
 
@@ -39,7 +39,7 @@ class PatchReport(tuple[Change, ...]):
         for change in self:
             kinds.setdefault((change.before, change.after), []).append(change.path)
         lines = [f"{len(paths)} x {before} -> {after}: {_some(paths)}" for (before, after), paths in kinds.items()]
-        lines += [f"attention left as it was: {path or '(the model)'}: {reason}" for path, reason in self.left.items()]
+        lines += [f"left as it was: {path or '(the model)'}: {reason}" for path, reason in self.left.items()]
         if self.already:
             lines.append(f"{len(self.already)} converted already: {_some(self.already)}")
         return "\n".join(lines)
@@ -63,8 +63,8 @@ def patch(
     back to the original where the kernels cannot run (a CPU, float64), and say so once in the "fastgpt" log.
 
     Models inside of wrappers (torch.compile, DDP, PEFT) are found there. A transformers model whose attention has more
-    than the kernels (capped scores, sinks, keys chosen by index) keeps its own, and the report's `left` says so. What
-    is converted already is left alone; a second call has nothing to do and says so.
+    than the kernels (capped scores, sinks, keys chosen by index) keeps its own, and a module its forward where somebody
+    has set one: the report's `left` says so. What is converted already is left alone, and a second call says so.
 
     Raises:
         TypeError: `model` is no module: None, a name, a class, a state dict.
@@ -81,6 +81,9 @@ def patch(
         if _is_drop_in(type(module)) and asked.get(module.fastgpt_part):
             already.append(path)
         for after in _classes_for(module, attention, layer_norm, ffn, loss):
+            if "forward" in vars(module):  # which another class would not change
+                left.setdefault(path, "somebody has replaced its forward (accelerate, for example); call patch first")
+                continue
             before = type(module)
             module.__class__ = after
             changes.append(Change(path, before.__qualname__, f"{after.__module__}.{after.__qualname__}"))
@@ -192,16 +195,16 @@ def _attention(model: nn.Module, changes: list[Change], left: dict[str, str], al
 def _why_own_attention(model: nn.Module) -> str | None:
     """Why a transformers model keeps its own attention; None if ours computes the same."""
     if not model._can_set_attn_implementation():
-        return "its class does not go through transformers' AttentionInterface"
+        return "its attention does not go through transformers' AttentionInterface"
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
-        return f"its scores are capped (attn_logit_softcapping={model.config.attn_logit_softcapping})"
+        return f"its attention caps its scores (attn_logit_softcapping={model.config.attn_logit_softcapping})"
     parts = [part for part in model.modules() if part is not model]
     if any(getattr(part, "sinks", None) is not None for part in parts):
-        return "it has attention sinks"
+        return "its attention has sinks"
     if any(hasattr(part, "indexer") for part in parts):
-        return "it chooses keys by index"
+        return "its attention chooses keys by index"
     if not model._supports_sdpa:
-        return "transformers computes it by its eager implementation only"
+        return "transformers computes its attention by its eager implementation only"
     if getattr(model.config, "output_attentions", False):
         return "config.output_attentions is set, which transformers keeps to eager attention; ask in the call instead"
     return None

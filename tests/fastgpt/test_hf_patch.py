@@ -69,7 +69,10 @@ def test_a_second_patch_says_that_all_is_converted():
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("gemma2", r"its scores are capped \(attn_logit_softcapping=0.5\)"), ("gpt_oss", "it has attention sinks")],
+    [
+        ("gemma2", r"its attention caps its scores \(attn_logit_softcapping=0.5\)"),
+        ("gpt_oss", "its attention has sinks"),
+    ],
 )
 def test_attention_that_has_more_than_the_kernels_is_left(kind, reason):
     model = hf_model(kind, attn_implementation="eager")
@@ -78,7 +81,7 @@ def test_attention_that_has_more_than_the_kernels_is_left(kind, reason):
     assert model.config._attn_implementation == "eager"
     report = fastgpt.patch(nn.Sequential(model, nn.LayerNorm(4)))
     assert list(report.left) == ["0"]
-    assert "attention left as it was: 0: it" in str(report)
+    assert "left as it was: 0: its attention" in str(report)
     assert model.config._attn_implementation == "eager"
 
 
@@ -124,6 +127,31 @@ def test_a_part_that_is_left_inside_of_a_model_that_is_not():
     assert model.config.text_config._attn_implementation == "eager"
     assert model.config.vision_config._attn_implementation == "fastgpt"
     assert any("language_model" in path for path in report.left)
+
+
+def test_a_forward_that_somebody_has_set_is_left():
+    """It would go on running, whatever the class: accelerate's offloading sets one on every module."""
+    model = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4))
+    model[1].forward = lambda x: 2 * x
+    report = fastgpt.patch(model)
+    assert [change.path for change in report] == ["0"]
+    assert type(model[1]) is nn.LayerNorm
+    assert str(report).splitlines()[1].startswith("left as it was: 1: somebody has replaced its forward")
+
+
+@pytest.mark.needs("accelerate")
+@pytest.mark.parametrize("first", ["patch", "offload"])
+def test_weights_that_accelerate_keeps_elsewhere(first):
+    from accelerate import cpu_offload
+
+    model = hf_model("gpt2")
+    right = logits(model)
+    steps = [fastgpt.patch, lambda model: cpu_offload(model, execution_device="cpu")]
+    for step in steps if first == "patch" else steps[::-1]:
+        step(model)
+    assert model.lm_head.weight.is_meta
+    with fastgpt.kernels.interpret():
+        torch.testing.assert_close(logits(model), right, rtol=1e-4, atol=1e-4)
 
 
 def test_attentions_asked_for_in_the_config_keep_it_savable(tmp_path):
