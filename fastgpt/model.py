@@ -26,7 +26,7 @@ from .config import IMPLEMENTATIONS, GPTConfig
 from .impl import check_constructible
 from .modes import evaluating
 from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, logits_and_loss, why_head_runs
-from .output import GPTOutput, Unembedding
+from .output import GPTOutput, Unembedding, is_exporting
 from .sampling import Generates
 from .settings import SettingTypeError, check_choice
 from .token_ids import checked_ids, checked_targets
@@ -126,12 +126,11 @@ class GPT(Generates):
             targets = checked_targets("GPT", targets, idx, vocab_size=self.config.vocab_size)
         check_choice("GPT", "reduction", reduction, ("mean", "sum", "none"))
         hidden = self.hidden_states(idx)
-        if return_logits is None and torch.compiler.is_exporting():
+        exporting = is_exporting()
+        if exporting and return_logits is None:
             return_logits = True  # an exported program has no head to make them with later
         logits, loss = logits_and_loss(self.head, hidden, targets, return_logits=return_logits, reduction=reduction)
-        unembedding = None
-        if not torch.compiler.is_exporting():
-            unembedding = Unembedding(self.head, hidden, training=self.training)
+        unembedding = None if exporting else Unembedding(self.head, hidden, training=self.training)
         return GPTOutput(loss, logits, hidden, unembedding=unembedding)
 
     def hidden_states(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -69,7 +69,7 @@ class GPTOutput(OrderedDict):
     @property
     def logits(self) -> Tensor | None:
         if self._pending:
-            super().__setitem__("logits", self.unembedding(self.hidden))
+            super().__setitem__("logits", self.unembedding.logits(self.hidden))
             self._pending = False
         if self._lost:
             raise AttributeError(f"GPTOutput: the logits were not computed before this copy was made; {_WAY_OUT}")
@@ -184,7 +184,7 @@ class Unembedding:
         self.parameters = dict(head.named_parameters())  # torch.func.functional_call lends others for its call
         self.versions = None if torch.compiler.is_compiling() else [_version(p) for p in self.parameters.values()]
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, T, d) -> logits (B, T, V)."""
         lent = self._lent(hidden)
         hidden = hidden.to(self.dtype)  # FSDP's output_dtype and its like have converted it, but not the weights
@@ -216,6 +216,11 @@ class Unembedding:
 
     def _key(self) -> tuple[Any, ...]:
         return id(self.head), self.evaluating, self.dtype, self.autocast
+
+
+def is_exporting() -> bool:
+    """torch.compiler.is_exporting(), of which Dynamo up to torch 2.11 says True in torch.compile as well."""
+    return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
 def _version(parameter: Tensor) -> int:
