@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from ..settings import SettingError
 
 if TYPE_CHECKING:
-    from ..trainer import Validation
+    from ..evaluation import Validation
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Command:
 
     def run(self) -> int:
         from ..devices import resolve_device, resolve_dtype
-        from ..trainer import evaluate
+        from ..evaluation import evaluate
         from . import _inputs
 
         device = resolve_device(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Command:
     heads: tuple[int, ...] = ()
     """Heads to draw, from 0; all if not given."""
     out: str = "attention"
-    """Folder to write."""
+    """Folder to write; pages and pictures of earlier calls in it are replaced."""
     tokenizer: str | None = None
     """The model's own if not given; else "gpt2", "shakespeare" or a .tiktoken file."""
     device: str = "auto"
@@ -41,6 +42,10 @@ class Command:
 
         device = resolve_device(self.device)
         folder = check_folder("inspect", "out", self.out)
+        for path in (folder / name for name in ("attention.html", "attention.png")):
+            if os.path.lexists(path) and not (path.is_file() and attention_maps.is_ours(path)):
+                need = f"holds {path.name}, which `fastgpt inspect` did not write; choose another folder"
+                raise SettingError("inspect", "out", self.out, need)
         model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
         config = model.config
         self._check("layers", self.layers, config.n_layers)

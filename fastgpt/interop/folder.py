@@ -20,9 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from .. import files, tied
 from ..config import GPTConfig
-from ..settings import SettingError
 from . import hf_gpt2, nanogpt
-from .locate import check_type, locate, read_fields, weights_beside
+from .locate import check_target, check_type, locate, read_fields, weights_beside
 
 if TYPE_CHECKING:
     from ..model import GPT
@@ -310,10 +309,7 @@ def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
     """Write `model` to `folder` in one of FORMATS. See `GPT.save_pretrained`."""
     if format not in FORMATS:
         raise ValueError(f"save_pretrained: unknown format {format!r}; choose from {FORMATS}")
-    path = files.check_folder("save_pretrained", "folder", folder)
-    if format == "nanogpt" and (path / "config.json").is_file():
-        need = "holds another model (config.json), which readers would take for this one; choose another folder"
-        raise SettingError("save_pretrained", "folder", str(folder), need)
+    path = check_target(folder, format)
     config = model.config
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     check_names(config, state, source="save_pretrained")  # adapters, for one, would be in a file that nothing reads

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..settings import SettingTypeError
+from ..settings import SettingError, SettingTypeError
 
+KINDS = ("fastgpt", "fastgpt-one-head")  # `model_type` of our own formats
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -62,6 +63,32 @@ def check_type(folder: Path, kind: Any) -> None:
         raise ValueError(f"{folder / 'config.json'}: the model is a OneHeadLM; read it with OneHeadLM.from_pretrained")
     adapter = " (and the adapter beside it is PEFT's)" if (folder / "adapter_config.json").is_file() else ""
     raise ValueError(f'{folder / "config.json"}: model_type must be "fastgpt" or "gpt2", got {kind!r}{adapter}')
+
+
+def check_target(folder: str | os.PathLike[str], kind: str) -> Path:
+    """`folder` as a path, if saving a model of this `model_type` there loses nothing of others.
+
+    Raises:
+        SettingError: no folder of that name can be, or it holds a config.json that is no model's of ours or of GPT-2.
+        SettingTypeError: no path.
+    """
+    path = files.check_folder("save_pretrained", "folder", folder)
+    config = path / "config.json"
+    if not config.is_file():
+        return path
+    if kind == "nanogpt":
+        need = "holds another model (config.json), which readers would take for this one; choose another folder"
+        raise SettingError("save_pretrained", "folder", str(folder), need)
+    try:
+        there = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:  # damaged: saving again is the way out
+        return path
+    found = there.get("model_type") if isinstance(there, dict) else None
+    if found not in (*KINDS, "gpt2") and not (found is None and isinstance(there, dict) and "n_layers" in there):
+        what = f"a model of type {found!r}" if found is not None else "a config.json that is no model's of fastgpt"
+        need = f"holds {what}, which would be lost; choose another folder"
+        raise SettingError("save_pretrained", "folder", str(folder), need)
+    return path
 
 
 def weights_beside(folder: Path) -> str:

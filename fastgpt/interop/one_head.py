@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .. import files
 from ..one_head_base import OneHeadConfig
 from .folder import State, check_finite, compare_names, read_weights, skeleton, write_safetensors
-from .locate import locate, read_fields
+from .locate import check_target, locate, read_fields
 
 if TYPE_CHECKING:
     from ..one_head import OneHeadLM
@@ -20,7 +20,7 @@ MODEL_TYPE = "fastgpt-one-head"
 
 def save_one_head(model: OneHeadLM, folder: str | os.PathLike[str]) -> None:
     """See `OneHeadLM.save_pretrained`."""
-    path = files.check_folder("save_pretrained", "folder", folder)
+    path = check_target(folder, MODEL_TYPE)
     fields = {"model_type": MODEL_TYPE, **model.config.to_dict()}
 
     def write(work: Path) -> None:

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
 
+MARK = "fastgpt attention maps"  # in the files' own words for what made them
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a page or picture that this module wrote."""
+    with open(path, "rb") as file:
+        return MARK.encode() in file.read(4096)
+
+
 def token_labels(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Each token's text, with visible white space; bytes that are no character alone appear as U+FFFD."""
     return [tokenizer.decode([i]).replace("\n", "↵").replace(" ", "·") or "∅" for i in ids]
@@ -74,7 +83,7 @@ def save_png(
     # A $ would start a formula.
     title = (text if len(text) <= 80 else text[:79] + "…").replace("$", r"\$")
     figure.suptitle(f"rows: queries, columns: keys\n{title}", fontsize=7)
-    files.replace_file(Path(path), lambda new: figure.savefig(new, dpi=150))
+    files.replace_file(Path(path), lambda new: figure.savefig(new, dpi=150, metadata={"Software": MARK}))
 
 
 def import_figure() -> Any:
@@ -105,7 +114,8 @@ def maps_html(maps: Mapping[int, Tensor], tokens: Sequence[str], heads: Sequence
 
 def maps_page(maps: Mapping[int, Tensor], tokens: Sequence[str], title: str, heads: Sequence[int] | None = None) -> str:
     """`maps_html` as a whole page."""
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="{MARK}">'
+    head += f"<title>{html.escape(title)}</title>"
     style = "<style>body{font:15px system-ui,sans-serif;margin:2rem;max-width:60rem}</style>"
     return f"{head}{style}<h1>{html.escape(title)}</h1>{maps_html(maps, tokens, heads)}</html>"
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgpt import GPT, GPTConfig, files
+from fastgpt import GPT, GPTConfig, OneHeadLM, files
 from fastgpt.interop import folder
 from fastgpt.tokenizer import Tokenizer
 
@@ -303,6 +303,30 @@ def test_one_format_does_not_hide_behind_another(model):
         GPT(GPTConfig(**SHAPE)).save_pretrained(model / "config.json")
     with pytest.raises(TypeError, match=r"save_pretrained: folder=None must be the path"):
         GPT(GPTConfig(**SHAPE)).save_pretrained(None)
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ('{"model_type": "llama"}', True),
+        ('{"port": 80}', True),
+        ("[]", True),
+        ('{"model_type": "gpt2"}', False),
+        ('{"model_type": "fastgpt-one-head"}', False),
+        ('{"n_layers": 1}', False),
+        ('{"model_type": ', False),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda: GPT(GPTConfig(**SHAPE)), lambda: OneHeadLM(61, 16, 24)])
+def test_another_programs_config_is_not_replaced(tmp_path, config, kept, make):
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"theirs")
+    if kept:
+        with pytest.raises(ValueError, match=r"which would be lost; choose another folder"):
+            make().save_pretrained(tmp_path)
+    else:
+        make().save_pretrained(tmp_path)
+    assert ((tmp_path / "model.safetensors").read_bytes() == b"theirs") == kept
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

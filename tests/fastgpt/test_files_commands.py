@@ -381,10 +381,10 @@ def test_eval_says_what_it_scored(models):
 
 
 def test_perplexity_beyond_numbers_is_null_in_json(models, monkeypatch, capsys):
-    from fastgpt.trainer import Validation
+    from fastgpt.evaluation import Validation
 
     monkeypatch.chdir(models)
-    monkeypatch.setattr("fastgpt.trainer.evaluate", lambda *args, **kwargs: Validation(800.0, float("inf"), 9.0, 5))
+    monkeypatch.setattr("fastgpt.evaluation.evaluate", lambda *args, **kwargs: Validation(800.0, float("inf"), 9.0, 5))
     assert cli.main(["eval", "m", "--data", "a.txt", *CPU, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"] is None
 
@@ -409,7 +409,7 @@ def test_ctrl_c_says_what_is_left(models, monkeypatch, capsys):
 
     monkeypatch.chdir(models)
     for target, argv, said in (
-        ("fastgpt.trainer.evaluate", ("eval", "m", "--data", "a.txt"), "nothing was written"),
+        ("fastgpt.evaluation.evaluate", ("eval", "m", "--data", "a.txt"), "nothing was written"),
         ("fastgpt.tokenizer.Tokenizer.decode_stream", ("sample", "m", "To"), "what was drawn stands above"),
         ("fastgpt.model.GPT.attention_maps", ("inspect", "m", "To"), "nothing was written"),
         ("fastgpt.study.attention_maps.save_png", ("inspect", "m", "To"), "wrote attention/attention.html only"),
@@ -418,3 +418,14 @@ def test_ctrl_c_says_what_is_left(models, monkeypatch, capsys):
             patch.setattr(target, interrupt)
             assert cli.main([*argv, *CPU]) == 130
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["attention.html", "attention.png"])
+def test_inspect_replaces_only_what_it_wrote(models, name):
+    pytest.importorskip("matplotlib")
+    for prompt in ("To be", "or not"):
+        assert command.run("inspect", "m", prompt, *CPU, cwd=models).code == 0
+    (models / "attention" / name).write_text("mine")
+    before = tree(models)
+    assert f"--out attention holds {name}, which" in fails("inspect", "m", "To be", cwd=models)
+    assert tree(models) == before
