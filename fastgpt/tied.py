@@ -41,7 +41,15 @@ def places(model: GPT) -> list[Place]:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     found.setdefault(id(parameter), []).append(Place(f"{path}.{name}", module, name))
-    return next((shared for shared in found.values() if len(shared) > 1), [])
+    return next((shared for shared in found.values() if len(shared) > 1), _to_be_tied(model))
+
+
+def _to_be_tied(model: GPT) -> list[Place]:
+    """Both places of a model without values, which Accelerate's init_empty_weights has untied as it was made."""
+    both = [Place(f"{part}.weight", getattr(model, part), "weight") for part in ("token_emb", "head")]
+    weights = [place.module._parameters.get("weight") for place in both]
+    empty = model.config.tie_weights and all(w is not None and w.is_meta for w in weights)
+    return both if empty and weights[0].shape == weights[1].shape else []
 
 
 @contextlib.contextmanager
@@ -63,7 +71,7 @@ def before_loading(
     Accelerate count on that.
     """
     shared = places(model)
-    model.__dict__[_BEFORE] = (shared, shared[0].parameter if shared else None)
+    model.__dict__[_BEFORE] = [(place, place.parameter) for place in shared]
     given = [prefix + place.path for place in shared if prefix + place.path in state]
     if not given:
         return
@@ -77,10 +85,10 @@ def before_loading(
 
 def after_loading(model: GPT, incompatible: Any) -> None:
     """A load_state_dict post-hook: where assign=True has put a new parameter in one place, it is in all of them."""
-    shared, before = model.__dict__.pop(_BEFORE)
-    new = [place.parameter for place in shared if place.parameter is not before]
+    before = model.__dict__.pop(_BEFORE)
+    new = [place.parameter for place, parameter in before if place.parameter is not parameter]
     if new:
-        _tie(shared, new[0])
+        _tie([place for place, _ in before], new[0])
 
 
 def after_state_dict(model: GPT, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:

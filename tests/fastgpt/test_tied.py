@@ -137,6 +137,33 @@ def test_moves_that_make_new_parameters(seed):
     assert model.head.weight is model.token_emb.weight
 
 
+@pytest.mark.needs("accelerate")
+@pytest.mark.parametrize("without", [None, *NAMES])
+def test_accelerates_empty_model(seed, without):
+    from accelerate import init_empty_weights
+
+    source = build()
+    with init_empty_weights():
+        models = [GPT(source.config) for _ in range(2)]
+    models[0].load_state_dict(clones(source, without=without), assign=True)
+    assert_tied(models[0], source)
+    models[1].to_empty(device="cpu").load_state_dict(clones(source, without=without))
+    assert_tied(models[1], source)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_by_swapping_tensors(seed, assign):
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        source, model = build(), build()
+        model.load_state_dict(clones(source, without="head.weight"), assign=assign)
+        assert_tied(model, source)
+        assert model.double().head.weight is model.token_emb.weight
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
 class Adapted(nn.Module):
     """As peft wraps a Linear: the weight lies one module deeper, and `weight` cannot be set."""
 
