@@ -61,6 +61,8 @@ def scaled_dot_product_attention(
     reason = _why_not(query, key, value, mask, dropout_p, scale, enable_gqa)
     if reason is not None:
         say_once(f"scaled_dot_product_attention: torch's own function is used, because {reason}")
+        if causal is not None and not is_causal:  # a CausalBias knows torch's function by its public name only
+            attn_mask, is_causal = _without_causal_bias(query, key, causal)
         # Of torch's own, only the one that materialises the scores has a forward mode and second derivatives.
         function = reference.scaled_dot_product_attention if _transforms.are_on() else _runtime.torch_attention
         return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
@@ -97,6 +99,14 @@ def _causal_bias(mask: Tensor, query: Tensor, key: Tensor) -> str | None:
     if not isinstance(mask, CausalBias) or (mask.seq_len_q, mask.seq_len_kv) != (query.shape[-2], key.shape[-2]):
         return None
     return "upper_left" if mask.variant == CausalVariant.UPPER_LEFT else "lower_right"
+
+
+def _without_causal_bias(query: Tensor, key: Tensor, alignment: str) -> tuple[Tensor | None, bool]:
+    """torch's (attn_mask, is_causal) for one of the two alignments."""
+    T_q, T_k = query.shape[-2], key.shape[-2]
+    if alignment == "upper_left" or T_q == T_k:
+        return None, True
+    return torch.ones(T_q, T_k, dtype=torch.bool, device=query.device).tril(T_k - T_q), False
 
 
 def _why_not(

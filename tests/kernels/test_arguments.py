@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import fastgpt
 from fastgpt import kernels, memory
@@ -100,6 +101,21 @@ def test_ours_in_torchs_place_falls_back_to_torchs(torchs_own, seed, monkeypatch
         torch.manual_seed(0)
         results.append(function(q, k, k, **options))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("T_k", [3, 5, 7])
+@pytest.mark.parametrize("make", [causal_upper_left, causal_lower_right])
+def test_torchs_causal_biases_and_nested_tensors_fall_back_too(torchs_own, seed, monkeypatch, make, T_k):
+    monkeypatch.setattr("fastgpt.kernels._runtime.is_interpreting", lambda: False)
+    q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 2, T_k, 8)
+    got = F.scaled_dot_product_attention(q, k, k, attn_mask=make(5, T_k))
+    sees = torch.ones(5, T_k, dtype=torch.bool).tril(0 if make is causal_upper_left else T_k - 5)
+    rows = sees.any(-1)  # where torch's versions differ on what a row that sees nothing gives
+    torch.testing.assert_close(got[:, :, rows], torchs_own(q, k, k, attn_mask=sees)[:, :, rows])
+    nested = torch.nested.nested_tensor([torch.randn(3, 2, 8), torch.randn(5, 2, 8)], layout=torch.jagged)
+    nested = nested.transpose(1, 2)
+    got, want = (f(nested, nested, nested) for f in (F.scaled_dot_product_attention, torchs_own))
+    assert torch.equal(got.values(), want.values())
 
 
 def test_whatever_else_calls_torchs_gets_it(torchs_own, seed):
