@@ -30,6 +30,8 @@ from .trainer import TrainConfig, Trainer, Validation, resolve_device
 
 MARGIN = 0.3  # nats per token below the unigram entropy that count as having learned to use context
 
+EVAL_BATCHES = 16  # of the validations on the way
+
 MIN_STEPS = 300  # fewer do not show what the model can learn, however slow the machine is
 
 
@@ -147,7 +149,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
         table = implementations(model)
         say(f"{table}\n")
         before = trainer.validate(whole=True)
-        say(f"validation loss before training  {before.loss:.4f} nats/token")
+        say(f"validation loss before training  {before.loss:.4f} nats/token, on all {before.tokens:,} tokens")
         trained = trainer.fit()
         if trained.stopped_by is not None:
             raise Interrupted(
@@ -156,7 +158,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
                 trained.stopped_by,
             )
         try:
-            return _look_into(config, trainer, before, table, say, began)
+            return _look_into(config, trainer, before, trained.validation, table, say, began)
         except KeyboardInterrupt:
             raise Interrupted(f"the trained model is in {trained.checkpoint}, no report was written") from None
 
@@ -192,20 +194,15 @@ def _look_into(
     config: DemoConfig,
     trainer: Trainer,
     before: Validation,
+    after: Validation,
     table: Implementations,
     say: Callable[[str], None],
     began: float,
 ) -> DemoResult:
-    """What follows training: validation, sample, self-check, attention maps, report."""
+    """What follows training and its last validation: sample, self-check, attention maps, report."""
     model, tokenizer, folder = trainer.model, trainer.tokenizer, trainer.config.folder
-    after = trainer.validate(whole=True)
     entropy = trainer.val_data.unigram_entropy()
-    say(
-        f"validation loss after training   {after.loss:.4f} nats/token, perplexity {after.perplexity:.1f}, "
-        f"{after.bits_per_byte:.3f} bits/byte"
-    )
-    verdict = f"{entropy - after.loss:.4f} nats below it" if entropy > after.loss else "NOT below it"
-    say(f"unigram entropy of that text     {entropy:.4f} nats/token: the model is {verdict}\n")
+    say(f"unigram entropy of that text     {entropy:.4f} nats/token: the model is {_beside(after.loss, entropy)} it\n")
     sample = write_sample(model, tokenizer, config)
     say(f"{sample}\n")
     self_check = None
@@ -228,12 +225,21 @@ def _look_into(
         result = dataclasses.replace(result, picture=None)
     make_report(result, trainer, lines, attention_maps.maps_html(maps, tokens)).save(result.report)
     kernels = "kernels not checked" if self_check is None else self_check.verdict
-    say(
-        f"{before.loss:.2f} → {after.loss:.2f} nats/token, {result.margin:.2f} below the unigram entropy; "
-        f"{kernels}; {result.seconds:.0f} s"
-    )
+    learned = f"{before.loss:.2f} → {after.loss:.2f} nats/token, {_beside(after.loss, entropy)} the unigram entropy"
+    say(f"{learned}; {kernels}; {result.seconds:.0f} s")
     say(f"{result.report}{'' if result.picture is None else f' and {result.picture}'}")
     return result
+
+
+def _beside(loss: float, entropy: float) -> str:
+    return f"{abs(entropy - loss):.4f} nats {'below' if loss < entropy else 'ABOVE'}"
+
+
+class _Trainer(Trainer):
+    """Its last validation, the one that counts, is over the whole text; those on the way are over a part."""
+
+    def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None:
+        return super().validate(whole=whole or self.step == self.config.steps, interruptible=interruptible)
 
 
 def make_trainer(
@@ -253,10 +259,13 @@ def make_trainer(
         model = GPT(GPTConfig(tokenizer.vocab_size, *shape, dropout=setting.dropout))
         train = TrainConfig(
             name=name, runs_dir=config.runs_dir, steps=steps, batch_size=setting.batch_size, lr=setting.lr,
-            eval_every=max(1, steps // 5), eval_batches=16, save_every=0, keep=1, seed=config.seed,
+            eval_every=max(1, steps // 5), eval_batches=EVAL_BATCHES, save_every=0, keep=1, seed=config.seed,
             device=str(device), tensorboard=False,
         )  # fmt: skip
-        return Trainer(model, train_data, train, val_data=val_data, tokenizer=tokenizer)
+        # What `fastgpt train --resume` needs to go on with it.
+        options = {k: v for k, v in model.config.to_dict().items() if k != "layer_norm_eps"}
+        settings = {"tokenizer": tokenizer.name, "model": options, "train": dataclasses.asdict(train)}
+        return _Trainer(model, train_data, train, val_data=val_data, tokenizer=tokenizer, settings=settings)
 
     if config.steps is not None:
         return make(config.steps)
@@ -312,6 +321,11 @@ def make_report(result: DemoResult, trainer: Trainer, lines: list[dict], maps_ht
             ("margin below the unigram entropy", f"{result.margin:.4f}", "", ""),
         ],
     )
+    report.paragraph(
+        f"Trained and measured on {_where(trainer.device)}, in nats per token of the model's own tokenizer. Validation "
+        f"before and after: all {result.after.tokens:,} tokens of the validation text, each scored once; on the way: "
+        f"{EVAL_BATCHES} batches of them. Training loss: each step's own batch."
+    )
     report.heading("Loss")
     curves = {
         "training": [(line["step"], line["loss"]) for line in lines],
@@ -344,6 +358,10 @@ def make_report(result: DemoResult, trainer: Trainer, lines: list[dict], maps_ht
     report.heading("Environment")
     report.table(("what", ""), environment())
     return report
+
+
+def _where(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
 
 
 def validation_points(result: DemoResult, lines: list[dict]) -> list[tuple[float, float]]:

@@ -24,5 +24,5 @@ class Command:
         except Interrupted as stop:
             if stop.stopped_by == "SIGINT":
                 raise
-            print(f"fastgpt demo: {stop}", file=sys.stderr)
+            print(f"fastgpt demo: terminated; {stop}", file=sys.stderr)
             return 143

@@ -11,6 +11,7 @@ import torch
 
 from fastgpt import cli, demo
 from fastgpt.demo import DemoConfig, Interrupted, Setting, run_demo
+from fastgpt.metrics import read_metrics
 from fastgpt.study import attention_maps
 from fastgpt.tokenizer import Tokenizer
 from tests.fastgpt.test_report import Page
@@ -31,17 +32,24 @@ _shakespeare = demo.shakespeare_tokens
 
 
 @pytest.mark.needs("tiktoken")
-def test_demo_says_and_writes_everything(small_demo, tmp_path):
+def test_demo_says_and_writes_everything(small_demo, tmp_path, capsys):
     said = []
-    result = run_demo(small_demo, said.append)
+    result = run_demo(small_demo, lambda line: said.append(line) or print(line))
     out = "\n".join(said)
     for part in (
-        f"validation loss before training  {result.before.loss:.4f}",
-        f"validation loss after training   {result.after.loss:.4f}",
+        f"validation loss before training  {result.before.loss:.4f} nats/token, on all {result.before.tokens:,} tokens",
         f"unigram entropy of that text     {result.unigram_entropy:.4f}",
         str(result.table), result.sample, result.self_check.brief, "report.html",
     ):  # fmt: skip
         assert part in out
+    # In a log file, lines: those of the validations on the way, and the last one, over the whole text, once.
+    lines = capsys.readouterr().out.splitlines()
+    validations = [line for line in lines if "  validation loss " in line]
+    assert [int(line.split()[1]) for line in validations] == [4, 8, 12, 16, 20]
+    assert f"validation loss {result.after.loss:.4f}" in validations[-1]
+    assert "".join(lines).count(f"{result.after.loss:.4f}") == 1
+    assert result.after.tokens == result.before.tokens
+    assert read_metrics(tmp_path / "demo" / "metrics.jsonl")[-1]["val_loss"] == result.after.loss
     assert result.after.loss < result.before.loss
     assert result.margin == pytest.approx(result.unigram_entropy - result.after.loss)
     text = (tmp_path / "demo" / "report.html").read_text()
@@ -53,7 +61,16 @@ def test_demo_says_and_writes_everything(small_demo, tmp_path):
     for number in (result.before.loss, result.after.loss, result.unigram_entropy, result.margin):
         assert f"{number:.4f}" in text
     assert result.self_check.rows[0].label in text
+    assert f"all {result.after.tokens:,} tokens of the validation text" in text
     assert (tmp_path / "demo" / "demo.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.needs("tiktoken", "tyro")
+def test_train_goes_on_with_a_demo(small_demo, tmp_path, capsys):
+    run_demo(small_demo, lambda line: None)
+    options = ["--name", "demo", "--runs-dir", str(tmp_path), "--resume", "--steps", "22", "--allow-changes"]
+    assert cli.main(["train", *options, "--eval-every", "0", "--eval-batches", "1"]) == 0
+    assert (tmp_path / "demo" / "checkpoints" / "step-00000022").is_dir()
 
 
 @pytest.mark.needs("tiktoken")
@@ -153,8 +170,8 @@ def test_a_signal_while_training_keeps_the_model(small_demo, tmp_path, monkeypat
 
 
 MISTAKES = {
-    "--seconds -1": "--seconds -1.0 must be a number, above 0",
-    "--seconds 0": "--seconds 0.0 must be a number, above 0",
+    "--seconds -1": "--seconds -1 must be a number, above 0",
+    "--seconds 0": "--seconds 0 must be a number, above 0",
     "--seconds nan": "--seconds nan must be a number, above 0",
     "--seconds inf": "--seconds inf must be a number, above 0",
     "--steps 0": "--steps 0 must be an integer, at least 1",
@@ -162,7 +179,7 @@ MISTAKES = {
     "--sample-tokens -1": "--sample-tokens -1 must be an integer, at least 0",
     "--seed -1": "--seed -1 must be an integer, at least 0",
     "--device gpu": "--device gpu must be one of auto, cpu, cuda",
-    "--prompt=": "--prompt  must be a text of one character or more",
+    "--prompt=": "--prompt '' must be a text of one character or more",
     "--runs-dir file": "--runs-dir file must be a folder that can be written to (File exists); name another",
     "--runs-dir file/runs": "--runs-dir file/runs must be a folder that can be written to (Not a directory)",
 }
