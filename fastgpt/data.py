@@ -217,7 +217,7 @@ def prepare(
     _checked_tokenizer("prepare", tokenizer)
     check_integer("prepare", "shard_tokens", shard_tokens, least=1)
     if threads is not None:
-        check_integer("prepare", "threads", threads, least=1)
+        check_integer("prepare", "threads", threads, least=1, most=1024)
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else sources
     if not isinstance(sources, Iterable) or isinstance(sources, bytes):
         raise SettingTypeError("prepare", "sources", sources, "must be a path or several")

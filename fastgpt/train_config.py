@@ -10,6 +10,7 @@ from .devices import DTYPES
 from .settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
 
 _OWNER = "TrainConfig"
+_MOST_SEQUENCES = 1 << 20  # a batch of more would only fill the memory, slowly
 _MOST_SEED = 2**64 - 1  # what torch's generators take
 
 
@@ -71,8 +72,8 @@ class TrainConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "grad_accum", "keep"):
-            self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1))
+        for name, most in (("steps", None), ("batch_size", _MOST_SEQUENCES), ("grad_accum", None), ("keep", None)):
+            self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1, most=most))
         for name in ("seq_len", "eval_batches"):
             if getattr(self, name) is not None:
                 self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1))

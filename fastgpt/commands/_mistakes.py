@@ -33,6 +33,9 @@ _BY_ERRNO = {
 # What an error of the library begins with in Python: the class or function that raises it.
 _OWNER = re.compile(r"^([A-Z]\w*(\.\w+)?|[a-z]\w*\.\w+\(\)|generate|evaluate|prepare|from_pretrained|[a-z]+_[a-z_]+): ")
 
+# "overwrite=True (--overwrite)": of both ways to say it, the user's.
+_IN_PYTHON = re.compile(r"\b(\w+=[^\s()]+|\w+_\w+) \((--[\w-]+)\)")
+
 _MEMORY_OPTIONS = ("batch_size", "seq_len", "max_len", "n_layers", "d_model", "max_new_tokens")
 
 
@@ -45,7 +48,7 @@ def describe(error: BaseException, given: Given | None) -> str:
     elif isinstance(error, OSError) and error.errno is not None:
         text = _path(error, given)
     else:
-        text = _named(_OWNER.sub("", str(error)) or type(error).__name__, given)
+        text = _named(_IN_PYTHON.sub(r"\2", _OWNER.sub("", str(error))) or type(error).__name__, given)
     return " ".join(text.split())
 
 
@@ -87,7 +90,7 @@ def _named(text: str, given: Given | None) -> str:
 
 
 def _mentions(text: str, typed: str) -> bool:
-    """Whether a message is about what was typed: begins with it or quotes it, or holds it where it is no common word."""
+    """Whether a message is about what was typed: begins with it or quotes it, or holds it, no common word."""
     if text.startswith(f"{typed}:") or repr(typed) in text:
         return True
     word = rf"(?<![\w./-]){re.escape(typed)}(?![\w.-])"

@@ -46,13 +46,14 @@ class Option:
 
     @property
     def example(self) -> str:
+        """A value that fits, as it would be typed."""
         value = self.default[0] if self.many and self.default else self.default
-        fallback = {int: 8, float: 0.5}.get(self.kind, self.metavar or self.name.upper())
+        fallback = {int: 8, float: 0.5}.get(self.kind, self.metavar)
         return shown(fallback if value in (None, (), "") else value)
 
     @property
     def need(self) -> str:
-        return f"must be {_KINDS[self.kind]}, e.g. {self.example}"
+        return f"must be {_KINDS[self.kind]}" + (f", e.g. {self.example}" if self.kind is not bool else "")
 
     def value_of(self, text: str) -> Any:
         """The value that `text` stands for.

@@ -34,7 +34,7 @@ def _value(value: Any, option: Option, key: str) -> Any:
         with contextlib.suppress(UsageError):
             return option.value_of(value)
     if not option.accepts(value):
-        raise UsageError(f"{key} = {shown(value)} {option.need}")
+        raise UsageError(f"{key} = {'null' if value is None else shown(value)} {option.need}")
     return value
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from ..settings import shown
 from ._options import Given, Option, UsageError
 
+_BOOLS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # what other programs take for a flag
+
 
 class Reader:
     """Goes through the words of a line, and puts into a Given what they say."""
@@ -111,6 +113,8 @@ class Reader:
 
     def _keep_loose(self, word: str) -> None:
         many = any(option.many for option in self.positionals)
+        if self.flag is not None and word.lower() in _BOOLS:
+            raise UsageError(self._too_many(word))
         if len(self.loose) >= len(self.positionals) and not many:
             raise UsageError(self._too_many(word))
         self.loose.append(word)

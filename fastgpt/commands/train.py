@@ -151,6 +151,11 @@ class Command:
             return None
         if values.get("resume_from") is not None:
             path = Path(values["resume_from"])
+            if not os.path.isdir(path):
+                need = (
+                    "is no folder, so nothing to resume; give a checkpoint's, e.g. runs/run/checkpoints/step-00000500"
+                )
+                raise SettingError("train", "resume_from", values["resume_from"], need)
             folder = (path if len(path.parts) > 3 else Path(os.path.abspath(path))).parent.parent
             for name, found in (("name", folder.name), ("runs_dir", str(folder.parent))):
                 if Path(values.setdefault(name, found)) != Path(found):
@@ -229,7 +234,7 @@ class Command:
             raise ValueError("--overwrite starts a run over and --resume goes on with it; leave one of them out")
         newest = run_folder.check(self.train, resume=resumes, overwrite=self.overwrite)
         if self.threads is not None:
-            torch.set_num_threads(check_integer("train", "threads", self.threads, least=1))
+            torch.set_num_threads(check_integer("train", "threads", self.threads, least=1, most=1024))
         elif device.type == "cpu" and (hint := threads_hint()) is not None:
             print(hint, file=sys.stderr)
         return newest

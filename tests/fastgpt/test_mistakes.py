@@ -31,6 +31,9 @@ FILES = {
     "table.toml": "train = 3\n",
     "list.json": "[1]",
     "cut.json": '{"train": ',
+    "null.json": '{"train": {"steps": null}}',
+    "mixed.json": '{"data": [3]}',
+    "empty.json": "",
     "a.ini": "steps = 3\n",
 }  # made once; no mistake may change them
 
@@ -258,9 +261,45 @@ MISTAKES = [
     ("demo --device gpu", "--device gpu must be"),
     ("demo --runs-dir a.txt", "--runs-dir a.txt"),
     ("demo --runs-dir /proc/nosuch", "--runs-dir /proc/nosuch"),
+    ("train --lr=", "--lr '' must be a number"),
+    ("train --data a.txt --data", "--data needs at least one value"),
+    ("train --progress false", "--progress takes no value"),
+    ("bench --compile yes", "--compile takes no value; write --compile or --no-compile"),
+    ("train --lr3", "unknown option --lr3; did you mean --lr?"),
+    ("train -lr 3", "unknown option -lr; did you mean --lr?"),
+    ("train --config null.json", "--config null.json: train.steps = null must be an integer"),
+    ("train --config mixed.json", "--config mixed.json: data = 3 must be a text"),
+    ("train --config empty.json", "--config empty.json: cannot be read as JSON"),
+    ("train --batch-size 99999999999", "--batch-size 99999999999 must be an integer, at least 1 and at most"),
+    ("train --threads 1000000", "--threads 1000000 must be an integer, at least 1 and at most"),
+    ("train --grad-clip inf", "--grad-clip inf must be a number"),
+    ("train --lr 1e400", "--lr 1e400 must be a number"),
+    (f"{TINY} --d-model 100000000", "out of memory; lower --batch-size or"),
+    (f"{TINY} --data /dev/null", "--data /dev/null: the file is empty"),
+    (f"{TINY} --resume-from nowhere", "--resume-from nowhere is no folder, so nothing to resume"),
+    (f"{TINY} --name tiny", "runs/tiny holds a run of 1 steps; go on with --resume, start over with --overwrite"),
+    (f"{TINY} --init-from {{model}} --n-layers 5", "--n-layers 5 is not what the model in runs/tiny"),
+    (f"{TINY} --init-from {{model}} --tokenizer gpt2", "--tokenizer gpt2 is another tokenizer"),
+    ("sample runs", "MODEL runs: a folder of runs; give one of them: runs/tiny"),
+    ("sample gpt2 hi", "MODEL gpt2: a preset, which has no weights"),
+    ("prepare a.txt --threads 1000000", "--threads 1000000 must be an integer"),
+    ("plan --gpu a100", "--gpu a100 is one of several; take a100-80gb or a100-40gb"),
+    ("plan a b", "unexpected b; write fastgpt plan [MODEL] [options]"),
+    ("demo --seconds inf", "--seconds inf must be a number"),
 ]
 
-NEVER = ("Traceback", "Errno", "TrainConfig", "GPTConfig", "DemoConfig", "None", "PosixPath", "fastgpt.", "self.")
+NEVER = (
+    "Traceback",
+    "Errno",
+    "TrainConfig",
+    "GPTConfig",
+    "DemoConfig",
+    "None",
+    "PosixPath",
+    "fastgpt.",
+    "self.",
+    "=True",
+)
 
 
 @pytest.fixture(scope="module")

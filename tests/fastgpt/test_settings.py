@@ -66,4 +66,4 @@ def test_the_errors_are_values_or_types_and_pickle():
 def test_the_command_line_names_the_option(tmp_path):
     done = command.run("plan", "gpt2", "--gpu", "x", cwd=tmp_path)
     assert done.code == 2
-    assert "fastgpt plan: error: --gpu x must be one of " in done.err
+    assert "fastgpt plan: error: --gpu x must be a number of GiB, " in done.err
