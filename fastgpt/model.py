@@ -28,7 +28,7 @@ from .modes import evaluating
 from .modules import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, logits_and_loss, why_head_runs
 from .output import GPTOutput, Unembedding, is_exporting
 from .sampling import Generates
-from .settings import SettingTypeError, check_choice
+from .settings import SettingTypeError, check_choice, check_integer
 from .token_ids import checked_ids, checked_targets
 
 
@@ -272,8 +272,18 @@ class GPT(Generates):
 
 
 def chosen_indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[int]:
-    """The layers or heads (`what`) that attention_maps was asked for, of `count`, or IndexError."""
-    numbers = list(range(count)) if wanted is None else [wanted] if isinstance(wanted, int) else list(wanted)
+    """The layers or heads (`what`) that attention_maps was asked for, of `count`.
+
+    Raises:
+        IndexError: one that is not there. TypeError: no integers.
+    """
+    if wanted is None:
+        return list(range(count))
+    try:
+        several = [wanted] if isinstance(wanted, str) else list(wanted)
+    except TypeError:  # one number
+        several = [wanted]
+    numbers = [check_integer("attention_maps", f"{what}s", n) for n in several]
     for n in numbers:
         if not -count <= n < count:
             raise IndexError(f"attention_maps: there is no {what} {n}; the model has {count}, numbered from 0")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .kernels import _runtime
 from .modes import evaluating
 from .settings import SettingError, SettingTypeError, check_flag, check_integer, check_number, nearest
 
@@ -222,7 +223,7 @@ def _draw(logits: Tensor, config: SamplingConfig, generator: torch.Generator | N
 
 
 def _refuse(undrawable: Tensor | None) -> None:
-    if undrawable is not None and undrawable.any():
+    if undrawable is not None and _runtime.can_be_read(undrawable) and undrawable.any():
         rows = undrawable.nonzero().flatten().tolist()
         raise FloatingPointError(
             f"generate: the logits of rows {rows} hold NaN or infinity, or -inf only, and no token can be drawn by "

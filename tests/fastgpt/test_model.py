@@ -225,6 +225,18 @@ def test_attention_maps_of_what_is_not_there(layers, heads, what):
         GPT(GPTConfig(**SHAPE)).attention_maps(torch.zeros(1, 3, dtype=torch.long), layers, heads)
 
 
+@pytest.mark.parametrize("layers", ["0", 1.5, [0, "1"], True, [None]])
+def test_attention_maps_of_what_is_no_number(layers):
+    with pytest.raises(TypeError, match=r"attention_maps: layers=.* must be an integer"):
+        GPT(GPTConfig(**SHAPE)).attention_maps(torch.zeros(1, 3, dtype=torch.long), layers)
+
+
+def test_attention_maps_take_any_integers(seed):
+    model, (idx, _) = GPT(GPTConfig(**SHAPE)), batch()
+    assert list(model.attention_maps(idx, layers=range(2), heads=torch.tensor([1, 2]))) == [0, 1]
+    assert list(model.attention_maps(idx, layers=torch.tensor(2))) == [2]
+
+
 def test_flops_per_token_by_hand():
     model = GPT(GPTConfig(100, 50, 2, 4, 32))
     per_block = 3 * 32 * 32 + 32 * 32 + 2 * 32 * 128

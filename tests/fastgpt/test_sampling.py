@@ -263,6 +263,11 @@ def test_several_ends(model):
     assert torch.equal(model.generate(idx, 12, seed=2, eos=[ends[0]]), model.generate(idx, 12, seed=2, eos=ends[0]))
 
 
+def test_shapes_alone(model):
+    with torch.device("meta"):
+        assert model.to("meta").generate(torch.zeros(2, 3, dtype=torch.long), 4).shape == (2, 7)
+
+
 def test_no_rows(model):
     assert model.generate(torch.zeros(0, 3, dtype=torch.long), 2, eos=3).shape[0] == 0
     assert model.generate(torch.zeros(0, 3, dtype=torch.long), 2).shape == (0, 5)
