@@ -90,8 +90,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             files.flush(target.parent)
             shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
+        why = files.reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
         raise CheckpointError(
-            f"could not save {target}: {files.reason(error)}{_free_space(target.parent)}. {kept(target.parent)}. Free "
+            f"could not save {target}: {why}{_free_space(target.parent)}. {kept(target.parent)}. Free "
             "some space (or fix the permissions) and go on with resume=True (--resume)"
         ) from error
 

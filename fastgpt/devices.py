@@ -67,6 +67,6 @@ def _threads_hint(threads: int, cores: int, load: float) -> str | None:
         return None
     why = f"the load is {load:.1f}" if free < cores else "no more may be used"
     return (
-        f"hint: torch computes with {threads} threads, and {free} of this machine's cores are free ({why}): threads "
-        f"that wait for each other slow training down; --threads {free}, or OMP_NUM_THREADS={free}, may be faster"
+        f"hint: torch computes with {threads} threads, and this machine has {free} free for it ({why}): threads that "
+        f"wait for each other slow training down; --threads {free}, or OMP_NUM_THREADS={free}, may be faster"
     )

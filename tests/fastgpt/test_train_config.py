@@ -115,7 +115,7 @@ def test_hint_of_threads(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert _threads_hint(8, 8, 0.9) is None
     assert _threads_hint(4, 8, 3.5) is None
-    assert "with 8 threads, and 2 of this machine's cores are free (no more may be used)" in _threads_hint(8, 2, 0.0)
+    assert "with 8 threads, and this machine has 2 free for it (no more may be used)" in _threads_hint(8, 2, 0.0)
     assert "the load is 6.2): " in _threads_hint(8, 8, 6.2)
     assert "--threads 2, or OMP_NUM_THREADS=2" in _threads_hint(8, 8, 6.2)
     assert _threads_hint(1, 8, 100.0) is None
