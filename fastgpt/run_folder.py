@@ -158,10 +158,13 @@ def _is_ours(folder: Path) -> bool:
     return not (folder / "metrics.jsonl").exists() or checkpoint.latest(folder / "checkpoints") is not None
 
 
-def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """settings.json; what is None or empty is left out."""
-    text = json.dumps(_given(settings), indent=2) + "\n"
-    files.replace_file(folder / "settings.json", lambda new: new.write_text(text, encoding="utf-8"))
+def write_settings(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    """settings.json; what is None or empty is left out. `resume`: what only the file has stays (a script that goes on
+    with a run of `fastgpt train` knows the config alone)."""
+    path = folder / "settings.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if resume and path.exists() else {}
+    text = json.dumps(_given(before | settings), indent=2) + "\n"
+    files.replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
@@ -173,4 +176,4 @@ def _no_folder(config: TrainConfig, name: str, why: str) -> SettingError:
 
 
 def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

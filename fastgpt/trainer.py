@@ -221,7 +221,7 @@ class Trainer:
                         return TrainResult(self.step, [], None, None, checkpoint.folder_of(root, self.step))
                 else:
                     self._start()
-                run_folder.write_settings(self.config.folder, self.settings)
+                run_folder.write_settings(self.config.folder, self.settings, resume=resume is not False)
                 return self._train()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{checkpoint.kept(root)}; go on with resume=True (--resume)") from None

@@ -193,8 +193,8 @@ class Command:
         from .. import metrics
         from ..trainer import Trainer
 
-        newest = self._check()
-        tokenizer, make_model = self._model(newest)
+        start = self._check()
+        tokenizer, make_model = self._model(start)
         train_data, val_data = self._data(tokenizer)
         torch.manual_seed(self.train.seed)
         model = make_model()
@@ -222,9 +222,10 @@ class Command:
         return {"SIGINT": 130, "SIGTERM": 143}[result.stopped_by]
 
     def _check(self) -> Path | None:
-        """What can be told before the work. Returns the run's newest checkpoint."""
+        """What can be told before the work. Returns the checkpoint to go on from, of a run that is resumed."""
         import torch
 
+        from .. import checkpoint
         from ..devices import resolve_device, threads_hint
 
         device = resolve_device(self.train.device)
@@ -237,30 +238,34 @@ class Command:
             torch.set_num_threads(check_integer("train", "threads", self.threads, least=1, most=1024))
         elif device.type == "cpu" and (hint := threads_hint()) is not None:
             print(hint, file=sys.stderr)
-        return newest
+        if not resumes:
+            return None
+        start = newest if self.resume_from is None else Path(self.resume_from)
+        checkpoint.verify(start)  # says which one can be gone on from, where this cannot
+        return start
 
-    def _model(self, newest: Path | None) -> tuple[Tokenizer, Callable[[], nn.Module]]:
+    def _model(self, start: Path | None) -> tuple[Tokenizer, Callable[[], nn.Module]]:
         """The tokenizer, and what makes the model when the data is there."""
         from .. import interop
-        from ..tokenizer import Tokenizer
         from . import _inputs
 
         if self.init_from is None:
-            tokenizer = Tokenizer.load(DEFAULT_TOKENIZER if self.tokenizer is None else self.tokenizer)
+            tokenizer = self._tokenizer_of(start)
             config = self.model.config(tokenizer.vocab_size)
             if config.vocab_size < tokenizer.vocab_size:
                 need = f"is fewer than the {tokenizer.vocab_size} token ids of tokenizer {tokenizer.name}; leave it out"
                 raise SettingError("train", "vocab_size", config.vocab_size, need)
             return tokenizer, lambda: presets.make(config)
-        if self.resume or self.resume_from is not None:
+        if start is not None:
             self._check_same_start()
-            folder = newest if self.resume_from is None else Path(self.resume_from)
-        else:
-            folder = _inputs.model_folder(self.init_from)
+        folder = _inputs.model_folder(self.init_from) if start is None else start
         config = interop.open_config(folder)
         self.model.check_fits(config, str(folder))
         overrides = {k: v for k, v in self.model.given().items() if _may_change(k)}
-        tokenizer = self._tokenizer_of(folder, config)
+        tokenizer = self._tokenizer_of(folder)
+        if tokenizer.vocab_size > config.vocab_size:
+            need = f"has {tokenizer.vocab_size} token ids, the model in {folder} {config.vocab_size}; name its own"
+            raise SettingError("train", "tokenizer", tokenizer.name, need)
         return tokenizer, lambda: interop.open_model(folder, **overrides)
 
     def _check_same_start(self) -> None:
@@ -269,21 +274,19 @@ class Command:
             need = "cannot be given to a run that is resumed: its weights come from its checkpoint; leave it out"
             raise SettingError("train", "init_from", self.init_from, need)
 
-    def _tokenizer_of(self, folder: Path, config: GPTConfig | OneHeadConfig) -> Tokenizer:
-        """The model's own; where none is beside it, the one that was asked for."""
+    def _tokenizer_of(self, folder: Path | None) -> Tokenizer:
+        """That of the model in `folder`; where there is none, the one that was asked for."""
         from ..tokenizer import Tokenizer
 
-        beside = folder if folder.is_dir() else folder.parent
-        own = Tokenizer.from_pretrained(beside) if (beside / "fastgpt_tokenizer.json").is_file() else None
+        beside = folder if folder is None or folder.is_dir() else folder.parent
+        has_own = beside is not None and (beside / "fastgpt_tokenizer.json").is_file()
+        own = Tokenizer.from_pretrained(beside) if has_own else None
         if own is not None and self.tokenizer is None:
             return own
         name = DEFAULT_TOKENIZER if self.tokenizer is None else self.tokenizer
         found = Tokenizer.load(name)
         if own is not None and own.sha256 != found.sha256:
             need = f"is another tokenizer than that of the model in {folder} ({own.name}), which decides; leave it out"
-            raise SettingError("train", "tokenizer", name, need)
-        if found.vocab_size > config.vocab_size:
-            need = f"has {found.vocab_size} token ids, the model in {folder} {config.vocab_size}; name the model's own"
             raise SettingError("train", "tokenizer", name, need)
         return found
 

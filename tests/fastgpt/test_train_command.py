@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastgpt import cli, trainer
+from fastgpt import GPT, GPTConfig, TrainConfig, cli, trainer
 from fastgpt.checkpoint import CheckpointError
 from fastgpt.data import TokenDataset
 from fastgpt.metrics import read_metrics
@@ -215,6 +215,7 @@ def test_a_finished_run_stays_as_it_is(run):
         (["--n-heads", "4"], "--n-heads 2, now 4"),
         (["--val-fraction", "0.3"], "--val-fraction 0.2, now 0.3"),
         (["--data", "a.txt", "b.txt"], "--data a.txt, now a.txt b.txt"),
+        (["--val-data", "b.txt"], "--val-data none, now b.txt"),
         (["--lr", "0.1", "--steps", "9"], "--steps 3, now 9 (the learning rate's schedule depends on it); --lr 0.001"),
     ],
 )
@@ -245,6 +246,27 @@ def test_what_changes_nothing_may_differ(run):
     ]  # fmt: skip
     done = train(run, "--resume", "--name", "a", *free, CUDA_VISIBLE_DEVICES="")
     assert done.code == 0, done.err
+
+
+def test_a_script_that_goes_on_leaves_the_other_settings(run):
+    tokenizer = Tokenizer.named("shakespeare")
+    data, _ = TokenDataset.from_documents([tokenizer.encode(TEXT)], tokenizer).split(0.2)
+    before = json.loads((run / "runs" / "a" / "settings.json").read_text())
+    model = GPT(GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16, dropout=0.0))
+    config = TrainConfig(**before["train"] | {"runs_dir": str(run / "runs"), "steps": 4, "seq_len": 16})
+    script = trainer.Trainer(model, data, config, tokenizer=tokenizer, show_progress=False)
+    assert script.fit(resume=True, allow_changes=True).step == 4
+    after = json.loads((run / "runs" / "a" / "settings.json").read_text())
+    assert after["model"] == before["model"]
+    assert after["data"] == before["data"]
+    assert after["train"]["steps"] == 4
+
+
+def test_another_tokenizer_is_refused(run):
+    said = error(train(run, "--resume", "--name", "a", "--tokenizer", "gpt2", "--allow-changes"))
+    assert said.startswith(
+        "--tokenizer gpt2 is another tokenizer than that of the model in runs/a/checkpoints/step-0000"
+    )
 
 
 @pytest.mark.parametrize("options", [["--d-model", "32"], ["--n-layers", "2"], ["--vocab-size", "5000"]])
@@ -504,6 +526,16 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(inside, monkeypatch,
     assert last.endswith("fastgpt train --resume --name a --runs-dir r")
     assert not list((inside / "r").rglob(".*"))
     assert cli.main([*again, "--allow-changes"]) == 0
+
+
+def test_the_hint_where_threads_outnumber_cores(inside, monkeypatch, capsys):
+    monkeypatch.setattr("fastgpt.devices.torch.get_num_threads", lambda: 4096)
+    assert cli.main(["train", *TINY, "--name", "a"]) == 0
+    hints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hint: ")]
+    assert len(hints) == 1
+    assert "with 4096 threads" in hints[0]
+    assert "--threads " in hints[0]
+    assert "OMP_NUM_THREADS=" in hints[0]
 
 
 def test_ctrl_c_before_the_first_step(inside, monkeypatch, capsys):
