@@ -151,11 +151,6 @@ class Command:
             return None
         if values.get("resume_from") is not None:
             path = Path(values["resume_from"])
-            if not os.path.isdir(path):
-                need = (
-                    "is no folder, so nothing to resume; give a checkpoint's, e.g. runs/run/checkpoints/step-00000500"
-                )
-                raise SettingError("train", "resume_from", values["resume_from"], need)
             folder = (path if len(path.parts) > 3 else Path(os.path.abspath(path))).parent.parent
             for name, found in (("name", folder.name), ("runs_dir", str(folder.parent))):
                 if Path(values.setdefault(name, found)) != Path(found):
@@ -166,6 +161,9 @@ class Command:
         folder = Path(values.setdefault("runs_dir", TrainConfig.runs_dir), values.setdefault("name", TrainConfig.name))
         path = folder / "settings.json"
         if not os.path.isfile(path):  # False also where the name is too long
+            if values.get("resume_from") is not None:
+                need = "is no checkpoint of a run, so nothing to resume; give runs/<name>/checkpoints/step-<number>"
+                raise SettingError("train", "resume_from", values["resume_from"], need)
             raise FileNotFoundError(
                 f"{path}: no such file, so nothing to resume; name the run with --name (here: {shown(folder.name)}) "
                 f"and --runs-dir (here: {shown(str(folder.parent))}), or leave --resume out"

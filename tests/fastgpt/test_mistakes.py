@@ -276,7 +276,7 @@ MISTAKES = [
     ("train --lr 1e400", "--lr 1e400 must be a number"),
     (f"{TINY} --d-model 100000000", "out of memory; lower --batch-size or"),
     (f"{TINY} --data /dev/null", "--data /dev/null: the file is empty"),
-    (f"{TINY} --resume-from nowhere", "--resume-from nowhere is no folder, so nothing to resume"),
+    (f"{TINY} --resume-from nowhere", "--resume-from nowhere is no checkpoint of a run, so nothing to resume"),
     (f"{TINY} --name tiny", "runs/tiny holds a run of 1 steps; go on with --resume, start over with --overwrite"),
     (f"{TINY} --init-from {{model}} --n-layers 5", "--n-layers 5 is not what the model in runs/tiny"),
     (f"{TINY} --init-from {{model}} --tokenizer gpt2", "--tokenizer gpt2 is another tokenizer"),

@@ -350,7 +350,7 @@ def test_resume_from_what_is_no_checkpoint_of_the_run(run):
     shutil.copytree(run / "runs" / "a", run / "runs" / "b")
     said = error(train(run, "--resume-from", "runs/b/checkpoints/step-00000002", "--name", "a"))
     assert said.startswith("--name a is not where --resume-from runs/b/checkpoints/step-00000002 lies (b)")
-    assert "nowhere is no folder, so nothing to resume" in error(train(run, "--resume-from", "nowhere"))
+    assert "nowhere is no checkpoint of a run, so nothing to resume" in error(train(run, "--resume-from", "nowhere"))
     said = error(train(run, "--resume-from", "runs/a/checkpoints/step-00000009"))
     assert "step-00000009: not a training checkpoint" in said
 
