@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -204,6 +205,8 @@ class Trainer:
             KeyboardInterrupt: a second SIGINT; likewise.
         """
         root = self.config.folder / "checkpoints"
+        if not isinstance(resume, (bool, str, os.PathLike)):
+            raise SettingTypeError("Trainer", "resume", resume, "must be True, False or the folder of a checkpoint")
         if not callable(getattr(self.model, "save_pretrained", None)):
             need = "has no method save_pretrained(folder), by which checkpoints are written; give it one"
             raise SettingTypeError("Trainer", "model", type(self.model).__name__, need)
@@ -304,8 +307,8 @@ class Trainer:
     def _check_validation(self, found: Validation | None) -> None:
         if found is not None and not found.is_finite:
             raise FloatingPointError(
-                f"Trainer: the validation loss is {found.loss} at step {self.step}; lower lr ({self.config.lr}), and "
-                "go on from a checkpoint before it"
+                f"Trainer: the validation loss is {found.loss} at step {self.step}; lower lr ({self.config.lr}) and go "
+                "on from a checkpoint before it (--resume-from), with allow_changes=True (--allow-changes)"
             )
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------

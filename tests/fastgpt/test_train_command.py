@@ -495,6 +495,7 @@ PHASES = {
     "update": (torch.optim.AdamW, "step", "step-00000001", "step-00000001"),
     "validation": (trainer, "evaluate", "step-00000001", "step-00000002"),
     "saving": (trainer.checkpoint, "save", "step-00000002", "step-00000001"),
+    "saving, half done": (trainer.checkpoint, "write_safetensors", "step-00000002", "step-00000001"),
     "the folder": (trainer.run_folder, "make", "step-00000000", "step-00000001"),
 }  # what is kept after one signal in a new run that saves step 2, after two in one that goes on from step 1
 

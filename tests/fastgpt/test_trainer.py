@@ -571,6 +571,8 @@ def test_resume_on_other_data(tmp_path):
 def test_resume_and_overwrite(tmp_path):
     with pytest.raises(ValueError, match=r"resume .* overwrite .*choose one of them"):
         tiny_trainer(tmp_path, name="a").fit(resume=True, overwrite=True)
+    with pytest.raises(SettingTypeError, match=r"Trainer: resume=3 must be True, False or the folder of a checkpoint"):
+        tiny_trainer(tmp_path, name="a").fit(resume=3)
 
 
 def test_a_finished_run_is_left_alone(tmp_path, caplog):
