@@ -72,7 +72,7 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
 
     @functools.wraps(modeling_gpt2.GPT2LMHeadModel.forward)  # generate() and Trainer read the signature
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        if labels is None or not self.training or not self._loss_is_plain(kwargs):
+        if labels is None or labels.is_floating_point() or not self.training or not self._loss_is_plain(kwargs):
             return super().forward(*args, labels=labels, **kwargs)
         weight = getattr(self.lm_head, "weight", None)
         reason = self.why_children() or tensors_why_not(weight, weight, weight)

@@ -147,6 +147,18 @@ def test_a_gpt2_head_with_a_bias_or_a_hook(interpreter, seed, hook):
     assert (model(input_ids=idx, labels=idx).logits is None) == (not hook)
 
 
+def test_a_patched_gpt2_refuses_float_labels_as_before(interpreter, seed):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=8, bos_token_id=0, eos_token_id=0)
+    model, idx = GPT2LMHeadModel(config).train(), torch.randint(32, (1, 8))
+    fastgpt.patch(model, attention=False)
+    with pytest.raises((RuntimeError, TypeError)):
+        model(input_ids=idx, labels=idx.float())
+    with pytest.raises(IndexError, match="target -1 is out of bounds"):
+        model(input_ids=idx, labels=torch.full_like(idx, -1))
+
+
 def test_lora_on_multihead_attention(interpreter, seed):
     """peft wraps a MultiheadAttention as a whole, out_proj included: also one of ours."""
 
