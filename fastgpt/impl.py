@@ -171,11 +171,18 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, torch.Tensor
     """(part, layer, module, a parameter, why its children run) of every module that says what it implements.
 
     A module says so of itself by `fastgpt_part`, `impl` and `why_children()`, and by `parts_read()` of children that it
-    computes itself: {name: (part, why the child runs, or None)}.
+    computes itself: {name: (part, why the child runs, or None)}. The attention of transformers' models is no module of
+    ours: the name that their config gives it says so.
     """
+    named: set[int] = set()  # configs, which a model and the one inside it share
     read: dict[nn.Module, tuple[str, str, str | None]] = {}
     passed: set[nn.Module] = set()
     for path, module in model.named_modules():
+        config = getattr(module, "config", None)
+        name = getattr(config, "_attn_implementation", None)
+        if getattr(name, "fastgpt_part", None) == "attn" and id(config) not in named:
+            named.add(id(config))
+            yield "attn", path or "model", module, next(module.parameters()), None
         for name, (part, replaced) in getattr(module, "parts_read", dict)().items():
             read[getattr(module, name)] = part, name, replaced
         if module in passed:

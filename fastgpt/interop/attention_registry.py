@@ -26,6 +26,7 @@ class _RegisteredName(str):
     """The name that a model's config holds. A pickle of it registers the attention in the process that reads it."""
 
     __slots__ = ()
+    fastgpt_part = "attn"  # for `fastgpt.implementations`
 
     def __reduce__(self) -> tuple:
         return register, (str(self),)

@@ -163,6 +163,16 @@ def test_attentions_asked_for_in_the_config_keep_it_savable(tmp_path):
     assert len(model(tokens()).attentions) == 2
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_table_of_implementations_names_the_attention(kind):
+    model = hf_model(kind)
+    with pytest.raises(ValueError, match=r"call fastgpt\.patch"):
+        fastgpt.implementations(model)
+    fastgpt.patch(model)
+    rows = [row for row in fastgpt.implementations(model) if row.part == "attn"]
+    assert [(row.layers, row.requested, row.used) for row in rows] == [("model", "auto", "sdpa")]
+
+
 # ---- copies, files, processes --------------------------------------------------------------------------------------
 
 
