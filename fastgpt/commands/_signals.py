@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM, the same for every command: one line that says what was kept, exit status 130 or 143.
 
-A command that writes says what is left of it: it catches KeyboardInterrupt, puts things in order, and raises
-`KeyboardInterrupt("the shards that were there are intact") from None`. SIGTERM arrives as KeyboardInterrupt too.
+A command that has written something catches KeyboardInterrupt, puts things in order, and raises
+`KeyboardInterrupt("the shards that were there are intact") from None`; of one that says nothing, nothing was written.
+SIGTERM arrives as KeyboardInterrupt too.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Signals:
             signal.signal(number, self._interrupt)
 
     def message(self, stop: KeyboardInterrupt) -> str:
-        """The line that says what stopped the command, and what it kept, if it says so."""
-        return "; ".join([f"{self.prog}: {_WORDS[self._number]}", *map(str, stop.args)])
+        """The line that says what stopped the command, and what it kept; one that writes something says so itself."""
+        return "; ".join([f"{self.prog}: {_WORDS[self._number]}", *map(str, stop.args or ["nothing was written"])])
 
     @property
     def status(self) -> int:

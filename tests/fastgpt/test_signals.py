@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fastgpt.tokenizer import Tokenizer
 from tests.support import command
+
+from .training import tiny_model
 
 pytestmark = pytest.mark.needs("tyro")
 
@@ -85,7 +88,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("number", "kept", "code", "line"),
     [
-        ("SIGINT", "", 130, "fastgpt verify: interrupted\n"),
+        ("SIGINT", "", 130, "fastgpt verify: interrupted; nothing was written\n"),
         ("SIGINT", "'the shards are intact'", 130, "fastgpt verify: interrupted; the shards are intact\n"),
         ("SIGTERM", "'the shards are intact'", 143, "fastgpt verify: terminated; the shards are intact\n"),
     ],
@@ -94,3 +97,32 @@ def test_a_command_says_what_it_kept(number, kept, code, line):
     program = CALL.format(number=number, kept=kept)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (code, line)
+
+
+WORK = {
+    "prepare": "prepare large.txt --tokenizer shakespeare --out tokens",
+    "eval": "eval runs/tiny --data large.txt --batch-size 1",
+    "sample": "sample runs/tiny hi --max-new-tokens 1000000 --no-stop-at-end",
+    "plan": "plan gpt2-xl",
+    "bench": "bench gpt2 --device cpu --steps 1000",
+    "verify": "verify",
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signals")
+    tiny_model(vocab_size=4096).save_pretrained(folder / "runs" / "tiny")
+    Tokenizer.named("shakespeare").save(folder / "runs" / "tiny")
+    (folder / "large.txt").write_text("Now is the winter of our discontent. " * 300_000)
+    return folder
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_ctrl_c_at_work(here, name):
+    before = sorted(here.rglob("*"))
+    done = command.run(*WORK[name].split(), cwd=here, interrupt_after=0.7, XDG_CACHE_HOME=str(here / "cache"))
+    assert done.code == 130, done
+    assert done.err.startswith(f"fastgpt {name}: interrupted; "), done.err
+    assert done.err.count("\n") == 1, done.err
+    assert [path for path in sorted(here.rglob("*")) if path.name != "cache"] == before

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,18 @@ class Done:
 
 
 def run(
-    *argv: str, cwd: str | os.PathLike[str], stdin: str | None = None, timeout: float = 60.0, **env: str | None
-) -> Done:
-    """`fastgpt *argv` in folder `cwd`; no stdin unless given; `env` replaces (None: removes) environment variables."""
+    *argv: str, cwd: str | os.PathLike[str], stdin: str | None = None, timeout: float = 60.0,
+    interrupt_after: float | None = None, **env: str | None,
+) -> Done:  # fmt: skip
+    """`fastgpt *argv` in folder `cwd`; no stdin unless given; `env` replaces (None: removes) environment variables.
+    Ctrl-C comes `interrupt_after` seconds, if given."""
     with tempfile.TemporaryDirectory() as folder:
         if stdin is not None:
             Path(folder, "in").write_text(stdin, encoding="utf-8")
         call = {"argv": argv, "cwd": str(cwd), "env": env, "folder": folder, "stdin": stdin is not None}
         with _lock:
             server = _server()
-            server.stdin.write(json.dumps(call | {"timeout": timeout}) + "\n")
+            server.stdin.write(json.dumps(call | {"timeout": timeout, "interrupt_after": interrupt_after}) + "\n")
             server.stdin.flush()
             code = int(server.stdout.readline())
         out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("out", "err"))
@@ -85,6 +88,9 @@ def _serve() -> None:
         child = os.fork()
         if child == 0:
             _child(call)
+        if call["interrupt_after"] is not None:
+            time.sleep(call["interrupt_after"])
+            os.kill(child, signal.SIGINT)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
