@@ -86,13 +86,13 @@ def _why_no_folder(path: Path) -> str | None:
         if not path.is_dir():
             return f"is {'a file' if path.exists() else 'a link to nowhere'}; choose a folder"
     except FileNotFoundError:
-        path = next(parent for parent in path.absolute().parents if parent.exists())  # in the end, the root
+        path = next(parent for parent in path.absolute().parents if os.path.lexists(parent))  # in the end, the root
     except NotADirectoryError:
         return "lies in a file; choose another folder"
     except (OSError, ValueError) as error:
         return f"cannot be: {reason(error)}; choose another folder"
     if not path.is_dir():
-        return "lies in a file; choose another folder"
+        return f"lies in {path}, which is no folder; choose another one"
     if not os.access(path, os.W_OK | os.X_OK):
         return f"cannot be written: no permission in {path}; choose another folder"
     return None

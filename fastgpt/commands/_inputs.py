@@ -32,11 +32,13 @@ def open_data(
         ValueError: shards made with another tokenizer, paths that hold no data, and whatever `prepare` raises.
         FileNotFoundError: no such path. Every message begins with `option`.
     """
-    from ..data import shakespeare_tokens
+    from ..data import SourceError, shakespeare_tokens
 
     with _of_option(option):
         if list(paths) == ["shakespeare"] and not os.path.exists("shakespeare"):
             return shakespeare_tokens(split, tokenizer)
+        if "shakespeare" in paths and not os.path.exists("shakespeare"):
+            raise SourceError("shakespeare: the embedded corpus stands alone; name it without other data")
         if len(paths) == 1 and os.path.isfile(Path(paths[0], "manifest.json")):
             return _open_shards(paths[0], tokenizer)
         from .. import token_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -210,8 +211,9 @@ def test_what_is_no_model_is_named_for_what_it_is(here):
         ("empty", "exists, but has no config.json"),
         ("other", "model-best.safetensors is there: if that is the model, rename it"),
     ):
-        for name in ("sample", "eval", "inspect"):
-            assert said in fails(name, path, cwd=here), (name, path)
+        assert said in fails("sample", path, cwd=here), path
+    for name in ("eval", "inspect"):
+        assert "shards, which are data" in fails(name, "shards", cwd=here), name
 
 
 # ---- prepare -------------------------------------------------------------------------------------------------------
@@ -263,6 +265,13 @@ def test_prepare_replaces_its_own_shards_file_by_file(prepared):
     assert TokenDataset.open(prepared / "shards").read(0, 3).tolist() == small.encode("another text")[:3]
 
 
+def test_a_folder_in_a_link_to_nowhere_is_none(prepared):
+    (prepared / "link").symlink_to("gone")
+    assert "--out link is a link to nowhere" in fails("prepare", "src", "--out", "link", cwd=prepared)
+    said = fails("prepare", "src", "--out", "link/x", cwd=prepared)
+    assert said.startswith("fastgpt prepare: error: --out link/x lies in ")
+
+
 def test_ctrl_c_in_prepare_says_what_is_left(prepared, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -294,6 +303,7 @@ def test_ctrl_c_in_prepare_says_what_is_left(prepared, monkeypatch, capsys):
         (("eval", "m", "--data", "shards", "src"), "--data shards: token shards"),
         (("eval", "m", "--data", "a.txt", "a.txt"), "--data a.txt: named twice"),
         (("eval", "hf", "--tokenizer", "gpt2", "--data", "shards"), "the model has 4096 token ids"),
+        (("eval", "m", "--data", "shakespeare", "a.txt"), "--data shakespeare: the embedded corpus stands alone"),
         (("eval", "m", "--device", "gpu"), "--device gpu must be one of"),
         (("eval", "m", "--dtype", "float64"), "--dtype float64 must be one of"),
         (("sample", "gpt2", "x"), "gpt2: a preset, which has no weights"),
@@ -334,6 +344,7 @@ def test_damage_is_one_clear_error_in_every_command(models):
     weights, config = models / "m" / "model.safetensors", models / "m" / "config.json"
     whole = {path: path.read_bytes() for path in (weights, config)}
     middle = len(whole[weights]) // 2
+    commands = itertools.cycle([("sample", "m", "x"), ("eval", "m"), ("inspect", "m", "To be")])
     for path, content, said in (
         (weights, whole[weights][:middle] + b"\0\1\2\3" + whole[weights][middle + 4 :], "is corrupted or was altered"),
         (weights, whole[weights][:middle], "is truncated or corrupted"),
@@ -343,8 +354,8 @@ def test_damage_is_one_clear_error_in_every_command(models):
         (config, b"[]", "config.json is corrupted"),
     ):
         path.write_bytes(content)
-        for argv in (("sample", "m", "x"), ("eval", "m"), ("inspect", "m", "To be")):
-            assert said in fails(*argv, cwd=models), (path, argv)
+        argv = next(commands)
+        assert said in fails(*argv, cwd=models), (path, argv)
         path.write_bytes(whole[path])
 
 
@@ -420,12 +431,12 @@ def test_ctrl_c_says_what_is_left(models, monkeypatch, capsys):
         assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["attention.html", "attention.png"])
-def test_inspect_replaces_only_what_it_wrote(models, name):
+def test_inspect_replaces_only_what_it_wrote(models):
     pytest.importorskip("matplotlib")
     for prompt in ("To be", "or not"):
         assert command.run("inspect", "m", prompt, *CPU, cwd=models).code == 0
-    (models / "attention" / name).write_text("mine")
-    before = tree(models)
-    assert f"--out attention holds {name}, which" in fails("inspect", "m", "To be", cwd=models)
-    assert tree(models) == before
+    for name in ("attention.png", "attention.html"):
+        (models / "attention" / name).write_text("mine")
+        before = tree(models)
+        assert f"--out attention holds {name}, which" in fails("inspect", "m", "To be", cwd=models)
+        assert tree(models) == before
