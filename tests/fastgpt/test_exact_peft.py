@@ -1,8 +1,9 @@
-"""peft's adapters on our modules and on patched models: the numbers and gradients of what is not fused, and merging."""
+"""peft's adapters on our modules and on patched transformers models: numbers and gradients as unfused, and merging."""
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import fastgpt
 from fastgpt import GPT, GPTConfig
@@ -179,3 +180,40 @@ def test_lora_on_multihead_attention(interpreter, seed):
         outputs.append([y, *(p.grad for p in model.parameters() if p.requires_grad)])
     for ours, theirs in zip(*outputs):
         assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+
+
+MLP = {
+    "as it was made": lambda m: None,
+    "pruning": lambda m: prune.random_unstructured(m.c_fc, "weight", 0.5),
+    "spectral norm": lambda m: parametrizations.spectral_norm(m.c_proj).eval(),
+    "hook": lambda m: m.c_proj.register_forward_hook(lambda m, args, y: y * 2),
+    "hook on the activation": lambda m: m.act.register_forward_hook(lambda m, args, y: y * 2),
+    "backward hook": lambda m: m.c_fc.register_full_backward_hook(lambda m, gi, go: (gi[0] * 2,)),
+    "another activation": lambda m: setattr(m, "act", nn.ReLU()),
+    "no dropout": lambda m: setattr(m, "dropout", nn.Tanh()),
+    "a forward of its own": lambda m: setattr(m.c_fc, "forward", lambda x: x @ m.c_fc.weight + 2 * m.c_fc.bias),
+    "dropout in eval": lambda m: (setattr(m.dropout, "p", 0.5), m.dropout.eval()),
+}
+
+
+@pytest.mark.parametrize("done", MLP)
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "gelu_pytorch_tanh"])
+def test_what_is_done_to_the_children_of_gpt2s_mlp_counts(interpreter, seed, done, activation):
+    from transformers import GPT2Config
+    from transformers.models.gpt2 import modeling_gpt2
+
+    from fastgpt.interop import hf_modules
+
+    module = modeling_gpt2.GPT2MLP(64, GPT2Config(n_embd=16, activation_function=activation, resid_pdrop=0.0))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.normal_(0.0, 0.5)
+    MLP[done](module)
+    x, results = torch.randn(3, 16, requires_grad=True), []
+    for kind in (modeling_gpt2.GPT2MLP, hf_modules.GPT2MLP):
+        module.__class__ = kind
+        y = module(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])))
+    assert (module.why_children() is None) == (done in ("as it was made", "dropout in eval"))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
