@@ -37,10 +37,16 @@ def padding_mask(padding, length=10):
 # ---- masks ---------------------------------------------------------------------------------------------------------
 
 
+FUNCTIONS = (
+    "causal", "window", "window of all but one", "wide window", "bidirectional", "bidirectional window",
+    "bidirectional window of all but one", "causal or more", "chunked",
+)  # fmt: skip
+
+
 def functions():
     from transformers import masking_utils as m
 
-    return {
+    made = {
         "causal": m.causal_mask_function,
         "window": m.sliding_window_causal_mask_function(4),
         "window of all but one": m.sliding_window_causal_mask_function(9),
@@ -51,13 +57,15 @@ def functions():
         "causal or more": m.or_masks(m.causal_mask_function, lambda b, h, q, k: k < 2),
         "chunked": m.chunked_causal_mask_function(4, torch.zeros(3, dtype=torch.long)),
     }
+    assert tuple(made) == FUNCTIONS
+    return made
 
 
 # (q_length, kv_length, q_offset, kv_offset): whole, decoding, a chunk, a sliding cache, a static cache, its tensor
 PLACES = [(10, 10, 0, 0), (1, 10, 9, 0), (4, 10, 6, 0), (2, 6, 8, 4), (6, 14, 0, 0), (4, 14, torch.tensor(6), 0)]
 
 
-@pytest.mark.parametrize("function", functions())
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("padding", PADDING)
 def test_every_mask_is_the_one_that_transformers_builds(function, padding):
     """Also where the padding mask ends before the keys do (a static cache), or after them (a chunk of a prompt)."""
