@@ -169,8 +169,7 @@ def _stream(
         with torch.no_grad(), evaluating(model):
             logits = model._next_logits(seen[:, -max_len:] if cache is None else unread, cache)
         drawn, undrawable = _draw(logits, config, generator)
-        # On a GPU, looking at values waits for it: one token late, when the next one's work is under way.
-        _refuse(undrawable if idx.device.type == "cpu" else unchecked)
+        _refuse(unchecked if _looking_waits(idx.device) else undrawable)
         unchecked = undrawable
         if config.eos:
             token = torch.where(finished, token, drawn)
@@ -184,6 +183,11 @@ def _stream(
         unread = token[:, None].to(idx.dtype)
         seen = torch.cat([seen, unread], dim=1)
     _refuse(unchecked)
+
+
+def _looking_waits(device: torch.device) -> bool:
+    """On a GPU, looking at values waits for it. So it is done one token late: the next one's work is under way then."""
+    return device.type != "cpu"
 
 
 def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator | None = None) -> Tensor:

@@ -113,3 +113,18 @@ def test_methods_that_do_more_than_set_the_flag_are_called():
     assert (model[0].merged, model[1][0].merged) == (False, True)
     for parameter, before in zip(model.parameters(), weights):
         assert torch.allclose(parameter, before)
+
+
+class Stubborn(nn.Linear):
+    """Knows only eval mode by its method, as frozen BatchNorms do, whatever its flag was set to."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_a_flag_that_the_method_would_not_set_is_set_back():
+    model = nn.Sequential(Stubborn(2, 2))
+    model[0].training = True
+    with evaluating(model):
+        assert not model[0].training
+    assert model[0].training

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fastgpt import GPT, GPTConfig
+from fastgpt import GPT, GPTConfig, sampling
 from fastgpt.model import KVCache
 from fastgpt.sampling import SamplingConfig, sample
 
@@ -243,6 +243,21 @@ def test_a_model_whose_weights_are_nan_is_refused(model):
         model.blocks[0].ffn[0].weight[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"rows \[0, 1, 2\] hold NaN"):
         model.generate(prompt(), 2)
+
+
+def test_on_a_gpu_the_same_is_found_one_token_late(model, monkeypatch):
+    monkeypatch.setattr(sampling, "_looking_waits", lambda device: True)
+    idx = prompt()
+    expected = model.generate(idx, 3, seed=1)
+    assert torch.equal(model.generate(idx, 3, seed=1), expected)
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    stream = model.stream(idx, 3)
+    assert next(stream).shape == (3,)
+    with pytest.raises(FloatingPointError, match="hold NaN"):
+        next(stream)
+    with pytest.raises(FloatingPointError, match="hold NaN"):
+        model.generate(idx, 1)
 
 
 @pytest.mark.parametrize("seed_", [-1, -(2**63), 2**63, 2**64 - 1, 0])
