@@ -508,6 +508,7 @@ def test_reports_that_fail_are_said_once_and_training_goes_on(tmp_path, monkeypa
 
 
 def test_a_tensorboard_that_cannot_be_opened(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "tensorboard").write_text("a file")
     assert tiny_trainer(tmp_path, name="a", steps=1, tensorboard=True).fit().step == 1
