@@ -22,7 +22,6 @@ def test_it_is_trained_sampled_scored_and_drawn(tmp_path):
     )
     assert "perplexity" in run("eval", "runs/run", "--max-batches", "1")
     assert "attention.html" in run("inspect", "runs/run", "To be")
-    assert "already saved: runs/run" in run("train", "--resume")
     assert "step 2: saved runs/more" in run("train", "--init-from", "runs/run", *QUIET, "--name", "more")
 
 
