@@ -17,6 +17,7 @@ import math
 import textwrap
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -66,6 +67,12 @@ class Row:
         return not self.problem and self.used <= 1.0
 
     @property
+    def by_rounding(self) -> bool:
+        """Whether it is what roundings make, and not torch's error, that allows a result."""
+        pairs = (self.error, self.torch_error, OUTPUT), (self.grad_error, self.torch_grad_error, GRADIENT)
+        return self.ok and any(error is not None and error > factor * torchs for error, torchs, factor in pairs)
+
+    @property
     def verdict(self) -> str:
         return "ok" if self.ok else self.problem or "OVER"
 
@@ -93,7 +100,9 @@ class Report:
     def verdict(self) -> str:
         """How many checks there were, and whether all were passed."""
         bad = sum(not row.ok for row in self.rows)
-        return f"{len(self.rows)} checks, {f'{bad} FAILED' if bad else 'all within budget'}"
+        rounding = sum(row.by_rounding for row in self.rows)
+        told = f"{bad} FAILED" if bad else "all within budget"
+        return f"{len(self.rows)} checks, {told}{f' ({rounding} by what roundings make)' if rounding else ''}"
 
     @property
     def brief(self) -> str:
@@ -146,8 +155,12 @@ def names() -> list[str]:
     return [name for name in kernels.__all__ if name not in ("interpret", "reference")]
 
 
-def verify(device: torch.device | str | None = None, only: tuple[str, ...] = ()) -> Report:
+def verify(
+    device: torch.device | str | None = None, only: tuple[str, ...] = (), say: Callable[[str], None] = lambda text: None
+) -> Report:
     """Check every kernel (or those in `only`) on `device`: "cuda", or "cpu" through the interpreter.
+
+    `say` is told what is being checked.
 
     Raises:
         SettingError: a name in `only` that is no kernel.
@@ -181,6 +194,7 @@ def verify(device: torch.device | str | None = None, only: tuple[str, ...] = ())
                 rows.append(Row(name, "", "", problem="no self-check is written for it"))
                 continue
             for case in list(CASES[name](8 if native else 1)):
+                say(f"{name}: {case.label}")
                 rows += [_checked(case, dtype, device) for dtype in DTYPES]
     return Report(tuple(rows), where, time.perf_counter() - began)
 

@@ -22,7 +22,9 @@ class Command:
 
         from ..trainer import resolve_device
         from ..verify import verify
+        from ._status import status
 
-        report = verify(resolve_device(self.device), self.only)
+        with status() as say:
+            report = verify(resolve_device(self.device), self.only, say)
         print(json.dumps(report.record(), allow_nan=False) if self.json else report)
         return 0 if report.ok else 1

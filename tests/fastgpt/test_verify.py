@@ -46,11 +46,16 @@ def test_what_is_printed_is_the_rule(whole):
         assert row.allowed >= 2 * row.torch_error
         assert row.error <= 2 * row.torch_error or row.allowed > 2 * row.torch_error
         assert (row.grad_error is None) == (row.torch_grad_error is None) == (row.grad_allowed is None)
+        assert row.by_rounding == (
+            row.error > 2 * row.torch_error or (row.grad_error or 0.0) > 3 * (row.torch_grad_error or 0.0)
+        )
         if row.grad_error is not None:
             assert row.grad_error <= row.grad_allowed
             assert row.grad_allowed >= 3 * row.torch_grad_error
     text = str(whole)
-    assert all(len(line) <= 80 for line in text.splitlines())
+    assert all(len(line) <= 80 for line in text.splitlines()[:-1])
+    by_rounding = sum(row.by_rounding for row in whole.rows)
+    assert f"138 checks, all within budget ({by_rounding} by what roundings make); on the CPU" in text
     lines = [line.split() for line in text.splitlines() if line.endswith((" ok", " OVER"))]
     assert len(lines) == len(whole.rows)
     for *_, error, torch_error, allowed, grad_error, torch_grad_error, grad_allowed, verdict in lines:
