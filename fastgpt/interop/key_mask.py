@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..kernels import _runtime, reference
 
@@ -43,7 +43,7 @@ class KeyMask(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if any(argument.alias_info is not None for argument in func._schema.arguments):
-            for x in args:  # written into, or by a view of it soon: who knows what it then says
+            for x in tree_leaves((args, kwargs)):  # written into, or by a view of it soon: who knows what it then says
                 if isinstance(x, KeyMask):
                     x._as_built = False
         args, kwargs = tree_map_only(KeyMask, KeyMask.dense, (args, kwargs or {}))

@@ -418,6 +418,27 @@ def test_packed_documents(how):
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2"])
+def test_generation_goes_on_from_a_cache(kind):
+    """A prefix that many prompts share, and the cache of an earlier call."""
+    from transformers import DynamicCache
+
+    def two_calls(model):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(tokens()[:1, :4], past_key_values=cache)
+        cache.batch_repeat_interleave(2)
+        idx = torch.cat([tokens()[:1, :4].expand(2, 4), tokens()[:, 4:]], 1)
+        settings = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        first = model.generate(idx, past_key_values=cache, return_dict_in_generate=True, **settings)
+        longer = torch.cat([first.sequences, tokens()[:, :2]], 1)
+        return model.generate(longer, past_key_values=first.past_key_values, **settings)
+
+    plain, model = hf_model(kind), hf_model(kind)
+    fastgpt.patch(model)
+    assert torch.equal(two_calls(model), two_calls(plain))
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 @pytest.mark.parametrize("settings", [{}, {"cache_implementation": "static", "disable_compile": True}])
 def test_generation_with_an_encoder(kind, settings):
