@@ -112,13 +112,15 @@ def _as_line(line: dict[str, Any]) -> bytes:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut by a crash is left out."""
+    """The lines of a metrics.jsonl; what is none (cut by a crash, garbled) is left out."""
     lines = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 

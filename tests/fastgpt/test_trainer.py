@@ -140,6 +140,14 @@ def test_log_of_steps_after_the_checkpoint_is_dropped_on_resume(tmp_path):
     assert after[:8] == before
 
 
+def test_lines_that_are_none_cost_the_others_nothing(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(
+        b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n3\n\xff\xfe\n{"loss": 1.0}\n{"step": 3, "loss": 1.0}\n'
+    )
+    assert [line["step"] for line in read_metrics(log)] == [1, 3]
+
+
 def test_metrics_lines(tmp_path):
     trainer = tiny_trainer(tmp_path, name="a", eval_every=4)
     trainer.fit()
