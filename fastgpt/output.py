@@ -17,6 +17,7 @@ from .kernels import _runtime
 
 _ORDER = ("loss", "logits", "hidden")
 _WAY_OUT = "call the model with return_logits=True"
+_LOST = f"GPTOutput: the logits were not computed before this copy was made; {_WAY_OUT}"
 
 
 class GPTOutput(OrderedDict):
@@ -72,7 +73,7 @@ class GPTOutput(OrderedDict):
             super().__setitem__("logits", self.unembedding.logits(self.hidden))
             self._pending = False
         if self._lost:
-            raise AttributeError(f"GPTOutput: the logits were not computed before this copy was made; {_WAY_OUT}")
+            raise AttributeError(_LOST)
         return super().get("logits")
 
     @property
@@ -102,6 +103,8 @@ class GPTOutput(OrderedDict):
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
+            if key == "logits" and self._lost:
+                raise KeyError(_LOST)
             return self.logits if key == "logits" and self._pending else super().__getitem__(key)
         names = self._names(pending=True)[key]  # only what is asked for is computed
         return tuple(self[name] for name in names) if isinstance(key, slice) else self[names]

@@ -192,6 +192,9 @@ def test_a_librarys_copy_without_logits_says_so(pending):
     assert copied.to_tuple() == (pending[0].loss, pending[0].hidden)
     with pytest.raises(AttributeError, match=r"not computed before this copy was made; call .* return_logits=True"):
         copied.logits  # noqa: B018
+    with pytest.raises(KeyError, match="not computed before this copy was made"):
+        copied["logits"]
+    assert copied.get("logits") is None
     copied.logits = LOGITS
     assert copied.logits is LOGITS
 
