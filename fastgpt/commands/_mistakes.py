@@ -123,6 +123,7 @@ def _path(error: OSError, given: Given | None) -> str:
 def _is_of(path: str, given: str) -> bool:
     """Whether `path` lies in the path that was given, or is the temporary one beside it that is to take its name."""
     folder, name = os.path.split(os.path.abspath(given))
+    beside, base = os.path.split(os.path.abspath(path))
     return path.startswith(given.rstrip("/") + "/") or (
-        os.path.dirname(os.path.abspath(path)) == folder and name != "" and name in os.path.basename(path)
+        beside == folder and name != "" and base.startswith(".") and name in base
     )

@@ -96,6 +96,8 @@ def weights_beside(folder: Path) -> str:
     found = sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHTS and not p.name.startswith("training"))
     if not found:
         return ""
+    if "model.safetensors" in found:
+        return "; model.safetensors is there: put the model's config.json beside it"
     if len(found) == 1 and found[0].endswith(".safetensors"):
         return f"; {found[0]} is there: if that is the model, rename it"
     return f"; there are {', '.join(found[:3])}"

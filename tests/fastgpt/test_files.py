@@ -216,6 +216,12 @@ def test_weights_under_another_name_are_named(model):
         GPT.from_pretrained(model)
 
 
+def test_weights_without_a_config_are_named(model):
+    (model / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is there: put the model's config.json beside it"):
+        GPT.from_pretrained(model)
+
+
 def test_a_run_names_its_newest_checkpoint(tmp_path):
     for step in (9, 10):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
