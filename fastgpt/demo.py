@@ -18,11 +18,12 @@ import torch
 from . import verify
 from .config import GPTConfig
 from .data import TokenDataset, shakespeare_tokens
+from .demo_config import DemoConfig
 from .impl import Implementations, implementations
 from .kernels import _runtime
 from .metrics import read_metrics
 from .model import GPT
-from .settings import SettingError, check_choice, check_integer, check_number
+from .settings import SettingError
 from .study import attention_maps
 from .study.report import Report, environment, line_chart
 from .tokenizer import Tokenizer
@@ -33,41 +34,6 @@ MARGIN = 0.3  # nats per token below the unigram entropy that count as having le
 EVAL_BATCHES = 16  # of the validations on the way
 
 MIN_STEPS = 300  # fewer do not show what the model can learn, however slow the machine is
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Settings of the demo. The model and the number of steps suit two CPU cores, or a GPU where there is one."""
-
-    runs_dir: str = "runs"
-    """Folder of all runs; the demo writes <runs_dir>/demo, or demo-2, demo-3, ... beside what is there."""
-    seconds: float = 60.0
-    """Time for training, seconds of this machine: the number of steps is chosen to fit, 300 to `max_steps`."""
-    max_steps: int = 1000
-    """Most parameter updates."""
-    steps: int | None = None
-    """Exactly so many updates, whatever the machine."""
-    device: str = "auto"
-    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
-    prompt: str = "MIRANDA.\nO brave new world,"
-    """What the sample continues; the attention maps show its beginning."""
-    sample_tokens: int = 160
-    """Tokens of the sample."""
-    seed: int = 0
-    """Of the weights, the order of the data and the sample."""
-
-    def check(self) -> None:
-        """Raise SettingError or SettingTypeError for a setting that cannot be."""
-        check_number("DemoConfig", "seconds", self.seconds, above=0)
-        check_integer("DemoConfig", "max_steps", self.max_steps, least=1)
-        if self.steps is not None:
-            check_integer("DemoConfig", "steps", self.steps, least=1)
-        if not str(self.device).startswith("cuda:"):
-            check_choice("DemoConfig", "device", self.device, ("auto", "cpu", "cuda", "cuda:1"))
-        if not isinstance(self.prompt, str) or not self.prompt:
-            raise SettingError("DemoConfig", "prompt", self.prompt, "must be a text of one character or more")
-        check_integer("DemoConfig", "sample_tokens", self.sample_tokens, least=0)
-        check_integer("DemoConfig", "seed", self.seed, least=0, most=2**63 - 1)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -9,8 +9,7 @@ import os
 import torch
 
 from .settings import SettingError, SettingTypeError, check_choice
-
-DTYPES = ("auto", "float32", "bfloat16")
+from .train_config import DTYPES
 
 
 def resolve_device(name: str | torch.device, *, owner: str = "resolve_device") -> torch.device:

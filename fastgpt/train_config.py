@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .devices import DTYPES
 from .settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
+
+DTYPES = ("auto", "float32", "bfloat16")
 
 _OWNER = "TrainConfig"
 _MOST_SEQUENCES = 1 << 20  # a batch of more would only fill the memory, slowly

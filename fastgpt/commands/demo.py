@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from ..demo import DemoConfig
+from ..demo_config import DemoConfig
 
 
 @dataclass

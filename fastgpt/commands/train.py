@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import presets, run_folder
-from ..run_folder import SettingsChanged
+from .. import presets
 from ..settings import SettingError, check_integer, check_number, shown
 from ..train_config import TrainConfig
 
@@ -171,6 +170,8 @@ class Command:
         return path
 
     def run(self) -> int:
+        from ..run_folder import SettingsChanged
+
         try:
             return self._run()
         except KeyboardInterrupt:
@@ -223,7 +224,7 @@ class Command:
         """What can be told before the work. Returns the checkpoint to go on from, of a run that is resumed."""
         import torch
 
-        from .. import checkpoint
+        from .. import checkpoint, run_folder
         from ..devices import resolve_device, threads_hint
 
         device = resolve_device(self.train.device)

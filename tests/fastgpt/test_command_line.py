@@ -93,13 +93,25 @@ def test_version(here):
         assert command.run(word, cwd=here) == command.Done(0, f"fastgpt {fastgpt.__version__}\n", "")
 
 
-def test_help_starts_without_torch():
-    code = (
-        "import sys; sys.argv = ['/usr/bin/fastgpt', 'help']; from fastgpt.cli import main; main(); "
-        "print([m for m in ('torch', 'numpy', 'tyro', 'rich', 'triton') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == "[]"
+HELP = """
+import contextlib, io, sys
+sys.argv = ["/usr/bin/fastgpt"]
+from fastgpt import cli
+with contextlib.redirect_stdout(io.StringIO()):
+    cli.main(["help"])
+    loaded = {"tyro", "rich"} & set(sys.modules)
+    for name in cli.COMMANDS:
+        with contextlib.suppress(SystemExit):
+            cli.main([name, "--help"])
+        cli.main([name, "--nosuch"])
+print(sorted(loaded), sorted({"torch", "numpy", "triton"} & set(sys.modules)))
+"""
+
+
+def test_help_and_mistakes_load_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[] []\n", done.stderr
+    assert done.stderr.count("unknown option --nosuch") == len(cli.COMMANDS)
 
 
 def test_what_is_not_the_command_has_all_at_once():
