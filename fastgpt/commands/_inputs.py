@@ -147,7 +147,8 @@ def open_model(
     if own is not None and found != own:
         need = f"is not the tokenizer that {path} was trained with, {own!r}, but {found!r}; leave the option out"
         raise SettingError("open_model", "tokenizer", tokenizer, need)
-    model = interop.open_model(folder, device=device, **overrides)
+    with _pointing_back(folder):
+        model = interop.open_model(folder, device=device, **overrides)
     if found is None and 50257 <= model.config.vocab_size <= 50304:  # GPT-2's, perhaps padded to a multiple of 64
         found = Tokenizer.named("gpt2")
     if found is None:
@@ -158,6 +159,21 @@ def open_model(
             f"{found.vocab_size}; name the tokenizer that the model was trained with"
         )
     return model, found
+
+
+@contextlib.contextmanager
+def _pointing_back(folder: Path) -> Iterator[None]:
+    """Errors about a run's damaged checkpoint name the one before it."""
+    from ..checkpoint import all_checkpoints
+
+    try:
+        yield
+    except ValueError as error:
+        found = all_checkpoints(folder.parent)
+        before = found[: found.index(folder)] if folder in found else []
+        if not before or isinstance(error, SettingError):
+            raise
+        raise ValueError(f"{error}; the checkpoint before it is {before[-1]}") from error
 
 
 def read_prompt(prompt: str | None) -> str:

@@ -359,6 +359,24 @@ def test_damage_is_one_clear_error_in_every_command(models):
         path.write_bytes(whole[path])
 
 
+def test_training_does_not_start_from_damage(models):
+    weights = models / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\1\2\3")
+    before = tree(models)
+    assert "is corrupted or was altered" in fails("train", "--init-from", "m", "--no-progress", *CPU, cwd=models)
+    assert tree(models) == before
+
+
+def test_a_damaged_newest_checkpoint_points_to_the_one_before(models):
+    checkpoints = models / "runs" / "a" / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000001", checkpoints / "step-00000002")
+    (checkpoints / "step-00000002" / "model.safetensors").write_bytes(b"")
+    for name in ("sample", "eval", "inspect"):
+        said = fails(name, "runs/a", cwd=models)
+        assert said.endswith("; the checkpoint before it is runs/a/checkpoints/step-00000001\n")
+    assert command.run("sample", "runs/a/checkpoints/step-00000001", "x", *CPU, cwd=models).code == 0
+
+
 def test_weights_that_are_not_finite_are_refused(models):
     model = GPT.from_pretrained(models / "m")
     for bad in (float("nan"), float("inf")):
