@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ from .settings import SettingError
 from .study import attention_maps
 from .study.report import Report, environment, line_chart
 from .tokenizer import Tokenizer
-from .trainer import TrainConfig, Trainer, Validation, resolve_device
+from .trainer import TrainConfig, Trainer, TrainResult, Validation, resolve_device
 
 MARGIN = 0.3  # nats per token below the unigram entropy that count as having learned to use context
 
@@ -120,7 +122,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
         if trained.stopped_by is not None:
             raise Interrupted(
                 f"stopped at step {trained.step} of {trainer.config.steps}: the model so far is in "
-                f"{trained.checkpoint}, no report was written",
+                f"{trained.checkpoint}, no report was written; fastgpt train --resume --name {folder.name}"
+                f"{'' if config.runs_dir == DemoConfig.runs_dir else f' --runs-dir {config.runs_dir}'} goes on",
                 trained.stopped_by,
             )
         try:
@@ -202,7 +205,21 @@ def _beside(loss: float, entropy: float) -> str:
 
 
 class _Trainer(Trainer):
-    """Its last validation, the one that counts, is over the whole text; those on the way are over a part."""
+    """Its last validation, the one that counts, is over the whole text; those on the way are over a part.
+
+    Of a signal, `Interrupted` tells, once.
+    """
+
+    def fit(self, **options: Any) -> TrainResult:
+        def is_running(record: logging.LogRecord) -> bool:
+            return self._signals.stopped_by is None
+
+        log = logging.getLogger("fastgpt")
+        log.addFilter(is_running)
+        try:
+            return super().fit(**options)
+        finally:
+            log.removeFilter(is_running)
 
     def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None:
         return super().validate(whole=whole or self.step == self.config.steps, interruptible=interruptible)

@@ -146,8 +146,8 @@ class Report:
 
 def _short(x: float) -> str:
     """Six characters: 1.2e-7, 1e-12, 0, inf."""
-    text = f"{x:.1e}".replace("e-0", "e-").replace("e+0", "e+")
-    return "0" if x == 0 else text if len(text) <= 6 else f"{x:.0e}"
+    texts = [f"{x:.{digits}e}".replace("e-0", "e-").replace("e+0", "e+") for digits in (1, 0)]
+    return "0" if x == 0 else next((text for text in texts if len(text) <= 6), texts[-1])
 
 
 def names() -> list[str]:

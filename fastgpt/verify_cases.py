@@ -187,6 +187,9 @@ def _layer_norm(scale: int) -> Iterator[Case]:
     for rows, width in ((5 * scale, 96), (1, 40)):
         yield Case("layer_norm", f"{rows} x {width}, offset 3", tensors(rows, width), wanted)
     yield Case("layer_norm", f"{3 * scale} x 101, eps 0.1", tensors(3 * scale, 101), wanted, {"eps": 0.1})
+    # Rows that do not fit into registers: held in their own dtype, or walked over twice. Long in the interpreter too.
+    for width in (9001, 40001, 66001) if scale > 1 else ():
+        yield Case("layer_norm", f"2 x {width}", tensors(2, width), wanted)
     large = {"x": _normal(3 * scale, 48) * 300.0}
     yield Case("layer_norm", "x of 300, no weight", large, ("x",), {"normalized_shape": (48,)})
 
@@ -213,6 +216,10 @@ def _add_layer_norm(scale: int) -> Iterator[Case]:
     )
 
     yield Case("add_layer_norm", "1 x 101, float32 sum", tensors(1, 101), wanted, wide=("residual",))
+    if scale > 1:
+        yield Case(
+            "add_layer_norm", "2 x 66001, dropout 0.3", tensors(2, 66001), wanted, dropped=(2, 66001), dropout_p=0.3
+        )  # fmt: skip
 
 
 def _recompute_normed(scale: int) -> Iterator[Case]:

@@ -165,7 +165,11 @@ def test_a_signal_while_training_keeps_the_model(small_demo, tmp_path, monkeypat
         run_demo(small_demo, lambda line: None)
     assert caught.value.stopped_by == name
     argv = ["demo", "--runs-dir", str(tmp_path), "--steps", "20", "--device", "cpu"]
+    capsys.readouterr()
     assert cli.main(argv) == status
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert f"fastgpt train --resume --name demo-2 --runs-dir {tmp_path} goes on" in told[0]
     assert len(list(tmp_path.glob("demo*/checkpoints/*/model.safetensors"))) == 2
 
 
