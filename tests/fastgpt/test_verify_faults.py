@@ -6,14 +6,18 @@ Faults of device code are planted by tests/mutants; those of the layers above it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastgpt import kernels, verify
 from fastgpt.kernels import reference
+from tests.mutants import plant
+from tests.mutants.faults import MUTANTS
 
 pytest.importorskip("triton")
 
@@ -314,6 +318,16 @@ def test_a_fault_of_an_operators_backward_is_noticed(fault, monkeypatch):
     assert first_failure(kernel) is not None
 
 
-def test_without_a_fault_nothing_is_noticed():
-    for kernel in ("add_layer_norm", "recompute_normed", "cross_entropy"):
-        assert first_failure(kernel) is None
+@pytest.mark.parametrize("kernel", ["add_layer_norm", "recompute_normed", "cross_entropy"])
+def test_without_a_fault_nothing_is_noticed(kernel):
+    assert first_failure(kernel) is None
+
+
+def test_a_fault_of_device_code_is_noticed():
+    """One of those that tests/mutants plants, in a copy of the tree: there, the self-check is not without failures."""
+    (fault,) = (mutant for mutant in MUTANTS if mutant.name == "loss-padding-columns-in-the-softmax")
+    check = (
+        f"{Path(__file__).relative_to(plant.ROOT)}::{test_without_a_fault_nothing_is_noticed.__name__}[cross_entropy]"
+    )
+    verdict = plant.judge(dataclasses.replace(fault, tests=check))
+    assert verdict.outcome == "caught", verdict
