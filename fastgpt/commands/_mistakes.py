@@ -36,6 +36,9 @@ _OWNER = re.compile(r"^([A-Z]\w*(\.\w+)?|[a-z]\w*\.\w+\(\)|generate|evaluate|pre
 # "overwrite=True (--overwrite)": of both ways to say it, the user's.
 _IN_PYTHON = re.compile(r"\b(\w+=[^\s()]+|\w+_\w+) \((--[\w-]+)\)")
 
+# What the system's own words begin with, and the same said for Python.
+_ASIDE = re.compile(r"\[Errno -?\d+\] | \(in Python: [^()]*(\([^()]*\)[^()]*)*\)")
+
 _MEMORY_OPTIONS = ("batch_size", "seq_len", "max_len", "n_layers", "d_model", "max_new_tokens")
 
 
@@ -48,7 +51,8 @@ def describe(error: BaseException, given: Given | None) -> str:
     elif isinstance(error, OSError) and error.errno is not None:
         text = _path(error, given)
     else:
-        text = _named(_IN_PYTHON.sub(r"\2", _OWNER.sub("", str(error))) or type(error).__name__, given)
+        text = _named(_OWNER.sub("", str(error)) or type(error).__name__, given)
+    text = _ASIDE.sub("", _IN_PYTHON.sub(r"\2", text))
     return " ".join(text.split())
 
 

@@ -105,6 +105,15 @@ def _may_change(field_name: str) -> bool:
     return field_name == "dropout" or field_name.endswith("_impl")
 
 
+def _check_same_shape(asked: GPTConfig | OneHeadConfig, saved: GPTConfig | OneHeadConfig, start: Path) -> None:
+    """Raise SettingError where a run is to be resumed with tensors of other shapes than it has."""
+    for name in ("vocab_size", "max_len", "n_layers", "d_model", "d_ff"):
+        value, has = (getattr(config, name, None) for config in (asked, saved))
+        if value != has:
+            need = f"is not what the model in {start} has ({has}), which is gone on with; leave it out"
+            raise SettingError("train", name, value, need)
+
+
 @dataclass
 class Command:
     """Train a GPT on texts or token shards. Everything is written to <runs-dir>/<name>; Ctrl-C saves first."""
@@ -254,6 +263,8 @@ class Command:
             if config.vocab_size < tokenizer.vocab_size:
                 need = f"is fewer than the {tokenizer.vocab_size} token ids of tokenizer {tokenizer.name}; leave it out"
                 raise SettingError("train", "vocab_size", config.vocab_size, need)
+            if start is not None:
+                _check_same_shape(config, interop.open_config(start), start)
             return tokenizer, lambda: presets.make(config)
         if start is not None:
             self._check_same_start()
