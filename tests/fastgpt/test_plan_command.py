@@ -133,8 +133,8 @@ def test_an_implementation_that_runs_out_of_memory_is_one_column(monkeypatch, ca
 
 
 MISTAKES = {
-    "plan gpt5": "gpt5: no such folder, and no preset; did you mean 'gpt2'?",
-    "bench nosuch": "nosuch: no such folder, and no preset",
+    "plan gpt5": "MODEL gpt5: no such folder, and no preset; did you mean 'gpt2'?",
+    "bench nosuch": "MODEL nosuch: no such folder, and no preset",
     "plan --batch-size 0": "--batch-size 0 must be an integer, at least 1",
     "plan --batch-size 99999999999999": "--batch-size 99999999999999 is too large: ",
     "plan --seq-len 0": "--seq-len 0 must be an integer, at least 1 and at most 1024, the model's max_len",
