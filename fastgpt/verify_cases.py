@@ -234,9 +234,10 @@ def _recompute_normed(scale: int) -> Iterator[Case]:
             normed, stream = functions.add_layer_norm(x, residual=residual, weight=weight, recompute=True, **drop)
             return F.linear(normed, w), stream
 
-    rows, d = 5 * scale, 48
+    rows, d = 3 * scale, 2100  # of several tiles
     tensors = {"x": _normal(rows, d) + 1.0, "weight": _normal(d), "bias": _normal(d), "w": _normal(16, d) / d**0.5}
     yield Case("recompute_normed", "layer_norm, linear", tensors, tuple(tensors), call=layer_norm)
+    rows, d = 5 * scale, 48
     tensors = {
         "x": _normal(rows, d), "residual": _normal(rows, d), "weight": _normal(d), "w": _normal(16, d) / d**0.5
     }  # fmt: skip
