@@ -76,16 +76,16 @@ class OneHeadLM(OneHeadBase):
         for matrix in (self.token_emb, self.pos_emb, self.W_Q, self.W_K, self.W_V, self.W_0):
             nn.init.normal_(matrix.weight, std=0.02)
 
-    def forward(self, idx_BxT: Tensor, targets_BxT: Tensor | None = None) -> OneHeadOutput | OneHeadOutputWithLoss:
-        """Next-token logits, the steps that led there, and the loss against `targets_BxT`, if there are some.
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> OneHeadOutput | OneHeadOutputWithLoss:
+        """Next-token logits, the steps that led there, and the loss against `targets`, if there are some.
 
-        targets_BxT[:, t] follows idx_BxT[:, t]; -100 does not count.
+        Both are (B, T) token ids; targets[:, t] follows idx[:, t], and -100 does not count.
 
         Raises:
             ValueError: T > max_len, or targets of another shape. TypeError: no tensors of integers.
             IndexError: an id outside the vocabulary.
         """
-        idx_BxT, targets_BxT = self._checked_both(idx_BxT, targets_BxT)
+        idx_BxT, targets_BxT = self._checked_both(idx, targets)
         T, D = idx_BxT.shape[1], self.token_emb.embedding_dim
         position_T = torch.arange(T, device=idx_BxT.device)
 
@@ -111,6 +111,6 @@ class OneHeadLM(OneHeadBase):
         loss = F.cross_entropy(logits_BxTxV.flatten(0, 1), targets_BxT.flatten().long())
         return OneHeadOutputWithLoss(*steps, loss)
 
-    def loss(self, idx_BxT: Tensor, targets_BxT: Tensor) -> Tensor:
-        """Mean cross-entropy of the next token; targets_BxT[:, t] follows idx_BxT[:, t]."""
-        return self(idx_BxT, targets_BxT).loss
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of the next token; targets[:, t] follows idx[:, t]."""
+        return self(idx, targets).loss
