@@ -92,8 +92,10 @@ def attention(
             sees = dict(attention_mask.sees)
         else:
             attention_mask = attention_mask.dense()
-    window = kwargs.get("sliding_window")
-    if sees is not None and sees.get("window") is None and isinstance(window, int) and 0 < window < key.shape[2]:
+    window, T_k = kwargs.get("sliding_window"), key.shape[2]
+    # A KeyMask says its window itself. One that hides nothing is no mask here: if bidirectional, of T_k - 1 keys on each
+    # side or more, which some models hand on as they are, and others with one more.
+    if attention_mask is None and isinstance(window, int) and 0 < window < (T_k if sees["causal"] else T_k - 1):
         sees["window"] = window
     documents = _documents(query, key, kwargs)
     reason = _why_not(query, key, value, sees, kwargs)

@@ -70,8 +70,7 @@ def flash_attention(
         key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens, document_ids=document_ids,
         return_lse=return_lse,
     )  # fmt: skip
-    if q.shape[1] > q.shape[2] > 1:
-        _warn_if_swapped(q)
+    _warn_if_swapped(q)
     return out
 
 
@@ -149,9 +148,11 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
 
 def _warn_if_swapped(q: Tensor) -> None:
     """flash-attn's layout has the same four sizes: only more heads than tokens, in memory that runs that way, tell."""
-    if torch.compiler.is_compiling() or q.stride(1) < q.stride(2):  # views of a packed projection are meant
+    if torch.compiler.is_compiling():  # where to compare sizes would tie the graph to them
         return
     B, H, T, D = q.shape
+    if H <= T or T <= 1 or q.stride(1) < q.stride(2):  # views of a packed projection are meant
+        return
     warnings.warn(
         f"flash_attention: q is ({B}, {H}, {T}, {D}), read as (B, heads, T, head_dim): {H} heads of {T} tokens. If it "
         "is (B, T, heads, head_dim), as flash-attn takes it, pass q.transpose(1, 2), and k and v likewise",

@@ -200,10 +200,8 @@ def extras():
 @pytest.mark.parametrize("mask", ["none", "key mask", "bool", "float"])
 def test_extras_are_computed_as_the_models_own_eager_does(seed, extra, mask):
     """In float64; transformers takes some of its softmaxes in float32."""
-    import importlib
-
     family, given, of_module = extras()[extra]
-    eager = importlib.import_module(f"transformers.models.{family}.modeling_{family}").eager_attention_forward
+    eager = pytest.importorskip(f"transformers.models.{family}.modeling_{family}").eager_attention_forward
     q, k, v = double(3, 4, 6, 8), double(3, 2, 10, 8), double(3, 2, 10, 8)
     if family == "t5":
         k, v = double(3, 4, 10, 8), double(3, 4, 10, 8)
@@ -257,6 +255,20 @@ def test_a_window_without_a_mask_is_not_forgotten(seed, causal, interpreted):
     torch.testing.assert_close(weights, expected_weights)
     seen = (j <= i) if causal else torch.ones(6, 10, dtype=torch.bool)
     torch.testing.assert_close(wide.transpose(1, 2), plain_attention(q, k, v, seen)[0])
+
+
+@pytest.mark.parametrize("padding", ["none", "right"])
+def test_a_window_that_its_mask_does_not_need_hides_nothing(seed, padding):
+    """T5Gemma's encoder: its masks show 9 keys on each side, and it hands on 9, which flash-attn takes for 8."""
+    from transformers import masking_utils
+
+    q, k, v = (torch.randn(3, 4, 10, 8) for _ in range(3))
+    function = masking_utils.sliding_window_bidirectional_mask_function(9)
+    kept = padding_mask(padding).bool()
+    given = key_mask.mask(3, 10, 10, 0, 0, function, kept, allow_is_bidirectional_skip=True)
+    module = SimpleNamespace(is_causal=False, num_key_value_groups=1)
+    out, _ = attention_registry.attention(module, q, k, v, given, sliding_window=9)
+    torch.testing.assert_close(out.transpose(1, 2), plain_attention(q, k, v, kept[:, None, None])[0])
 
 
 @pytest.mark.parametrize("interpreted", [True, False], ids=["kernels", "fallback"])

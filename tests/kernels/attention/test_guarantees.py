@@ -337,3 +337,14 @@ def test_the_layout_of_flash_attn_gives_a_warning(device, seed):
         flash_attention(view[0], view[1], view[2])
         few = torch.randn(1, 4, 2, 16, device=device)
         scaled_dot_product_attention(few, few, few, is_causal=True)
+
+
+def test_a_graph_for_all_lengths_is_not_split_by_that_warning(device):
+    """Compared with the number of heads, a length would belong to one side of it."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    attend = torch.compile(lambda q: flash_attention(q, q, q), backend=counter, dynamic=True)
+    for T in (8, 12, 3, 2):
+        attend(torch.randn(1, 4, T, 16, device=device))
+    assert counter.frame_count == 1
