@@ -42,7 +42,8 @@ def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = Tr
         FileNotFoundError, SourceError: see `fastgpt.sources`.
     """
     name = ", ".join(map(str, paths))
-    files = [(str(path.resolve()), path.stat()) for path in find_sources(paths)]
+    texts = find_sources(paths)
+    files = [(str(path.resolve()), path.stat()) for path in texts]
     which = _digest([path for path, _ in files], tokenizer.sha256)
     # The time of the last change of the file's entry catches a file whose size and modification time were put back.
     state = _digest([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for _, s in files])
@@ -54,7 +55,8 @@ def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = Tr
         return dataclasses.replace(found, name=name)
     shutil.rmtree(folder, ignore_errors=True)  # damaged
     try:
-        found = prepare(paths, folder, tokenizer, progress=progress)
+        # By the files: the cache may well lie in a folder that was named, the home folder for example.
+        found = prepare(texts, folder, tokenizer, progress=progress)
     except FileExistsError:  # another process was quicker
         found = TokenDataset.open(folder)
     _tidy(folder)

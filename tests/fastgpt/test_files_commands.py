@@ -91,6 +91,14 @@ def test_texts_are_cached_for_the_user_and_named_as_typed(here, tmp_path):
     assert [p.name for p in (tmp_path / ".cache" / "fastgpt" / "tokens").iterdir()] == [entry.name]
 
 
+def test_the_cache_may_lie_in_a_folder_that_is_named(here, monkeypatch):
+    monkeypatch.setenv("FASTGPT_CACHE", str(here / ".cache"))  # as `--data .` in the home folder
+    small = Tokenizer.named("shakespeare")
+    found = token_cache.tokenized([here], small, progress=False)
+    assert found.name == str(here)
+    assert len(found) == len(token_cache.tokenized([here / "a.txt"], small, progress=False))
+
+
 def test_a_changed_text_replaces_its_entry_whatever_its_times_say(here, monkeypatch):
     monkeypatch.setenv("FASTGPT_CACHE", str(here / "cache"))
     monkeypatch.chdir(here)
