@@ -20,7 +20,7 @@ class Command:
     def run(self) -> int:
         import json
 
-        from ..trainer import resolve_device
+        from ..devices import resolve_device
         from ..verify import verify
         from ._status import status
 
