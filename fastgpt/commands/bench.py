@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ..settings import check_integer
 
@@ -27,7 +27,7 @@ class Command:
     The full suite, with other projects' kernels as peers, is `pytest benchmarks/ --benchmark` in the source tree.
     """
 
-    model: Positional[str] = "gpt2-124m"
+    model: Positional[Annotated[str, arg(metavar="MODEL")]] = "gpt2-124m"
     """A preset, a run (runs/<name>), or a model's folder, transformers' GPT-2 too."""
     batch_size: int = 8
     """Sequences per step."""

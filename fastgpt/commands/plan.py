@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ..settings import SettingError, check_choice, check_integer, check_number
 
@@ -40,7 +40,7 @@ class Command:
     library workspaces and the allocator's rounding: --margin.
     """
 
-    model: Positional[str] = "gpt2-124m"
+    model: Positional[Annotated[str, arg(metavar="MODEL")]] = "gpt2-124m"
     """A preset, a run (runs/<name>), or a model's folder, transformers' GPT-2 too."""
     batch_size: int = 8
     """Sequences per step on one GPU."""
