@@ -93,8 +93,8 @@ def attention(
         else:
             attention_mask = attention_mask.dense()
     window, T_k = kwargs.get("sliding_window"), key.shape[2]
-    # A KeyMask says its window itself. One that hides nothing is no mask here: if bidirectional, of T_k - 1 keys on each
-    # side or more, which some models hand on as they are, and others with one more.
+    # A KeyMask says its window itself. One that hides nothing is no mask here: if bidirectional, of T_k - 1 keys on
+    # each side or more, which some models hand on as they are, and others with one more.
     if attention_mask is None and isinstance(window, int) and 0 < window < (T_k if sees["causal"] else T_k - 1):
         sees["window"] = window
     documents = _documents(query, key, kwargs)
