@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fastgpt import GPT, GPTConfig
-from fastgpt.commands import bench as bench_command
 from fastgpt.config import IMPLEMENTATION_SETS
 from fastgpt.gpus import GPUS, find_gpu
 from fastgpt.memory import training_step
@@ -16,7 +15,10 @@ from fastgpt.settings import SettingError
 from tests.support import command
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.needs("tyro", "rich")
+pytest.importorskip("tyro")
+from fastgpt.commands import bench as bench_command
+
+pytestmark = pytest.mark.needs("rich")
 SMALL = GPTConfig(vocab_size=101, max_len=32, n_layers=2, n_heads=2, d_model=32)
 
 
