@@ -93,11 +93,11 @@ def _run(name: str, words: list[str], signals: Signals) -> int:
     prog = f"fastgpt {name}"
     given = None
     try:
-        from .commands import _options
+        from .commands import _options, _read
 
         command_class = importlib.import_module(f".commands.{name}", __package__).Command
         given = _options.Given(command_class, prog, _options.options_of(command_class))
-        _options.read(given, words)
+        _read.read(given, words)
         command = given.make()
         import torch  # noqa: F401 (every command needs it; it is loaded while a signal can still end all quietly)
 

@@ -1,4 +1,4 @@
-"""From command line and configuration file to a command's dataclass.
+"""The options of a command's dataclass, and the dataclass of the options that were given (`_read.py` fills them in).
 
 A field is an option (`seq_len: int | None` is --seq-len INT), or stands by itself where it is marked Positional.
 """
@@ -11,7 +11,6 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..settings import shown
@@ -165,35 +164,6 @@ class Given(Generic[T]):
             elif name in self.values:
                 values[name] = self.values[name]
         return group(**values)
-
-
-def parse(command: type[T], words: Sequence[str], prog: str) -> T:
-    """The dataclass `command`, filled from words and from the file given by `--config`; see `read`."""
-    given = Given(command, prog, options_of(command))
-    read(given, words)
-    return given.make()
-
-
-def read(given: Given, words: Sequence[str]) -> None:
-    """Fill `given` from words; before them comes the file of `--config`, or the one that the command names itself, by a
-    classmethod `settings_file(values) -> Path | None` of what was typed. Of an option given twice the last counts.
-
-    Raises:
-        SystemExit: `--help` was asked for.
-        UsageError: words that cannot be, or a file that is missing, malformed or has an unknown key.
-    """
-    from ._settings_file import read_settings
-    from ._words import Reader
-
-    Reader(given, words).read()
-    path, flag = given.values.get("config"), "--config "
-    if path is None and hasattr(given.command, "settings_file"):
-        path, flag = given.command.settings_file(given.values), ""
-    if path is not None:
-        typed, typed_words = dict(given.values), dict(given.words)
-        read_settings(Path(path), f"{flag}{shown(str(path))}", given)
-        given.values |= typed
-        given.words |= typed_words
 
 
 def _whole(text: str) -> int | None:

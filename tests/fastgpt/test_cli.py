@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fastgpt import cli
-from fastgpt.commands import _options
+from fastgpt.commands import _read
 from fastgpt.commands.train import Command as Train
 from fastgpt.commands.train import ModelOptions
 from fastgpt.demo import DemoConfig
@@ -124,7 +124,7 @@ def test_config_file_and_overrides(here, suffix):
         pytest.importorskip("yaml").safe_dump(settings, path.open("w"))
     else:
         path.write_text(json.dumps(settings))
-    found = _options.parse(Train, ["--config", str(path), "--steps", "9", "--seed", "4"], "fastgpt train")
+    found = _read.parse(Train, ["--config", str(path), "--steps", "9", "--seed", "4"], "fastgpt train")
     assert found.data == ("a.txt", "b.txt")
     assert found.val_fraction == 0.25
     assert (found.model.n_layers, found.model.bias, found.model.d_model) == (3, False, None)

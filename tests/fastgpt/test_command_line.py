@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastgpt import cli
-from fastgpt.commands import _mistakes, _options
+from fastgpt.commands import _mistakes, _options, _read
 from fastgpt.commands.train import Command as Train
 from fastgpt.settings import SettingError
 from tests.support import command
@@ -128,24 +128,24 @@ def test_options_in_any_order_and_spelling(here):
         ["--layers", "0", "-1", "--", "m", "hi"],
         ["m", "--layers=3", "--layers", "0", "-1", "--", "hi"],
     ):
-        found = _options.parse(command_class, words, "fastgpt inspect")
+        found = _read.parse(command_class, words, "fastgpt inspect")
         assert (found.model, found.prompt, found.layers) == ("m", "hi", (0, -1)), words
     evaluate = importlib.import_module("fastgpt.commands.eval").Command
-    found = _options.parse(evaluate, ["--seq_len=5", "--data", "a.txt", "b.txt", "m"], "fastgpt eval")
+    found = _read.parse(evaluate, ["--seq_len=5", "--data", "a.txt", "b.txt", "m"], "fastgpt eval")
     assert (found.model, found.data, found.seq_len) == ("m", ("a.txt", "b.txt"), 5)
-    found = _options.parse(Train, ["--no-bias", "--tie-weights", "--lr", "1", "--lr", "2"], "fastgpt train")
+    found = _read.parse(Train, ["--no-bias", "--tie-weights", "--lr", "1", "--lr", "2"], "fastgpt train")
     assert (found.model.bias, found.model.tie_weights, found.train.lr) == (False, True, 2.0)
-    found = _options.parse(Train, ["--bias", "False", "--tie-weights=True"], "fastgpt train")
+    found = _read.parse(Train, ["--bias", "False", "--tie-weights=True"], "fastgpt train")
     assert (found.model.bias, found.model.tie_weights) == (False, True)
 
 
 @pytest.mark.parametrize("prompt", ["-1", "- item", "--", "-x", "--steps"])
 def test_a_prompt_that_begins_with_a_dash(prompt):
     sample = importlib.import_module("fastgpt.commands.sample").Command
-    found = _options.parse(sample, ["m", "--", prompt], "fastgpt sample")
+    found = _read.parse(sample, ["m", "--", prompt], "fastgpt sample")
     assert found.prompt == prompt
     if prompt in ("-1", "- item"):
-        assert _options.parse(sample, ["m", prompt], "fastgpt sample").prompt == prompt
+        assert _read.parse(sample, ["m", prompt], "fastgpt sample").prompt == prompt
 
 
 ERRORS = [
@@ -187,7 +187,7 @@ class Options:
 @pytest.mark.parametrize(("error", "line"), ERRORS, ids=[line[:40] for _, line in ERRORS])
 def test_what_is_said_of_an_error(error, line):
     given = _options.Given(Options, "fastgpt x", _options.options_of(Options))
-    _options.read(given, ["m n", "--out", "out", "--lr", "NaN"])
+    _read.read(given, ["m n", "--out", "out", "--lr", "NaN"])
     said = _mistakes.describe(error, given)
     assert line in said
     assert not [word for word in ("Errno", "Python", "=True", "keep_it", "Tokenizer.load", "\n") if word in said]
@@ -221,6 +221,6 @@ def test_settings_may_be_named_by_the_command(here):
             return here / "left.json" if values.get("out") == "again" else None
 
     (here / "left.json").write_text('{"batch_size": 3, "lr": 0.5}')
-    found = _options.parse(Resumable, ["m", "--out", "again", "--lr", "1"], "fastgpt x")
+    found = _read.parse(Resumable, ["m", "--out", "again", "--lr", "1"], "fastgpt x")
     assert (found.batch_size, found.lr) == (3, 1.0)
-    assert _options.parse(Resumable, ["m"], "fastgpt x").batch_size == 8
+    assert _read.parse(Resumable, ["m"], "fastgpt x").batch_size == 8
