@@ -37,7 +37,7 @@ $(GPU_VENV)/.dev: pyproject.toml constraints-gpu.txt
 	@touch $@
 
 # --- the two commands -----------------------------------------------------------------------------------------------
-demo: $(VENV)/.run  ## train a small GPT on Shakespeare, sample from it, check every kernel, write runs/demo/report.html
+demo: $(VENV)/.run  ## train a small GPT on Shakespeare, sample from it, check every kernel, write runs/demo/report.html (demo-2, ... if that is there)
 	$(BIN)/fastgpt demo
 
 test: $(VENV)/.dev  ## the whole CPU test suite (on a GPU machine: on the GPU)
