@@ -83,7 +83,8 @@ class GPT(Generates):
         self.ln_f = AddLayerNorm(config)
         self.head = Head(config)
         if config.tie_weights:
-            self.head.weight = self.token_emb.weight
+            # Not by assignment, which Accelerate's init_empty_weights answers with a parameter of its own.
+            self.head._parameters["weight"] = self.token_emb._parameters["weight"]
         self.init_weights()
         self.register_state_dict_post_hook(tied.after_state_dict)
         self.register_load_state_dict_pre_hook(tied.before_loading)
@@ -123,7 +124,8 @@ class GPT(Generates):
         """
         idx = self._checked(idx)
         if targets is not None:
-            targets = checked_targets("GPT", targets, idx, vocab_size=self.config.vocab_size)
+            classes = getattr(self.head, "out_features", self.config.vocab_size)
+            targets = checked_targets("GPT", targets, idx, vocab_size=classes)
         check_choice("GPT", "reduction", reduction, ("mean", "sum", "none"))
         hidden = self.hidden_states(idx)
         exporting = is_exporting()
@@ -262,7 +264,8 @@ class GPT(Generates):
         return checked_ids("GPT", idx, vocab_size=vocab_size, max_len=max_len, vocabulary=way_out)
 
     def _limits(self) -> tuple[int, int]:
-        return self.config.vocab_size, self.config.max_len
+        # The embedding itself knows best, as it may be another than the config's: a vocabulary that was resized.
+        return getattr(self.token_emb, "num_embeddings", self.config.vocab_size), self.config.max_len
 
     def _new_cache(self, capacity: int) -> KVCache:
         return KVCache(self, capacity)

@@ -221,7 +221,8 @@ def _draw(logits: Tensor, config: SamplingConfig, generator: torch.Generator | N
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities  # mass of the likelier tokens
-        logits = logits.scatter(-1, order, ordered.masked_fill(before >= config.top_p, float("-inf")))
+        least = max(config.top_p, torch.finfo(torch.float32).tiny)  # in float32, less is 0, which nothing is before
+        logits = logits.scatter(-1, order, ordered.masked_fill(before >= least, float("-inf")))
     token = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)
     return _Drawn(token, undrawable.squeeze(-1))
 

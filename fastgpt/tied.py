@@ -72,15 +72,23 @@ def before_loading(
     """
     shared = places(model)
     model.__dict__[_BEFORE] = [(place, place.parameter) for place in shared]
-    given = [prefix + place.path for place in shared if prefix + place.path in state]
-    if not given:
+    names = {prefix + place.path: place.parameter for place in shared if prefix + place.path in state}
+    if not names:
         return
+    given = [name for name, parameter in names.items() if not _is_filler(state[name], parameter)] or list(names)
     for other in given[1:]:
         if not _same(state[given[0]], state[other]):
             errors.append(f"{other} differs from {given[0]}, and this model ties them; make it with tie_weights=False")
+    state.update((name, state[given[0]]) for name in names if name not in given)
     if _loading_is_strict() or _in_trainers_checkpoint():
         for place in shared:
             state.setdefault(prefix + place.path, state[given[0]])
+
+
+def _is_filler(tensor: Any, parameter: Tensor) -> bool:
+    """Whether this is the model's present weight, or has no values: set_model_state_dict of torch.distributed (and so
+    Accelerate's load_checkpoint_in_model) puts the model's own wherever a file has nothing."""
+    return tensor is parameter or getattr(tensor, "is_meta", False)
 
 
 def after_loading(model: GPT, incompatible: Any) -> None:

@@ -57,9 +57,11 @@ def why_not(children: Iterable[nn.Module], expected: Expected) -> str | None:
         own = child.__dict__
         if "forward" in own or "_call_impl" in own or getattr(child.forward, "__code__", None) is not code:
             return f"a {kind.__name__} has a forward of its own"
-        weight = type(child._parameters.get("weight"))
-        if weight not in _PLAIN and not weight.__module__.startswith("torch._subclasses"):  # tensors without data
-            return f"the weight of a {kind.__name__} is a {weight.__name__}"
+        for parameter in child._parameters.values():
+            held = type(parameter)
+            if held not in _PLAIN and not held.__module__.startswith("torch._subclasses"):  # tensors without data
+                name = next(name for name, value in child._parameters.items() if value is parameter)
+                return f"the {name} of a {kind.__name__} is a {held.__name__}"
     return None
 
 

@@ -199,13 +199,14 @@ def test_symbolic_tracing_sees_the_children(interpreter, seed):
     assert torch.equal(traced(x), one_by_one(module, x))
 
 
-def test_weights_that_multiply_their_own_way_count(interpreter, seed):
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_weights_that_multiply_their_own_way_count(interpreter, seed, name):
     class Halves(nn.Parameter):  # what torchao's and bitsandbytes' are to an nn.Linear
         pass
 
     module = gelu_ffn()
-    module[0].weight = Halves(module[0].weight.detach())
-    assert module.why_children() == "the weight of a Linear is a Halves"
+    setattr(module[0], name, Halves(getattr(module[0], name).detach()))
+    assert module.why_children() == f"the {name} of a Linear is a Halves"
 
 
 def test_what_is_undone_counts_no_more(interpreter, seed):

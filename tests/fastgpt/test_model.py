@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.kernels import interpret
@@ -259,6 +260,21 @@ def test_num_parameters(tie):
 def test_a_config_that_is_none_is_named(config, hint):
     with pytest.raises(TypeError, match=f"^GPT: config=.* must be a GPTConfig: .*{hint}"):
         GPT(config)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_resized_vocabulary_is_the_models(seed, bias):
+    """Embedding and head that somebody has put in with more tokens than the config says."""
+    model = GPT(GPTConfig(**SHAPE, tie_weights=False))
+    model.token_emb, model.head = torch.nn.Embedding(70, 32), torch.nn.Linear(32, 70, bias=bias)
+    idx, targets = torch.tensor([[69, 3, 61]]), torch.tensor([[3, 61, 69]])
+    out = model(idx, targets)
+    assert out.logits.shape == (1, 3, 70)
+    torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[0], targets[0]))
+    assert model.generate(idx, 2, top_k=70).shape == (1, 5)
+    for bad in ((idx + 1, None), (idx, targets + 1)):
+        with pytest.raises(IndexError, match=r"70 is outside \[0, 70\)"):
+            model(*bad)
 
 
 def test_state_dict_of_another_shape_is_refused():

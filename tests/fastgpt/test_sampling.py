@@ -146,6 +146,7 @@ def frequencies(n=20000, **settings):
         ({"top_p": 0.9}, 3),  # 0.644 + 0.237 = 0.881 is short of it
         ({"top_k": 3, "top_p": 0.9}, 2),  # of the three kept: 0.665 + 0.245 = 0.910
         ({"top_p": 1.0}, 5),
+        ({"top_p": 5e-324}, 1),  # 0 in float32
     ],
 )
 def test_top_k_and_top_p_keep_the_likeliest_with_their_ratios(settings, kept):

@@ -151,6 +151,26 @@ def test_accelerates_empty_model(seed, without):
     assert_tied(models[1], source)
 
 
+@pytest.mark.needs("accelerate")
+@pytest.mark.parametrize("without", NAMES)
+@pytest.mark.parametrize("made", ["here", "empty", "on meta"])
+def test_accelerates_loading_of_a_file(seed, tmp_path, made, without):
+    """Into a model as it is, torch.distributed loads, which fills in the model's own weight where the file has none."""
+    from accelerate import init_empty_weights, load_checkpoint_and_dispatch, load_checkpoint_in_model
+    from safetensors.torch import save_file
+
+    source, file = build(), str(tmp_path / "model.safetensors")
+    save_file(clones(source, without=without), file)
+    if made == "here":
+        model = build()
+        load_checkpoint_in_model(model, file)
+    else:
+        with init_empty_weights() if made == "empty" else torch.device("meta"):
+            model = GPT(source.config)
+        model = load_checkpoint_and_dispatch(model, file, device_map={"": "cpu"})
+    assert_tied(model, source)
+
+
 @pytest.mark.parametrize("assign", [False, True])
 def test_loading_by_swapping_tensors(seed, assign):
     before = torch.__future__.get_swap_module_params_on_conversion()
