@@ -129,7 +129,7 @@ def set_aside_after(root: Path, step: int) -> list[Path]:
 def verify(folder: Path) -> None:
     """Raise CheckpointError unless every file of the checkpoint is there and has the hash it was written with."""
     try:
-        checksums = dict(json.loads((folder / "checksums.json").read_text(encoding="utf-8")))
+        checksums = dict(files.read_json(folder / "checksums.json"))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: not a training checkpoint ({error}); {_instead(folder)}") from error
     for name, expected in ({"training.json": None, "training.safetensors": None} | checksums).items():
@@ -159,7 +159,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         CheckpointError: a file of the checkpoint is corrupted or missing.
     """
     verify(folder)
-    return json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return files.read_json(folder / "training.json")
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -306,7 +306,7 @@ def _instead(folder: Path) -> str:
 def _is_whole(folder: Path) -> bool:
     """Whether every file has its hash; reads them all."""
     try:
-        checksums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+        checksums = files.read_json(folder / "checksums.json")
         return all(files.sha256(folder / name) == expected for name, expected in checksums.items())
     except (OSError, ValueError, AttributeError):
         return False

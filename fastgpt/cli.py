@@ -68,8 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(signals.message(stop), file=sys.stderr)
         return signals.status
     except BrokenPipeError:  # `fastgpt sample ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:  # stdout goes to a disk that is full
+        if os.environ.get("FASTGPT_DEBUG"):
+            raise
+        from .files import reason
+
+        _drop_output()
+        return _fail(signals.prog, f"stdout: {reason(error).lower()}; write elsewhere")
+
+
+def _drop_output() -> None:
+    """What stdout still holds goes nowhere: it could not be written, and Python would try again as it ends."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer(argv: list[str]) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .files import read_json
 from .settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number, nearest
 
 IMPLEMENTATIONS = {
@@ -166,8 +167,8 @@ class GPTConfig:
     def from_json(cls, path: str | os.PathLike[str]) -> GPTConfig:
         """Read a JSON file with the fields of this class."""
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            fields = read_json(path)
+        except ValueError as error:
             raise ValueError(f"{path}: not a JSON file ({error}); write one with GPTConfig.to_json") from None
         if not isinstance(fields, dict):
             raise ValueError(f"{path}: expected a JSON object with GPTConfig's fields, got {type(fields).__name__}")

@@ -108,14 +108,14 @@ def working_folder(parent: Path, prefix: str = _PREFIX) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     for path in parent.iterdir():
         if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError), _locked(path):
+            with contextlib.suppress(OSError), locked(path):
                 shutil.rmtree(path, ignore_errors=True)
     with contextlib.ExitStack() as held:
         while True:
             work = parent / f"{prefix}{secrets.token_hex(4)}"
             work.mkdir()
             try:
-                held.enter_context(_locked(work, must=False))
+                held.enter_context(locked(work, must=False))
                 break
             except (BlockingIOError, FileNotFoundError):  # another process took it for one left behind
                 continue
@@ -123,6 +123,18 @@ def working_folder(parent: Path, prefix: str = _PREFIX) -> Iterator[Path]:
             yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def flush_all(work: Path) -> None:
@@ -163,7 +175,7 @@ def check_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
     if not path.is_file():
         return
     try:
-        recorded = {str(name): str(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        recorded = {str(name): str(value) for name, value in read_json(path).items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is corrupted ({error}); restore the checkpoint from a copy") from None
     for name in recorded if names is None else [name for name in names if name in recorded]:
@@ -177,7 +189,7 @@ def check_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, must: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, must: bool = True) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go when the process ends, however it does.
 
     Raises:
@@ -199,6 +211,10 @@ def _locked(folder: Path, *, must: bool = True) -> Iterator[None]:
         except OSError:  # a file system without locks
             if must:
                 raise
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # closing does not let go of it while a forked process has it open too
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)

@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,24 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
     return newest
 
 
+@contextlib.contextmanager
+def alone(config: TrainConfig) -> Iterator[None]:
+    """Hold the run's folder, made if need be, so that no other process trains in it or starts it over.
+
+    Raises:
+        SettingError: it cannot be written. FileExistsError: another process holds it.
+    """
+    make(config)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(files.locked(config.folder, must=False))
+        except BlockingIOError:
+            raise FileExistsError(
+                f"{config.folder}: another process is training there; wait for its end, or choose another name (--name)"
+            ) from None
+        yield
+
+
 def make(config: TrainConfig) -> None:
     """Make the folder, and see that it can be written.
 
@@ -152,7 +171,7 @@ def _is_ours(folder: Path) -> bool:
     settings = folder / "settings.json"
     try:
         if settings.exists():
-            return isinstance(json.loads(settings.read_text(encoding="utf-8"))["train"], dict)
+            return isinstance(files.read_json(settings)["train"], dict)
     except (ValueError, KeyError, TypeError):
         return False
     return not (folder / "metrics.jsonl").exists() or checkpoint.latest(folder / "checkpoints") is not None
@@ -162,7 +181,7 @@ def write_settings(folder: Path, settings: dict[str, Any], *, resume: bool) -> N
     """settings.json; what is None or empty is left out. `resume`: what only the file has stays (a script that goes on
     with a run of `fastgpt train` knows the config alone)."""
     path = folder / "settings.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if resume and path.exists() else {}
+    before = files.read_json(path) if resume and path.exists() else {}
     text = json.dumps(_given(before | settings), indent=2) + "\n"
     files.replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import struct
@@ -61,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         what = "no such folder" if not os.path.exists(folder) else "no token shards (no manifest.json in a folder)"
         raise FileNotFoundError(f"{folder}: {what}; make them with `fastgpt prepare`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = files.read_json(path)
         if manifest["format"] != MAGIC.decode() or manifest["version"] != VERSION:
             raise ShardError(f"{path}: format {manifest['format']!r} version {manifest['version']}, {REDO}")
         for entry in manifest["shards"]:

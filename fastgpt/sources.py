@@ -19,6 +19,7 @@ TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 PACKED_SUFFIXES = (".gz", ".xz", ".zst")
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "ckpt.pt", "metrics.jsonl")
+_ENCODING = "utf-8-sig"  # the mark that Windows' programs put before a text is none of its characters
 PIECE_CHARS = 1 << 18  # long documents are tokenized in pieces of about this many characters
 
 
@@ -48,6 +49,8 @@ def find_sources(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         raise SourceError("no data was named; give text files or folders of them")
     seen: dict[Path, Path] = {}
     for path in files:
+        if not path.is_file() and str(path) != os.devnull:  # read more than once, and measured before
+            raise SourceError(f"{path}: no regular file (a pipe, or a device); write its text to a file first")
         if path.stat().st_size == 0:
             raise SourceError(f"{path}: the file is empty; remove it or give another one")
         first = seen.setdefault(path.resolve(), path)
@@ -87,7 +90,7 @@ def read_pieces(path: Path, on_read: Callable[[int], None] | None = None) -> Ite
             if kind in JSONL_SUFFIXES:
                 texts = (io.StringIO(text, newline="") for text in _json_lines(path, stream))
             else:
-                texts = iter([io.TextIOWrapper(stream, encoding="utf-8", newline="")])
+                texts = iter([io.TextIOWrapper(stream, encoding=_ENCODING, newline="")])
             for text in texts:
                 for piece in _pieces(path, text):
                     yield piece
@@ -124,13 +127,15 @@ def _safe_cut(text: str) -> int:
 
 
 def _json_lines(path: Path, stream: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), start=1):
+    for number, line in enumerate(io.TextIOWrapper(stream, encoding=_ENCODING), start=1):
         if not line.strip():
             continue
         try:
             text = json.loads(line)["text"]
         except json.JSONDecodeError as error:
             raise SourceError(f"{path}: line {number} is not JSON ({error}); give one object per line") from error
+        except RecursionError:
+            raise SourceError(f"{path}: line {number} is not JSON for a text (nested too deeply); mend it") from None
         except (KeyError, TypeError) as error:
             raise SourceError(f'{path}: line {number} has no "text"; give {{"text": "..."}} on every line') from error
         if not isinstance(text, str):

@@ -170,7 +170,7 @@ class Tokenizer:
             )
         files.check_hashes(folder, [_ABOUT, _RANKS])
         try:
-            about = json.loads(about_path.read_text(encoding="utf-8"))
+            about = files.read_json(about_path)
             name, sha256, bundled = about["name"], about["sha256"], about["bundled"]
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{about_path} is corrupted ({error!r}); restore it from a copy, or save again") from None

@@ -197,7 +197,7 @@ class Trainer:
             allow_changes: resume with other settings than the run was trained with.
 
         Raises:
-            FileExistsError: the run exists, and neither `resume` nor `overwrite`.
+            FileExistsError: the run exists, and neither `resume` nor `overwrite`; or another process trains there.
             FileNotFoundError: `resume`, and there is no checkpoint.
             SettingsChanged: `resume` with settings that change what is computed, without `allow_changes`.
             checkpoint.CheckpointError: a checkpoint that cannot be written or read.
@@ -211,7 +211,8 @@ class Trainer:
             need = "has no method save_pretrained(folder), by which checkpoints are written; give it one"
             raise SettingTypeError("Trainer", "model", type(self.model).__name__, need)
         try:
-            with StopSignals() as self._signals:
+            run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)  # before the folder is made
+            with StopSignals() as self._signals, run_folder.alone(self.config):
                 newest = run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)
                 if resume is not False:
                     self._resume(newest if resume is True else Path(resume), allow_changes=allow_changes)
@@ -230,7 +231,6 @@ class Trainer:
             raise KeyboardInterrupt(f"{checkpoint.kept(root)}; go on with resume=True (--resume)") from None
 
     def _start(self) -> None:
-        run_folder.make(self.config)
         run_folder.clear(self.config.folder)
         torch.manual_seed(self.config.seed)
 
@@ -244,7 +244,6 @@ class Trainer:
         self.load(folder, allow_changes=allow_changes)
         for path in checkpoint.set_aside_after(root, self.step):
             _log.warning("a checkpoint after step %d is now %s", self.step, path)
-        run_folder.make(self.config)
 
     def _train(self) -> TrainResult:
         losses: list[float] = []

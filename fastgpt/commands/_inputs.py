@@ -115,16 +115,18 @@ def read_config(model: str) -> GPTConfig:
     """
     from .. import interop
     from ..config import GPTConfig
-    from ..presets import names
+    from ..presets import ONE_HEAD, names
 
     if os.path.exists(model):
         return interop.read_config(model_folder(model))
     if model.lower() in names():
         return GPTConfig.preset(model)
     near = difflib.get_close_matches(model.lower(), names(), n=1)
-    meant = f"did you mean {near[0]!r}? " if near and not os.path.dirname(model) else ""
+    if model.lower() == ONE_HEAD:
+        raise FileNotFoundError(f"{model}: a preset of OneHeadLM, which is no GPT; take {', '.join(names())}")
+    meant = f"did you mean {near[0]!r}? Give" if near and not os.path.dirname(model) else "give"
     raise FileNotFoundError(
-        f"{model}: no such folder, and no preset; {meant}Give a run, a model's folder, or one of {', '.join(names())}"
+        f"{model}: no such folder, and no preset; {meant} a run, a model's folder, or one of {', '.join(names())}"
     )
 
 

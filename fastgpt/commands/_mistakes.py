@@ -45,7 +45,7 @@ _MEMORY_OPTIONS = ("batch_size", "seq_len", "max_len", "n_layers", "d_model", "m
 def describe(error: BaseException, given: Given | None) -> str:
     """The message for a user who typed `given` (None: the command could not be loaded); one line."""
     if isinstance(error, (SettingError, SettingTypeError)):
-        text = _setting(error, given)
+        text = _IN_PYTHON.sub(r"\2", _setting(error, given))
     elif isinstance(error, MemoryError) or _is_out_of_memory(error):
         text = _memory(given)
     elif isinstance(error, OSError) and error.errno is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..settings import shown
-from ._options import Given, options_of
+from ._options import Given, UsageError, options_of
 from ._settings_file import read_settings
 from ._words import Reader
 
@@ -35,6 +35,14 @@ def read(given: Given, words: Sequence[str]) -> None:
         path, flag = given.command.settings_file(given.values), ""
     if path is not None:
         typed, typed_words = dict(given.values), dict(given.words)
-        read_settings(Path(path), f"{flag}{shown(str(path))}", given)
+        try:
+            read_settings(Path(path), f"{flag}{shown(str(path))}", given)
+        except UsageError as error:
+            if flag:
+                raise
+            raise UsageError(
+                f"{error}; mend the file, or start a new run from this one's weights: "
+                f"--init-from {shown(str(Path(path).parent))}"
+            ) from None
         given.values |= typed
         given.words |= typed_words

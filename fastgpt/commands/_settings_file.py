@@ -21,7 +21,13 @@ def read_settings(path: Path, where: str, given: Given) -> None:
         ImportError: YAML without pyyaml.
     """
     keys = {option.key: option for option in given.options.values()}
+    seen = set()
     for key, value in _leaves(_load(path, where), "", keys, where):
+        if key == "config":
+            raise UsageError(f"{where}: {key} = {shown(value)}: one file names no other; leave it out")
+        if key in seen:  # batch-size and batch_size
+            raise UsageError(f"{where}: {key} stands there twice; leave one of them out")
+        seen.add(key)
         option = keys[key]
         values = [value] if option.many and not isinstance(value, list) else value
         found = tuple(_value(one, option, f"{where}: {key}") for one in (values if option.many else [value]))
@@ -33,6 +39,8 @@ def _value(value: Any, option: Option, key: str) -> Any:
     if isinstance(value, str) and option.kind in (int, float):  # YAML takes 3e-4 for a text
         with contextlib.suppress(UsageError):
             return option.value_of(value)
+    if value == "" and option.kind is str and option.accepts(value):
+        raise UsageError(f"{key} = '' is empty; give a value, e.g. {option.example}")
     if not option.accepts(value):
         raise UsageError(f"{key} = {'null' if value is None else shown(value)} {option.need}")
     return value
@@ -67,11 +75,11 @@ def _nearest(key: str, keys: dict[str, Option]) -> str:
 def _load(path: Path, where: str) -> dict[str, Any]:
     if path.is_dir():
         raise UsageError(f"{where}: a folder; give a .toml, .yaml or .json file")
-    readers = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": json.loads}
+    readers = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": _json}
     if path.suffix not in readers:
         raise UsageError(f"{where}: unknown kind {path.suffix!r}; give a .toml, .yaml or .json file")
     try:
-        values = readers[path.suffix](path.read_text(encoding="utf-8"))
+        values = readers[path.suffix](path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"{where}: no such file; give a .toml, .yaml or .json file") from None
     except ImportError:
@@ -97,7 +105,29 @@ def _toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once)
+
+
 def _yaml(text: str) -> Any:
     import yaml
 
-    return yaml.safe_load(text)
+    def pairs(loader: Any, node: Any) -> dict[Any, Any]:
+        _once([(str(key.value), None) for key, _ in node.value])  # before `<<` brings in others' keys
+        loader.flatten_mapping(node)
+        return dict(loader.construct_pairs(node, deep=True))
+
+    class Loader(yaml.SafeLoader):
+        """That refuses a key that stands twice in a table, of which others take the last."""
+
+    Loader.add_constructor("tag:yaml.org,2002:map", pairs)
+    return yaml.load(text, Loader)
+
+
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} stands there twice; leave one of them out")
+        found[name] = value
+    return found

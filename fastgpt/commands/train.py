@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 import sys
@@ -279,7 +278,9 @@ class Command:
         return tokenizer, lambda: interop.open_model(folder, **overrides)
 
     def _check_same_start(self) -> None:
-        saved = json.loads((self.train.folder / "settings.json").read_text(encoding="utf-8")).get("init_from")
+        from ..files import read_json
+
+        saved = read_json(self.train.folder / "settings.json").get("init_from")
         if self.init_from != saved:
             need = "cannot be given to a run that is resumed: its weights come from its checkpoint; leave it out"
             raise SettingError("train", "init_from", self.init_from, need)

@@ -115,7 +115,7 @@ def read_weights(folder: Path) -> State:
 
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(files.read_json(index)["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is corrupted ({error!r}); restore it from a copy, or save again") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
     files.check_hashes(folder, ["config.json"])
     path = folder / "config.json"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = files.read_json(path)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{path} is corrupted ({error}); save the model again") from None
     if not isinstance(fields, dict):
@@ -80,7 +79,7 @@ def check_target(folder: str | os.PathLike[str], kind: str) -> Path:
         need = "holds another model (config.json), which readers would take for this one; choose another folder"
         raise SettingError("save_pretrained", "folder", str(folder), need)
     try:
-        there = json.loads(config.read_text(encoding="utf-8"))
+        there = files.read_json(config)
     except ValueError:  # damaged: saving again is the way out
         return path
     found = there.get("model_type") if isinstance(there, dict) else None

@@ -309,6 +309,16 @@ def test_debugging_shows_the_traceback(here, monkeypatch):
         cli.main(["sample", "nowhere"])
 
 
+@pytest.mark.parametrize("words", ["--help", "train --help"])
+def test_stdout_on_a_full_disk(words):
+    done = subprocess.run(
+        f"{sys.executable} -m fastgpt.cli {words} > /dev/full", shell=True, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "no space" in done.stderr
+
+
 def test_closed_pipe_is_no_error(trained):
     command = f"{sys.executable} -m fastgpt.cli sample {trained} hi --device cpu --max-new-tokens 500 | head -c 5"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=120)  # five bytes may end inside a letter

@@ -54,6 +54,8 @@ def expected(tokenizer: Tokenizer, documents: list[str]) -> list[int]:
         ("a.txt.xz", lzma.compress(TEXT.encode())),
         ("a.txt.zst", zstandard.compress(TEXT[:100].encode()) + zstandard.compress(TEXT[100:].encode())),
         ("a.jsonl", jsonl([TEXT])),
+        ("bom.txt", b"\xef\xbb\xbf" + TEXT.encode()),  # no character of the text
+        ("bom.jsonl", b"\xef\xbb\xbf" + jsonl([TEXT])),
         ("a.jsonl.gz", gzip.compress(jsonl([TEXT]), mtime=0)),
         ("a.jsonl.zst", zstandard.compress(jsonl([TEXT]))),
     ],

@@ -239,7 +239,7 @@ def test_what_is_no_model_is_named_for_what_it_is(here):
             "--out work holds other files (code.py), no token shards: nothing in",
         ),
         (("src", "--out", "work"), "--out work holds other files (code.py)"),
-        (("src", "--out", "shards"), "--out shards exists; choose another folder, or pass"),
+        (("src", "--out", "shards"), "--out shards exists; choose another folder, or pass --overwrite"),
         (("src", "--out", "work/code.py"), "--out work/code.py is a file; choose a folder"),
         (("src", "--out", "work/code.py/x"), "--out work/code.py/x lies in a file"),
         (("src", "--out", "x" * 300), "cannot be: File name too long"),

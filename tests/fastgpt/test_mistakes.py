@@ -34,6 +34,13 @@ FILES = {
     "null.json": '{"train": {"steps": null}}',
     "mixed.json": '{"data": [3]}',
     "empty.json": "",
+    "twice.json": '{"train": {"steps": 1}, "train": {"steps": 2}}',
+    "twice.yaml": "train:\n  steps: 1\n  steps: 2\n",
+    "twice.toml": "[train]\nbatch_size = 1\nbatch-size = 2\n",
+    "other.toml": 'config = "flat.toml"\n',
+    "blank.toml": 'tokenizer = ""\n',
+    "bom.toml": "\ufeff[train]\nsteps = 0\n",
+    "deep.jsonl": "[" * 200_000,
     "a.ini": "steps = 3\n",
 }  # made once; no mistake may change them
 
@@ -292,6 +299,17 @@ MISTAKES = [
     ("plan --gpu a100", "--gpu a100 is one of several; take a100-80gb or a100-40gb"),
     ("plan a b", "unexpected b; write fastgpt plan [MODEL] [options]"),
     ("demo --seconds inf", "--seconds inf must be a number"),
+    ("train --config twice.json", "--config twice.json: cannot be read as JSON: 'train' stands there twice"),
+    ("train --config twice.yaml", "--config twice.yaml: cannot be read as YAML: 'steps' stands there twice"),
+    ("train --config twice.toml", "--config twice.toml: train.batch_size stands there twice"),
+    ("train --config other.toml", "--config other.toml: config = flat.toml: one file names no other"),
+    ("train --config blank.toml", "--config blank.toml: tokenizer = '' is empty"),
+    ("train --config bom.toml", "--config bom.toml: train.steps = 0 must be an integer, at least 1"),
+    ("prepare deep.jsonl", "SOURCES deep.jsonl: line 1 is not JSON for a text"),
+    ("prepare /dev/zero", "SOURCES /dev/zero: no regular file (a pipe, or a device)"),
+    ("prepare a.txt --out runs --overwrite --tokenizer shakespeare", "--out runs holds other files"),
+    ("plan --batch-size 99999999999999999999", "--batch-size 99999999999999999999 must be an integer, at least 1 and"),
+    ("plan one-head", "MODEL one-head: a preset of OneHeadLM, which is no GPT"),
 ]
 
 NEVER = (

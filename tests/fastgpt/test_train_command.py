@@ -292,7 +292,9 @@ def test_nothing_to_resume(here):
     (here / "runs" / "run" / "settings.json").write_text('{"train": {}}')
     assert "no checkpoint, so nothing to resume" in error(train(here, "--resume"))
     (here / "runs" / "run" / "settings.json").write_text('{"train"')
-    assert "runs/run/settings.json" in error(train(here, "--resume"))
+    said = error(train(here, "--resume"))
+    assert "runs/run/settings.json: cannot be read as JSON" in said
+    assert said.endswith("start a new run from this one's weights: --init-from runs/run")
     assert error(train(here, "--resume", "--name", "n" * 300)).startswith("runs/nnn")
 
 

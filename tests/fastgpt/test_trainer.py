@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastgpt import metrics
+from fastgpt import metrics, run_folder
 from fastgpt.data import TokenDataset, shakespeare, shakespeare_tokens
 from fastgpt.metrics import read_metrics
 from fastgpt.run_folder import SettingsChanged
@@ -231,6 +231,18 @@ def test_existing_run_is_not_overwritten_by_accident(tmp_path):
     tiny_trainer(tmp_path, name="a", steps=3).fit(overwrite=True)
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         tiny_trainer(tmp_path, name="b").fit(resume=True)
+
+
+def test_no_two_train_in_one_folder(tmp_path):
+    first = tiny_trainer(tmp_path, name="a", steps=2)
+    with run_folder.alone(first.config):  # by another open file, as another process has
+        for how in ({}, {"overwrite": True}):
+            with pytest.raises(FileExistsError, match="another process is training there"):
+                tiny_trainer(tmp_path, name="a", steps=2).fit(**how)
+        tiny_trainer(tmp_path, name="b", steps=1).fit()
+    first.fit()
+    with run_folder.alone(first.config), pytest.raises(FileExistsError, match="another process is training there"):
+        tiny_trainer(tmp_path, name="a", steps=2).fit(resume=True)
 
 
 def test_data_that_does_not_fit_the_model(tmp_path):
