@@ -114,7 +114,7 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("signals")
     tiny_model(vocab_size=4096).save_pretrained(folder / "runs" / "tiny")
     Tokenizer.named("shakespeare").save(folder / "runs" / "tiny")
-    (folder / "large.txt").write_text("Now is the winter of our discontent. " * 300_000)
+    (folder / "large.txt").write_text("Now is the winter of our discontent. " * 1_000_000)
     return folder
 
 
