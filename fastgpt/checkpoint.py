@@ -90,10 +90,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             files.flush(target.parent)
             shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
+        go_on = "go on with resume=True (--resume)"
         why = files.reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
         raise CheckpointError(
             f"could not save {target}: {why}{_free_space(target.parent)}. {kept(target.parent)}. Free "
-            "some space (or fix the permissions) and go on with resume=True (--resume)"
+            f"some space (or fix the permissions) and {'start again' if latest(target.parent) is None else go_on}"
         ) from error
 
 
@@ -128,6 +129,9 @@ def set_aside_after(root: Path, step: int) -> list[Path]:
 
 def verify(folder: Path) -> None:
     """Raise CheckpointError unless every file of the checkpoint is there and has the hash it was written with."""
+    if not os.path.isdir(folder):
+        there = ", ".join(map(str, all_checkpoints(folder.parent))) or "none"
+        raise CheckpointError(f"{folder}: not a training checkpoint (no such folder); those of this run: {there}")
     try:
         checksums = dict(files.read_json(folder / "checksums.json"))
     except (OSError, ValueError, TypeError) as error:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from .data import ShardError, TokenDataset, prepare
 from .files import reason
+from .shards import FolderError
 from .sources import find_sources
 from .tokenizer import Tokenizer
 
@@ -59,6 +60,10 @@ def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = Tr
         found = prepare(texts, folder, tokenizer, progress=progress)
     except FileExistsError:  # another process was quicker
         found = TokenDataset.open(folder)
+    except FolderError as error:  # as where the disk is full
+        why = error.__cause__ or error
+        folder = _temporary_folder(f"{folder.parent}: {reason(why)}") / folder.name
+        found = prepare(texts, folder, tokenizer, progress=progress)
     _tidy(folder)
     return dataclasses.replace(found, name=name)
 
@@ -72,7 +77,8 @@ def _cache_folder() -> Path:
     try:
         root = os.environ.get("FASTGPT_CACHE")
         if not root:
-            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastgpt"
+            asked = Path(os.environ.get("XDG_CACHE_HOME") or "")  # by its specification, a relative one does not count
+            root = (asked if asked.is_absolute() else Path.home() / ".cache") / "fastgpt"
         folder = Path(root).absolute() / "tokens"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -273,9 +273,9 @@ class Trainer:
                     raise FloatingPointError(f"{error}; {kept}") from error
                 if isinstance(error, checkpoint.CheckpointError):  # says so itself
                     raise
-                _log.warning(
-                    "Trainer: an error ends the run at step %d; %s; go on with resume=True (--resume)", self.step, kept
-                )
+                is_saved = checkpoint.latest(self.config.folder / "checkpoints") is not None
+                then = "go on with resume=True (--resume)" if is_saved else "start again"
+                _log.warning("Trainer: an error ends the run at step %d; %s; %s", self.step, kept, then)
                 raise
         stopped_by = self._signals.stopped_by
         if stopped_by is not None:

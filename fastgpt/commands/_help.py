@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 
 from ._options import Given
 
@@ -18,13 +20,26 @@ def print_help(given: Given) -> None:
 
     # tyro sees an encoding that is stdout's, and takes boxes that it can show.
     captured = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace")
-    with contextlib.redirect_stdout(captured), contextlib.suppress(SystemExit):
+    width = min(shutil.get_terminal_size().columns, 120)
+    with _columns(width), contextlib.redirect_stdout(captured), contextlib.suppress(SystemExit):
         tyro.cli(tyro.conf.OmitArgPrefixes[given.command], args=["--help"], prog=given.prog)
     captured.seek(0)
     _, _, text = captured.read().partition("\n")  # tyro's usage line can be longer than the screen is wide
     text = re.sub(r"\{None\}\|(\w+)( ?)", lambda found: f"{found[1]}{found[2]}{' ' * len('{None}|')}", text)
     text = text.replace("{None,True,False}", "{True,False}     ")
     print(f"usage: {given.usage()}")
-    width = min(shutil.get_terminal_size().columns, 120)
     for line in text.splitlines():
         print(line if len(line) <= width else textwrap.fill(line, width, break_on_hyphens=False))
+
+
+@contextlib.contextmanager
+def _columns(width: int) -> Iterator[None]:
+    """tyro draws its boxes as wide as the screen, and a line of one cannot be wrapped."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before

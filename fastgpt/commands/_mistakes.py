@@ -48,6 +48,9 @@ def describe(error: BaseException, given: Given | None) -> str:
         text = _IN_PYTHON.sub(r"\2", _setting(error, given))
     elif isinstance(error, MemoryError) or _is_out_of_memory(error):
         text = _memory(given)
+    elif isinstance(error, ModuleNotFoundError) and str(error) == f"No module named {error.name!r}":
+        package = str(error.name).partition(".")[0]
+        text = f"{package} is not installed, or not whole; `pip install {package}`"
     elif isinstance(error, OSError) and error.errno is not None:
         text = _path(error, given)
     else:

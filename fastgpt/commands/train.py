@@ -191,7 +191,9 @@ class Command:
                 f"{error.folder} was trained with {words}; leave that out, or go on with the new by --allow-changes"
             ) from None
         except FloatingPointError as error:
-            print(f"fastgpt train: error: {error}", file=sys.stderr)
+            from ._mistakes import describe
+
+            print(f"fastgpt train: error: {describe(error, None)}", file=sys.stderr)
             return 1
 
     def _run(self) -> int:

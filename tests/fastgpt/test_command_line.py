@@ -68,6 +68,15 @@ def test_help_fits_80_columns(here, name):
     assert max(map(len, done.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("name", ["plan", "train"])
+def test_help_on_a_wide_screen_is_120_columns(here, name):
+    lines = command.run(name, "--help", cwd=here, COLUMNS="200").out.splitlines()
+    boxes = [line for line in lines if line[:1] in tuple("╭╰│|+")]
+    assert boxes
+    assert {len(line) for line in boxes} == {120}
+    assert max(map(len, lines)) == 120
+
+
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], []], ids=lambda words: " ".join(words) or "nothing")
 def test_ways_to_ask_for_help(here, words):
     done = command.run(*words, cwd=here)
@@ -155,6 +164,7 @@ ERRORS = [
     (IsADirectoryError(21, "Is a directory", "out"), "--out out: is a folder, where a file is meant"),
     (OSError(28, "No space left on device"), "no space is left on the disk; free some"),
     (OSError(36, "File name too long", "out/" + "x" * 300), "the name is too long; choose a shorter one"),
+    (ModuleNotFoundError("No module named 'rich.bar'", name="rich.bar"), "rich is not installed, or not whole; `pip"),
     (MemoryError(), "out of memory; lower --batch-size or --seq-len"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "out of memory; lower --batch-size or --seq-len"),
     (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from fastgpt import GPT, GPTConfig, cli, token_cache
 from fastgpt.commands import _inputs
 from fastgpt.data import TokenDataset, prepare
+from fastgpt.shards import FolderError
 from fastgpt.tokenizer import Tokenizer
 from tests.support import command
 
@@ -89,6 +92,30 @@ def test_texts_are_cached_for_the_user_and_named_as_typed(here, tmp_path):
     home = command.run(*argv, cwd=here, FASTGPT_CACHE=None, XDG_CACHE_HOME=None, HOME=str(tmp_path))
     assert home.out == first.out
     assert [p.name for p in (tmp_path / ".cache" / "fastgpt" / "tokens").iterdir()] == [entry.name]
+
+
+def test_a_relative_cache_folder_does_not_count(here, tmp_path):
+    argv, home = ("eval", "m", "--data", "a.txt", *CPU), {"FASTGPT_CACHE": None, "HOME": str(tmp_path)}
+    assert command.run(*argv, cwd=here, XDG_CACHE_HOME="cache", **home).code == 0
+    assert sorted(p.name for p in here.iterdir()) == ["a.txt", "m", "runs"]
+    assert (tmp_path / ".cache" / "fastgpt" / "tokens").is_dir()
+
+
+def test_a_full_disk_costs_the_cache_not_the_command(here, monkeypatch, caplog):
+    monkeypatch.setenv("FASTGPT_CACHE", str(here / "cache"))
+    prepare = token_cache.prepare
+
+    def full(paths, folder, *args, **options):
+        if here in Path(folder).parents:
+            raise FolderError("prepare", "folder", str(folder), "no") from OSError(errno.ENOSPC, "No space left")
+        return prepare(paths, folder, *args, **options)
+
+    monkeypatch.setattr(token_cache, "prepare", full)
+    token_cache._temporary_folder.cache_clear()
+    found = token_cache.tokenized([str(here / "a.txt")], Tokenizer.named("shakespeare"), progress=False)
+    assert len(found) > 2
+    assert "No space left" in caplog.text
+    assert list((here / "cache" / "tokens").iterdir()) == []
 
 
 def test_the_cache_may_lie_in_a_folder_that_is_named(here, monkeypatch):
