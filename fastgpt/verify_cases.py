@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from . import kernels
 from .kernels import _random, reference
@@ -119,6 +120,8 @@ def _attention(scale: int) -> Iterator[Case]:
     yield case(f"causal, T {T}, D 32", _qkv(1, 1, 1, T, T, 32), return_lse=True)
     yield case("GQA 4/2, window 16", _qkv(1, 4, 2, short, short + 7, 16), window=16)
     yield case("all keys, D 24, scale", _qkv(1, 2, 2, short, short - 4, 24), causal=False, softmax_scale=0.3)
+    for D in (64, 128):  # the head sizes that most models have, in tiles of their own
+        yield case(f"causal, D {D}", _qkv(1, 1, 1, short, short, D), return_lse=True)
     yield case("T 1", _qkv(1, 2, 1, 1, 1, 16), return_lse=True)
     yield case("one query, GQA 2/1", _qkv(1, 2, 1, 1, short, 16), return_lse=True)
     large = {k: t * (10 if k != "v" else 1) for k, t in _qkv(1, 1, 1, short, short, 16).items()}
@@ -149,6 +152,12 @@ def _sdpa(scale: int) -> Iterator[Case]:
     yield case("causal, more queries", tensors(1, 1, T, short), is_causal=True)
     yield case("GQA 4/2, scale", tensors(4, 2, short, short), enable_gqa=True, scale=0.2)
 
+    def masked(functions: ModuleType, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The one mask that the kernels take as such: causal, aligned bottom-right."""
+        return functions.scaled_dot_product_attention(query, key, value, causal_lower_right(short, T))
+
+    yield Case("scaled_dot_product_attention", "causal_lower_right", tensors(1, 1, short, T), names, call=masked)
+
     def dropped(functions: ModuleType, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, **mask: Tensor):
         if functions is reference:  # torch's own draws another mask
             return reference.flash_attention(query, key, value, dropout_p=dropout_p, **mask)
@@ -175,6 +184,10 @@ def _attention_weights(scale: int) -> Iterator[Case]:
     yield case(f"causal, T {T}, D 16", _qkv(1, 1, 1, T, T, 16))
     chosen = {"heads": [3, 1], "rows": slice(2, None, 3)}
     yield case("GQA 4/2, window, rows", _qkv(1, 4, 2, short, short, 16), chosen, window=5, softmax_scale=0.3)
+    padded = {"key_starts": torch.tensor([0, 3])}
+    yield case("all keys, padded left", _qkv(2, 2, 2, short, short + 4, 16) | padded, causal=False)
+    ends = torch.tensor([0, 6, 7, short], dtype=torch.int32)
+    yield case("documents end to end", _qkv(1, 1, 1, short, short, 16) | {"cu_seqlens": ends})
     masks = {"document_ids": _documents(2, short), "key_lengths": torch.tensor([short, short - 5])}
     yield case("documents, padded", _qkv(2, 1, 1, short, short, 16) | masks)
 
@@ -184,7 +197,7 @@ def _layer_norm(scale: int) -> Iterator[Case]:
         return {"x": _normal(*shape) + 3.0, "weight": _normal(shape[-1]), "bias": _normal(shape[-1])}
 
     wanted = ("x", "weight", "bias")
-    for rows, width in ((5 * scale, 96), (1, 40)):
+    for rows, width in ((5 * scale, 96), (1, 40), (3, 1030)):
         yield Case("layer_norm", f"{rows} x {width}, offset 3", tensors(rows, width), wanted)
     yield Case("layer_norm", f"{3 * scale} x 101, eps 0.1", tensors(3 * scale, 101), wanted, {"eps": 0.1})
     # Rows that do not fit into registers: held in their own dtype, or walked over twice. Long in the interpreter too.
