@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -67,6 +68,10 @@ def _inside(folder: Path) -> list[Path]:
     if any((folder / name).exists() for name in _MODEL_FILES):
         raise SourceError(f"{folder}: a model's or a run's folder, not data; give text files or folders of them")
     inside = sorted(p for p in folder.rglob("*") if p.is_file() and _known(p) and not _hidden(p, folder))
+    holding = {parent for path in inside for parent in itertools.takewhile(lambda one: one != folder, path.parents)}
+    for parent in sorted(holding):
+        if any((parent / name).exists() for name in _MODEL_FILES):
+            raise SourceError(f"{folder}: holds {parent}, a model's or a run's folder, not data; name the texts alone")
     if not inside:
         known = ", ".join(TEXT_SUFFIXES + JSONL_SUFFIXES)
         raise SourceError(f"{folder}: the folder holds no data file; put {known} (or .gz/.xz/.zst of them) there")

@@ -273,6 +273,8 @@ class Trainer:
                     raise FloatingPointError(f"{error}; {kept}") from error
                 if isinstance(error, checkpoint.CheckpointError):  # says so itself
                     raise
+                if self.step == 0:  # nothing was there to lose
+                    raise
                 is_saved = checkpoint.latest(self.config.folder / "checkpoints") is not None
                 then = "go on with resume=True (--resume)" if is_saved else "start again"
                 _log.warning("Trainer: an error ends the run at step %d; %s; %s", self.step, kept, then)

@@ -34,7 +34,7 @@ def open_data(
     """
     from ..data import SourceError, shakespeare_tokens
 
-    with _of_option(option):
+    with of_option(option):
         if list(paths) == ["shakespeare"] and not os.path.exists("shakespeare"):
             return shakespeare_tokens(split, tokenizer)
         if "shakespeare" in paths and not os.path.exists("shakespeare"):
@@ -47,7 +47,7 @@ def open_data(
 
 
 @contextlib.contextmanager
-def _of_option(option: str) -> Iterator[None]:
+def of_option(option: str) -> Iterator[None]:
     """Errors about a file or its contents name the option that named it."""
     from ..data import ShardError, SourceError
 

@@ -87,7 +87,8 @@ def _memory(given: Given | None) -> str:
 def _named(text: str, given: Given | None) -> str:
     """A message about a path as it was typed, with its option before it."""
     about = [(option, typed) for option, typed in _texts(given) if _mentions(text, typed)]
-    if about and "--" not in text:
+    says_it = "--" in text or any(text.startswith(f"{option} ") for option, _ in about)
+    if about and not says_it:
         option, typed = max(about, key=lambda pair: len(pair[1]))
         text = f"{option} {text}" if text.startswith(f"{typed}:") else f"{option} {typed}: {text}"
     for _, typed in _texts(given):

@@ -36,7 +36,7 @@ class Command:
 
         there = os.path.exists(self.out)
         try:
-            with _inputs.renamed(folder="out"):
+            with _inputs.renamed(folder="out"), _inputs.of_option("SOURCES"):
                 dataset = prepare(
                     self.sources, self.out, Tokenizer.load(self.tokenizer), separators=self.separators,
                     shard_tokens=self.shard_tokens, threads=self.threads, overwrite=self.overwrite,

@@ -317,6 +317,9 @@ def test_folders_of_models_runs_and_shards_are_no_texts(tmp_path, gpt2, name):
     (tmp_path / "in" / name).write_text("{}")
     with pytest.raises(SourceError, match=r"not data|token shards"):
         prepare(tmp_path / "in", tmp_path / "out", gpt2, progress=False)
+    if name != "manifest.json":
+        with pytest.raises(SourceError, match=r"holds .*in, a model's or a run's folder, not data"):
+            prepare(tmp_path, tmp_path / "out", gpt2, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,8 @@ MISTAKES = [
     ("train --config other.toml", "--config other.toml: config = flat.toml: one file names no other"),
     ("train --config blank.toml", "--config blank.toml: tokenizer = '' is empty"),
     ("train --config bom.toml", "--config bom.toml: train.steps = 0 must be an integer, at least 1"),
+    ("prepare .", "SOURCES .: holds runs/tiny, a model's or a run's folder, not data; name the texts alone"),
+    ("train --data .", "--data .: holds runs/tiny, a model's or a run's folder, not data"),
     ("prepare deep.jsonl", "SOURCES deep.jsonl: line 1 is not JSON for a text"),
     ("prepare /dev/zero", "SOURCES /dev/zero: no regular file (a pipe, or a device)"),
     ("prepare a.txt --out runs --overwrite --tokenizer shakespeare", "--out runs holds other files"),

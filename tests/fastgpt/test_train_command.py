@@ -364,7 +364,7 @@ def test_resume_from_what_is_no_checkpoint_of_the_run(run):
     assert "nowhere is no checkpoint of a run, so nothing to resume" in error(train(run, "--resume-from", "nowhere"))
     said = error(train(run, "--resume-from", "runs/a/checkpoints/step-00000009"))
     assert "step-00000009: not a training checkpoint" in said
-    assert said.endswith("those of this run: runs/a/checkpoints/step-00000002")
+    assert said.endswith("; those of this run: " + ", ".join(f"runs/a/checkpoints/{name}" for name in checkpoints(run)))
 
 
 def test_every_checkpoint_damaged(run):
