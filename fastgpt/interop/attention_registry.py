@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from ..kernels import attention_weights, reference
 from ..kernels._notice import say_once
@@ -31,6 +32,8 @@ class _RegisteredName(str):
     def __reduce__(self) -> tuple:
         return register, (str(self),)
 
+
+_pytree.register_constant(_RegisteredName)  # Dynamo of torch 2.11 takes no other kind of str for one, nor looks it up
 
 NAME = _RegisteredName("fastgpt")
 
