@@ -160,7 +160,7 @@ def test_leaves_torchs_random_state_alone():
 @pytest.mark.needs("tyro")
 def test_command(capsys, monkeypatch):
     assert cli.main(["verify", "--only", *CHEAP]) == 0
-    assert "30 checks, all within budget" in capsys.readouterr().out
+    assert "33 checks, all within budget" in capsys.readouterr().out
     assert cli.main(["verify", "--only", "cross_entropy", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"]
