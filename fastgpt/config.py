@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .files import read_json
-from .settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number, nearest
+from .settings import (
+    MOST_SIZE,
+    SettingError,
+    SettingTypeError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    nearest,
+)
 
 IMPLEMENTATIONS = {
     "attn": ("auto", "triton", "sdpa", "reference"),
@@ -79,11 +88,12 @@ class GPTConfig:
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {}
         for name in ("vocab_size", "max_len", "n_layers", "n_heads", "d_model"):
-            checked[name] = check_integer("GPTConfig", name, getattr(self, name), least=1)
+            checked[name] = check_integer("GPTConfig", name, getattr(self, name), least=1, most=MOST_SIZE)
         d_model, n_heads = checked["d_model"], checked["n_heads"]
         for name, default in (("d_ff", 4 * d_model), ("n_kv_heads", n_heads)):
             value = getattr(self, name)
-            checked[name] = default if value is None else check_integer("GPTConfig", name, value, least=1)
+            value = default if value is None else value
+            checked[name] = check_integer("GPTConfig", name, value, least=1, most=max(default, MOST_SIZE))
         if d_model % n_heads:
             multiple = max(n_heads, round(d_model / n_heads) * n_heads)
             need = f"must divide d_model ({d_model}); take d_model {multiple}, or another number of heads"

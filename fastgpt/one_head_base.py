@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .modes import evaluating
 from .sampling import Generates
-from .settings import check_integer
+from .settings import MOST_SIZE, check_integer
 from .token_ids import checked_ids, checked_targets
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class OneHeadConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = check_integer("OneHeadLM", field.name, getattr(self, field.name), least=1)
+            value = check_integer("OneHeadLM", field.name, getattr(self, field.name), least=1, most=MOST_SIZE)
             object.__setattr__(self, field.name, value)
 
     def to_dict(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Collection, Iterable
 from typing import Any
 
+MOST_SIZE = 2**31 - 1  # of one dimension: products of two still fit the 64 bits that torch counts in
 _LONGEST = 200  # characters of a value in a message
 
 

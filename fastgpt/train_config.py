@@ -11,7 +11,7 @@ from .settings import SettingError, SettingTypeError, check_choice, check_flag, 
 DTYPES = ("auto", "float32", "bfloat16")
 
 _OWNER = "TrainConfig"
-_MOST_SEQUENCES = 1 << 20  # a batch of more would only fill the memory, slowly
+MOST_SEQUENCES = 1 << 20  # a batch of more would only fill the memory, slowly
 _MOST_SEED = 2**64 - 1  # what torch's generators take
 
 
@@ -73,7 +73,7 @@ class TrainConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name, most in (("steps", None), ("batch_size", _MOST_SEQUENCES), ("grad_accum", None), ("keep", None)):
+        for name, most in (("steps", None), ("batch_size", MOST_SEQUENCES), ("grad_accum", None), ("keep", None)):
             self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1, most=most))
         for name in ("seq_len", "eval_batches"):
             if getattr(self, name) is not None:

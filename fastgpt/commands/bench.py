@@ -49,10 +49,11 @@ class Command:
 
         from ..config import IMPLEMENTATION_SETS
         from ..devices import autocast, resolve_device, resolve_dtype
+        from ..train_config import MOST_SEQUENCES
         from ._inputs import read_config
         from ._status import status
 
-        check_integer("bench", "batch_size", self.batch_size, least=1)
+        check_integer("bench", "batch_size", self.batch_size, least=1, most=MOST_SEQUENCES)
         check_integer("bench", "steps", self.steps, least=1)
         device = resolve_device(self.device, owner="bench")
         dtype = resolve_dtype("auto", device, owner="bench")

@@ -311,6 +311,15 @@ MISTAKES = [
     ("prepare /dev/zero", "SOURCES /dev/zero: no regular file (a pipe, or a device)"),
     ("prepare a.txt --out runs --overwrite --tokenizer shakespeare", "--out runs holds other files"),
     ("plan --batch-size 99999999999999999999", "--batch-size 99999999999999999999 must be an integer, at least 1 and"),
+    (
+        "bench --device cpu --batch-size 99999999999999999999",
+        "--batch-size 99999999999999999999 must be an integer, at",
+    ),
+    *(
+        (f"train {option} 99999999999999999999", f"{option} 99999999999999999999 must be an integer, at least 1 and at")
+        for option in ("--d-model", "--max-len", "--vocab-size", "--d-ff", "--n-layers", "--n-heads", "--n-kv-heads")
+    ),
+    ("train --preset one-head --d-model 99999999999999999999", "--d-model 99999999999999999999 must be an integer"),
     ("plan one-head", "MODEL one-head: a preset of OneHeadLM, which is no GPT"),
 ]
 
