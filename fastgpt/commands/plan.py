@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from ..settings import MOST_SIZE, SettingError, check_choice, check_integer, check_number
+from ..settings import SettingError, check_choice, check_integer, check_number
 
 if TYPE_CHECKING:
     from ..config import GPTConfig
@@ -62,7 +62,7 @@ class Command:
         from ..gpus import find_gpu
         from ._inputs import read_config
 
-        check_integer("plan", "batch_size", self.batch_size, least=1, most=MOST_SIZE)
+        check_integer("plan", "batch_size", self.batch_size, least=1, most=2**62)  # torch counts in 64 bits
         check_choice("plan", "dtype", self.dtype, DTYPES)
         gpu = find_gpu(self.gpu, "plan")
         check_number("plan", "margin", self.margin, least=0, below=gpu.memory / 2**30, hint=f", what {gpu.name} has")
