@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass
 class Command:
     """Run every kernel, forward and backward, and compare it with its reference in float64. Exit status 1 if one is
-    over its error budget. On a CPU the kernels run in Triton's interpreter, in about twenty seconds, with tiny shapes."""
+    over its error budget. On a CPU the kernels run in Triton's interpreter, with tiny shapes: some twenty seconds."""
 
     only: tuple[str, ...] = ()
     """Kernels to check, e.g. flash_attention layer_norm; all if not given."""
