@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import GPTConfig
-from .settings import SettingError, check_choice
+from .settings import SettingError, SettingTypeError, nearest
 
 if TYPE_CHECKING:
     from .model import GPT
@@ -38,6 +38,12 @@ def names() -> list[str]:
     """Every GPT's name. `depth-4x256x8` has 4 layers, is 256 wide and has 8 heads."""
     study = [f"depth-{l}x{d}x{h}" for l in STUDY_LAYERS for d in STUDY_WIDTHS for h in STUDY_HEADS]
     return [*_GPT2, *_ALIASES, *study]
+
+
+def described() -> str:
+    """The names for people: those of the depth study by their pattern."""
+    layers, widths, heads = (",".join(map(str, sizes)) for sizes in (STUDY_LAYERS, STUDY_WIDTHS, STUDY_HEADS))
+    return f"{', '.join([*_GPT2, *_ALIASES])}, depth-{{{layers}}}x{{{widths}}}x{{{heads}}} (layers x width x heads)"
 
 
 ONE_HEAD = "one-head"
@@ -87,7 +93,13 @@ def preset(name: str, **overrides: Any) -> GPTConfig:
     Raises:
         ValueError: no such preset; the message lists them. TypeError: no name, or a field that is none.
     """
-    key = check_choice("GPTConfig", "preset", name.lower() if isinstance(name, str) else name, models())
+    if not isinstance(name, str):
+        raise SettingTypeError("GPTConfig", "preset", name, f"must be one of {described()}, {ONE_HEAD}")
+    key = name.lower()
+    if key not in models():
+        meant = nearest(name, models())
+        need = f"must be one of {described()}, {ONE_HEAD}" + (f"; {meant}" if meant else "")
+        raise SettingError("GPTConfig", "preset", name, need)
     if key == ONE_HEAD:
         raise SettingError("GPTConfig", "preset", name, "is no GPT; fastgpt.presets.build makes it")
     key = _ALIASES.get(key, key)

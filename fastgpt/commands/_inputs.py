@@ -115,7 +115,7 @@ def read_config(model: str) -> GPTConfig:
     """
     from .. import interop
     from ..config import GPTConfig
-    from ..presets import ONE_HEAD, names
+    from ..presets import ONE_HEAD, described, names
 
     if os.path.exists(model):
         return interop.read_config(model_folder(model))
@@ -123,10 +123,10 @@ def read_config(model: str) -> GPTConfig:
         return GPTConfig.preset(model)
     near = difflib.get_close_matches(model.lower(), names(), n=1)
     if model.lower() == ONE_HEAD:
-        raise FileNotFoundError(f"{model}: a preset of OneHeadLM, which is no GPT; take {', '.join(names())}")
+        raise FileNotFoundError(f"{model}: a preset of OneHeadLM, which is no GPT; take {described()}")
     meant = f"did you mean {near[0]!r}? Give" if near and not os.path.dirname(model) else "give"
     raise FileNotFoundError(
-        f"{model}: no such folder, and no preset; {meant} a run, a model's folder, or one of {', '.join(names())}"
+        f"{model}: no such folder, and no preset; {meant} a run, a model's folder, or one of {described()}"
     )
 
 

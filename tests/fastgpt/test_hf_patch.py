@@ -460,3 +460,18 @@ def test_another_name_for_the_attention():
     again = pickle.loads(pickle.dumps(model))
     assert again.config._attn_implementation == "fastgpt-too"
     torch.testing.assert_close(logits(again), right)
+
+
+def test_a_patched_transformers_model_with_ours_in_torchs_place(monkeypatch, seed):
+    import torch.nn.functional as F
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fastgpt.kernels.scaled_dot_product_attention)
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=8, bos_token_id=0, eos_token_id=0)
+    model, idx = GPT2LMHeadModel(config).eval(), torch.randint(32, (2, 8))
+    mask = torch.ones(2, 8, dtype=torch.long)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        want = model(input_ids=idx, attention_mask=mask).logits
+        fastgpt.patch(model)
+        torch.testing.assert_close(model(input_ids=idx, attention_mask=mask).logits[:, 3:], want[:, 3:])

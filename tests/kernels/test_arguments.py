@@ -136,17 +136,3 @@ def test_whatever_else_calls_torchs_gets_it(torchs_own, seed):
     counted = memory.training_step(tiny, 2, 64)
     F.scaled_dot_product_attention = torchs_own
     assert memory.training_step(tiny, 2, 64) == counted
-
-
-@pytest.mark.needs("transformers")
-def test_a_patched_transformers_model_with_ours_in_torchs_place(torchs_own, seed):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=8, bos_token_id=0, eos_token_id=0)
-    model, idx = GPT2LMHeadModel(config).eval(), torch.randint(32, (2, 8))
-    mask = torch.ones(2, 8, dtype=torch.long)
-    mask[0, :3] = 0
-    with torch.no_grad():
-        want = model(input_ids=idx, attention_mask=mask).logits
-        fastgpt.patch(model)
-        torch.testing.assert_close(model(input_ids=idx, attention_mask=mask).logits[:, 3:], want[:, 3:])
