@@ -200,6 +200,7 @@ class Command:
         import torch
 
         from .. import metrics
+        from ..devices import threads_hint
         from ..trainer import Trainer
 
         start = self._check()
@@ -219,6 +220,9 @@ class Command:
         if trainer.device.type == "cuda":
             peak = metrics.peak_flops(torch.cuda.get_device_name(trainer.device), trainer.dtype)
             print(f"{metrics.MFU_FORMULA} = {'unknown, so n/a' if peak is None else f'{peak:.4g} FLOP/s'}")
+        # A mistake is told in one line, so this comes when there is none; who goes on has read it.
+        if start is None and self.threads is None and trainer.device.type == "cpu" and (hint := threads_hint()):
+            print(hint, file=sys.stderr)
         resume = self.resume if self.resume_from is None else self.resume_from
         result = trainer.fit(resume=resume, overwrite=self.overwrite, allow_changes=self.allow_changes)
         print(f"step {result.step}: {'saved' if result.losses else 'already saved:'} {result.checkpoint}")
@@ -235,9 +239,9 @@ class Command:
         import torch
 
         from .. import checkpoint, run_folder
-        from ..devices import resolve_device, threads_hint
+        from ..devices import resolve_device
 
-        device = resolve_device(self.train.device)
+        resolve_device(self.train.device)
         check_number("train", "val_fraction", self.val_fraction, above=0, below=1)
         resumes = self.resume or self.resume_from is not None
         if resumes and self.overwrite:
@@ -245,8 +249,6 @@ class Command:
         newest = run_folder.check(self.train, resume=resumes, overwrite=self.overwrite)
         if self.threads is not None:
             torch.set_num_threads(check_integer("train", "threads", self.threads, least=1, most=1024))
-        elif device.type == "cpu" and (hint := threads_hint()) is not None:
-            print(hint, file=sys.stderr)
         if not resumes:
             return None
         start = newest if self.resume_from is None else Path(self.resume_from)

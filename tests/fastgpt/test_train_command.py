@@ -550,6 +550,9 @@ def test_the_hint_where_threads_outnumber_cores(inside, monkeypatch, capsys):
     assert "with 4096 threads" in hints[0]
     assert "--threads " in hints[0]
     assert "OMP_NUM_THREADS=" in hints[0]
+    assert cli.main(["train", *TINY, "--name", "b", "--preset", "gpt5"]) == 2
+    assert cli.main(["train", "--resume", "--name", "a", "--lr", "1"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2  # a mistake is one line
 
 
 def test_ctrl_c_before_the_first_step(inside, monkeypatch, capsys):
@@ -606,8 +609,7 @@ def test_a_full_disk_says_what_is_kept(inside, monkeypatch, capsys):
     assert checkpoints(inside) == ["step-00000002", "step-00000003"]
 
 
-def test_shards_of_another_tokenizer_and_a_text_too_short(here):
-    TokenDataset.from_documents([[1]], Tokenizer.named("shakespeare"))
+def test_a_text_too_short(here):
     (here / "b.txt").write_text("x")
     said = error(train(here, *TINY, "--data", "b.txt"))
     assert "--val-fraction 0.2 splits the 2 tokens of b.txt into 1 to learn from and 1 to validate with" in said
