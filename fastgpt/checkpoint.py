@@ -136,12 +136,10 @@ def verify(folder: Path) -> None:
         checksums = dict(files.read_json(folder / "checksums.json"))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: not a training checkpoint ({error}); {_instead(folder)}") from error
-    for name, expected in ({"training.json": None, "training.safetensors": None} | checksums).items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing from the checkpoint; {_instead(folder)}")
-        if files.sha256(path) != expected:
-            raise CheckpointError(f"{path}: corrupted, its sha256 is not the recorded one; {_instead(folder)}")
+    damaged = files.first_damaged(folder, {"training.json": None, "training.safetensors": None} | checksums)
+    if damaged is not None:
+        what = "corrupted, its sha256 is not the recorded one" if damaged.is_file() else "missing from the checkpoint"
+        raise CheckpointError(f"{damaged}: {what}; {_instead(folder)}")
 
 
 def save(
@@ -310,7 +308,6 @@ def _instead(folder: Path) -> str:
 def _is_whole(folder: Path) -> bool:
     """Whether every file has its hash; reads them all."""
     try:
-        checksums = files.read_json(folder / "checksums.json")
-        return all(files.sha256(folder / name) == expected for name, expected in checksums.items())
+        return files.first_damaged(folder, files.read_json(folder / "checksums.json")) is None
     except (OSError, ValueError, AttributeError):
         return False

@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +178,22 @@ def check_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
         recorded = {str(name): str(value) for name, value in read_json(path).items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is corrupted ({error}); restore the checkpoint from a copy") from None
-    for name in recorded if names is None else [name for name in names if name in recorded]:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name}: missing from the checkpoint; restore it from a copy")
-        if sha256(folder / name) != recorded[name]:
-            raise ValueError(
-                f"{folder / name}: corrupted or altered, its sha256 is not the one in {path.name}; restore it from a "
-                f"copy (if the change is wanted, delete {path})"
-            )
+    if names is not None:
+        recorded = {name: recorded[name] for name in names if name in recorded}
+    damaged = first_damaged(Path(folder), recorded)
+    if damaged is not None and not damaged.is_file():
+        raise ValueError(f"{damaged}: missing from the checkpoint; restore it from a copy")
+    if damaged is not None:
+        raise ValueError(
+            f"{damaged}: corrupted or altered, its sha256 is not the one in {path.name}; restore it from a "
+            f"copy (if the change is wanted, delete {path})"
+        )
+
+
+def first_damaged(folder: Path, recorded: Mapping[str, str | None]) -> Path | None:
+    """The first of the recorded files that is missing or has not its sha256; None if all are whole."""
+    paths = ((folder / name, expected) for name, expected in recorded.items())
+    return next((path for path, expected in paths if not path.is_file() or sha256(path) != expected), None)
 
 
 @contextlib.contextmanager
