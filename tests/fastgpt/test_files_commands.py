@@ -312,7 +312,7 @@ def test_ctrl_c_in_prepare_says_what_is_left(prepared, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(prepared)
-    monkeypatch.setattr("fastgpt.data._tokenized", interrupt)
+    monkeypatch.setattr("fastgpt.preparation._tokenized", interrupt)
     before = tree(prepared)
     for out, said in (("new", "nothing was written"), ("shards", "shards is as it was")):
         assert cli.main(["prepare", "src", "--out", out, "--overwrite"]) == 130
