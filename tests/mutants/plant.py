@@ -1,11 +1,12 @@
 """Plant one fault in a copy of the tree, and run the tests that must catch it.
 
 The working tree is never touched: kernels, package and tests are copied to a temporary folder, the fault is written
-there, and pytest runs there in a process of its own.
+there, and pytest runs there in a process of its own. The copy serves one fault after the other.
 """
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import shutil
@@ -17,6 +18,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from py_compile import PycInvalidationMode
+
+from .syntax import edits
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("kernels", "fastgpt", "tests", "benchmarks", "pyproject.toml")
@@ -25,10 +29,25 @@ TIMEOUT = 300  # seconds for one fault's tests; a kernel that hangs is caught to
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault: in `path`, below kernels/, `source` becomes `replacement`.
+    """A fault: in the file `path`, from the repository's root, `source` becomes `replacement`.
 
-    source  must occur exactly once in the file, so that a fault that no longer fits the code is an error
-    tests   the tests that must catch it, the fewest that can: node ids of pytest, separated by spaces
+    source       Python that occurs exactly once inside `where`, compared by syntax tree: layout, comments, quotes and
+                 superfluous parentheses do not matter
+    replacement  Python of the same kind, or "": what was found is taken out
+    tests        the tests that must catch it, the fewest that can: node ids of pytest, separated by spaces
+    where        the function, method or class, decorators included, by its qualified name ("Trainer.fit"; a function
+                 inside another: "outer.inner"); "" is the whole file
+
+    What `source` may be, and an example of each:
+
+    an expression           "j <= i + upper" -> "j < i + upper"; a string or f-string is one, and only as a whole
+    operands of a chain     consecutive ones of `and`, `or`, `&`, `|`, `+`, `*`: "a & b" -> "a" in x & a & b; of a
+                            comparison: "i < end" -> "i <= end" in 0 <= i < end
+    statements              consecutive ones of a block: "x = f(x)\nx += 1" -> "x += 1"; an expression that is a
+                            statement: "os.fsync(f)" -> ""; definitions and whole loops too
+    a keyword argument      "eps=eps" -> "eps=0.0", or "" (one argument; for more, the whole call)
+    a parameter's default   "eps=1e-5" -> "eps=1e-6", with its annotation if it has one: "eps: float = 1e-5"
+    a decorator             "@torch.no_grad()" -> "", or another
     """
 
     name: str
@@ -36,22 +55,37 @@ class Mutant:
     source: str
     replacement: str
     tests: str
+    where: str = ""
 
     @property
     def family(self) -> str:
-        return self.path.split("/")[0]
+        """The part of the repository that is meant: "kernels/attention", "fastgpt/trainer"."""
+        package, *rest = self.path.removesuffix(".py").split("/")
+        return "/".join([package, *rest[:1]])
 
-    def apply(self, root: Path) -> None:
-        """Write the fault into the tree at `root`. Raises ValueError when it is stale."""
-        file = root / "kernels" / self.path
-        text = file.read_text() if file.exists() else ""
-        found = text.count(self.source)
-        if found != 1:
-            raise ValueError(
-                f"mutant {self.name!r} is stale: its source text occurs {found} times in kernels/{self.path}, must be "
-                f"once; bring it up to date in tests/mutants/faults/"
+    def plant(self, text: str) -> str:
+        """The text of the file, with the fault. Raises ValueError when it is stale."""
+        try:
+            places = edits(text, self.source, self.replacement, self.where)
+        except (SyntaxError, LookupError) as error:
+            raise self._stale(f"{error}") from error
+        if len(places) != 1:
+            lines = ", ".join(str(place.start[0]) for place in places)
+            raise self._stale(
+                f"its source occurs {len(places)} times{f' (lines {lines})' if lines else ''}"
+                f"{f' inside {self.where}' if self.where else ''}, must be once"
             )
-        file.write_text(text.replace(self.source, self.replacement))
+        changed = places[0].apply(text)
+        try:
+            compile(changed, self.path, "exec", dont_inherit=True)
+        except SyntaxError as error:
+            raise self._stale(f"what it leaves does not compile ({error})") from error
+        return changed
+
+    def _stale(self, why: str) -> ValueError:
+        return ValueError(
+            f"mutant {self.name!r} is stale: {why}: {self.path}; bring it up to date in tests/mutants/faults/"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +116,9 @@ def copy_of_tree(root: Path = ROOT) -> Iterator[Path]:
                 shutil.copy(source, copy / name)
         # An installed fastgpt keeps its kernels elsewhere; in the copy, a link stands for setuptools' package-dir.
         (copy / "fastgpt" / "kernels").symlink_to(copy / "kernels", target_is_directory=True)
+        # By hashes: a fault is planted and taken out within the second that time stamps tell apart.
+        for package in ("kernels", "fastgpt"):
+            compileall.compile_dir(copy / package, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
         yield copy
 
 
@@ -91,7 +128,7 @@ def run_tests(folder: Path, tests: str) -> tuple[int | None, str]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # what copy_of_tree compiled is kept, and nothing of a fault is
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
@@ -107,12 +144,16 @@ def run_tests(folder: Path, tests: str) -> tuple[int | None, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def judge(mutant: Mutant) -> Verdict:
-    """Plant `mutant` and run its tests."""
+def judge(mutant: Mutant, folder: Path) -> Verdict:
+    """Plant `mutant` in the copy at `folder`, run its tests, and take it out again. ValueError: it is stale."""
     started = time.time()
-    with copy_of_tree() as folder:
-        mutant.apply(folder)
+    file = folder / mutant.path
+    text = file.read_text()
+    file.write_text(mutant.plant(text))
+    try:
         code, output = run_tests(folder, mutant.tests)
+    finally:
+        file.write_text(text)
     seconds = time.time() - started
     if code is None:
         return Verdict(mutant, "timeout", f"no answer within {TIMEOUT} s", seconds)
@@ -123,9 +164,8 @@ def judge(mutant: Mutant) -> Verdict:
     return Verdict(mutant, "broken", f"pytest exited with {code}: {output.strip()[-300:]}", seconds)
 
 
-def unmutated(mutants: Sequence[Mutant]) -> str | None:
-    """None if all the mutants' tests pass in an unchanged copy, else pytest's output: such failures prove nothing."""
+def unmutated(mutants: Sequence[Mutant], folder: Path) -> str | None:
+    """None if all the mutants' tests pass in the unchanged copy, else pytest's output: such failures prove nothing."""
     tests = dict.fromkeys(test for mutant in mutants for test in mutant.tests.split())
-    with copy_of_tree() as folder:
-        code, output = run_tests(folder, " ".join(tests))
+    code, output = run_tests(folder, " ".join(tests))
     return None if code == 0 else output.strip()[-2000:] or "no answer in time"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import shutil
+import functools
+from collections import defaultdict
 
 import pytest
 
@@ -11,63 +13,83 @@ from . import __main__ as cli
 from . import plant
 from .faults import MUTANTS
 from .plant import ROOT, Mutant
+from .syntax import same
 
 HARMLESS = Mutant(
-    "a-comment-changed",
-    "_dropout.py",
-    "broadcasts, and keeps",
-    "broadcasts, and leaves",
+    "a-comparison-turned-round",
+    "kernels/_dropout.py",
+    "return word >= threshold",
+    "return threshold <= word",
     "tests/kernels/test_dropout.py::test_known_answer",
 )
 
 
-def test_no_fault_is_stale(tmp_path):
+@functools.cache
+def text_of(path: str) -> str:
+    return (ROOT / path).read_text()
+
+
+def test_no_fault_is_stale():
+    """Nor would any be, were its file laid out in another way: nothing of the layout is left in what unparse writes."""
+    by_file = defaultdict(list)
     for mutant in MUTANTS:
-        shutil.rmtree(tmp_path / "kernels", ignore_errors=True)
-        shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
-        mutant.apply(tmp_path)
-        changed = (tmp_path / "kernels" / mutant.path).read_text()
-        assert changed != (ROOT / "kernels" / mutant.path).read_text(), mutant.name
-        compile(changed, mutant.path, "exec")
+        by_file[mutant.path].append(mutant)
+    for path, mutants in by_file.items():
+        plain = ast.unparse(ast.parse(text_of(path)))
+        for mutant in mutants:
+            changed = ast.parse(mutant.plant(text_of(path)))
+            assert not same(changed, ast.parse(text_of(path))), f"{mutant.name} changes nothing"
+            assert same(ast.parse(mutant.plant(plain)), changed), mutant.name
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
 
 
 def test_the_tests_named_exist():
     for mutant in MUTANTS:
         for test in mutant.tests.split():
-            file, *_, function = test.split("::")  # a class may stand between
-            assert f"def {function}(" in (ROOT / file).read_text(), mutant.name
+            file, *_, function = test.split("[")[0].split("::")  # a class may stand between
+            assert f"def {function}(" in text_of(file), mutant.name
 
 
-def test_a_stale_fault_is_an_error(tmp_path):
-    shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
-    for source in ("no such text", "tl."):
-        with pytest.raises(ValueError, match=r"is stale: its source text occurs \d+ times"):
-            dataclasses.replace(HARMLESS, source=source).apply(tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "no_such_name"}, "its source occurs 0 times, must be once"),
+        ({"source": "zero", "replacement": "0", "where": "keep_mask"}, r"\d times \(lines [\d, ]+\) inside keep_mask"),
+        ({"where": "no_such_function"}, "there is no 'no_such_function'"),
+        ({"source": "return ("}, "never closed"),
+        ({"replacement": "break"}, "what it leaves does not compile"),
+    ],
+)  # fmt: skip
+def test_a_stale_fault_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=rf"'a-comparison-turned-round' is stale: .*{message}.*: kernels/_dropout.py"):
+        dataclasses.replace(HARMLESS, **changes).plant(text_of(HARMLESS.path))
 
 
-def test_a_fault_is_caught_and_the_working_tree_left_alone():
+def test_a_fault_is_caught_and_taken_out_again():
     (mutant,) = [m for m in MUTANTS if m.name == "dropout-keeps-what-it-should-drop"]
-    before = (ROOT / "kernels" / mutant.path).read_text()
-    verdict = plant.judge(mutant)
+    before = (ROOT / mutant.path).read_text()
+    with plant.copy_of_tree() as copy:
+        verdict = plant.judge(mutant, copy)
+        assert (copy / mutant.path).read_text() == before
     assert verdict.outcome == "caught", verdict.by
     assert verdict.by.startswith(mutant.tests)
-    assert (ROOT / "kernels" / mutant.path).read_text() == before
+    assert (ROOT / mutant.path).read_text() == before
 
 
 def test_a_fault_that_escapes_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(cli, "MUTANTS", (HARMLESS,))
-    monkeypatch.setattr(cli, "unmutated", lambda mutants: None)
+    monkeypatch.setattr(cli, "unmutated", lambda *_: None)
     monkeypatch.setattr(cli, "RESULT", ROOT / "must" / "not" / "be" / "written")
     assert cli.main(["--jobs", "1"]) == 1
     out = capsys.readouterr().out
-    assert "survived  a-comment-changed" in out
+    assert "survived  a-comparison-turned-round" in out
+    assert "-    return word >= threshold\n+    return threshold <= word\n" in out
     assert "0 of 1 faults caught" in out
 
 
 def test_tests_that_fail_anyway_prove_nothing(monkeypatch, capsys):
     monkeypatch.setattr(cli, "MUTANTS", (HARMLESS,))
-    monkeypatch.setattr(plant, "run_tests", lambda folder, tests: (1, "1 failed"))
+    monkeypatch.setattr(plant, "run_tests", lambda *_: (1, "1 failed"))
     assert cli.main(["--jobs", "1"]) == 1
     assert "fail without any fault, which proves nothing:\n1 failed" in capsys.readouterr().out
 
@@ -77,3 +99,18 @@ def test_samples_take_the_families_in_turn():
     assert {m.family for m in cli.sample(len(families), seed=0)} == families
     assert cli.sample(3, seed=0) != cli.sample(3, seed=1)
     assert set(cli.sample(len(MUTANTS), seed=5)) == set(MUTANTS)
+
+
+def test_what_would_be_planted_is_listed(capsys):
+    assert cli.main(["--list", "--family", "kernels/_dropout"]) == 0
+    listed = capsys.readouterr().out
+    assert "dropout-keeps-what-it-should-drop" in listed
+    assert "kernels/attention" not in listed
+
+
+def test_the_table_counts_each_file():
+    other = dataclasses.replace(HARMLESS, name="other", path="fastgpt/trainer.py")
+    verdicts = [plant.Verdict(m, "caught", "a test", 1.0) for m in (HARMLESS, other)]
+    kernels, fastgpt = cli.table(verdicts).split("## fastgpt")
+    assert "| kernels/_dropout.py | 1 | 1 |\n| all | 1 | 1 |" in kernels
+    assert "| other | fastgpt/trainer.py | caught | `a test` |" in fastgpt
