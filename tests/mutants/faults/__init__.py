@@ -1,15 +1,12 @@
-"""The faults: mistakes that are easy to make and hard to see in a loss curve. A file for each part of the code."""
+"""The faults: mistakes that are easy to make and hard to see in a loss curve. Each file here lists those of one part."""
 
 from __future__ import annotations
 
-from . import attention, ffn, layer_norm, linear_cross_entropy, shared
+import importlib
+import pkgutil
 
-KERNELS = (
-    *attention.MUTANTS,
-    *layer_norm.MUTANTS,
-    *ffn.MUTANTS,
-    *linear_cross_entropy.MUTANTS,
-    *shared.MUTANTS,
+MUTANTS = tuple(
+    mutant
+    for file in pkgutil.iter_modules(__path__)
+    for mutant in importlib.import_module(f"{__name__}.{file.name}").MUTANTS
 )
-FASTGPT = ()
-MUTANTS = (*KERNELS, *FASTGPT)
