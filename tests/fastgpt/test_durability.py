@@ -1,4 +1,4 @@
-"""After a power cut: what was written is on the disk whole, under its name, or the old is; never a name without bytes."""
+"""After a power cut: what was written is on the disk whole, under its name, or the old is; no name without bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastgpt.preparation import prepare
 from fastgpt.tokenizer import Tokenizer
 from tests.support.power_cut import PowerCut, real
 
-from .training import tiny_model, tiny_trainer
+from .training import tiny_trainer
 
 SHAPE = {"vocab_size": 61, "max_len": 24, "n_layers": 1, "n_heads": 2, "d_model": 16}
 
