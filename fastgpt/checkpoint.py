@@ -13,11 +13,9 @@ Nothing is pickled, so loading a checkpoint runs no code from it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import logging
 import os
-import re
-import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,38 +26,26 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from . import files
+from .config import may_change
 from .interop.folder import write_safetensors
+from .step_folders import (
+    WRITING,
+    CheckpointError,
+    all_checkpoints,
+    folder_of,
+    instead,
+    kept,
+    latest,
+    prune,
+    set_aside_after,
+    step_of,
+)
+from .training_state import check_rng, fitting_moments, optimizer_tensors, rng_tensors, set_rng, trained_names
 
-_log = logging.getLogger("fastgpt")
-
-_STEP = re.compile(r"step-(\d{8,})")
-_WRITING = ".writing-"  # how folders begin that are no checkpoints yet
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read: the message names the file and the way out."""
-
-
-def folder_of(root: Path, step: int) -> Path:
-    return root / f"step-{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    return int(_STEP.fullmatch(folder.name).group(1))
-
-
-def all_checkpoints(root: str | os.PathLike[str]) -> list[Path]:
-    """The finished checkpoints under `root`, oldest first."""
-    root = Path(root)
-    if not root.is_dir():
-        return []
-    return sorted((p for p in root.iterdir() if p.is_dir() and _STEP.fullmatch(p.name)), key=step_of)
-
-
-def latest(root: str | os.PathLike[str]) -> Path | None:
-    """The newest finished checkpoint under `root`, or None."""
-    found = all_checkpoints(root)
-    return found[-1] if found else None
+__all__ = [
+    "CheckpointError", "all_checkpoints", "atomic_folder", "check_fits", "folder_of", "kept", "latest", "prune",
+    "read_state", "restore", "save", "set_aside_after", "set_rng", "step_of", "verify",
+]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -73,7 +59,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         CheckpointError: the operating system refused (no space, no permission).
     """
     try:
-        with files.working_folder(target.parent, _WRITING) as work:
+        with files.working_folder(target.parent, WRITING) as work:
             yield work
             checksums = {path.name: files.sha256(path) for path in sorted(work.iterdir())}
             (work / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
@@ -98,35 +84,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         ) from error
 
 
-def prune(root: Path, keep: int, newest: Path) -> None:
-    """Delete checkpoints under `root` until `keep` are left, `newest` among them: the oldest first.
-
-    One that cannot be deleted costs a warning.
-    """
-    others = [path for path in all_checkpoints(root) if path != newest]
-    for old in others[: max(0, len(others) - (keep - 1))]:
-        try:
-            shutil.rmtree(old)
-        except OSError as error:
-            _log.warning("could not delete the old checkpoint %s (%s); training goes on", old, files.reason(error))
-
-
-def kept(root: Path) -> str:
-    """Words for what is safe under `root`, whatever happens next."""
-    newest = latest(root)
-    return "nothing is saved" if newest is None else f"{newest} is kept"
-
-
-def set_aside_after(root: Path, step: int) -> list[Path]:
-    """Rename the checkpoints of later steps, so that none of them is taken for the newest. Returns their new paths."""
-    moved = []
-    for path in all_checkpoints(root):
-        if step_of(path) > step:
-            numbers = (path.with_name(f"set-aside-{path.name}{'' if n == 1 else f'-{n}'}") for n in range(1, 1 << 30))
-            moved.append(path.rename(next(new for new in numbers if not new.exists())))
-    return moved
-
-
 def verify(folder: Path) -> None:
     """Raise CheckpointError unless every file of the checkpoint is there and has the hash it was written with."""
     if not os.path.isdir(folder):
@@ -135,17 +92,22 @@ def verify(folder: Path) -> None:
     try:
         checksums = dict(files.read_json(folder / "checksums.json"))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: not a training checkpoint ({error}); {_instead(folder)}") from error
+        raise CheckpointError(f"{folder}: not a training checkpoint ({error}); {instead(folder)}") from error
     damaged = files.first_damaged(folder, {"training.json": None, "training.safetensors": None} | checksums)
     if damaged is not None:
         what = "corrupted, its sha256 is not the recorded one" if damaged.is_file() else "missing from the checkpoint"
-        raise CheckpointError(f"{damaged}: {what}; {_instead(folder)}")
+        raise CheckpointError(f"{damaged}: {what}; {instead(folder)}")
 
 
 def save(
     target: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], tokenizer: Any = None
 ) -> None:
-    """Write model, optimizer, random-number states and `state` (JSON) as one checkpoint, atomically."""
+    """Write model, optimizer, random-number states and `state` (JSON) as one checkpoint, atomically.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing was replaced.
+    """
+    state = state | {"trained": trained_names(model, optimizer)}
     with atomic_folder(target) as work:
         model.save_pretrained(work)
         if tokenizer is not None:
@@ -168,28 +130,22 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     """Put model, optimizer and random-number states back in place; all of them, or none.
 
     Raises:
-        CheckpointError: made by a model of another shape, or with other parameters frozen.
+        CheckpointError: made by another model, or with other parameters frozen; or no state of such an optimizer.
     """
-    weights = _fitting_weights(folder, model)
-    tensors = _read(folder / "training.safetensors")
-    moments = _fitting_moments(folder, model, optimizer, tensors)
+    check_fits(folder, model)
+    weights, tensors = _read(folder / "model.safetensors"), _read(folder / "training.safetensors")
+    trained = files.read_json(folder / "training.json").get("trained")
+    moments = fitting_moments(folder, model, optimizer, tensors, trained)
+    check_rng(folder, tensors)
     model.load_state_dict(weights, strict=False)
     # load_state_dict moves each tensor to its parameter's device, and step counters to where fused AdamW wants them.
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     set_rng(tensors)
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Copy the checkpoint's weights into `model`.
-
-    Raises:
-        CheckpointError: unreadable, or other names or shapes than the model's.
-    """
-    model.load_state_dict(_fitting_weights(folder, model), strict=False)
-
-
 def check_fits(folder: Path, model: nn.Module) -> None:
-    """Raise CheckpointError unless the checkpoint's weights have the names and shapes of the model's."""
+    """Raise CheckpointError unless the checkpoint's weights are this model's: by their names and shapes, and by what
+    the config says of how they are used (a model without a config of dataclass fields has the first alone)."""
     path = folder / "model.safetensors"
     with _opened(path) as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -208,11 +164,26 @@ def check_fits(folder: Path, model: nn.Module) -> None:
         raise CheckpointError(
             f"{path}: made by a model of another shape: {what}. Build the model from {folder / 'config.json'}"
         )
+    _check_config(folder, model)
 
 
-def _fitting_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    check_fits(folder, model)
-    return _read(folder / "model.safetensors")
+def _check_config(folder: Path, model: nn.Module) -> None:
+    """Raise CheckpointError where the saved config would compute something else with the same weights."""
+    config = getattr(model, "config", None)
+    path = folder / "config.json"
+    if not dataclasses.is_dataclass(config) or not path.is_file():
+        return
+    saved = files.read_json(path)
+    own = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # as JSON has it: no tuples
+    differ = [
+        f"{name} {saved[name]}, the model's is {value}"
+        for name, value in own.items()
+        if name in saved and saved[name] != value and not may_change(name)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"{path}: made by another model: {'; '.join(differ)}. Build the model from {path}, or start a new run"
+        )
 
 
 @contextlib.contextmanager
@@ -221,7 +192,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_instead(path.parent)}") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}); {instead(path.parent)}") from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -229,85 +200,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state under the parameters' names: "optimizer/<parameter>/<exp_avg, ...>"."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{name}/{key}"] = value.detach().clone().contiguous()
-    return tensors
-
-
-def rng_tensors() -> dict[str, Tensor]:
-    """The states of torch's random generators, CPU and CUDA, as uint8 tensors."""
-    tensors = {"rng/cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"rng/cuda/{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
-    return tensors
-
-
-def set_rng(tensors: dict[str, Tensor]) -> None:
-    """Give torch's random generators the states of `rng_tensors`."""
-    torch.set_rng_state(tensors["rng/cpu"])
-    if torch.cuda.is_available():
-        for n in range(torch.cuda.device_count()):
-            if f"rng/cuda/{n}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"rng/cuda/{n}"], n)
-
-
-def _fitting_moments(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's state by the number of the parameter, as `load_state_dict` wants it."""
-    owned = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = {p: number for number, p in enumerate(owned)}
-    parameters = dict(model.named_parameters())
-    state: dict[int, dict[str, Tensor]] = {}
-    unknown = 0
-    for key, value in tensors.items():
-        if not key.startswith("optimizer/"):
-            continue
-        name, kind = key.removeprefix("optimizer/").rsplit("/", 1)
-        number = numbers.get(parameters.get(name))
-        if number is None:
-            unknown += 1
-            continue
-        if value.dim() and value.shape != parameters[name].shape:
-            raise CheckpointError(
-                f"{folder}: the optimizer's {kind} for {name} has shape {tuple(value.shape)}, the parameter "
-                f"{tuple(parameters[name].shape)}; {_instead(folder)}"
-            )
-        state.setdefault(number, {})[kind] = value.clone()  # what was read is the file's own memory
-    if state and (unknown or len(state) != len(owned)):
-        stored = {key.rsplit("/", 1)[0] for key in tensors if key.startswith("optimizer/")}
-        raise CheckpointError(
-            f"{folder}: optimizer state of {len(stored)} parameters, the model trains {len(owned)}; resume with the "
-            "same parameters frozen"
-        )
-    return state
-
-
 def _free_space(folder: Path) -> str:
     try:
         return f"; {shutil.disk_usage(folder).free / 1e9:.2f} GB free there"
     except OSError:
         return ""
-
-
-def _instead(folder: Path) -> str:
-    """The way out of a checkpoint that cannot be used: the newest of those before it that can."""
-    for other in reversed(all_checkpoints(folder.parent)):
-        if _STEP.fullmatch(folder.name) and step_of(other) < step_of(folder) and _is_whole(other):
-            return (
-                f"go on from the one before it: fastgpt train --resume-from {shlex.quote(str(other))} (in Python: "
-                "fit(resume=...) of that folder)"
-            )
-    return "there is none before it: restore it from a copy, or start a new run"
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether every file has its hash; reads them all."""
-    try:
-        return files.first_damaged(folder, files.read_json(folder / "checksums.json")) is None
-    except (OSError, ValueError, AttributeError):
-        return False

@@ -194,6 +194,11 @@ def check_implementation(part: str, requested: str, *, owner: str = "fastgpt") -
     check_choice(owner, f"{part}_impl", requested, IMPLEMENTATIONS[part])
 
 
+def may_change(field: str) -> bool:
+    """Whether weights mean the same under another value of this field: training can go on with it."""
+    return field == "dropout" or field.endswith("_impl")
+
+
 @functools.cache
 def _field_names() -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(GPTConfig))

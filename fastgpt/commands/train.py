@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import presets
+from ..config import may_change
 from ..settings import SettingError, check_integer, check_number, shown
 from ..train_config import TrainConfig
 
@@ -78,7 +79,7 @@ class ModelOptions:
         """Raise SettingError where what was asked for is not what the model in `path` has."""
         if self.preset is not None:
             preset = presets.config(self.preset, vocab_size=config.vocab_size)
-            asked = {k: v for k, v in preset.to_dict().items() if not _may_change(k)}
+            asked = {k: v for k, v in preset.to_dict().items() if not may_change(k)}
             differ = [f"{k} {v} (the model: {_has(config, k)})" for k, v in asked.items() if v != _has(config, k)]
             if type(preset) is not type(config):
                 differ.insert(0, f"a {_kind(preset)} (the model: {_kind(config)})")
@@ -86,7 +87,7 @@ class ModelOptions:
                 need = f"has {', '.join(differ)}: the model in {path} decides its shape; leave --preset out"
                 raise SettingError("train", "preset", self.preset, need)
         for name, value in self.given().items():
-            if not _may_change(name) and value != _has(config, name):
+            if not may_change(name) and value != _has(config, name):
                 need = f"is not what the model in {path} has ({_has(config, name)}), which decides; leave it out"
                 raise SettingError("train", name, value, need)
 
@@ -99,14 +100,11 @@ def _kind(config: GPTConfig | OneHeadConfig) -> str:
     return type(config).__name__.removesuffix("Config")
 
 
-def _may_change(field_name: str) -> bool:
-    """Whether a model can go on with another value than it was trained with."""
-    return field_name == "dropout" or field_name.endswith("_impl")
-
-
-def _check_same_shape(asked: GPTConfig | OneHeadConfig, saved: GPTConfig | OneHeadConfig, start: Path) -> None:
-    """Raise SettingError where a run is to be resumed with tensors of other shapes than it has."""
-    for name in ("vocab_size", "max_len", "n_layers", "d_model", "d_ff"):
+def _check_same_model(asked: GPTConfig | OneHeadConfig, saved: GPTConfig | OneHeadConfig, start: Path) -> None:
+    """Raise SettingError where a run is to be resumed by another model than it has."""
+    for name in asked.to_dict():
+        if may_change(name):
+            continue
         value, has = (getattr(config, name, None) for config in (asked, saved))
         if value != has:
             need = f"is not what the model in {start} has ({has}), which is gone on with; leave it out"
@@ -267,14 +265,14 @@ class Command:
                 need = f"is fewer than the {tokenizer.vocab_size} token ids of tokenizer {tokenizer.name}; leave it out"
                 raise SettingError("train", "vocab_size", config.vocab_size, need)
             if start is not None:
-                _check_same_shape(config, interop.open_config(start), start)
+                _check_same_model(config, interop.open_config(start), start)
             return tokenizer, lambda: presets.make(config)
         if start is not None:
             self._check_same_start()
         folder = _inputs.model_folder(self.init_from) if start is None else start
         config = interop.open_config(folder)
         self.model.check_fits(config, str(folder))
-        overrides = {k: v for k, v in self.model.given().items() if _may_change(k)}
+        overrides = {k: v for k, v in self.model.given().items() if may_change(k)}
         tokenizer = self._tokenizer_of(folder)
         if tokenizer.vocab_size > config.vocab_size:
             need = f"has {tokenizer.vocab_size} token ids, the model in {folder} {config.vocab_size}; name its own"

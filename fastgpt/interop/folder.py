@@ -176,8 +176,14 @@ def tensors_sha256(tensors: State) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    """The values of a tensor on the CPU, in C order, as a numpy array of uint8."""
+    # Not `reshape(-1)`: a tensor of one number is contiguous whatever its stride, which forbids another view of it.
+    return tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def read_pickle(path: Path, *, weights: bool = True) -> dict[str, Any]:

@@ -23,6 +23,7 @@ TENSORS = {
     "c": torch.tensor([True, False]),
     "none": torch.zeros(0, 4),
     "t": torch.arange(6).reshape(2, 3).t(),
+    "one": torch.arange(6.0)[::6],
 }
 
 

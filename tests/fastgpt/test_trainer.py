@@ -566,13 +566,13 @@ def test_what_a_parent_ignores_stays_ignored(tmp_path):
 def test_resume_with_other_settings(tmp_path):
     tiny_trainer(tmp_path, name="a", steps=2).fit()
     changed = {"lr": 0.5, "batch_size": 4, "weight_decay": 0.0, "steps": 4}
-    model = tiny_model(seed=7, gelu="tanh")
+    model = tiny_model(seed=7, dropout=0.2)
     trainer = tiny_trainer(tmp_path, model=model, name="a", **changed)
     before = weights(trainer)
     with pytest.raises(SettingsChanged, match=r"resume=True, allow_changes=True") as caught:
         trainer.fit(resume=True)
     assert caught.value.differences == {
-        "gelu": ("none", "tanh"), "lr": (0.01, 0.5), "batch_size": (3, 4), "weight_decay": (0.1, 0.0), "steps": (2, 4),
+        "dropout": (0.1, 0.2), "lr": (0.01, 0.5), "batch_size": (3, 4), "weight_decay": (0.1, 0.0), "steps": (2, 4),
     }  # fmt: skip
     assert_same_bits(before, weights(trainer))  # refused before anything was changed
     assert trainer.fit(resume=True, allow_changes=True).step == 4
