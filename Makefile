@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo test test-all test-cpus test-luck bench gate gate-check mutants fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
+.PHONY: help demo test test-all test-cpus test-luck bench gate gate-check mutants faults fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -64,6 +64,9 @@ gate-check: $(VENV)/.dev  ## recompile a fixed sample of the gate's rows; fail o
 
 mutants: $(VENV)/.dev  ## plant every listed fault in the kernels, one at a time; each must be caught
 	$(BIN)/python -m tests.mutants --jobs $(JOBS)
+
+faults: $(VENV)/.dev  ## fail or kill the training loop at every call that changes a file; the next run must make it good
+	$(BIN)/python -m tests.faults --jobs $(JOBS)
 
 fuzz: $(VENV)/.dev  ## property-based tests, long mode
 	FASTGPT_FUZZ_EXAMPLES=500 $(PYTEST) tests/fuzz -n $(JOBS) --timeout 7200
