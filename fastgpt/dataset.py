@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .mapped import CutError, Place, check_whole
 from .settings import SettingTypeError, check_number
-from .shards import MANIFEST, REDO, ShardError, open_documents, open_shard, read_manifest
+from .shard_checks import check_unaltered
+from .shards import (
+    DOCUMENTS,
+    REDO,
+    ShardError,
+    content_sha256,
+    id_dtype,
+    open_documents,
+    open_shard,
+    read_manifest,
+)
 from .tokenizer import Tokenizer
+
+_BLOCK = 1 << 22  # ids
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class TokenDataset:
     vocab_size: int
     tokenizer_sha256: str
     name: str
+    _known_sha256: str | None = field(default=None, init=False, repr=False, compare=False)  # of what was opened
 
     def __new__(cls, *args: Any, **kwargs: Any) -> TokenDataset:
         if args and isinstance(args[0], (str, os.PathLike)):  # before Python misses the other arguments
@@ -45,7 +65,7 @@ class TokenDataset:
                 raise SettingTypeError("TokenDataset", "shards", self.shards, need)
 
     def __len__(self) -> int:
-        return sum(len(shard) for shard in self.shards)
+        return self._ends[-1] if self.shards else 0
 
     @staticmethod
     def from_documents(documents: Iterable[Sequence[int]], tokenizer: Tokenizer, name: str = "tokens") -> TokenDataset:
@@ -71,42 +91,101 @@ class TokenDataset:
         return TokenDataset((stream,), np.array(starts, np.int64), tokenizer.vocab_size, tokenizer.sha256, name)
 
     @staticmethod
-    def open(folder: str | os.PathLike[str], *, verify: bool = False) -> TokenDataset:
-        """Memory-map what `prepare` wrote. `verify` also reads every shard and compares its sha256.
+    def open(folder: str | os.PathLike[str], *, verify: bool = False, progress: bool = True) -> TokenDataset:
+        """Memory-map what `prepare` wrote.
+
+        Files whose time stamp is another than when they were written (copies, altered ones, those of early versions,
+        which recorded none) are compared with their sha256; with `verify`, all are. `progress`: a bar on a terminal.
 
         Raises:
             FileNotFoundError: no manifest in `folder`, or a shard is missing.
-            ShardError: a truncated, foreign or (with `verify`) altered shard; the message says which.
+            ShardError: a truncated, foreign or altered file; the message says which.
             SettingTypeError: no path.
         """
         if not isinstance(folder, (str, os.PathLike)):
             raise SettingTypeError("TokenDataset.open", "folder", folder, "must be the path of a folder")
         folder = Path(folder)
         manifest = read_manifest(folder)
-        try:
-            shards = tuple(open_shard(folder, entry, verify=verify) for entry in manifest["shards"])
-            documents = open_documents(folder, manifest)
-            tokenizer = manifest["tokenizer"]
-            return TokenDataset(shards, documents, tokenizer["vocab_size"], tokenizer["sha256"], str(folder))
-        except (LookupError, TypeError) as error:
-            raise ShardError(f"{folder / MANIFEST}: not a manifest of token shards ({error!r}); {REDO}") from error
+        tokenizer, dtype = manifest["tokenizer"], id_dtype(manifest["tokenizer"]["vocab_size"])
+        shards = tuple(open_shard(folder / entry["file"], entry["n_tokens"], dtype) for entry in manifest["shards"])
+        documents = open_documents(folder / DOCUMENTS, manifest["n_documents"], manifest["n_tokens"])
+        check_unaltered(folder, manifest, whole=verify, progress=progress)
+        dataset = TokenDataset(shards, documents, tokenizer["vocab_size"], tokenizer["sha256"], str(folder))
+        return dataset._known_as(content_sha256(manifest))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Identity of the ids, hex: equal for copies of a folder, and for the same text tokenized again.
+
+        Of an opened folder from its manifest, without reading; of others, the sha256 of the ids as uint16 (uint32 where
+        the vocabulary needs it), computed once. Of a slice of an opened folder, from the folder's and the limits.
+        """
+        if self._known_sha256 is not None:
+            return self._known_sha256
+        digest = hashlib.sha256()
+        for ids in self._blocks():
+            digest.update(ids.astype(id_dtype(self.vocab_size)))
+        return digest.hexdigest()
+
+    def _known_as(self, sha256: str | None) -> TokenDataset:
+        object.__setattr__(self, "_known_sha256", sha256)
+        return self
+
+    def renamed(self, name: str) -> TokenDataset:
+        """The same tokens under another name."""
+        return dataclasses.replace(self, name=name)._known_as(self._known_sha256)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy take: mapped arrays as the place in their file, where they are mapped again."""
+        shards = tuple(Place.of(shard) for shard in self.shards)
+        return self.__dict__ | {"shards": shards, "documents": Place.of(self.documents)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        def there(array: np.ndarray | Place) -> np.ndarray:
+            return array.open() if isinstance(array, Place) else array
+
+        with _as_shard_error():
+            shards = tuple(there(shard) for shard in state["shards"])
+            self.__dict__.update(state | {"shards": shards, "documents": there(state["documents"])})
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) int64 ids of the stream, across shards.
 
         Raises:
             IndexError: outside the stream.
+            ShardError: the file was cut since it was opened, or holds ids that the tokenizer has not.
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"TokenDataset.read: [{start}, {stop}) is outside the {len(self)} tokens of {self.name}")
-        out, at, base = np.empty(stop - start, np.int64), 0, 0
-        for shard in self.shards:
-            low, high = max(start - base, 0), min(stop - base, len(shard))
-            if low < high:
-                out[at : at + high - low] = shard[low:high]
-                at += high - low
-            base += len(shard)
+        out, at = np.empty(stop - start, np.int64), 0
+        number = bisect.bisect_right(self._ends, start)
+        while at < len(out):
+            shard, base = self.shards[number], self._ends[number] - len(self.shards[number])
+            part = self._part(shard, start + at - base, min(stop - base, len(shard)))
+            out[at : at + len(part)] = part
+            at, number = at + len(part), number + 1
         return out
+
+    def _part(self, shard: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """shard[start:stop], which is not empty; of a mapped file, after a look at the file and at the ids."""
+        with _as_shard_error():
+            check_whole(shard)
+        part = shard[start:stop]
+        if isinstance(shard, np.memmap) and part.max() >= self.vocab_size:  # where a GPU would give up its context
+            need = f"an id of {part.max()}, but its tokenizer has {self.vocab_size}: damaged; {REDO}"
+            raise ShardError(f"{shard.filename}: {need}")
+        return part
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        """Where in the stream each shard ends."""
+        return list(itertools.accumulate(len(shard) for shard in self.shards))
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """All ids, in arrays of at most `_BLOCK`."""
+        for shard in self.shards:
+            for start in range(0, len(shard), _BLOCK):
+                yield self._part(shard, start, min(start + _BLOCK, len(shard)))
 
     def split(self, fraction: float) -> tuple[TokenDataset, TokenDataset]:
         """(all but the last `fraction` of the tokens, the last `fraction`), both without copying.
@@ -123,16 +202,34 @@ class TokenDataset:
         for shard in self.shards:
             parts.append(shard[max(start - base, 0) : max(stop - base, 0)])
             base += len(shard)
-        inside = self.documents[(self.documents >= start) & (self.documents < stop)] - start
-        return TokenDataset(tuple(parts), inside, self.vocab_size, self.tokenizer_sha256, f"{self.name} ({label})")
+        with _as_shard_error():
+            check_whole(self.documents)
+        inside = self.documents[slice(*np.searchsorted(self.documents, (start, stop)))]
+        inside = inside - start if start else inside
+        other = TokenDataset(tuple(parts), inside, self.vocab_size, self.tokenizer_sha256, f"{self.name} ({label})")
+        if self._known_sha256 is None:
+            return other
+        return other._known_as(hashlib.sha256(f"{self._known_sha256} {start} {stop}".encode()).hexdigest())
 
     def unigram_entropy(self) -> float:
-        """-Σ p ln p of the ids' frequencies, in nats per token: the best loss of a model that ignores context."""
+        """-Σ p ln p of the ids' frequencies, in nats per token: the best loss of a model that ignores context.
+
+        Raises:
+            ShardError: as `read`.
+        """
         counts = np.zeros(self.vocab_size, np.int64)
-        for shard in self.shards:
-            counts += np.bincount(shard, minlength=self.vocab_size)
+        for ids in self._blocks():
+            counts += np.bincount(ids, minlength=self.vocab_size)
         p = counts[counts > 0] / counts.sum()
         return float(-(p * np.log(p)).sum())
+
+
+@contextlib.contextmanager
+def _as_shard_error() -> Iterator[None]:
+    try:
+        yield
+    except CutError as error:
+        raise ShardError(f"{error}; {REDO}, or restore the file") from error
 
 
 def checked_tokenizer(owner: str, tokenizer: Any) -> Tokenizer:
@@ -159,8 +256,3 @@ def _checked_documents(owner: str, documents: Any) -> Iterator[np.ndarray]:
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise SettingTypeError(owner, "documents", documents, need)
         yield ids.astype(np.int64)
-
-
-def id_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds every id."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .dataset import TokenDataset, checked_tokenizer, id_dtype
+from .dataset import TokenDataset, checked_tokenizer
 from .files import check_folder, reason
 from .settings import SettingError, SettingTypeError, check_integer
-from .shards import DOCUMENTS, MAGIC, MANIFEST, VERSION, FolderError, ShardWriter, check_target, new_set
+from .shard_writing import ShardWriter, check_target, new_set
+from .shards import FolderError, id_dtype
 from .sources import SourceError, find_sources, read_pieces
 from .tokenizer import Tokenizer
 
@@ -91,18 +91,12 @@ def _write(
                 writer.write(np.array([end]))
     if not writer.n_tokens:
         raise SourceError(f"{', '.join(map(str, files))}: no text in there; give files that hold some")
-    np.save(work / DOCUMENTS, np.array(starts, np.int64))
-    manifest = {
-        "format": MAGIC.decode(),
-        "version": VERSION,
-        "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
-        "n_tokens": writer.n_tokens,
-        "n_documents": len(starts),
-        "n_bytes": n_bytes,
-        "shards": writer.close(),
-        "sources": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
-    }
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    writer.close(
+        np.array(starts, np.int64),
+        tokenizer={"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        n_bytes=n_bytes,
+        sources=[{"path": str(path), "bytes": path.stat().st_size} for path in files],
+    )
 
 
 def _tokenized(

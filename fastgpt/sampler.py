@@ -9,6 +9,7 @@ exactly, on any number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,10 @@ class BatchSampler:
         batch = window_batch(self.dataset, [self._window(first + n) for n in range(self.batch_size)], self.seq_len)
         self.position += self.batch_size * self.world_size
         return batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: without the order of the windows, which the seed gives again."""
+        return self.__dict__ | {"_epoch": -1, "_order": np.zeros(0, np.int64)}
 
     def _window(self, sample: int) -> int:
         epoch = sample // self.n_windows

@@ -1,18 +1,19 @@
-"""Token shards on disk: their format, and folders of them, of which only files of ours are ever replaced.
+"""Token shards on disk: their format, and reading it.
 
 `tokens-00000.bin` ...: a 32-byte header, then uint16 or uint32 ids. `documents.npy`: int64, where each document starts.
-`manifest.json` describes both; a folder holds token shards if and only if it has one of ours.
+`manifest.json` describes both; a folder holds token shards if and only if it has one of ours. It holds the sha256 of
+the ids of each shard, of those of all together, of documents.npy, and of itself, and when the files were written
+(version 1: the shards' sha256 alone).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from . import files
 from .settings import SettingError
 
 MAGIC, VERSION = b"FGPTTOKS", 1
+MANIFEST_VERSIONS = (1, 2)
 HEADER = struct.Struct("<8sIIQ8x")  # magic, version, bytes per id, number of ids: 32 bytes
 MANIFEST, DOCUMENTS = "manifest.json", "documents.npy"
 REDO = "run `fastgpt prepare` on the original texts again"
 
-_NAME = re.compile(r"tokens-\d{5,}\.bin")
+NAME = re.compile(r"tokens-\d{5,}\.bin")
 
 
 class ShardError(ValueError):
@@ -46,14 +48,19 @@ def is_shards(folder: str | os.PathLike[str]) -> bool:
     return os.path.isfile(Path(folder, MANIFEST))  # False, unlike Path's, also for a path that cannot be
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every id."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+# ---- the manifest --------------------------------------------------------------------------------------------------
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`.
+    """The manifest of `folder`, in which every value is one that can be.
 
     Raises:
-        FileNotFoundError: it has none. ShardError: it is not of token shards, or of a newer version.
+        FileNotFoundError: it has none. ShardError: it is not of token shards, damaged, or of a newer version.
     """
     path = folder / MANIFEST
     if not is_shards(folder):
@@ -61,198 +68,138 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder}: {what}; make them with `fastgpt prepare`")
     try:
         manifest = files.read_json(path)
-        if manifest["format"] != MAGIC.decode() or manifest["version"] != VERSION:
-            raise ShardError(f"{path}: format {manifest['format']!r} version {manifest['version']}, {REDO}")
+        version = manifest["version"]
+        if manifest["format"] != MAGIC.decode() or type(version) is not int or version not in MANIFEST_VERSIONS:
+            raise ShardError(f"{path}: format {manifest['format']!r} version {version!r}, {REDO}")
         for entry in manifest["shards"]:
-            if not _NAME.fullmatch(entry["file"]):  # such as ../../somewhere else
+            if not NAME.fullmatch(entry["file"]):  # such as ../../somewhere else
                 raise ShardError(f"{path}: {entry['file']!r} is no name of a shard; {REDO}")
+        if version > 1 and manifest["manifest_sha256"] != manifest_sha256(manifest):
+            raise ShardError(f"{path}: its sha256 is not the one in it: damaged, or altered by hand; {REDO}")
+        _check_values(manifest)
     except ShardError:
         raise
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ShardError(f"{path}: not a manifest of token shards ({error!r}); {REDO}") from error
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({files.reason(error)})") from error
     return manifest
 
 
-def open_shard(folder: Path, entry: dict[str, Any], *, verify: bool) -> np.ndarray:
-    """Memory-map the shard that `entry` of the manifest describes; `verify` also compares its sha256.
+def _check_values(manifest: dict[str, Any]) -> None:
+    """Raise ValueError, TypeError or LookupError where a value that is read from the manifest cannot be."""
+    tokenizer, shards = manifest["tokenizer"], manifest["shards"]
+    _check_count("vocab_size", tokenizer["vocab_size"], most=1 << 32)
+    _check_hash("tokenizer", tokenizer["sha256"], digits=0)  # whoever has one that is no Tokenizer may call it so
+    for number, entry in enumerate(shards):
+        if entry["file"] != shard_name(number):
+            raise ValueError(f"shard {number} is {entry['file']}")
+        _check_count(f"n_tokens of {entry['file']}", entry["n_tokens"])
+        _check_hash(entry["file"], entry["sha256"])
+    together = sum(entry["n_tokens"] for entry in shards)
+    if _check_count("n_tokens", manifest["n_tokens"]) != together:
+        raise ValueError(f"n_tokens is {manifest['n_tokens']}, but the shards have {together}")
+    _check_count("n_documents", manifest["n_documents"], most=manifest["n_tokens"])
+    if manifest["version"] > 1:
+        _check_hash("tokens_sha256", manifest["tokens_sha256"])
+        _check_hash(DOCUMENTS, manifest["documents"]["sha256"])
+
+
+def _check_count(name: str, value: Any, most: int = (1 << 62)) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _check_hash(name: str, value: Any, digits: int = 64) -> None:
+    if type(value) is not str or not value or (digits and not re.fullmatch(f"[0-9a-f]{{{digits}}}", value)):
+        raise ValueError(f"the sha256 of {name} is {str(value)[:40]!r}")
+
+
+def manifest_sha256(manifest: dict[str, Any]) -> str:
+    """Hash of what the manifest says, whatever its layout."""
+    rest = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def content_sha256(manifest: dict[str, Any]) -> str:
+    """Hash of the ids of the whole stream. Of several shards of version 1, whose manifest has none: of their hashes."""
+    hashes = [entry["sha256"] for entry in manifest["shards"]]
+    if "tokens_sha256" in manifest or len(hashes) == 1:
+        return manifest.get("tokens_sha256", hashes[0])
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def shard_name(number: int) -> str:
+    return f"tokens-{number:05d}.bin"
+
+
+# ---- shards and documents ------------------------------------------------------------------------------------------
+
+
+def open_shard(path: Path, n_tokens: int, dtype: np.dtype) -> np.memmap:
+    """Memory-map the shard `path`, which must hold `n_tokens` ids of `dtype`.
 
     Raises:
-        FileNotFoundError: it is missing. ShardError: it is truncated, foreign or altered.
+        FileNotFoundError: it is missing. ShardError: it is truncated, foreign or cannot be read.
     """
-    path = folder / entry["file"]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the manifest names this shard, but it is missing; {REDO}")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        header = file.read(HEADER.size)
+    _check_is_file(path, "the manifest names this shard, but it is missing")
+    try:
+        with open(path, "rb") as file:
+            header, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
+            _check_header(path, header, n_tokens, dtype)
+            expected = HEADER.size + n_tokens * dtype.itemsize
+            if size != expected:
+                raise ShardError(f"{path}: {size} bytes, expected {expected}: truncated or damaged; {REDO}")
+            return np.memmap(path, dtype, "r", HEADER.size, (n_tokens,))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_header(path: Path, header: bytes, n_tokens: int, dtype: np.dtype) -> None:
     if len(header) < HEADER.size or header[:8] != MAGIC:
         raise ShardError(f"{path}: not a token shard of fastgpt (it starts with {header[:8]!r}); {REDO}")
     _, version, itemsize, count = HEADER.unpack(header)
     if version != VERSION or itemsize not in (2, 4):
         raise ShardError(f"{path}: shard version {version} with {itemsize}-byte ids, cannot be read; {REDO}")
-    if count != entry["n_tokens"]:
-        raise ShardError(f"{path}: {count} tokens, the manifest says {entry['n_tokens']}: from another set; {REDO}")
-    expected = HEADER.size + count * itemsize
-    if size != expected:
-        raise ShardError(f"{path}: {size} bytes, expected {expected}: truncated or damaged; {REDO}")
-    tokens = np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER.size, shape=(count,))
-    if verify and hashlib.sha256(tokens).hexdigest() != entry["sha256"]:
-        raise ShardError(f"{path}: its sha256 is not the manifest's: altered after it was written; {REDO}")
-    return tokens
+    if count != n_tokens:
+        raise ShardError(f"{path}: {count} tokens, the manifest says {n_tokens}: from another set; {REDO}")
+    if header != HEADER.pack(MAGIC, VERSION, dtype.itemsize, n_tokens):
+        what = f"{itemsize}-byte ids, the vocabulary needs {dtype.itemsize}, or a damaged header"
+        raise ShardError(f"{path}: {what}; {REDO}")
 
 
-def open_documents(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
+def open_documents(path: Path, n_documents: int, n_tokens: int) -> np.ndarray:
     """Memory-map documents.npy: (n_documents,) int64, rising, inside the stream.
 
     Raises:
         FileNotFoundError: it is missing. ShardError: it is truncated, damaged or of another set.
     """
-    path = folder / DOCUMENTS
+    _check_is_file(path, "missing from the token shards")
     try:
         documents = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: missing from the token shards; {REDO}") from None
-    except (ValueError, EOFError) as error:
-        raise ShardError(f"{path}: truncated or damaged ({error}); {REDO}") from error
-    if documents.dtype != np.int64 or documents.shape != (manifest["n_documents"],):
-        raise ShardError(f"{path}: not the {manifest['n_documents']} positions that the manifest says; {REDO}")
-    n_tokens = manifest["n_tokens"]
-    if len(documents) and not (documents[0] >= 0 and documents[-1] < n_tokens and (np.diff(documents) > 0).all()):
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # numpy lets through whatever Python's parser raises at a garbled header
+        raise ShardError(f"{path}: truncated or damaged ({' '.join(str(error).split())}); {REDO}") from error
+    if not isinstance(documents, np.memmap) or documents.dtype != np.int64 or documents.shape != (n_documents,):
+        raise ShardError(f"{path}: not the {n_documents} positions that the manifest says; {REDO}")
+    expected = documents.offset + documents.nbytes
+    if path.stat().st_size != expected:
+        raise ShardError(f"{path}: {path.stat().st_size} bytes, expected {expected}: damaged; {REDO}")
+    if not (documents[0] >= 0 and documents[-1] < n_tokens and (np.diff(documents) > 0).all()):
         raise ShardError(f"{path}: positions that do not rise from 0 to {n_tokens}: damaged; {REDO}")
     return documents
 
 
-# ---- writing -------------------------------------------------------------------------------------------------------
+def _check_is_file(path: Path, missing: str) -> None:
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"{path}: {missing}; {REDO}")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "a link to nowhere" if path.is_symlink() else "no file"
+        raise ShardError(f"{path}: {what} in the place of a file of token shards; {REDO}")
 
 
-def check_target(folder: Path, sources: list[Path], *, overwrite: bool) -> None:
-    """Refuse, before any work, to write where anything could be lost.
-
-    `sources`: what the user named. A folder that is not there, an empty one, and, with `overwrite`, one of token shards
-    are written; only files that its manifest names are replaced.
-
-    Raises:
-        FolderTakenError, SettingError: named `folder`; the message says what is in the way.
-    """
-    files.check_folder("prepare", "folder", folder)
-    inside = folder.resolve()
-    for source in sources:
-        if inside == source.resolve() or inside in source.resolve().parents:
-            raise SettingError("prepare", "folder", str(folder), f"holds the source {source}; choose another folder")
-        if source.is_dir() and source.resolve() in inside.parents:
-            need = f"lies inside of the source {source}; choose a folder outside"
-            raise SettingError("prepare", "folder", str(folder), need)
-    if not folder.is_dir():
-        return
-    found = sorted(path.name for path in folder.iterdir())
-    if not found:
-        return
-    if not is_shards(folder):
-        some = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        need = f"holds other files ({some}), no token shards: nothing in it is touched; choose another folder"
-        raise FolderTakenError("prepare", "folder", str(folder), need)
-    if not overwrite:
-        need = "exists; choose another folder, or pass overwrite=True (--overwrite)"
-        raise FolderTakenError("prepare", "folder", str(folder), need)
-    try:
-        ours = owned(folder)
-    except ShardError as error:
-        need = f"is not replaced, for what is in it is not certain: {error}; choose another folder, or delete this one"
-        raise FolderTakenError("prepare", "folder", str(folder), need) from error
-    foreign = [name for name in found if name not in ours and (_NAME.fullmatch(name) or name == DOCUMENTS)]
-    if foreign:
-        need = f"holds {foreign[0]}, which its manifest does not name: move that away, or choose another folder"
-        raise FolderTakenError("prepare", "folder", str(folder), need)
-
-
-def owned(folder: Path) -> list[str]:
-    """Names of the files that the manifest of `folder` says are ours, itself first.
-
-    Raises:
-        FileNotFoundError, ShardError: see `read_manifest`.
-    """
-    return [MANIFEST, DOCUMENTS, *(entry["file"] for entry in read_manifest(folder)["shards"])]
-
-
-@contextlib.contextmanager
-def new_set(folder: Path) -> Iterator[Path]:
-    """A folder to write shards, documents and manifest into; when the block ends well, they are `folder`'s.
-
-    What fails before that, Ctrl-C included, leaves `folder` as it was. Files that are not ours stay in it.
-
-    Raises:
-        OSError: the disk is full or cannot be written. FileExistsError: another process has just made `folder`.
-    """
-    beside = not folder.is_dir()
-    with files.working_folder(folder.parent if beside else folder) as work:
-        yield work
-        files.flush_all(work)
-        if not beside:
-            _replace(folder, work)
-            return
-        try:
-            work.rename(folder)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise FileExistsError(f"{folder} exists: another process made it meanwhile") from error
-            raise
-    files.flush(folder.parent)
-
-
-def _replace(folder: Path, work: Path) -> None:
-    """Let the files in `work` take the places of the set in `folder`; undo it all if anything fails."""
-    new = [DOCUMENTS, *sorted(path.name for path in work.iterdir() if _NAME.fullmatch(path.name)), MANIFEST]
-    aside = work / "replaced"
-    aside.mkdir()
-    moves = [(folder / name, aside / name) for name in owned(folder)] if is_shards(folder) else []
-    moves += [(work / name, folder / name) for name in new]
-    done = []
-    try:
-        for source, target in moves:
-            done.append((source, target))
-            with contextlib.suppress(FileNotFoundError):  # a shard that the old manifest names and that was lost
-                source.rename(target)
-    except BaseException:
-        for source, target in reversed(done):
-            with contextlib.suppress(FileNotFoundError):  # the move that failed
-                target.rename(source)
-        raise
-    files.flush(folder)
-
-
-class ShardWriter:
-    """Appends ids to numbered shard files; `close` returns their entries in the manifest."""
-
-    def __init__(self, folder: Path, dtype: np.dtype, shard_tokens: int) -> None:
-        self.folder, self.dtype, self.shard_tokens = folder, dtype, shard_tokens
-        self.n_tokens, self.last = 0, -1
-        self._file, self._count, self._hash = None, 0, hashlib.sha256()
-        self._entries: list[dict[str, Any]] = []
-
-    def write(self, ids: np.ndarray) -> None:
-        while len(ids):
-            if self._file is None:
-                self._file = open(self.folder / f"tokens-{len(self._entries):05d}.bin", "wb")  # noqa: SIM115
-                self._file.write(bytes(HEADER.size))
-            part, ids = ids[: self.shard_tokens - self._count], ids[self.shard_tokens - self._count :]
-            data = part.astype(self.dtype).tobytes()
-            self._file.write(data)
-            self._hash.update(data)
-            self._count += len(part)
-            self.n_tokens += len(part)
-            self.last = int(part[-1])
-            if self._count == self.shard_tokens:
-                self._finish()
-
-    def _finish(self) -> None:
-        self._file.seek(0)
-        self._file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self._count))
-        self._file.close()
-        name = Path(self._file.name).name
-        self._entries.append({"file": name, "n_tokens": self._count, "sha256": self._hash.hexdigest()})
-        self._file, self._count, self._hash = None, 0, hashlib.sha256()
-
-    def close(self) -> list[dict[str, Any]]:
-        if self._file is not None:
-            self._finish()
-        return self._entries
+def _unreadable(path: Path, error: OSError) -> ShardError:
+    many = "; raise `ulimit -n`, or prepare with a larger --shard-tokens" if error.errno == errno.EMFILE else ""
+    return ShardError(f"{path}: cannot be read ({files.reason(error)}){many}")

@@ -2,16 +2,14 @@
 
     <cache>/tokens/<which texts and tokenizer>-<their state>/
 
-<cache> is $FASTGPT_CACHE, or fastgpt in $XDG_CACHE_HOME or in ~/.cache. An entry appears when it is whole, so two
-processes may make the same one at once; a new state of the same texts replaces the old one, and what nobody used for
-`MAX_AGE` seconds goes.
+<cache> is the folder of `fastgpt.user_cache`. An entry appears when it is whole, so two processes may make the same one
+at once; a new state of the same texts replaces the old one, and what nobody used for `MAX_AGE` seconds goes.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -24,13 +22,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import user_cache
 from .data import ShardError, TokenDataset, prepare
 from .files import reason
 from .shards import FolderError
 from .sources import find_sources
 from .tokenizer import Tokenizer
-
-MAX_AGE = 30 * 24 * 3600.0
+from .user_cache import MAX_AGE
 
 _log = logging.getLogger("fastgpt")
 _ENTRY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
@@ -53,7 +51,7 @@ def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = Tr
         found = TokenDataset.open(folder)
         with contextlib.suppress(OSError):
             os.utime(folder)  # it was used today
-        return dataclasses.replace(found, name=name)
+        return found.renamed(name)
     shutil.rmtree(folder, ignore_errors=True)  # damaged
     try:
         # By the files: the cache may well lie in a folder that was named, the home folder for example.
@@ -65,7 +63,7 @@ def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = Tr
         folder = _temporary_folder(f"{folder.parent}: {reason(why)}") / folder.name
         found = prepare(texts, folder, tokenizer, progress=progress)
     _tidy(folder)
-    return dataclasses.replace(found, name=name)
+    return found.renamed(name)
 
 
 def _digest(*what: object) -> str:
@@ -75,11 +73,7 @@ def _digest(*what: object) -> str:
 def _cache_folder() -> Path:
     """<cache>/tokens, made and writable; or a temporary folder, removed at the end of the process, which it says."""
     try:
-        root = os.environ.get("FASTGPT_CACHE")
-        if not root:
-            asked = Path(os.environ.get("XDG_CACHE_HOME") or "")  # by its specification, a relative one does not count
-            root = (asked if asked.is_absolute() else Path.home() / ".cache") / "fastgpt"
-        folder = Path(root).absolute() / "tokens"
+        folder = user_cache.root() / "tokens"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder

@@ -1,0 +1,64 @@
+"""Arrays that are mapped from files: safe to read when a file was cut, and sent to other processes as a path."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class CutError(ValueError):
+    """A mapped file is shorter, or another one, than when it was mapped; the message begins with its path."""
+
+
+def check_whole(array: np.ndarray) -> None:
+    """Raise CutError where reading a mapped `array` would end the process: SIGBUS, beyond the end of a file that was
+    cut since. (The file that was mapped counts, also when another one has taken its name.)"""
+    mapped = getattr(array, "_mmap", None)  # numpy's name for it; what has none is no map
+    if mapped is not None and mapped.size() < _begin(array) + len(mapped):
+        raise CutError(
+            f"{array.filename}: cut to {mapped.size()} bytes while it was in use, {_begin(array) + len(mapped)} "
+            "were there when it was opened"
+        )
+
+
+def _begin(array: np.memmap) -> int:
+    """Where in the file the map begins, which is a page's begin."""
+    return array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a one-dimensional array lies: bytes [offset, offset + n * itemsize) of a file that has `size`."""
+
+    path: str
+    offset: int
+    n: int
+    dtype: str
+    size: int
+
+    @staticmethod
+    def of(array: np.ndarray) -> Place | np.ndarray:
+        """The place of a mapped array or of a slice of one; `array` itself if it is in memory."""
+        mapped, path = getattr(array, "_mmap", None), getattr(array, "filename", None)
+        if mapped is None or path is None or array.mode not in ("r", "r+") or not array.size or not array.flags.forc:
+            return array
+        first = np.frombuffer(mapped, np.uint8).ctypes.data
+        offset = _begin(array) + array.ctypes.data - first
+        return Place(os.path.abspath(path), offset, len(array), array.dtype.str, mapped.size())
+
+    def open(self) -> np.memmap:
+        """Map it again.
+
+        Raises:
+            CutError: the file has another size, or cannot be read.
+        """
+        try:
+            size = os.stat(self.path).st_size
+            if size != self.size:
+                raise CutError(f"{self.path}: {size} bytes, {self.size} in the process that sent it: another file")
+            return np.memmap(self.path, self.dtype, "r", self.offset, (self.n,))
+        except OSError as error:
+            raise CutError(f"{self.path}: cannot be read any more ({error.strerror})") from error
