@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from . import pretokens
+from .pretokens import PIECE_CHARS
+
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 PACKED_SUFFIXES = (".gz", ".xz", ".zst")
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "ckpt.pt", "metrics.jsonl")
 _ENCODING = "utf-8-sig"  # the mark that Windows' programs put before a text is none of its characters
-PIECE_CHARS = 1 << 18  # long documents are tokenized in pieces of about this many characters
 
 
 class SourceError(ValueError):
@@ -110,25 +112,19 @@ def read_pieces(path: Path, on_read: Callable[[int], None] | None = None) -> Ite
 
 
 def _pieces(path: Path, stream: io.TextIOBase) -> Iterator[tuple[str, bool]]:
-    pending = ""
-    while chunk := stream.read(PIECE_CHARS):
-        if "\0" in chunk:
-            raise SourceError(f"{path}: binary data (a NUL byte), not text; give text or JSON Lines files")
-        pending += chunk
-        cut = _safe_cut(pending)
-        if cut:
-            yield pending[:cut], False
-            pending = pending[cut:]
-    if pending:
-        yield pending, True
+    def chunks() -> Iterator[str]:
+        while chunk := stream.read(PIECE_CHARS):
+            if "\0" in chunk:
+                raise SourceError(f"{path}: binary data (a NUL byte), not text; give text or JSON Lines files")
+            yield chunk
 
-
-def _safe_cut(text: str) -> int:
-    """The last position after which white space follows something else; 0 if there is none."""
-    at = len(text) - 1
-    while at > 0 and not (text[at].isspace() and not text[at - 1].isspace()):
-        at -= 1
-    return max(at, 0)
+    previous = None
+    for piece in pretokens.pieces(chunks(), PIECE_CHARS):
+        if previous is not None:
+            yield previous, False
+        previous = piece
+    if previous is not None:
+        yield previous, True
 
 
 def _json_lines(path: Path, stream: BinaryIO) -> Iterator[str]:

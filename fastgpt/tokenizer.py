@@ -19,6 +19,7 @@ import lzma
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,10 @@ import numpy as np
 
 from . import files
 from .assets import read_asset
+from .pretokens import END_OF_TEXT, GPT2_PATTERN, PIECE_CHARS, pieces
 from .settings import SettingError, SettingTypeError, check_integer
 
-END_OF_TEXT = "<|endoftext|>"
-
 _ABOUT, _RANKS = "fastgpt_tokenizer.json", "tokenizer.tiktoken"  # what `save` writes
-
-# GPT-2's pre-tokenization (Radford et al. 2019): contractions, words, numbers, punctuation, runs of white space.
-GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 # name -> (asset, sha256 of the unpacked ranks)
 BUNDLED = {
@@ -193,13 +190,26 @@ class Tokenizer:
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of `text`. `<|endoftext|>` in it is ordinary text, unless `allow_special` makes it the id.
 
+        Halves of surrogate pairs, which no text has, become U+FFFD. A word, number, or run of other characters or of
+        white space of more than 2**20 characters is encoded in parts.
+
+        Raises:
+            SettingTypeError: no string.
+        """
+        return self.encode_array(text, allow_special=allow_special).tolist()
+
+    def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
+        """`encode`, as (n,) uint32: a third of the memory, and other threads run meanwhile.
+
         Raises:
             SettingTypeError: no string.
         """
         _check_text("Tokenizer.encode", "text", text)
-        if allow_special:
-            return self._encoding.encode(text, allowed_special="all")
-        return self._encoding.encode_ordinary(text)
+        try:
+            return self._encoded(text, allow_special)
+        except UnicodeEncodeError:
+            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return self._encoded(whole, allow_special)
 
     def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[list[int]]:
         """`encode` (everything ordinary text) of many texts on `threads` threads (default: one per CPU, at most 8).
@@ -213,11 +223,25 @@ class Tokenizer:
         texts = list(texts)
         for text in texts:
             _check_text(owner, "texts", text)
-        if threads is None:
-            threads = min(8, os.cpu_count() or 1)
-        return self._encoding.encode_ordinary_batch(
-            texts, num_threads=check_integer(owner, "threads", threads, least=1)
-        )
+        threads = default_threads() if threads is None else check_integer(owner, "threads", threads, least=1)
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def _encoded(self, text: str, special: bool) -> np.ndarray:
+        if len(text) > PIECE_CHARS:
+            chunks = (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
+            return np.concatenate([self._encoded_piece(piece, special) for piece in pieces(chunks, special=special)])
+        return self._encoded_piece(text, special)
+
+    def _encoded_piece(self, text: str, special: bool) -> np.ndarray:
+        allowed = {END_OF_TEXT} if special else set()
+        try:
+            return self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the Rust code, and no Exception
+                raise
+            short = f"{text[:40]!r} ({len(text):,} characters)"
+            raise ValueError(f"Tokenizer.encode: text={short} could not be encoded ({error}); split it") from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` (a list, an array, a tensor); bytes that are not UTF-8 become U+FFFD.
@@ -267,6 +291,11 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, bytes]]:
         return Tokenizer, (self.name, self.ranks_file)
+
+
+def default_threads() -> int:
+    """One per CPU that this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _check_text(owner: str, name: str, text: Any) -> None:
