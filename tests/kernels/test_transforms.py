@@ -205,6 +205,21 @@ def test_functional_call_of_many_models(device, seed, name):
     torch.testing.assert_close(ours, torch.stack([m(floats[0]) for m in models]))
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DROPOUT])
+def test_a_result_of_captured_tensors_may_be_written_into(device, seed, name):
+    """A transform is active, and no argument is one of its tensors: the result must be, for what comes next."""
+    call = CALLS[name]
+    captured = call.inputs(device)
+
+    def loss(x):
+        out = call.run(kernels, captured)[0]
+        return (out.mul_(x) if out.dim() else out * x).square().sum()  # of a captured tensor it would be an error
+
+    x = torch.tensor(1.5, device=device)
+    out = call.run(kernels, captured)[0]
+    torch.testing.assert_close(grad(loss)(x), 2 * x * out.square().sum())
+
+
 def test_no_samples(device, seed):
     out = vmap(kernels.layer_norm)(torch.randn(0, 3, 8, device=device))
     assert out.shape == (0, 3, 8)

@@ -246,6 +246,37 @@ def test_what_int32_cannot_count_is_refused(recorded):
     assert "attention_dkdv" not in [name for name, *_ in recorded]
 
 
+WIDE = {"rows": (0, 0, 2**22, 1), "columns": (0, 0, 1, 2**22)}  # of one (1, 1, T, D) argument, in elements
+FLAGGED = {  # arguments that a kernel reaches by offsets inside a tile
+    "attention_forward": ("q", "k", "v"),
+    "attention_delta": ("out", "d_out", "d_lse"),
+    "attention_dkdv": ("q", "k", "v", "d_out"),
+    "attention_dq": ("q", "k", "v", "d_out"),
+}
+
+
+@pytest.mark.parametrize("layout", WIDE)
+@pytest.mark.parametrize("which", ["q", "k", "v", "out", "d_out", "d_lse", None])
+def test_every_wide_argument_makes_offsets_inside_a_tile_int64(recorded, which, layout):
+    """Also those that the neighbours of a test's tensors would not show: one wide argument at a time."""
+    T, D = 64, 32
+
+    def tensor(name, *shape):
+        stride = WIDE[layout] if name == which else (0, 0, D, 1)
+        return torch.empty_strided(shape, stride[: len(shape)], dtype=torch.float16, device="meta")
+
+    q, k, v, out, d_out = (tensor(name, 1, 1, T, D) for name in ("q", "k", "v", "out", "d_out"))
+    d_lse = torch.empty_strided((1, 1, T), (0, 0, 2**22 if which == "d_lse" else 1), device="meta")
+    lse, none, numbers = torch.empty(1, 1, T, device="meta"), (None,) * 4, (0.1, 0.0, True, -1, -1)
+    launch.forward(q, k, v, *none, *numbers)
+    launch.backward(d_out, d_lse, q, k, v, out, lse, *none, *numbers, True, True)
+    found = {name: arguments["WIDE"] for name, arguments, _ in recorded}
+    assert list(found) == list(FLAGGED)
+    for name, arguments in FLAGGED.items():
+        assert found[name] or which not in arguments, name
+    assert which is not None or not any(found.values()), "what is not wide pays nothing"
+
+
 def test_columns_of_weights_a_whole_tensor_apart(interpreter, seed):
     """head_dim is the slowest dimension of q and k: 64 columns, 2^26 elements apart, end past 2^31."""
     D, T, stride = 64, 3, 2**26
