@@ -1,4 +1,4 @@
-"""The faults: mistakes that are easy to make and hard to see in a loss curve. Each file here lists those of one part."""
+"""The faults: mistakes easy to make and hard to see in a loss curve. Each file here lists those of one part."""
 
 from __future__ import annotations
 
