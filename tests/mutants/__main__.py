@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.time()
     with ExitStack() as stack:
         copies = [stack.enter_context(copy_of_tree()) for _ in range(min(args.jobs, len(mutants)))]
-        if failure := unmutated(mutants, copies[0]):
+        if failure := unmutated(mutants, copies):
             print(f"The tests fail without any fault, which proves nothing:\n{failure}")
             return 1
         verdicts = []

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from .syntax import edits
 ROOT = Path(__file__).parents[2]
 COPIED = ("kernels", "fastgpt", "tests", "benchmarks", "pyproject.toml")
 TIMEOUT = 300  # seconds for one fault's tests; a kernel that hangs is caught too
+UNMUTATED_TIMEOUT = 3600  # seconds for the tests of all faults
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,14 @@ def copy_of_tree(root: Path = ROOT) -> Iterator[Path]:
         yield copy
 
 
-def run_tests(folder: Path, tests: str) -> tuple[int | None, str]:
-    """(exit code, output) of pytest on `tests` in `folder`; None: it hung."""
+def run_tests(folder: Path, tests: str, timeout: float = TIMEOUT) -> tuple[int | None, str]:
+    """(exit code, output) of pytest on `tests` in `folder`; None: not done after `timeout` seconds."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONDONTWRITEBYTECODE": "1",  # what copy_of_tree compiled is kept, and nothing of a fault is
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a third of the time until the first test, and none is needed
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
@@ -137,7 +140,7 @@ def run_tests(folder: Path, tests: str) -> tuple[int | None, str]:
     try:
         done = subprocess.run(
             [*command, *tests.split()],
-            cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT,
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return None, ""
@@ -164,8 +167,12 @@ def judge(mutant: Mutant, folder: Path) -> Verdict:
     return Verdict(mutant, "broken", f"pytest exited with {code}: {output.strip()[-300:]}", seconds)
 
 
-def unmutated(mutants: Sequence[Mutant], folder: Path) -> str | None:
-    """None if all the mutants' tests pass in the unchanged copy, else pytest's output: such failures prove nothing."""
-    tests = dict.fromkeys(test for mutant in mutants for test in mutant.tests.split())
-    code, output = run_tests(folder, " ".join(tests))
-    return None if code == 0 else output.strip()[-2000:] or "no answer in time"
+def unmutated(mutants: Sequence[Mutant], copies: Sequence[Path]) -> str | None:
+    """None if all the mutants' tests pass in the unchanged copies, which share them out, else pytest's output."""
+    tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests.split()))
+    shares = [" ".join(tests[i :: len(copies)]) for i in range(len(copies))]
+    with ThreadPoolExecutor(len(copies)) as pool:
+        for code, output in pool.map(lambda *share: run_tests(*share, UNMUTATED_TIMEOUT), copies, shares):
+            if code != 0:
+                return output.strip()[-2000:] or "no answer in time"
+    return None
