@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -43,6 +44,7 @@ PEAK_BF16 = (
 MFU_FORMULA = "MFU = tokens/s · FLOPs per token (forward + backward, nothing recomputed) / dense bf16 peak"
 
 
+@functools.cache
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
     """The peak of a GPU by its name, FLOP/s; None where the table has no row (and for other types than bf16)."""
     if dtype != torch.bfloat16:

@@ -81,8 +81,9 @@ def learning_rate(
 ) -> float:
     """The learning rate of update `step` (0 ... steps - 1): linear warm-up, then a cosine.
 
-    Rises over the first warmup = max(1, warmup_fraction · steps) updates to `peak`, then falls as
-    (1 + cos(π · progress)) / 2 to final_fraction · peak, which it keeps beyond `steps`.
+    Rises over the first warmup = max(1, round(warmup_fraction · steps)) updates to `peak`, then falls as
+    (1 + cos(π · progress)) / 2 from `peak`, which it has once more, to final_fraction · peak, which the last update has
+    (unless the warm-up takes them all) and all beyond `steps` keep.
 
     Raises:
         ValueError, TypeError: no step, a negative learning rate, a fraction that is none.
@@ -95,6 +96,7 @@ def learning_rate(
     warmup = max(1, round(warmup_fraction * steps))
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    falls = steps - 1 - warmup  # 0: the last update is the only one after the warm-up
+    progress = min(1.0, (step - warmup) / falls) if falls > 0 else 1.0
     cosine = (1.0 + math.cos(math.pi * progress)) / 2.0
     return peak * (final_fraction + (1.0 - final_fraction) * cosine)

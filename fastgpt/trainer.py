@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -108,6 +109,8 @@ class Trainer:
         self.optimizer = build_adamw(
             model, config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
         )
+        owned = {p for group in self.optimizer.param_groups for p in group["params"]}
+        self._trained = [p for p in model.parameters() if p in owned]
         self.step = 0
         self._forward: Callable[..., Any] = torch.compile(model) if config.compile else model
         self._signals = StopSignals()
@@ -122,7 +125,13 @@ class Trainer:
 
         Raises:
             FloatingPointError: the loss or the gradient is not finite.
+            RuntimeError: an error has ended the update before this one when it had changed some of the parameters.
         """
+        if self._in_update:
+            raise RuntimeError(
+                f"Trainer: update {self.step + 1} was broken off half-way, so the weights are of no step; go on from a "
+                "checkpoint: fit(resume=True) or load(folder)"
+            )
         config = self.config
         lr = learning_rate(
             self.step, steps=config.steps, peak=config.lr, warmup_fraction=config.warmup_fraction,
@@ -139,7 +148,7 @@ class Trainer:
             raise
         self._in_update = True  # until the step is counted, an error leaves weights of no step
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         self.step += 1
         self._in_update = False
         return loss, norm, lr
@@ -147,20 +156,21 @@ class Trainer:
     def _gradient(self) -> tuple[float, float]:
         """The gradient of the next batches, clipped. Returns (loss, norm before clipping)."""
         batches = [self.sampler.next_batch() for _ in range(self.config.grad_accum)]
-        n_targets = sum(_count(targets) for _, targets in batches)
-        self.optimizer.zero_grad(set_to_none=True)  # gradients that others left are not this step's
+        counts = [_count(targets) for _, targets in batches]
+        self._drop_gradients()  # those that others left are not this step's
         if not self.model.training:  # who has put parts of a model in eval mode, to freeze them, finds them so
             self.model.train()
         shares = []
-        for idx, targets in batches:
+        for (idx, targets), count in zip(batches, counts):
             with autocast(self.device, self.dtype):
                 loss = self._forward(self._move(idx), self._move(targets)).loss
             # Each micro-batch weighs as its tokens do: accumulating equals one large batch.
-            share = loss * (_count(targets) / n_targets)
+            share = loss * (count / sum(counts))
             share.backward()
             shares.append(share.detach())
         clip = math.inf if self.config.grad_clip == 0 else self.config.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        # Only what is trained: a gradient that someone left on a frozen parameter is not cleared, and does not count.
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, clip)
         loss, norm = torch.stack([sum(shares), norm.to(shares[0])]).tolist()  # the step's only wait for the device
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
@@ -168,6 +178,10 @@ class Trainer:
                 "set grad_clip, and go on from a checkpoint with allow_changes=True (--allow-changes)"
             )
         return loss, norm
+
+    def _drop_gradients(self) -> None:
+        for p in self._trained:
+            p.grad = None
 
     @torch.no_grad()
     def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None:
@@ -361,6 +375,7 @@ class Trainer:
         checkpoint.restore(folder, self.model, self.optimizer)
         self.sampler.load_state_dict(state["sampler"], allow_changes=allow_changes)
         self.step = state["step"]
+        self._in_update = False
 
     def _record(self) -> dict[str, Any]:
         """All that was asked for, by name, as it is compared on resume."""
@@ -389,8 +404,8 @@ class Trainer:
         return f"{newest} is kept{f', and before it {others}' if others else ''}"
 
     def _is_finite(self) -> bool:
-        trained = [p for group in self.optimizer.param_groups for p in group["params"] if p in self.optimizer.state]
-        return not trained or bool(torch.stack([p.detach().isfinite().all() for p in trained]).all())
+        updated = [p for p in self._trained if p in self.optimizer.state]
+        return not updated or bool(torch.stack([p.detach().isfinite().all() for p in updated]).all())
 
     def _random_state(self) -> dict[str, Tensor]:
         state = {"rng/cpu": torch.get_rng_state()}
@@ -408,10 +423,14 @@ class Trainer:
         return reports(self.config.folder, shown, first=self.step, tensorboard=self.config.tensorboard)
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        flops_per_token = getattr(self.model, "flops_per_token", None)
-        if flops_per_token is None:
+        if self._flops_per_token is None:
             return None
-        return metrics.mfu(tokens_per_second, flops_per_token(self.seq_len), self.device, self.dtype)
+        return metrics.mfu(tokens_per_second, self._flops_per_token, self.device, self.dtype)
+
+    @functools.cached_property
+    def _flops_per_token(self) -> float | None:
+        of_length = getattr(self.model, "flops_per_token", None)
+        return None if of_length is None else of_length(self.seq_len)
 
     def _move(self, batch: Tensor) -> Tensor:
         return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch

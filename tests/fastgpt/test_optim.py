@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -69,11 +70,25 @@ def test_learning_rate_curve():
     assert learning_rate(500, steps=200, peak=1.0) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_learning_rate_of_very_short_runs(steps):
-    for s in range(steps):
-        assert 0 < learning_rate(s, steps=steps, peak=1.0) <= 1.0
-        assert math.isfinite(learning_rate(s, steps=steps, peak=1.0, warmup_fraction=0.0))
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_the_ends_of_the_schedule_for_every_number_of_steps(fraction, final):
+    """Against the curve written down as points: the warm-up's line, then half a cosine whose last point is the end."""
+    for steps in range(1, 61):
+        n_up = max(1, round(fraction * steps))
+        up, down = np.arange(1, n_up + 1) / n_up, np.linspace(0, math.pi, steps - n_up) if steps > n_up + 1 else math.pi
+        expected = [*up, *np.atleast_1d(final + (1 - final) * (0.5 + 0.5 * np.cos(down)))][:steps]
+        found = [
+            learning_rate(s, steps=steps, peak=0.25, warmup_fraction=fraction, final_fraction=final)
+            for s in range(steps + 3)
+        ]
+        assert found[:steps] == pytest.approx([0.25 * x for x in expected], rel=1e-12, abs=1e-16)
+        assert found[steps:] == pytest.approx([0.25 * final] * 3)
+        assert found[n_up - 1] == max(found) == 0.25
+        assert found[:n_up] == sorted(found[:n_up])
+        assert found[n_up:] == sorted(found[n_up:], reverse=True)
+        if n_up < steps:
+            assert found[steps - 1] == pytest.approx(0.25 * final)
 
 
 def test_a_state_of_other_shapes_is_refused():
