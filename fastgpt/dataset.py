@@ -50,7 +50,9 @@ class TokenDataset:
     vocab_size: int
     tokenizer_sha256: str
     name: str
-    _known_sha256: str | None = field(default=None, init=False, repr=False, compare=False)  # of what was opened
+    # What `sha256` is found from without reading: the manifest's, or (whole, start, stop) of a slice.
+    _known_sha256: str | None = field(default=None, init=False, repr=False, compare=False)
+    _part_of: tuple[TokenDataset, int, int] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> TokenDataset:
         if args and isinstance(args[0], (str, os.PathLike)):  # before Python misses the other arguments
@@ -115,30 +117,35 @@ class TokenDataset:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Identity of the ids, hex: equal for copies of a folder, and for the same text tokenized again.
+        """Identity of the ids, hex: equal for copies of a folder, for the same text tokenized again, and in memory.
 
         Of an opened folder from its manifest, without reading; of others, the sha256 of the ids as uint16 (uint32 where
-        the vocabulary needs it), computed once. Of a slice of an opened folder, from the folder's and the limits.
+        the vocabulary needs it), computed once. Of a slice, from that of the whole and the limits.
         """
         if self._known_sha256 is not None:
             return self._known_sha256
+        if self._part_of is not None:
+            whole, start, stop = self._part_of
+            return hashlib.sha256(f"{whole.sha256} {start} {stop}".encode()).hexdigest()
         digest = hashlib.sha256()
         for ids in self._blocks():
             digest.update(ids.astype(id_dtype(self.vocab_size)))
         return digest.hexdigest()
 
-    def _known_as(self, sha256: str | None) -> TokenDataset:
-        object.__setattr__(self, "_known_sha256", sha256)
+    def _known_as(self, sha256: str | None, part_of: tuple[TokenDataset, int, int] | None = None) -> TokenDataset:
+        self.__dict__.update(_known_sha256=sha256, _part_of=part_of)
         return self
 
     def renamed(self, name: str) -> TokenDataset:
         """The same tokens under another name."""
-        return dataclasses.replace(self, name=name)._known_as(self._known_sha256)
+        return dataclasses.replace(self, name=name)._known_as(self._known_sha256, self._part_of)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy take: mapped arrays as the place in their file, where they are mapped again."""
         shards = tuple(Place.of(shard) for shard in self.shards)
-        return self.__dict__ | {"shards": shards, "documents": Place.of(self.documents)}
+        known = self._known_sha256 if self._part_of is None else self.sha256  # the whole is not sent
+        changes = {"shards": shards, "documents": Place.of(self.documents), "_known_sha256": known, "_part_of": None}
+        return self.__dict__ | changes
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         def there(array: np.ndarray | Place) -> np.ndarray:
@@ -207,9 +214,7 @@ class TokenDataset:
         inside = self.documents[slice(*np.searchsorted(self.documents, (start, stop)))]
         inside = inside - start if start else inside
         other = TokenDataset(tuple(parts), inside, self.vocab_size, self.tokenizer_sha256, f"{self.name} ({label})")
-        if self._known_sha256 is None:
-            return other
-        return other._known_as(hashlib.sha256(f"{self._known_sha256} {start} {stop}".encode()).hexdigest())
+        return other._known_as(None, part_of=(self, start, stop))
 
     def unigram_entropy(self) -> float:
         """-Σ p ln p of the ids' frequencies, in nats per token: the best loss of a model that ignores context.

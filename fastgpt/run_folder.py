@@ -29,6 +29,8 @@ _FREE = {
     "name", "runs_dir", "log_every", "eval_every", "save_every", "keep", "device", "compile", "tensorboard", "threads",
     "tokenizer", "init_from",
 }  # fmt: skip
+_CONTENTS = {"train_sha256": "training data", "val_sha256": "validation data"}
+_PLACES = {"data": "train_sha256", "val_data": "val_sha256"}  # the same data counts as such wherever it lies
 _HINTS = {"steps": "the learning rate's schedule depends on it", "n_tokens": "of the training data"}
 
 
@@ -51,7 +53,9 @@ class SettingsChanged(ValueError):
     def words(self, name_of: Callable[[str], str] = str, between: str = "=") -> str:
         """The differences: "lr=0.001, now 0.0001; ..."; `name_of` and `between` make options of them."""
         return "; ".join(
-            f"{name_of(name)}{between}{_value(before)}, now {_value(now)}"
+            f"other {_CONTENTS[name]} (sha256 {before[:8]}, now {now[:8]})"
+            if name in _CONTENTS
+            else f"{name_of(name)}{between}{_value(before)}, now {_value(now)}"
             f"{f' ({_HINTS[name]})' if name in _HINTS else ''}"
             for name, (before, now) in self.differences.items()
         )
@@ -60,7 +64,8 @@ class SettingsChanged(ValueError):
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What both name, differs, and changes what is computed: name -> (saved, now)."""
     saved, now = (json.loads(json.dumps(record)) for record in (saved, now))  # JSON knows no tuples
-    return {k: (saved[k], now[k]) for k in now if k in saved and saved[k] != now[k] and k not in _FREE}
+    free = {place for place, content in _PLACES.items() if content in saved and saved[content] == now.get(content)}
+    return {k: (saved[k], now[k]) for k in now if k in saved and saved[k] != now[k] and k not in _FREE | free}
 
 
 def saved_record(state: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def is_shards(folder: str | os.PathLike[str]) -> bool:
     return os.path.isfile(Path(folder, MANIFEST))  # False, unlike Path's, also for a path that cannot be
 
 
+def were_shards(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder has a manifest, or else a shard, whose manifest was lost."""
+    return is_shards(folder) or (os.path.isdir(folder) and any(map(NAME.fullmatch, os.listdir(folder))))
+
+
 def id_dtype(vocab_size: int) -> np.dtype:
     """The smallest type that holds every id."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
@@ -63,9 +68,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         FileNotFoundError: it has none. ShardError: it is not of token shards, damaged, or of a newer version.
     """
     path = folder / MANIFEST
-    if not is_shards(folder):
+    if not were_shards(folder):
         what = "no such folder" if not os.path.exists(folder) else "no token shards (no manifest.json in a folder)"
         raise FileNotFoundError(f"{folder}: {what}; make them with `fastgpt prepare`")
+    _check_is_file(path, "missing from the token shards")
     try:
         manifest = files.read_json(path)
         version = manifest["version"]

@@ -34,8 +34,12 @@ _log = logging.getLogger("fastgpt")
 _ENTRY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
 
 
-def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = True) -> TokenDataset:
+def tokenized(
+    paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = True, verify: bool = False
+) -> TokenDataset:
     """The texts that `paths` name as a dataset of that name, tokenized now or by an earlier call.
+
+    What that call left is compared with its hashes as `TokenDataset.open` does, and made again where it is damaged.
 
     Raises:
         FileNotFoundError, SourceError: see `fastgpt.sources`.
@@ -47,8 +51,8 @@ def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = Tr
     # The time of the last change of the file's entry catches a file whose size and modification time were put back.
     state = _digest([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for _, s in files])
     folder = _cache_folder() / f"{which}-{state}"
-    with contextlib.suppress(FileNotFoundError, ShardError):
-        found = TokenDataset.open(folder)
+    found = _opened(folder, verify=verify, progress=progress)
+    if found is not None:
         with contextlib.suppress(OSError):
             os.utime(folder)  # it was used today
         return found.renamed(name)
@@ -56,14 +60,19 @@ def tokenized(paths: Sequence[str], tokenizer: Tokenizer, *, progress: bool = Tr
     try:
         # By the files: the cache may well lie in a folder that was named, the home folder for example.
         found = prepare(texts, folder, tokenizer, progress=progress)
-    except FileExistsError:  # another process was quicker
-        found = TokenDataset.open(folder)
-    except FolderError as error:  # as where the disk is full
-        why = error.__cause__ or error
-        folder = _temporary_folder(f"{folder.parent}: {reason(why)}") / folder.name
-        found = prepare(texts, folder, tokenizer, progress=progress)
+    except (FileExistsError, FolderError) as error:  # another process was quicker; or the disk is full, for example
+        found = _opened(folder)
+        if found is None:
+            folder = _temporary_folder(f"{folder.parent}: {reason(error.__cause__ or error)}") / folder.name
+            found = prepare(texts, folder, tokenizer, progress=progress)
     _tidy(folder)
     return found.renamed(name)
+
+
+def _opened(folder: Path, **how: bool) -> TokenDataset | None:
+    """The entry, if it is there and whole."""
+    with contextlib.suppress(FileNotFoundError, ShardError):
+        return TokenDataset.open(folder, **how)
 
 
 def _digest(*what: object) -> str:

@@ -384,7 +384,10 @@ class Trainer:
             "seq_len": self.seq_len,
             "dtype": str(self.dtype).removeprefix("torch."),
             "n_tokens": len(self.train_data),
+            "train_sha256": self.train_data.sha256,
         }
+        if self.val_data is not None:
+            data["val_sha256"] = self.val_data.sha256
         return others | run_folder.model_record(self.model) | dataclasses.asdict(self.config) | data
 
     def _rescue(self, error: Exception) -> str:

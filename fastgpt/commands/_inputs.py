@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 
 
 def open_data(
-    paths: Sequence[str], split: str, tokenizer: Tokenizer, *, option: str = "--data", progress: bool = True
-) -> TokenDataset:
+    paths: Sequence[str], split: str, tokenizer: Tokenizer, *, option: str = "--data", progress: bool = True,
+    verify: bool = False,
+) -> TokenDataset:  # fmt: skip
     """The data that `paths`, the values of `option`, name: ("shakespeare",), a folder of token shards, or texts.
 
-    Its name is the paths as they were typed. Texts are tokenized once, see `fastgpt.token_cache`.
+    Its name is the paths as they were typed. Texts are tokenized once, see `fastgpt.token_cache`. `verify`: compare
+    every byte of shards with their hashes.
 
     Raises:
         ValueError: shards made with another tokenizer, paths that hold no data, and whatever `prepare` raises.
         FileNotFoundError: no such path. Every message begins with `option`.
     """
+    from .. import shards
     from ..data import SourceError, shakespeare_tokens
 
     with of_option(option):
@@ -39,11 +42,11 @@ def open_data(
             return shakespeare_tokens(split, tokenizer)
         if "shakespeare" in paths and not os.path.exists("shakespeare"):
             raise SourceError("shakespeare: the embedded corpus stands alone; name it without other data")
-        if len(paths) == 1 and os.path.isfile(Path(paths[0], "manifest.json")):
-            return _open_shards(paths[0], tokenizer)
+        if len(paths) == 1 and shards.were_shards(paths[0]):
+            return _open_shards(paths[0], tokenizer, verify=verify, progress=progress)
         from .. import token_cache
 
-        return token_cache.tokenized(paths, tokenizer, progress=progress)
+        return token_cache.tokenized(paths, tokenizer, progress=progress, verify=verify)
 
 
 @contextlib.contextmanager
@@ -67,10 +70,10 @@ def renamed(**options: str) -> Iterator[None]:
         raise
 
 
-def _open_shards(path: str, tokenizer: Tokenizer) -> TokenDataset:
+def _open_shards(path: str, tokenizer: Tokenizer, *, verify: bool, progress: bool) -> TokenDataset:
     from ..data import ShardError, TokenDataset
 
-    dataset = TokenDataset.open(path)
+    dataset = TokenDataset.open(path, verify=verify, progress=progress)
     if dataset.tokenizer_sha256 != tokenizer.sha256:
         raise ShardError(
             f"{path}: these shards were made with another tokenizer (sha256 {dataset.tokenizer_sha256[:12]}...) than "

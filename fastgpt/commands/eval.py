@@ -37,6 +37,8 @@ class Command:
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
     dtype: str = "float32"
     """"float32", "bfloat16" (autocast) or "auto"."""
+    verify: bool = False
+    """Compare every byte of the data with what `fastgpt prepare` wrote, and not only where time stamps differ."""
     json: bool = False
     """Print one JSON object."""
 
@@ -55,7 +57,7 @@ class Command:
         seq_len = max_len if self.seq_len is None else self.seq_len
         if seq_len > max_len:
             raise SettingError("eval", "seq_len", seq_len, f"must be at most the model's max_len, {max_len}")
-        data = _inputs.open_data(self.data, "val", tokenizer)
+        data = _inputs.open_data(self.data, "val", tokenizer, verify=self.verify)
         if len(data) < 2:
             raise ValueError(f"--data {data.name}: {len(data)} token, where the first is never scored; give more text")
         try:

@@ -121,6 +121,8 @@ class Command:
     """Validation data, named likewise; if not given, the last part of the training data (of "shakespeare": its own)."""
     val_fraction: float = 0.01
     """Fraction of the training tokens that is held out when there is no validation data."""
+    verify: bool = False
+    """Compare every byte of the data with what `fastgpt prepare` wrote, and not only where time stamps differ."""
     tokenizer: str | None = None
     """"gpt2" (50,257 ids), "shakespeare" (4,096 ids), or a .tiktoken file; if not given, --init-from's, or gpt2."""
     init_from: str | None = None
@@ -185,8 +187,9 @@ class Command:
         except SettingsChanged as error:
             names = {f.name for group in (self, self.model, self.train) for f in dataclasses.fields(group)}
             words = error.words(lambda name: f"--{name.replace('_', '-')}" if name in names else name, " ")
+            then = "leave that out" if names & set(error.differences) else "give it the same"
             raise ValueError(
-                f"{error.folder} was trained with {words}; leave that out, or go on with the new by --allow-changes"
+                f"{error.folder} was trained with {words}; {then}, or go on with the new by --allow-changes"
             ) from None
         except FloatingPointError as error:
             from ._mistakes import describe
@@ -306,9 +309,10 @@ class Command:
     def _data(self, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset]:
         from . import _inputs
 
-        train_data = _inputs.open_data(self.data, "train", tokenizer, progress=self.progress)
+        how = {"progress": self.progress, "verify": self.verify}
+        train_data = _inputs.open_data(self.data, "train", tokenizer, **how)
         if self.val_data:
-            val_data = _inputs.open_data(self.val_data, "val", tokenizer, option="--val-data", progress=self.progress)
+            val_data = _inputs.open_data(self.val_data, "val", tokenizer, option="--val-data", **how)
             return train_data, val_data
         if self.data == ("shakespeare",) and train_data.name.startswith("shakespeare/"):
             return train_data, _inputs.open_data(self.data, "val", tokenizer)
@@ -325,7 +329,7 @@ class Command:
     def _settings(self) -> dict[str, Any]:
         """Everything but what belongs to this call alone, in the form that --config reads."""
         settings = dataclasses.asdict(self)
-        for name in ("resume", "resume_from", "allow_changes", "overwrite", "config", "progress"):
+        for name in ("resume", "resume_from", "allow_changes", "overwrite", "config", "progress", "verify"):
             del settings[name]
         return settings
 

@@ -278,17 +278,17 @@ def test_the_same_tokens_have_the_same_identity(written, folder, tmp_path):
 def test_slices_have_an_identity_of_their_own(written):
     dataset, other = TokenDataset.open(written / "set"), TokenDataset.open(written / "other")
     ids = np.array(ids_of(dataset))
-    ends = [slice(0, None), slice(0, -9), slice(-9, None), slice(0, -8)]
-    memory = [TokenDataset((ids[s],), dataset.documents, dataset.vocab_size, "x", "memory").sha256 for s in ends]
-    mapped = [dataset.sha256, *(part.sha256 for f in (9, 8) for part in dataset.split(f / len(dataset)))]
-    assert len(set(memory)) == 4
-    assert len(set(mapped)) == 5
-    assert [part.sha256 for part in dataset.split(9 / len(ids))] == mapped[1:3]
-    assert other.split(9 / len(other))[0].sha256 not in mapped
-    alone = TokenDataset((ids,), dataset.documents, dataset.vocab_size, "x", "memory")
-    before = [part.sha256 for part in alone.split(0.1)]
-    assert alone.sha256
-    assert [part.sha256 for part in alone.split(0.1)] == before
+    memory = TokenDataset((ids,), dataset.documents, dataset.vocab_size, dataset.tokenizer_sha256, "memory")
+
+    def identities(dataset: TokenDataset) -> list[str]:
+        parts = [part for n in (9, 8) for part in dataset.split(n / len(ids))]
+        return [part.sha256 for part in [dataset, *parts, *parts[0].split(0.1)]]
+
+    assert len(set(identities(dataset))) == 7
+    assert identities(memory) == identities(dataset) == identities(pickle.loads(pickle.dumps(dataset)))
+    assert not set(identities(other)) & set(identities(dataset))
+    for part in (*memory.split(0.1), *dataset.split(0.1)):
+        assert pickle.loads(pickle.dumps(part)).sha256 == part.renamed("x").sha256 == part.sha256
 
 
 # ---- other processes -----------------------------------------------------------------------------------------------
