@@ -5,25 +5,36 @@ A plain text file is one document; in a JSON Lines file every line is one, its t
 
 from __future__ import annotations
 
-import gzip
+import codecs
 import io
 import itertools
 import json
-import lzma
 import os
-import zlib
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from . import pretokens
+from .archives import FORMATS, ArchiveError, open_unpacked
+from .files import reason
 from .pretokens import PIECE_CHARS
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
-PACKED_SUFFIXES = (".gz", ".xz", ".zst")
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "ckpt.pt", "metrics.jsonl")
-_ENCODING = "utf-8-sig"  # the mark that Windows' programs put before a text is none of its characters
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before that of UTF-16, which it begins with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_ZEROS = {  # which of four bytes is zero, in texts of Latin letters
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+    (False, True, True, True): "UTF-32LE",
+    (True, True, True, False): "UTF-32BE",
+}
 
 
 class SourceError(ValueError):
@@ -80,46 +91,68 @@ def _inside(folder: Path) -> list[Path]:
     return inside
 
 
-def read_pieces(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[tuple[str, bool]]:
-    """(piece of text, does it end a document?) through the whole file, in constant memory.
+def read_pieces(
+    path: Path, on_read: Callable[[int], None] | None = None, *, special: bool = False
+) -> Iterator[tuple[str, bool]]:
+    """(piece of text, does it end a document?) through the whole file.
 
+    The pieces of a document have its tokens, see `fastgpt.pretokens`, also where `special` makes `<|endoftext|>` one.
+    Memory is bounded whatever the file's size; of JSON Lines, whose lines must be read whole, by the longest line's.
+    Line ends in plain text are kept as they are. A line of JSON Lines ends with a line feed, as the format says: a
+    carriage return is white space there.
     `on_read` is told how many bytes of the file (packed, if it is) have been read so far.
-
-    A document is cut only before white space that follows something else: no token of a GPT-2 style pre-tokenization
-    spans such a place, so the pieces have exactly the document's tokens.
 
     Raises:
         SourceError: binary or not UTF-8, a damaged archive, or a line that is not a JSON object with a "text".
     """
-    kind = path.suffix.lower() if path.suffix.lower() not in PACKED_SUFFIXES else Path(path.stem).suffix.lower()
+    packed = path.suffix.lower() in FORMATS
+    kind = Path(path.stem if packed else path.name).suffix.lower()
     try:
-        with open(path, "rb") as raw, _unpack(path, raw) as stream:
+        with _File(path, on_read) as file, io.BufferedReader(file, 1 << 18) as raw, open_unpacked(path, raw) as stream:
             if kind in JSONL_SUFFIXES:
-                texts = (io.StringIO(text, newline="") for text in _json_lines(path, stream))
+                for text in _json_texts(path, stream):
+                    yield from _with_end(_cut(text, special))
             else:
-                texts = iter([io.TextIOWrapper(stream, encoding=_ENCODING, newline="")])
-            for text in texts:
-                for piece in _pieces(path, text):
-                    yield piece
-                    if on_read is not None:
-                        on_read(raw.tell())
-    except UnicodeDecodeError as error:
+                yield from _with_end(pretokens.pieces(_plain_text(path, stream), PIECE_CHARS, special=special))
+    except ArchiveError as error:
+        raise SourceError(f"{path}: {error}") from error
+    except ImportError as error:
         raise SourceError(
-            f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x}); convert it first, e.g. with iconv"
+            f"{path}: reading .zst needs zstandard; `pip install 'fastgpt-triton[train]'`, or unpack it first"
         ) from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise SourceError(f"{path}: the archive is damaged or cut short ({error}); copy it again") from error
+    except OSError as error:
+        if error.filename is None:  # reading, unlike opening, does not say what
+            raise SourceError(
+                f"{path}: could not be read ({reason(error)}); copy it from where it came from"
+            ) from error
+        raise
 
 
-def _pieces(path: Path, stream: io.TextIOBase) -> Iterator[tuple[str, bool]]:
-    def chunks() -> Iterator[str]:
-        while chunk := stream.read(PIECE_CHARS):
-            if "\0" in chunk:
-                raise SourceError(f"{path}: binary data (a NUL byte), not text; give text or JSON Lines files")
-            yield chunk
+class _File(io.FileIO):
+    """A file that says how far it has been read."""
 
+    def __init__(self, path: Path, on_read: Callable[[int], None] | None) -> None:
+        super().__init__(path)
+        self._on_read = on_read
+
+    def readinto(self, buffer: Any) -> int:
+        n = super().readinto(buffer)
+        if self._on_read is not None:
+            self._on_read(self.tell())
+        return n
+
+
+def _cut(text: str, special: bool) -> Iterable[str]:
+    if len(text) <= PIECE_CHARS:
+        return [text] if text else []
+    chunks = (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
+    return pretokens.pieces(chunks, PIECE_CHARS, special=special)
+
+
+def _with_end(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """The pieces of one document, each with whether it is the last."""
     previous = None
-    for piece in pretokens.pieces(chunks(), PIECE_CHARS):
+    for piece in pieces:
         if previous is not None:
             yield previous, False
         previous = piece
@@ -127,79 +160,108 @@ def _pieces(path: Path, stream: io.TextIOBase) -> Iterator[tuple[str, bool]]:
         yield previous, True
 
 
-def _json_lines(path: Path, stream: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(io.TextIOWrapper(stream, encoding=_ENCODING), start=1):
-        if not line.strip():
-            continue
+def _plain_text(path: Path, stream: BinaryIO) -> Iterator[str]:
+    """The text of the file in chunks, none empty."""
+    start = stream.read(PIECE_CHARS)
+    data = _unmarked(path, start)
+    offset, line, more = len(start) - len(data), 1, True
+    while more:
+        block = stream.read(PIECE_CHARS)
+        more = bool(block)
+        if b"\0" in data:
+            raise _no_text(path, data, line, offset)
         try:
-            text = json.loads(line)["text"]
-        except json.JSONDecodeError as error:
-            raise SourceError(f"{path}: line {number} is not JSON ({error}); give one object per line") from error
-        except RecursionError:
-            raise SourceError(f"{path}: line {number} is not JSON for a text (nested too deeply); mend it") from None
-        except (KeyError, TypeError) as error:
-            raise SourceError(f'{path}: line {number} has no "text"; give {{"text": "..."}} on every line') from error
-        if not isinstance(text, str):
-            raise SourceError(f'{path}: line {number}: "text" is a {type(text).__name__}; it must be a string')
+            text, used = codecs.utf_8_decode(data, "strict", not more)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error, line, offset) from error
+        if text:
+            yield text
+        line += data.count(b"\n", 0, used)
+        offset += used
+        data = data[used:] + block
+
+
+def _json_texts(path: Path, stream: BinaryIO) -> Iterator[str]:
+    """The "text" of each line that is not empty."""
+    offset = 0
+    for number, line in enumerate(stream, start=1):
+        data = _unmarked(path, line) if number == 1 else line
+        if data.strip():
+            yield _json_text(path, number, data, offset + len(line) - len(data))
+        offset += len(line)
+
+
+def _json_text(path: Path, number: int, line: bytes, offset: int) -> str:
+    where = f"{path}: line {number}"
+    try:
+        text = json.loads(str(line, "utf-8"))["text"]
+    except ValueError as error:  # also where an integer has more digits than Python reads
+        if b"\0" in line:
+            raise _no_text(path, line, number, offset) from error
+        if isinstance(error, UnicodeDecodeError):
+            raise _not_utf8(path, error, number, offset) from error
+        hint = "; lines end with \\n, not with \\r alone" if b"\r" in line.strip() else ""
+        raise SourceError(f"{where} is not JSON ({error}); give one object per line{hint}") from error
+    except RecursionError:
+        raise SourceError(f"{where} is not JSON for a text (nested too deeply); mend it") from None
+    except (KeyError, TypeError) as error:
+        raise SourceError(f'{where} has no "text"; give {{"text": "..."}} on every line') from error
+    if not isinstance(text, str):
+        raise SourceError(f'{where}: "text" is a {type(text).__name__}; it must be a string')
+    if "\0" in text:
+        raise SourceError(f'{where}: "text" holds a NUL character (\\u0000), which no text has; remove it')
+    if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:  # "\\ud83d" alone: half of a character
-            raise SourceError(f'{path}: line {number}: "text" is no Unicode text ({error}); mend it') from error
-        yield text
+            raise SourceError(f'{where}: "text" is no Unicode text ({error}); mend it') from error
+    return text
 
 
-def _unpack(path: Path, raw: BinaryIO) -> BinaryIO:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(raw)
-    if suffix == ".xz":
-        return lzma.open(raw)
-    if suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError as error:
+# ---- what is no UTF-8 text -----------------------------------------------------------------------------------------
+
+
+def _unmarked(path: Path, start: bytes) -> bytes:
+    """The file's first bytes without UTF-8's mark, which Windows' programs put there and which is none of the text."""
+    for mark, encoding in _MARKS.items():
+        if start.startswith(mark):
             raise SourceError(
-                f"{path}: reading .zst needs zstandard; `pip install 'fastgpt-triton[train]'`, or unpack it first"
-            ) from error
-        return io.BufferedReader(_ZstdStream(path, raw, zstandard), 1 << 16)
-    return raw
+                f"{path}: {encoding} text (it starts with its byte-order mark); {_convert(path, encoding)}"
+            )
+    return start.removeprefix(codecs.BOM_UTF8)
 
 
-class _ZstdStream(io.RawIOBase):
-    """Frames one after the other; unlike zstandard's own reader it notices that the last one is cut short."""
+def _no_text(path: Path, data: bytes, line: int, offset: int) -> SourceError:
+    """What to do about a text with NUL bytes, of which `data` begins in that line and at that offset."""
+    at = data.index(b"\0")
+    where = f"(a NUL byte in line {line + data.count(10, 0, at)}, at byte {offset + at})"
+    sample = data[offset % 4 and 4 - offset % 4 :][:4096]  # from the beginning of a character on, whatever they are
+    zeros = [sample[byte::4].count(0) * 8 > len(sample) for byte in range(4)]  # more than half of them
+    encoding = _ZEROS.get(tuple(zeros))
+    if encoding:
+        return SourceError(f"{path}: {encoding} text without a byte-order mark {where}; {_convert(path, encoding)}")
+    return SourceError(f"{path}: binary data {where}, not text; give text or JSON Lines files")
 
-    def __init__(self, path: Path, raw: BinaryIO, zstandard) -> None:
-        self._path, self._raw, self._zstandard = path, raw, zstandard
-        self._frame = None
-        self._packed = b""
-        self._ready = b""
 
-    def readable(self) -> bool:
-        return True
+def _not_utf8(path: Path, error: UnicodeDecodeError, line: int, offset: int) -> SourceError:
+    """What to do about `error`, found in bytes that begin in that line and at that offset."""
+    data, at = error.object, error.start
+    where = f"(byte {data[at]:#04x}) in line {line + data.count(10, 0, at)}, at byte {offset + at}"
+    fix = f"convert it first: {_convert(path, 'ISO-8859-1')}, for example"
+    if error.reason == "unexpected end of data":
+        fix = f"it ends within a character: copy it again, or {fix}"
+    return SourceError(f"{path}: not UTF-8 text {where}; {fix}")
 
-    def readinto(self, buffer) -> int:
-        while not self._ready:
-            self._packed = self._packed or self._raw.read(1 << 16)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
-            try:
-                self._ready = self._frame.decompress(self._packed)
-            except self._zstandard.ZstdError as error:
-                raise SourceError(f"{self._path}: the archive is damaged ({error}); copy it again") from error
-            self._packed = b""
-            if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
-        data, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
+
+def _convert(path: Path, encoding: str) -> str:
+    unpack = {".gz": "gzip -dc", ".xz": "xz -dc", ".zst": "zstd -dc"}.get(path.suffix.lower())
+    name, convert = shlex.quote(str(path)), f"iconv -f {encoding} -t UTF-8"
+    return f"{unpack} {name} | {convert} > NEW" if unpack else f"{convert} {name} > NEW"
 
 
 def _known(path: Path) -> bool:
     name = path.name.lower()
-    for suffix in PACKED_SUFFIXES:
+    for suffix in FORMATS:
         name = name.removesuffix(suffix)
     return name.endswith(TEXT_SUFFIXES + JSONL_SUFFIXES)
 

@@ -15,7 +15,6 @@ import difflib
 import functools
 import hashlib
 import json
-import lzma
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from . import files
+from .archives import ArchiveError, open_unpacked
 from .assets import read_asset
 from .pretokens import END_OF_TEXT, GPT2_PATTERN, PIECE_CHARS, pieces
 from .settings import SettingError, SettingTypeError, check_integer
@@ -100,12 +100,11 @@ class Tokenizer:
         path = _checked_path("Tokenizer.from_file", "path", path)
         if not os.path.isfile(path):
             raise FileNotFoundError(f"Tokenizer.from_file: path={str(path)!r} is not a file; give a .tiktoken file")
-        packed = path.read_bytes()
         try:
-            ranks_file = lzma.decompress(packed) if path.suffix == ".xz" else packed
-        except (lzma.LZMAError, EOFError) as error:
-            message = f"Tokenizer.from_file: {str(path)!r} is not a whole .xz file ({error}); copy it again"
-            raise ValueError(message) from error
+            with open(path, "rb") as raw:
+                ranks_file = (open_unpacked(path, raw) if path.suffix == ".xz" else raw).read()
+        except ArchiveError as error:
+            raise ValueError(f"Tokenizer.from_file: {str(path)!r} is not a whole .xz file: {error}") from error
         return Tokenizer(path.name.removesuffix(".xz").removesuffix(".tiktoken"), ranks_file)
 
     @staticmethod
