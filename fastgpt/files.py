@@ -105,7 +105,7 @@ def working_folder(parent: Path, prefix: str = _PREFIX) -> Iterator[Path]:
     Folders of that prefix that a killed process left behind are removed; those of running ones are locked.
     """
     parent = Path(parent)
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     for path in parent.iterdir():
         if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError), locked(path):
@@ -135,6 +135,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it, where they are not there, so that a power cut takes none of them away.
+
+    Raises:
+        OSError: one cannot be made, or is a file.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        flush(folder.parent)
 
 
 def flush_all(work: Path) -> None:

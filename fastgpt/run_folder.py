@@ -151,7 +151,7 @@ def make(config: TrainConfig) -> None:
     """
     for name, path in (("runs_dir", Path(config.runs_dir)), ("name", config.folder)):
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            files.make_folder(path)
         except OSError as error:
             raise _no_folder(config, name, files.reason(error)) from None
     if not os.access(config.folder, os.W_OK | os.X_OK):

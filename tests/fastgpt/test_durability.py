@@ -93,14 +93,25 @@ def test_a_checkpoint(tmp_path, again):
     assert len(real(folder)) == 5
 
 
-def test_the_settings_of_a_run(tmp_path):
-    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+def test_a_run_and_the_folders_that_it_makes(tmp_path):
     with PowerCut(tmp_path) as disk:
-        tiny_trainer(tmp_path, name="a", steps=1).fit()
-    left = disk.left(tmp_path / "a")
-    assert left["settings.json"] == (tmp_path / "a" / "settings.json").read_bytes()
-    assert left["checkpoints"] == real(tmp_path / "a" / "checkpoints")
+        tiny_trainer(tmp_path / "runs", name="a", steps=1).fit()
+    left, there = disk.left(tmp_path)["runs"]["a"], real(tmp_path / "runs" / "a")
+    assert left["settings.json"] == there["settings.json"]
+    assert left["checkpoints"] == there["checkpoints"]
+    assert there["checkpoints"].keys() == {"step-00000001"}
     assert disk.renamed_too_early == []
+
+
+def test_new_folders_deep_below(tmp_path):
+    with PowerCut(tmp_path) as disk:
+        files.replace_file(tmp_path / "new" / "deep" / "a.json", lambda new: new.write_text("new"))
+        files.make_folder(tmp_path / "new" / "empty")
+        files.make_folder(tmp_path / "new")  # is there
+    assert_durable(disk, tmp_path)
+    assert disk.left(tmp_path) == {"new": {"deep": {"a.json": b"new"}, "empty": {}}}
+    with pytest.raises(FileExistsError):
+        files.make_folder(tmp_path / "new" / "deep" / "a.json")
 
 
 @pytest.mark.parametrize("over", [False, True])

@@ -18,7 +18,7 @@ import pytest
 
 
 class PowerCut:
-    """Listens to os.fsync, os.rename and os.replace inside the block. What was there before it is on the disk."""
+    """Listens to os.fsync, mkdir, rename and replace inside the block. What was there before it is on the disk."""
 
     def __init__(self, folder: Path) -> None:
         self.renamed_too_early: list[str] = []
@@ -29,12 +29,16 @@ class PowerCut:
             self._flush(path)
 
     def __enter__(self) -> PowerCut:
-        fsync = os.fsync
+        fsync, mkdir = os.fsync, os.mkdir
         renames = {name: getattr(os, name) for name in ("rename", "replace")}
 
         def flushing(descriptor: int) -> None:
             fsync(descriptor)
             self._flush(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+        def making(path: Any, *args: Any, **options: Any) -> None:
+            mkdir(path, *args, **options)
+            self._flush(Path(path))  # a new folder is an empty one; its name is another matter
 
         def renaming(name: str) -> Any:
             def rename(source: Any, target: Any, **options: Any) -> None:
@@ -45,6 +49,7 @@ class PowerCut:
             return rename
 
         self._patch.setattr(os, "fsync", flushing)
+        self._patch.setattr(os, "mkdir", making)
         for name in renames:
             self._patch.setattr(os, name, renaming(name))
         return self

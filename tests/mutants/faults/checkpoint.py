@@ -1,0 +1,473 @@
+"""Faults of what is written and read back: checkpoints, files and their locks, hashes and permissions."""
+
+from __future__ import annotations
+
+from ..plant import Mutant
+
+_CHECKPOINT = "fastgpt/checkpoint.py"
+_FILES = "fastgpt/files.py"
+_FOLDER = "fastgpt/interop/folder.py"
+_RUN_FOLDER = "fastgpt/run_folder.py"
+_DURABLE = "tests/fastgpt/test_durability.py::test_"
+_SAVED = "tests/fastgpt/test_checkpoint.py::test_"
+_ON_DISK = "tests/fastgpt/test_files.py::test_"
+_WHOLE = "tests/fastgpt/test_checkpoint_state.py::test_"
+_RESUMED = "tests/fastgpt/test_trainer.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit"
+
+MUTANTS = (
+    # --- to the disk --------------------------------------------------------------------------------------------------
+    Mutant(
+        "checkpoint-fsync-of-the-files-removed",
+        _CHECKPOINT,
+        "files.flush_all(work)",
+        "",
+        _DURABLE + "a_checkpoint",
+    ),
+    Mutant(
+        "checkpoint-fsync-of-the-folder-removed",
+        _CHECKPOINT,
+        "files.flush(target.parent)",
+        "",
+        _DURABLE + "a_checkpoint",
+    ),
+    Mutant(
+        "files-fsync-removed",
+        _FILES,
+        "os.fsync(descriptor)",
+        "",
+        _DURABLE + "one_file",
+    ),
+    Mutant(
+        "files-fsync-of-what-replaces-removed",
+        _FILES,
+        "flush_all(work)",
+        "",
+        _DURABLE + "one_file",
+        "replace_files",
+    ),
+    Mutant(
+        "files-fsync-of-the-folder-removed",
+        _FILES,
+        "flush(folder)",
+        "",
+        _DURABLE + "one_file",
+    ),
+    Mutant(
+        "files-fsync-of-a-model-in-its-folder-removed",
+        _FILES,
+        "flush(folder)",
+        "",
+        _DURABLE + "a_model",
+    ),
+    Mutant(
+        "files-fsync-of-folders-only",
+        _FILES,
+        """
+        for path in work.iterdir():
+            flush(path)
+        """,
+        "",
+        _DURABLE + "several_files",
+    ),
+    Mutant(
+        "files-fsync-of-files-only",
+        _FILES,
+        "flush(work)",
+        "",
+        _DURABLE + "the_listener_itself",
+    ),
+    Mutant(
+        "files-fsync-of-a-file-may-fail",
+        _FILES,
+        "not path.is_dir()",
+        "False",
+        _WHOLE + "an_fsync_that_fails_is_an_error",
+        "flush",
+    ),
+    Mutant(
+        "interop-nanogpt-written-in-place",
+        _FOLDER,
+        'files.replace_file(path / "ckpt.pt", lambda new: torch.save(checkpoint, new))',
+        'torch.save(checkpoint, path / "ckpt.pt")',
+        _DURABLE + "a_model",
+    ),
+    Mutant(
+        "interop-model-written-in-place",
+        _FOLDER,
+        'files.replace_files(path, write, says=path / "model.safetensors")',
+        "write(path)",
+        _DURABLE + "a_model",
+    ),
+    Mutant(
+        "run-folder-settings-written-in-place",
+        _RUN_FOLDER,
+        'files.replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))',
+        'path.write_text(text, encoding="utf-8")',
+        _DURABLE + "the_settings_of_a_run",
+    ),
+    Mutant(
+        "files-the-description-comes-first",
+        _FILES,
+        'path.suffix == ".json"',
+        'path.suffix != ".json"',
+        _WHOLE + "what_describes_the_others_is_replaced_last",
+    ),
+    # --- folders and names --------------------------------------------------------------------------------------------
+    Mutant(
+        "checkpoint-newest-by-name",
+        "fastgpt/step_folders.py",
+        "key=step_of",
+        "key=str",
+        _WHOLE + "checkpoints_go_by_their_number",
+    ),
+    Mutant(
+        "checkpoint-oldest-is-newest",
+        "fastgpt/step_folders.py",
+        "found[-1]",
+        "found[0]",
+        _SAVED + "layout",
+    ),
+    Mutant(
+        "checkpoint-files-are-checkpoints",
+        "fastgpt/step_folders.py",
+        "p.is_dir() and _STEP.fullmatch(p.name)",
+        "_STEP.fullmatch(p.name)",
+        _WHOLE + "checkpoints_go_by_their_number",
+    ),
+    Mutant(
+        "checkpoint-what-begins-so-is-one",
+        "fastgpt/step_folders.py",
+        "p.is_dir() and _STEP.fullmatch(p.name)",
+        "p.is_dir() and _STEP.match(p.name)",
+        _WHOLE + "checkpoints_go_by_their_number",
+    ),
+    Mutant(
+        "checkpoint-prune-keeps-one-fewer",
+        "fastgpt/step_folders.py",
+        "keep - 1",
+        "keep - 2",
+        _SAVED + "only_the_newest_are_kept",
+    ),
+    Mutant(
+        "checkpoint-prune-keeps-one-more",
+        "fastgpt/step_folders.py",
+        "keep - 1",
+        "keep",
+        _SAVED + "only_the_newest_are_kept",
+    ),
+    Mutant(
+        "checkpoint-prune-takes-the-newest-first",
+        "fastgpt/step_folders.py",
+        "before[: max(0, len(before) - (keep - 1))]",
+        "before[::-1][: max(0, len(before) - (keep - 1))]",
+        _SAVED + "only_the_newest_are_kept",
+    ),
+    Mutant(
+        "checkpoint-prune-takes-what-was-just-saved",
+        "fastgpt/step_folders.py",
+        "step_of(path) < step_of(newest)",
+        "step_of(path) <= step_of(newest)",
+        _SAVED + "only_the_newest_are_kept",
+        "prune",
+    ),
+    Mutant(
+        "checkpoint-prune-takes-later-steps",
+        "fastgpt/step_folders.py",
+        "step_of(path) < step_of(newest)",
+        "path != newest",
+        "tests/fastgpt/test_step_folders.py::test_pruning_deletes_nothing_of_later_steps",
+    ),
+    Mutant(
+        "checkpoint-prune-that-fails-ends-the-run",
+        "fastgpt/step_folders.py",
+        '_log.warning("could not delete the old checkpoint %s (%s); training goes on", old, files.reason(error))',
+        "raise",
+        "tests/fastgpt/test_step_folders.py::test_pruning_forgives_what_it_cannot_delete",
+    ),
+    Mutant(
+        "checkpoint-sets-itself-aside",
+        "fastgpt/step_folders.py",
+        "step_of(path) > step",
+        "step_of(path) >= step",
+        _SAVED + "corrupted_file_is_named_with_the_way_out",
+    ),
+    Mutant(
+        "checkpoint-sets-nothing-aside",
+        "fastgpt/step_folders.py",
+        "step_of(path) > step",
+        "False",
+        _SAVED + "corrupted_file_is_named_with_the_way_out",
+    ),
+    Mutant(
+        "checkpoint-failed-save-leaves-the-old-one-away",
+        _CHECKPOINT,
+        "replaced.rename(target)",
+        "pass",
+        _WHOLE + "a_rename_that_fails_puts_the_old_one_back",
+    ),
+    Mutant(
+        "checkpoint-a-full-disk-is-swallowed",
+        _CHECKPOINT,
+        "(OSError, SafetensorError)",
+        "SafetensorError",
+        _SAVED + "full_disk_leaves_the_earlier_checkpoints_intact",
+        "atomic_folder",
+    ),
+    # --- hashes -------------------------------------------------------------------------------------------------------
+    Mutant(
+        "checkpoint-hashes-of-nothing",
+        _CHECKPOINT,
+        "{'training.json': None, 'training.safetensors': None} | checksums",
+        "checksums",
+        _WHOLE + "checksums_of_nothing_verify_nothing",
+    ),
+    Mutant(
+        "checkpoint-hash-not-compared",
+        _CHECKPOINT,
+        "damaged is not None",
+        "False",
+        _SAVED + "corrupted_file_is_named_with_the_way_out",
+        "verify",
+    ),
+    Mutant(
+        "checkpoint-hash-of-json-only",
+        _CHECKPOINT,
+        "sorted(work.iterdir())",
+        'sorted(work.glob("*.json"))',
+        _SAVED + "corrupted_file_is_named_with_the_way_out",
+    ),
+    Mutant(
+        "files-hash-of-the-first-block",
+        _FILES,
+        """
+        while block := file.read(1 << 20):
+            digest.update(block)
+        """,
+        "digest.update(file.read(1 << 20))",
+        _WHOLE + "every_byte_counts_in_a_hash",
+    ),
+    Mutant(
+        "files-hash-without-the-last-block",
+        _FILES,
+        "block := file.read(1 << 20)",
+        "len(block := file.read(1 << 20)) == 1 << 20",
+        _WHOLE + "every_byte_counts_in_a_hash",
+    ),
+    Mutant(
+        "files-a-missing-file-is-whole",
+        _FILES,
+        "not path.is_file() or sha256(path) != expected",
+        "path.is_file() and sha256(path) != expected",
+        _SAVED + "truncated_and_missing_files",
+    ),
+    Mutant(
+        "files-hashes-of-a-checkpoint-unchecked",
+        _FILES,
+        "first_damaged(Path(folder), recorded)",
+        "None",
+        _ON_DISK + "files_of_a_training_checkpoint_are_checked_when_read",
+        "check_hashes",
+    ),
+    Mutant(
+        "interop-hash-not-compared",
+        _FOLDER,
+        "metadata.get(HASH) != tensors_sha256(tensors)",
+        "False",
+        _ON_DISK + "four_bytes_overwritten_anywhere_are_found",
+    ),
+    Mutant(
+        "interop-hash-without-shapes",
+        _FOLDER,
+        "[name, str(tensor.dtype), list(tensor.shape)]",
+        "[name, str(tensor.dtype)]",
+        _ON_DISK + "tensors_come_back_and_their_hash_is_written",
+    ),
+    Mutant(
+        "interop-hash-without-dtypes",
+        _FOLDER,
+        "[name, str(tensor.dtype), list(tensor.shape)]",
+        "[name, list(tensor.shape)]",
+        _ON_DISK + "tensors_come_back_and_their_hash_is_written",
+    ),
+    Mutant(
+        "interop-hash-without-names",
+        _FOLDER,
+        "[name, str(tensor.dtype), list(tensor.shape)]",
+        "[str(tensor.dtype), list(tensor.shape)]",
+        _WHOLE + "names_count_in_the_hash_of_tensors",
+    ),
+    Mutant(
+        "checkpoint-the-way-out-is-damaged-too",
+        "fastgpt/step_folders.py",
+        "_is_whole(other)",
+        "True",
+        "tests/fastgpt/test_train_command.py::test_every_checkpoint_damaged",
+    ),
+    # --- what is in it ------------------------------------------------------------------------------------------------
+    Mutant(
+        "checkpoint-random-numbers-not-restored",
+        _CHECKPOINT,
+        "set_rng(tensors)",
+        "",
+        _RESUMED,
+        "restore",
+    ),
+    Mutant(
+        "checkpoint-moments-not-restored",
+        _CHECKPOINT,
+        'optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})',
+        "",
+        _RESUMED,
+    ),
+    Mutant(
+        "checkpoint-weights-not-restored",
+        _CHECKPOINT,
+        "model.load_state_dict(weights, strict=False)",
+        "",
+        _RESUMED,
+    ),
+    Mutant(
+        "checkpoint-weights-before-all-is-checked",
+        _CHECKPOINT,
+        "moments = fitting_moments(folder, model, optimizer, tensors, trained)",
+        """
+        model.load_state_dict(weights, strict=False)
+        moments = fitting_moments(folder, model, optimizer, tensors, trained)
+        """,
+        "tests/fastgpt/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
+    ),
+    Mutant(
+        "checkpoint-moments-in-bfloat16",
+        "fastgpt/training_state.py",
+        "value.detach()",
+        "value.detach().bfloat16()",
+        _WHOLE + "all_of_the_state_comes_back",
+    ),
+    Mutant(
+        "checkpoint-moments-without-the-step",
+        "fastgpt/training_state.py",
+        "optimizer.state.get(parameter, {}).items()",
+        "list(optimizer.state.get(parameter, {}).items())[1:]",
+        _WHOLE + "all_of_the_state_comes_back",
+    ),
+    Mutant(
+        "checkpoint-moments-of-another-shape",
+        "fastgpt/training_state.py",
+        "value.shape != shape",
+        "False",
+        "tests/fastgpt/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
+    ),
+    Mutant(
+        "checkpoint-moments-of-another-dtype",
+        "fastgpt/training_state.py",
+        "value.dtype != dtype",
+        "False",
+        "tests/fastgpt/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
+    ),
+    Mutant(
+        "checkpoint-moments-that-are-not-finite",
+        "fastgpt/training_state.py",
+        "not value.isfinite().all()",
+        "False",
+        "tests/fastgpt/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
+    ),
+    Mutant(
+        "checkpoint-of-another-model-of-the-same-shapes",
+        _CHECKPOINT,
+        "_check_config(folder, model)",
+        "",
+        "tests/fastgpt/test_resume_fits.py::test_a_model_that_computes_something_else_is_refused_whatever_is_allowed",
+    ),
+    Mutant(
+        "checkpoint-of-other-frozen-parameters",
+        "fastgpt/training_state.py",
+        "only_before or only_now",
+        "False",
+        "tests/fastgpt/test_resume_fits.py::test_other_frozen_parameters_are_refused",
+    ),
+    Mutant(
+        "checkpoint-of-other-shapes",
+        _CHECKPOINT,
+        "shapes or unknown or absent",
+        "unknown or absent",
+        _SAVED + "checkpoint_of_another_shape",
+    ),
+    Mutant(
+        "checkpoint-of-more-layers",
+        _CHECKPOINT,
+        "shapes or unknown or absent",
+        "shapes or absent",
+        _SAVED + "fewer_layers_than_the_checkpoint",
+    ),
+    Mutant(
+        "checkpoint-of-fewer-layers",
+        _CHECKPOINT,
+        "shapes or unknown or absent",
+        "shapes or unknown",
+        _SAVED + "checkpoint_of_another_shape",
+    ),
+    Mutant(
+        "checkpoint-lives-in-its-files",
+        "fastgpt/training_state.py",
+        "value.clone()",
+        "value",
+        _SAVED + "a_resumed_run_does_not_live_in_the_checkpoints_files",
+    ),
+    # --- locks and permissions ----------------------------------------------------------------------------------------
+    Mutant(
+        "files-lock-not-taken",
+        _FILES,
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "",
+        "tests/fastgpt/test_trainer.py::test_no_two_train_in_one_folder",
+    ),
+    Mutant(
+        "files-lock-is-shared",
+        _FILES,
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "tests/fastgpt/test_trainer.py::test_no_two_train_in_one_folder",
+    ),
+    Mutant(
+        "files-lock-is-not-let-go",
+        _FILES,
+        "fcntl.flock(descriptor, fcntl.LOCK_UN)",
+        "pass",
+        _WHOLE + "a_lock_is_let_go_though_a_child_has_it_open",
+    ),
+    Mutant(
+        "files-what-a-killed-process-left-stays",
+        _FILES,
+        "shutil.rmtree(path, ignore_errors=True)",
+        "pass",
+        _ON_DISK + "what_a_killed_process_left_is_removed_and_a_running_ones_is_not",
+    ),
+    Mutant(
+        "files-a-running-process-loses-its-folder",
+        _FILES,
+        "held.enter_context(locked(work, must=False))",
+        "pass",
+        _ON_DISK + "what_a_killed_process_left_is_removed_and_a_running_ones_is_not",
+    ),
+    Mutant(
+        "files-working-folder-stays",
+        _FILES,
+        "shutil.rmtree(work, ignore_errors=True)",
+        "pass",
+        _ON_DISK + "a_failure_or_ctrl_c_leaves_the_old_file_and_nothing_else",
+    ),
+    Mutant(
+        "files-folders-for-their-owner-alone",
+        _FILES,
+        "work.mkdir()",
+        "work.mkdir(0o700)",
+        _ON_DISK + "model_files_have_the_users_permissions",
+    ),
+    Mutant(
+        "interop-weights-for-their-owner-alone",
+        _FOLDER,
+        "path.chmod(mode)",
+        "",
+        _ON_DISK + "model_files_have_the_users_permissions",
+    ),
+)
