@@ -10,6 +10,7 @@ New folders have the permissions that the user's umask gives (those of tempfile 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,11 +23,26 @@ from typing import Any
 from .settings import SettingError, SettingTypeError
 
 _PREFIX = ".fastgpt-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def reason(error: BaseException) -> str:
     """What the operating system said, without the temporary name that it said it of."""
     return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is for want of space; also as a library of C++ or Rust words it."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL):
+            return True
+        error = error.__cause__
+    return False
+
+
+def way_out(error: BaseException) -> str:
+    """What to do where a file or folder cannot be written."""
+    return "free disk space, or choose another folder" if is_full(error) else "choose another folder"
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -47,21 +63,56 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
     """`write` fills a temporary folder, whose files then take their places in `folder`, in the order of their names
     but those of JSON, which describe the others, last. `says`: what an error names in place of `folder`.
 
+    What fails on the way, Ctrl-C included, leaves the old files; a process that is killed between two renames does not.
+
     Raises:
-        OSError: the disk is full or cannot be written; nothing was replaced unless the renames themselves failed.
+        OSError: the disk is full or cannot be written; nothing was replaced, unless the message says so.
     """
+    intact = "; the previous file is intact" if says is None or os.path.lexists(says) else ""
     try:
         with working_folder(folder) as work:
             write(work)
             flush_all(work)
-            for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
-                os.replace(path, folder / path.name)
+            names = sorted((path.name for path in work.iterdir()), key=lambda name: (name.endswith(".json"), name))
+            _take_places(work, folder, names)
             flush(folder)
     except (OSError, RuntimeError) as error:
+        if isinstance(error, _PartlyReplacedError):
+            intact = "; what was there is partly replaced: write it again"
         raise type(error if isinstance(error, OSError) else OSError())(
-            f"could not write {says or folder} ({reason(error)}); free disk space or choose another folder; "
-            "the previous file is intact"
+            f"could not write {says or folder} ({reason(error)}); {way_out(error)}{intact}"
         ) from error
+
+
+def _take_places(work: Path, folder: Path, names: list[str]) -> None:
+    """Rename files of `work` into `folder`, each over the one of its name; undo it all if one of them fails."""
+    there = [name for name in names if os.path.lexists(folder / name)]
+    old = work / ".old"
+    if there and len(names) > 1:
+        old.mkdir()
+        for name in there:
+            # A second name of the old file, so that its first is never missing. Some file systems have no such names.
+            with contextlib.suppress(OSError):
+                os.link(folder / name, old / name)
+    done = []
+    try:
+        for name in names:
+            done.append(name)
+            os.replace(work / name, folder / name)
+    except BaseException as error:
+        try:
+            for name in reversed(done):
+                if name not in there:
+                    (folder / name).unlink(missing_ok=True)
+                elif os.path.lexists(old / name):
+                    os.replace(old / name, folder / name)
+        except OSError:
+            raise _PartlyReplacedError(*error.args) from error
+        raise
+
+
+class _PartlyReplacedError(OSError):
+    """A rename failed, and so did the undoing of those before it."""
 
 
 def check_folder(owner: str, name: str, folder: str | os.PathLike[str]) -> Path:
@@ -113,16 +164,23 @@ def working_folder(parent: Path, prefix: str = _PREFIX) -> Iterator[Path]:
     with contextlib.ExitStack() as held:
         while True:
             work = parent / f"{prefix}{secrets.token_hex(4)}"
+            held.callback(_remove, work)  # before it is there: a signal may come at any moment
             work.mkdir()
             try:
                 held.enter_context(locked(work, must=False))
                 break
             except (BlockingIOError, FileNotFoundError):  # another process took it for one left behind
                 continue
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        yield work
+
+
+def _remove(work: Path) -> None:
+    """Delete the folder `work`, also where a signal comes meanwhile."""
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
