@@ -259,7 +259,11 @@ def _nth(calls: Calls, kinds: tuple[str, ...], kind: str, n: int) -> int:
 
 
 def kills(scenario: str, calls: Calls, count: int, seed: int) -> Iterator[Case]:
-    """kill -9 at `count` seeded moments: before or after a call, in the middle of a write, by time."""
+    """kill -9 before every rename and deletion, and at `count` seeded moments: before or after a call, in the middle of
+    a write, by time."""
+    for kind in _SHRINKS:
+        for n in range(1, sum(k == kind for k, _ in calls) + 1):
+            yield Case(scenario, (Plan((kind,), n, signal="SIGKILL"),))
     draw = random.Random(f"{scenario} {seed}")
     writes = sum(kind == "write" for kind, _ in calls)
     for number in range(count):
@@ -321,4 +325,4 @@ def phase_of(kind: str, path: str) -> str:
     if "/step-" in path and kind in ("unlink", "rmdir"):
         return "prune"
     found = next((phase for pattern, phase in _PHASES if re.search(pattern, path)), None)
-    return found or path.split("/")[1]
+    return found or (re.sub(r"^/(\.fastgpt-.*)?|/.*", "", path) or "folder")

@@ -11,8 +11,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from fastgpt import checkpoint, files
+from fastgpt import GPT, checkpoint, files
 from fastgpt.data import TokenDataset
+from fastgpt.tokenizer import Tokenizer
 
 from .cases import Case, Scenario, Work
 
@@ -48,7 +49,8 @@ class Look:
         found = [] if self._reached() else ["the fault was not reached"]
         found += self._status() + self._words()
         found += self._run() if self.scenario.trains else self._whole()
-        if self.done.code != -9 and not self._hinders_cleaning():
+        # A second signal may come while the first one's debris is removed.
+        if self.done.code != -9 and len(self.case.signals) < 2 and not self._hinders_cleaning():
             found += [f"left behind: {name}" for name in _names(self.here) if _UNFINISHED.search(f"/{name}")]
         return found
 
@@ -140,7 +142,7 @@ class Look:
         reference = self.after / self.scenario.result
         name = checkpoint.latest(reference / "checkpoints").name
         found = []
-        ours, theirs = (_bits(root / "checkpoints" / name) for root in (self.result, reference))
+        ours, theirs = (_contents(root / "checkpoints" / name) for root in (self.result, reference))
         if ours != theirs:
             differ = sorted(what for what in ours.keys() | theirs.keys() if ours.get(what) != theirs.get(what))
             found.append(f"{when}the last checkpoint is not that of an undisturbed run: {', '.join(differ[:5])}")
@@ -159,11 +161,22 @@ class Look:
         if self.scenario.name == "token_cache":
             return []  # which nobody else reads; what the next call makes of it is looked at
         which = [] if self.done.code else ["after exit status 0: "]
+        if self.done.code == -9 and now not in options and self._is_refused():
+            return []
         if now not in (options[1:] if which else options):
             return [f"{''.join(which)}{self.scenario.result} is neither the old nor the new: {sorted(now)}"]
         if self.scenario.result == "tokens" and now:
             TokenDataset.open(self.result, verify=True)
         return []
+
+    def _is_refused(self) -> bool:
+        """Whether what reads the result says that it is damaged."""
+        read = {"tokens": TokenDataset.open, "model": GPT.from_pretrained, "tokenizer": Tokenizer.from_pretrained}
+        try:
+            read[self.scenario.result](self.result)
+        except (ValueError, OSError):
+            return True
+        return False
 
     # ---- and then ------------------------------------------------------------------------------------------------
 
@@ -198,31 +211,29 @@ def _is_whole(path: Path) -> bool:
 
 
 def _names(folder: Path) -> set[str]:
-    """All that lies in a folder; of TensorBoard's files, whose names hold the time, that there are some."""
+    """All that lies in a folder; of names that hold the time or a path's hash, that there are some."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    return {re.sub(r"(events\.out\.tfevents).*|(cache/tokens/)[0-9a-f-]{33}", r"\1\2", name) for name in names}
+    return {re.sub(r"(events\.out\.tfevents).*|(cache/\w+/)[0-9a-f-]{16,}", r"\1\2", name) for name in names}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and not _UNFINISHED.search(str(path)))
-    return {re.sub("^tokens/[0-9a-f-]{33}", "", str(path.relative_to(folder))): path.read_bytes() for path in paths}
+    """What the files of a folder hold: of tensors their bytes (no two files of the same tensors are alike: safetensors
+    writes its metadata in any order), of JSON all but times and where the folder lies, of what is no result nothing."""
+    found: dict[str, bytes] = {}
+    for path in folder.rglob("*"):
+        name = re.sub("^tokens/[0-9a-f-]{33}", "", str(path.relative_to(folder)))
+        if not path.is_file() or _UNFINISHED.search(f"/{name}") or name.startswith("checked/"):
+            continue
+        if path.suffix == ".safetensors":
+            found |= {f"{name}:{k}": v.numpy().tobytes() for k, v in load_file(path).items()}
+        elif path.name != "checksums.json":  # of the files' bytes
+            text = path.read_bytes().replace(str(folder.parent).encode(), b"")
+            found[name] = re.sub(rb'"mtime_ns": \d+', b"", text)
+    return found
 
 
 def _same_bytes(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
-
-
-def _bits(folder: Path) -> dict[str, bytes]:
-    """What a checkpoint holds: the bytes of its tensors (no two files of the same tensors are alike: safetensors writes
-    its metadata in any order) and of its other files but checksums.json."""
-    if not folder.is_dir():
-        return {}
-    paths = [path for path in folder.iterdir() if path.name != "checksums.json"]
-    found = {path.name: path.read_bytes() for path in paths if path.suffix != ".safetensors"}
-    for path in paths:
-        if path.suffix == ".safetensors":
-            found |= {f"{path.name}:{k}": v.numpy().tobytes() for k, v in load_file(path).items()}
-    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
