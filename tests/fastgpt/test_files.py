@@ -171,6 +171,14 @@ def test_weights_and_config_are_replaced_together(model, monkeypatch):
     GPT.from_pretrained(model)
 
 
+def test_what_describes_the_other_files_takes_its_place_after_them(tmp_path, monkeypatch):
+    """A process killed between two renames leaves no description of files that are still to come."""
+    renamed = []
+    monkeypatch.setattr(files.os, "replace", lambda new, path: renamed.append(path.name))
+    files.replace_files(tmp_path, lambda work: [(work / name).touch() for name in ("a.json", "b.bin", "c.json", "d")])
+    assert renamed == ["b.bin", "d", "a.json", "c.json"]
+
+
 def test_a_folder_with_other_files_keeps_them(model):
     (model / "notes.txt").write_text("mine")
     GPT(GPTConfig(**SHAPE)).save_pretrained(model)

@@ -50,13 +50,15 @@ def test_cached_hidden_states_are_those_of_one_pass(model, attn_impl, pieces):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
 
 
-def test_greedy_is_the_likeliest_token_of_a_plain_forward(model):
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_greedy_is_the_likeliest_token_of_a_plain_forward(model, use_cache):
+    """Of the last max_len tokens, where there are more: 5 + 20 of them with max_len 20."""
     model.eval()
     idx = prompt()
-    for _ in range(6):
-        token = model(idx).logits[:, -1].argmax(-1, keepdim=True)
+    for _ in range(20):
+        token = model(idx[:, -20:]).logits[:, -1].argmax(-1, keepdim=True)
         idx = torch.cat([idx, token], dim=1)
-    assert torch.equal(model.generate(idx[:, :5], 6, temperature=0.0), idx)
+    assert torch.equal(model.generate(idx[:, :5], 20, temperature=0.0, use_cache=use_cache), idx)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(model):

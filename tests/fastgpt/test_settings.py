@@ -22,6 +22,20 @@ def test_integers():
         check_integer("F", "n", 0, least=1, most=4)
 
 
+def test_where_ranges_end():
+    assert [check_integer("F", "n", n, least=1, most=4) for n in (1, 4)] == [1, 4]
+    assert [check_number("F", "p", p, least=0.5, most=2.5) for p in (0.5, 2.5)] == [0.5, 2.5]
+    for value in (0, 5):
+        with pytest.raises(SettingError):
+            check_integer("F", "n", value, least=1, most=4)
+    for value, ends in ((0.4, {"least": 0.5}), (2.6, {"most": 2.5}), (1, {"above": 1}), (1, {"below": 1})):
+        with pytest.raises(SettingError):
+            check_number("F", "p", value, **ends)
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(SettingError, match=r"must be a number$"):
+            check_number("F", "p", value)
+
+
 def test_numbers():
     assert check_number("F", "p", np.float32(0.5), least=0.0, below=1.0) == 0.5
     for value in (math.nan, math.inf, 1.0, -0.1):

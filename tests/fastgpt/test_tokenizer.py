@@ -88,6 +88,20 @@ def test_pickles_and_compares(tokenizer):
     assert copy != "gpt2"
 
 
+def test_tokenizers_of_other_ranks_are_others_whatever_their_name(tmp_path, tokenizer):
+    other = Tokenizer.from_file(write_ranks(tmp_path / f"{tokenizer.name}.tiktoken", BYTES))
+    assert other.name == tokenizer.name
+    assert other != tokenizer
+    same = Tokenizer("another name", tokenizer.ranks_file)
+    assert same == tokenizer
+    assert hash(same) == hash(tokenizer)
+
+
+def test_every_id_stands_for_its_bytes_and_end_of_text_for_none(tokenizer):
+    lengths = tokenizer.token_bytes()
+    assert lengths.tolist() == [*(len(tokenizer.decode_bytes([i])) for i in range(tokenizer.end_of_text)), 0]
+
+
 def test_own_vocabulary_from_a_file(tmp_path):
     path = write_ranks(tmp_path / "own.tiktoken", [*BYTES, b"th", b"the"])
     own = Tokenizer.from_file(path)
