@@ -11,6 +11,7 @@ import torch
 
 from fastgpt import trainer as module
 from fastgpt.checkpoint import CheckpointError
+from fastgpt.devices import resolve_dtype
 from fastgpt.evaluation import evaluate
 from fastgpt.metrics import read_metrics
 from fastgpt.optim import learning_rate
@@ -113,3 +114,11 @@ def test_speed_counts_the_tokens_of_the_update(tmp_path, monkeypatch):
     assert line["tokens_per_second"] == 4 * 3 * 8 / 0.5
     assert line["memory_bytes"] > 50e6  # torch alone
     assert math.isfinite(line["loss"])
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_on_gpus_that_compute_in_it(monkeypatch, bf16, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+    assert resolve_dtype("auto", torch.device("cuda")) == dtype
+    assert resolve_dtype("auto", CPU) == torch.float32
+    assert resolve_dtype("float32", torch.device("cuda")) == torch.float32
