@@ -39,7 +39,7 @@ EXAMPLES = (
 
 NOTES = (
     "fastgpt <command> --help shows every option; of one given twice the last counts.",
-    "Exit status: 0 done, 1 failed, 2 wrong options, 130 Ctrl-C, 143 SIGTERM.",
+    "Exit status: 0 done, 1 failed, 2 wrong options, 128 + a signal (130: Ctrl-C).",
     "FASTGPT_DEBUG=1 shows where in the code an error arose.",
 )
 
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script; as a function of `argv`, it leaves the process's signal handlers alone.
 
     Returns:
-        The exit status: 0, 1 (it ran and failed, or a bug of ours), 2 (wrong options or input), 130 and 143 (stopped by
-        Ctrl-C or SIGTERM).
+        The exit status: 0, 1 (it ran and failed, or a bug of ours), 2 (wrong options or input), 130, 143 and 129
+        (stopped by Ctrl-C, SIGTERM or SIGHUP).
     """
     is_process = argv is None
     argv = _help_first(list(sys.argv[1:] if argv is None else argv))

@@ -41,7 +41,7 @@ MIN_STEPS = 300  # fewer do not show what the model can learn, however slow the 
 class Interrupted(KeyboardInterrupt):
     """The demo was stopped by a signal; the message says what was kept.
 
-    stopped_by  "SIGINT" or "SIGTERM"
+    stopped_by  "SIGINT", "SIGTERM" or "SIGHUP"
     """
 
     def __init__(self, message: str, stopped_by: str = "SIGINT") -> None:
@@ -98,7 +98,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
 
     Raises:
         SettingError, SettingTypeError: a setting that cannot be, a `runs_dir` that cannot be written to.
-        Interrupted: SIGINT, or SIGTERM while training.
+        Interrupted: SIGINT, or SIGTERM or SIGHUP while training.
     """
     began = time.perf_counter()
     config.check()

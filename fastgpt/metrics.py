@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +80,54 @@ def bits_per_byte(total_nats: float, total_bytes: int) -> float | None:
 
 
 class MetricsLog:
-    """One JSON object per line in `path`: a step's measurements, readable while the run goes on.
+    """One JSON object per line in `path`: a step's measurements, each step once, readable while the run goes on.
 
-    What cannot be written (a full disk) is kept, and written as soon as that works.
+    What cannot be written (a full disk) waits, and is written as soon as that works.
+
+    waiting     those lines
     """
 
-    def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
-        """Lines of steps after `keep_steps` (of a run that went on beyond its last checkpoint) are dropped."""
+    def __init__(self, path: Path, *, keep_steps: int = 0, add: Iterable[dict[str, Any]] = ()) -> None:
+        """Lines of steps after `keep_steps` (of a run that went on beyond its last checkpoint) are dropped, and a last
+        one that a crash has cut short; those of `add` whose steps are missing are put in.
+
+        What else is no line of a run, or one of a step that stands there already, is moved to <path>.garbled.
+
+        Raises:
+            OSError: no file, or one that may not be read or written.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(path) if line["step"] <= keep_steps] if path.exists() else []
-        replace_file(path, lambda new: new.write_bytes(b"".join(map(_as_line, kept))))
+        with open(path, "ab"):  # before anything is replaced: may it be written?
+            before = path.read_bytes()
+        kept: dict[int, bytes] = {}
+        others = []
+        for text, line in _lines(before):
+            if line is None or line["step"] in kept:
+                others.append(text)
+            elif line["step"] <= keep_steps:
+                kept[line["step"]] = text
+        if others and before.endswith(others[-1]):  # the end of the line was never written
+            del others[-1]
+        for line in add:
+            kept.setdefault(line["step"], _as_line(line).rstrip())
+        if others:
+            _move_aside(path, others)
+        after = b"".join(kept[step] + b"\n" for step in sorted(kept))
+        if after != before:
+            replace_file(path, lambda new: new.write_bytes(after))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-        self._waiting = b""
+        self.waiting: list[dict[str, Any]] = []
+        self._begun = 0  # bytes of the first of them that are in the file
 
     def write(self, line: dict[str, Any]) -> None:
         """Raises OSError where it cannot be written; it then waits for the next call."""
-        self._waiting += _as_line(line)
+        self.waiting.append(line)
         self._flush()
+
+    def sync(self) -> None:
+        """Write what waits, and have it on the disk. Raises OSError where that cannot be."""
+        self._flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Raises OSError where what waits still cannot be written."""
@@ -103,8 +135,20 @@ class MetricsLog:
             self._flush()
 
     def _flush(self) -> None:
-        while self._waiting:  # without a buffer a write says how much of it was written, before it fails
-            self._waiting = self._waiting[self._file.write(self._waiting) :]
+        while self.waiting:  # without a buffer a write says how much of it was written, before it fails
+            data = _as_line(self.waiting[0])
+            self._begun += self._file.write(data[self._begun :])
+            if self._begun == len(data):
+                del self.waiting[0]
+                self._begun = 0
+
+
+def _move_aside(path: Path, texts: list[bytes]) -> None:
+    aside = path.with_name(f"{path.name}.garbled")
+    with open(aside, "ab") as file:
+        file.write(b"".join(text + b"\n" for text in texts))
+    what = "line is garbled, or not" if len(texts) == 1 else "lines are garbled, or not"
+    _log.warning("%s: %d %s this run's; now in %s", path, len(texts), what, aside)
 
 
 def _as_line(line: dict[str, Any]) -> bytes:
@@ -115,21 +159,33 @@ def _as_line(line: dict[str, Any]) -> bytes:
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; what is none (cut by a crash, garbled) is left out."""
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
+    return [line for _, line in _lines(Path(path).read_bytes()) if line is not None]
+
+
+def _lines(data: bytes) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Each line's bytes and what it says; None where that is nothing that a run writes. What follows one that was cut
+    short, and what follows zeros (as a power cut leaves them), is a line all the same."""
+    for text in data.split(b"\n"):
+        cut = max(0, text.rfind(b'{"step"'))
+        pieces = [text] if _parsed(text) is not None else [text[:cut], text[cut:]]
+        for piece in pieces:
+            if bare := piece.strip(b"\0 \t\r"):
+                yield bare, _parsed(bare)
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and type(line.get("step")) is int else None
 
 
 class Scalars:
     """TensorBoard scalars, or nothing (with one hint in the log) where TensorBoard is not installed."""
 
-    def __init__(self, folder: Path, *, enabled: bool, first_step: int = 0) -> None:
+    def __init__(self, folder: Path, *, enabled: bool, first_step: int = 1) -> None:
+        """Those of `first_step` and later ones that are there already are dropped."""
         self._writer = None
         if not enabled:
             return

@@ -77,12 +77,13 @@ class _Lines:
 
 
 def describe(line: dict[str, Any]) -> str:
-    """A line of metrics.jsonl for people."""
-    utilisation = "MFU n/a" if line["mfu"] is None else f"MFU {line['mfu']:.1%}"
-    return (
-        f"loss {line['loss']:.3f}  lr {line['lr']:.1e}  {line['tokens_per_second']:,.0f} tokens/s  {utilisation}  "
-        f"{line['memory_bytes'] / 1e9:.1f} GB"
-    )
+    """A line of metrics.jsonl for people; one that a checkpoint kept has no timings."""
+    words = [f"loss {line['loss']:.3f}", f"lr {line['lr']:.1e}"]
+    if "tokens_per_second" in line:
+        utilisation = "n/a" if line["mfu"] is None else f"{line['mfu']:.1%}"
+        words += [f"{line['tokens_per_second']:,.0f} tokens/s", f"MFU {utilisation}"]
+        words += [f"{line['memory_bytes'] / 1e9:.1f} GB"]
+    return "  ".join(words)
 
 
 def describe_validation(line: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,54 @@ _log = logging.getLogger("fastgpt")
 
 @contextlib.contextmanager
 def reports(
-    folder: Path, shown: contextlib.AbstractContextManager[Show], *, first: int, tensorboard: bool
-) -> Iterator[Show]:
-    """Calling it with a step's line writes and shows it. What fails is said once, and training goes on.
+    folder: Path,
+    shown: contextlib.AbstractContextManager[Show],
+    *,
+    first: int,
+    tensorboard: bool,
+    add: Iterable[dict[str, Any]] = (),
+) -> Iterator[Reports]:
+    """Where a run's measurements go, open as long as the block runs.
 
     Args:
         shown: of `fastgpt.progress`.
-        first: steps before this run of the loop; metrics of later ones are dropped.
+        first: steps before this run of the loop; what is there of later ones is dropped.
+        add: lines of those steps, for metrics.jsonl where it lacks them.
 
     Raises:
         OSError: metrics.jsonl cannot be opened: nothing is lost yet.
     """
-    log = metrics.MetricsLog(folder / "metrics.jsonl", keep_steps=first)
+    log = metrics.MetricsLog(folder / "metrics.jsonl", keep_steps=first, add=add)
+    kinds = (
+        _Guarded(str(folder / "metrics.jsonl"), lambda: _metrics(log), again=True),
+        _Guarded("TensorBoard", lambda: _scalars(folder / "tensorboard", tensorboard, first + 1)),
+        _Guarded("the display of progress", lambda: shown),
+    )
     with contextlib.ExitStack() as stack:
-        kinds = [
-            _Guarded(str(folder / "metrics.jsonl"), lambda: _metrics(log), again=True),
-            _Guarded("TensorBoard", lambda: _scalars(folder / "tensorboard", tensorboard, first)),
-            _Guarded("the display of progress", lambda: shown),
-        ]
         for kind in kinds:
             stack.enter_context(kind)
+        yield Reports(log, kinds)
 
-        def report(line: dict[str, Any]) -> None:
-            for kind in kinds:
-                kind(line)
 
-        yield report
+class Reports:
+    """Calling it with a step's line writes and shows it. What fails is said once, and training goes on."""
+
+    def __init__(self, log: metrics.MetricsLog, kinds: tuple[_Guarded, ...]) -> None:
+        self._log, self._kinds = log, kinds
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        for kind in self._kinds:
+            kind(line)
+
+    def sync(self) -> list[dict[str, Any]]:
+        """Have the lines of metrics.jsonl on the disk. Returns those that could not be written."""
+        self._kinds[0].run(self._log.sync)
+        return list(self._log.waiting)
+
+    @property
+    def failed(self) -> bool:
+        """Whether metrics.jsonl could not be written, now or before."""
+        return self._kinds[0].failed
 
 
 @contextlib.contextmanager
@@ -64,7 +86,7 @@ class _Guarded:
     ) -> None:
         self._what, self._opened, self._again = what, opened, again
         self._show: Show | None = None
-        self._said = False
+        self.failed = False
 
     def __enter__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -75,20 +97,21 @@ class _Guarded:
 
     def __call__(self, line: dict[str, Any]) -> None:
         if self._show is not None:
-            try:
-                self._show(line)
-            except Exception as error:
-                self._failed(error)
+            self.run(lambda: self._show(line))
 
     def __exit__(self, *_: object) -> None:
+        self.run(self._stack.close)
+
+    def run(self, action: Callable[[], object]) -> None:
+        """Do it, or say once that it failed."""
         try:
-            self._stack.close()
+            action()
         except Exception as error:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         if not self._again:
             self._show = None
-        if not self._said:
-            self._said = True
+        if not self.failed:
+            self.failed = True
             _log.warning("%s: %s (%s); training goes on", self._what, files.reason(error), type(error).__name__)

@@ -7,15 +7,16 @@ import threading
 from types import FrameType
 from typing import Any
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, the terminal was closed
 
 
 class StopSignals:
     """`with StopSignals() as signals:` around a loop that ends when `signals.stopped_by` is not None.
 
-    The first SIGINT or SIGTERM sets `stopped_by` ("SIGINT", "SIGTERM"), and a SIGINT after it does what it did before:
-    raises KeyboardInterrupt. What the process was told to ignore (nohup) stays ignored. Outside of the main thread, the
-    only one that may handle signals, `stopped_by` stays None.
+    The first of SIGINT, SIGTERM and SIGHUP sets `stopped_by` (to its name). A SIGINT after it does what it did before:
+    raises KeyboardInterrupt; the others, which are told to all processes of a job, and more than once, change nothing.
+    What the process was told to ignore (nohup) stays ignored. Outside of the main thread, the only one that may handle
+    signals, `stopped_by` stays None.
     """
 
     def __init__(self) -> None:

@@ -12,15 +12,12 @@ where a measurement cannot be written, training goes on.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import math
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +29,13 @@ from .data import TokenDataset
 from .devices import autocast, resolve_device, resolve_dtype
 from .evaluation import Validation, evaluate, fitting_seq_len
 from .optim import build_adamw, learning_rate
-from .progress import Show, progress
-from .reports import reports
 from .run_folder import SettingsChanged
 from .sampler import IGNORED, BatchSampler, check_dataset
 from .settings import SettingError, SettingTypeError
 from .stopping import StopSignals
 from .tokenizer import Tokenizer
 from .train_config import TrainConfig
+from .training_loop import Loop, Owed, TrainResult
 
 __all__ = [
     "SettingsChanged", "TrainConfig", "TrainResult", "Trainer", "Validation", "autocast", "evaluate", "resolve_device",
@@ -47,24 +43,6 @@ __all__ = [
 ]  # fmt: skip
 
 _log = logging.getLogger("fastgpt")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What `Trainer.fit` did.
-
-    step        updates made so far
-    losses      of the updates of this call, nats per token
-    validation  the newest of this call
-    stopped_by  "SIGINT", "SIGTERM" or None (finished)
-    checkpoint  the folder of the newest
-    """
-
-    step: int
-    losses: list[float]
-    validation: Validation | None
-    stopped_by: str | None
-    checkpoint: Path
 
 
 class Trainer:
@@ -113,6 +91,7 @@ class Trainer:
         self._trained = [p for p in model.parameters() if p in owned]
         self.step = 0
         self._forward: Callable[..., Any] = torch.compile(model) if config.compile else model
+        self.owed = Owed()  # of `step`
         self._signals = StopSignals()
         self._in_update = False
 
@@ -150,6 +129,7 @@ class Trainer:
         self.optimizer.step()
         self._drop_gradients()
         self.step += 1
+        self.owed = Owed()
         self._in_update = False
         return loss, norm, lr
 
@@ -230,17 +210,21 @@ class Trainer:
                 newest = run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)
                 if resume is not False:
                     self._resume(newest if resume is True else Path(resume), allow_changes=allow_changes)
-                    if self.step >= self.config.steps:
+                    owed = self.owed.left(self.config.folder)
+                    if self.step >= self.config.steps and not owed:
                         _log.warning(
                             "%s: %d of %d steps are done, so there is nothing to do; more steps need steps=N, "
                             "allow_changes=True (--steps N --allow-changes)",
                             self.config.folder, self.step, self.config.steps,
                         )  # fmt: skip
-                        return TrainResult(self.step, [], None, None, checkpoint.folder_of(root, self.step))
+                        newest = checkpoint.folder_of(root, self.step)
+                        checkpoint.prune(root, self.config.keep, newest)
+                        return TrainResult(self.step, [], None, None, newest)
                 else:
                     self._start()
+                    owed = Owed()
                 run_folder.write_settings(self.config.folder, self.settings, resume=resume is not False)
-                return self._train()
+                return Loop(self, self._signals).run(owed)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{checkpoint.kept(root)}; go on with resume=True (--resume)") from None
 
@@ -259,73 +243,6 @@ class Trainer:
         for path in checkpoint.set_aside_after(root, self.step):
             _log.warning("a checkpoint after step %d is now %s", self.step, path)
 
-    def _train(self) -> TrainResult:
-        losses: list[float] = []
-        validation = None
-        with self._reports() as report:
-            try:
-                while self.step < self.config.steps and self._signals.stopped_by is None:
-                    line = self._measured_step()
-                    losses.append(line["loss"])
-                    try:
-                        saved, found = self._save_and_validate()
-                        if found is not None:
-                            validation = found
-                            values = dataclasses.asdict(found).items()
-                            line |= {f"val_{name}": value for name, value in values if name != "tokens"}
-                    finally:
-                        report(line)
-                    self._check_validation(found)
-                    if saved is not None:
-                        checkpoint.prune(saved.parent, self.config.keep, saved)
-                path = checkpoint.folder_of(self.config.folder / "checkpoints", self.step)
-                if not path.exists():
-                    path = self.save()
-            except Exception as error:
-                kept = self._rescue(error)
-                if isinstance(error, FloatingPointError):
-                    raise FloatingPointError(f"{error}; {kept}") from error
-                if isinstance(error, checkpoint.CheckpointError):  # says so itself
-                    raise
-                if self.step == 0:  # nothing was there to lose
-                    raise
-                is_saved = checkpoint.latest(self.config.folder / "checkpoints") is not None
-                then = "go on with resume=True (--resume)" if is_saved else "start again"
-                _log.warning("Trainer: an error ends the run at step %d; %s; %s", self.step, kept, then)
-                raise
-        stopped_by = self._signals.stopped_by
-        if stopped_by is not None:
-            then = "go on with resume=True (--resume)" if self.step < self.config.steps else "it was the last one"
-            _log.warning("%s: step %d is saved in %s; %s", stopped_by, self.step, path, then)
-        return TrainResult(self.step, losses, validation, stopped_by, path)
-
-    def _measured_step(self) -> dict[str, Any]:
-        """One update. Returns its line for metrics.jsonl."""
-        tokens = self.config.batch_size * self.config.grad_accum * self.seq_len
-        began = time.perf_counter()
-        loss, norm, lr = self.train_step()
-        seconds = time.perf_counter() - began
-        return {
-            "step": self.step, "loss": loss, "lr": lr, "grad_norm": norm, "epoch": self.sampler.epoch,
-            "tokens_per_second": tokens / seconds, "mfu": self._mfu(tokens / seconds),
-            "memory_bytes": metrics.memory_bytes(self.device),
-        }  # fmt: skip
-
-    def _save_and_validate(self) -> tuple[Path | None, Validation | None]:
-        """What is due after this step. Old checkpoints stay until the new one's validation is seen to be a number."""
-        is_last = self.step == self.config.steps
-        saved = self._write() if is_last or _due(self.step, self.config.save_every) else None
-        if is_last or _due(self.step, self.config.eval_every):
-            return saved, self.validate(interruptible=True)
-        return saved, None
-
-    def _check_validation(self, found: Validation | None) -> None:
-        if found is not None and not found.is_finite:
-            raise FloatingPointError(
-                f"Trainer: the validation loss is {found.loss} at step {self.step}; lower lr ({self.config.lr}) and go "
-                "on from a checkpoint before it (--resume-from), with allow_changes=True (--allow-changes)"
-            )
-
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def save(self) -> Path:
@@ -334,11 +251,12 @@ class Trainer:
         Raises:
             checkpoint.CheckpointError: it cannot be written. FloatingPointError: weights that are not finite.
         """
-        path = self._write()
+        path = self.write()
         checkpoint.prune(path.parent, self.config.keep, path)
         return path
 
-    def _write(self) -> Path:
+    def write(self) -> Path:
+        """As `save`, and drop none."""
         if not self._is_finite():
             raise FloatingPointError(
                 f"Trainer: the weights are not finite after step {self.step}, so they are not saved; lower lr "
@@ -346,7 +264,7 @@ class Trainer:
             )
         state = {
             "step": self.step, "sampler": self.sampler.state_dict(), "settings": self._record(),
-            "tokenizer_sha256": self.train_data.tokenizer_sha256,
+            "tokenizer_sha256": self.train_data.tokenizer_sha256, "owed": self.owed.state(),
         }  # fmt: skip
         path = checkpoint.folder_of(self.config.folder / "checkpoints", self.step)
         checkpoint.save(path, self.model, self.optimizer, state, self.tokenizer)
@@ -374,7 +292,8 @@ class Trainer:
             _log.warning("going on with changes: %s", error.words())
         checkpoint.restore(folder, self.model, self.optimizer)
         self.sampler.load_state_dict(state["sampler"], allow_changes=allow_changes)
-        self.step = state["step"]
+        self.step, self.owed = state["step"], Owed.of(state)
+        self.owed.validation &= self.val_data is not None
         self._in_update = False
 
     def _record(self) -> dict[str, Any]:
@@ -390,21 +309,9 @@ class Trainer:
             data["val_sha256"] = self.val_data.sha256
         return others | run_folder.model_record(self.model) | dataclasses.asdict(self.config) | data
 
-    def _rescue(self, error: Exception) -> str:
-        """After an error: save the updates that no checkpoint holds, if they are whole. Says what is kept."""
-        root = self.config.folder / "checkpoints"
-        newest = checkpoint.latest(root)
-        if self.step == 0 or isinstance(error, checkpoint.CheckpointError):
-            return checkpoint.kept(root)
-        if newest is None or checkpoint.step_of(newest) < self.step:
-            if self._in_update or not self._is_finite():
-                return f"{checkpoint.kept(root)}, what follows it is lost"
-            try:
-                newest = self._write()
-            except checkpoint.CheckpointError as failed:
-                return str(failed)
-        others = ", ".join(path.name for path in checkpoint.all_checkpoints(root) if path != newest)
-        return f"{newest} is kept{f', and before it {others}' if others else ''}"
+    def is_whole(self) -> bool:
+        """Whether the parameters are those after `step` updates, and finite."""
+        return not self._in_update and self._is_finite()
 
     def _is_finite(self) -> bool:
         updated = [p for p in self._trained if p in self.optimizer.state]
@@ -417,15 +324,10 @@ class Trainer:
             state[f"rng/cuda/{number}"] = torch.cuda.get_rng_state(number)
         return state
 
-    # ---- reports and batches --------------------------------------------------------------------------------------
+    # ---- speed and batches ------------------------------------------------------------------------------------------
 
-    def _reports(self) -> contextlib.AbstractContextManager[Show]:
-        shown = progress(
-            self.show_progress, done=self.step, total=self.config.steps, log_every=self.config.log_every
-        )  # fmt: skip
-        return reports(self.config.folder, shown, first=self.step, tensorboard=self.config.tensorboard)
-
-    def _mfu(self, tokens_per_second: float) -> float | None:
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Model FLOPs utilisation (see `fastgpt.metrics`), or None where it is not known."""
         if self._flops_per_token is None:
             return None
         return metrics.mfu(tokens_per_second, self._flops_per_token, self.device, self.dtype)
@@ -441,10 +343,6 @@ class Trainer:
 
 def _count(targets: Tensor) -> int:
     return int((targets != IGNORED).sum())
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _check_arguments(

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM, the same for every command: one line that says what was kept, exit status 130 or 143.
+"""Ctrl-C, SIGTERM and SIGHUP (the terminal was closed), the same for every command: one line that says what was kept,
+exit status 130, 143 or 129.
 
 A command that has written something catches KeyboardInterrupt, puts things in order, and raises
 `KeyboardInterrupt("the shards that were there are intact") from None`; of one that says nothing, nothing was written.
-SIGTERM arrives as KeyboardInterrupt too.
+The others arrive as KeyboardInterrupt too.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import os
 import signal
 from types import FrameType
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # what a shell gives for a process that they end
-_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # what a shell gives for a process that they end
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
 class Signals:
@@ -29,7 +30,8 @@ class Signals:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Signals:
-        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        for number in STATUS:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             if signal.getsignal(number) is default:
                 self._before[number] = signal.signal(number, self._leave)
         return self
@@ -39,13 +41,13 @@ class Signals:
             signal.signal(number, handler)
 
     def start_work(self) -> None:
-        """From now on there may be something to put in order: both signals raise KeyboardInterrupt."""
+        """From now on there may be something to put in order: they raise KeyboardInterrupt."""
         for number in self._before:
             signal.signal(number, self._interrupt)
 
     def message(self, stop: KeyboardInterrupt) -> str:
         """The line that says what stopped the command, and what it kept; one that writes something says so itself."""
-        return "; ".join([f"{self.prog}: {_WORDS[self._number]}", *map(str, stop.args or ["nothing was written"])])
+        return "; ".join([f"{self.prog}: {WORDS[self._number]}", *map(str, stop.args or ["nothing was written"])])
 
     @property
     def status(self) -> int:
@@ -56,7 +58,7 @@ class Signals:
         # An exception could be swallowed: C code under the import of torch and numpy clears what it did not expect.
         number = signal.Signals(number)
         with contextlib.suppress(OSError):
-            os.write(2, f"{self.prog}: {_WORDS[number]}; nothing was done\n".encode())
+            os.write(2, f"{self.prog}: {WORDS[number]}; nothing was done\n".encode())
         os._exit(STATUS[number])
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass, field
 
 from ..demo_config import DemoConfig
+from ._signals import STATUS, WORDS
 
 
 @dataclass
@@ -24,5 +26,6 @@ class Command:
         except Interrupted as stop:
             if stop.stopped_by == "SIGINT":
                 raise
-            print(f"fastgpt demo: terminated; {stop}", file=sys.stderr)
-            return 143
+            number = signal.Signals[stop.stopped_by]
+            print(f"fastgpt demo: {WORDS[number]}; {stop}", file=sys.stderr)
+            return STATUS[number]

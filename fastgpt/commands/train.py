@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from .. import presets
 from ..config import may_change
 from ..settings import SettingError, check_integer, check_number, shown
 from ..train_config import TrainConfig
+from ._signals import STATUS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -231,9 +233,11 @@ class Command:
             return 0
         if result.step < self.train.steps:
             print(f"stopped by {result.stopped_by}; {self._kept()}")
-        else:
+        elif result.validation is None:
             print(f"stopped by {result.stopped_by}: all steps are done and saved, the last validation is not")
-        return {"SIGINT": 130, "SIGTERM": 143}[result.stopped_by]
+        else:
+            print(f"stopped by {result.stopped_by}: all is done and saved")
+        return STATUS[signal.Signals[result.stopped_by]]
 
     def _check(self) -> Path | None:
         """What can be told before the work. Returns the checkpoint to go on from, of a run that is resumed."""

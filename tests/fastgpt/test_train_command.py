@@ -515,7 +515,7 @@ PHASES = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_at_any_time_saves_and_says_how_to_go_on(inside, monkeypatch, capsys, phase, number, code):
     owner, name, kept, _ = PHASES[phase]
     stop_in(monkeypatch, owner, name, number)
