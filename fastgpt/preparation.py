@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .dataset import TokenDataset, checked_tokenizer
 from .files import check_folder, reason
+from .pretokens import PIECE_CHARS
 from .settings import SettingError, SettingTypeError, check_integer
 from .shard_writing import ShardWriter, check_target, new_set
 from .shards import FolderError, id_dtype
 from .sources import SourceError, find_sources, read_pieces
-from .tokenizer import Tokenizer
+from .tokenizer import END_OF_TEXT, Tokenizer, default_threads
 
 SHARD_TOKENS = 1 << 28  # 512 MiB of uint16
-BATCH_CHARS = 4 << 20  # what the tokenizer's threads share at a time
 
 
 def prepare(
@@ -77,55 +81,82 @@ def _write(
 ) -> None:  # fmt: skip
     """Tokenize `files` into shards, documents and manifest in the folder `work`."""
     writer = ShardWriter(work, id_dtype(tokenizer.vocab_size), shard_tokens)
-    end, starts, n_bytes, at_start = tokenizer.end_of_text, [], 0, True
+    ends, n_bytes = [], 0
     with _progress(files, enabled=progress) as on_read:
-        for ids, size, ends in _tokenized(files, tokenizer, separators, threads, on_read):
+        for ids, size in _tokenized(_batches(files, separators, on_read), tokenizer, threads or default_threads()):
             n_bytes += size
-            if at_start or (separators and writer.last == end):
-                starts.append(writer.n_tokens)
-            at_start = ends
-            begins = np.flatnonzero(ids[:-1] == end) + 1 if separators else []
-            starts += [writer.n_tokens + int(at) for at in begins]
+            ends.append(writer.n_tokens + np.flatnonzero(ids == tokenizer.end_of_text))
             writer.write(ids)
-            if ends and not (separators and writer.last == end):
-                writer.write(np.array([end]))
     if not writer.n_tokens:
         raise SourceError(f"{', '.join(map(str, files))}: no text in there; give files that hold some")
     writer.close(
-        np.array(starts, np.int64),
+        np.append(0, np.concatenate(ends)[:-1] + 1),  # the stream ends with a document, and each but it with another
         tokenizer={"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         n_bytes=n_bytes,
         sources=[{"path": str(path), "bytes": path.stat().st_size} for path in files],
     )
 
 
-def _tokenized(
-    files: Sequence[Path],
-    tokenizer: Tokenizer,
-    separators: bool,
-    threads: int | None,
-    on_read: Callable[[Path, int], None],
-) -> Iterator[tuple[np.ndarray, int, bool]]:
-    """(ids, bytes of text, does it end a document?) of piece after piece, encoded by threads in batches."""
+@dataclass
+class _Batch:
+    """Pieces of text to be encoded by one call, each document's end marked by `<|endoftext|>`.
 
-    def encode(batch: list[tuple[str, bool]]) -> Iterator[tuple[np.ndarray, int, bool]]:
-        texts = [text for text, _ in batch]
-        if separators:
-            encoded = [tokenizer.encode(text, allow_special=True) for text in texts]
-        else:
-            encoded = tokenizer.encode_batch(texts, threads=threads)
-        for ids, (text, ends) in zip(encoded, batch):
-            yield np.array(ids, np.int64), len(text.encode("utf-8")), ends
+    A call for every document would take longer than what it does, where documents are a few hundred characters.
+    """
 
-    batch, chars = [], 0
+    texts: list[str] = field(default_factory=list)
+    special: bool = True  # False: `<|endoftext|>` in it is a document's own text
+    chars: int = 0
+    n_bytes: int = 0  # of the sources' text
+    files: list[Path] = field(default_factory=list)
+
+    def add(self, path: Path, piece: str) -> None:
+        self.texts.append(piece)
+        self.chars += len(piece)
+        self.n_bytes += len(piece) if piece.isascii() else len(piece.encode("utf-8"))
+        if path not in self.files[-1:]:
+            self.files.append(path)
+
+
+def _batches(files: Sequence[Path], separators: bool, on_read: Callable[[Path, int], None]) -> Iterator[_Batch]:
+    """All that is to be encoded, in order."""
+    batch = _Batch()
     for path in files:
-        for piece in read_pieces(path, lambda n, path=path: on_read(path, n)):
-            batch.append(piece)
-            chars += len(piece[0])
-            if chars >= BATCH_CHARS:
-                yield from encode(batch)
-                batch, chars = [], 0
-    yield from encode(batch)
+        for piece, ends in read_pieces(path, functools.partial(on_read, path), special=separators):
+            if END_OF_TEXT in piece and not separators:
+                apart = _Batch(special=False)
+                apart.add(path, piece)
+                yield batch
+                yield apart
+                batch = _Batch()
+            else:
+                batch.add(path, piece)
+            if ends and not (separators and piece.endswith(END_OF_TEXT)):
+                batch.texts.append(END_OF_TEXT)
+            if batch.chars >= PIECE_CHARS:
+                yield batch
+                batch = _Batch()
+    yield batch
+
+
+def _tokenized(batches: Iterable[_Batch], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(ids, bytes of text) of each batch in order: threads encode while this one reads and writes."""
+
+    def encode(batch: _Batch) -> np.ndarray:
+        try:
+            return tokenizer.encode_array("".join(batch.texts), allow_special=batch.special)
+        except ValueError as error:
+            raise SourceError(f"{', '.join(map(str, batch.files))}: {error}") from error
+
+    waiting: collections.deque[tuple[Future[np.ndarray], int]] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            waiting.append((pool.submit(encode, batch), batch.n_bytes))
+            if len(waiting) > threads + 1:  # one more than they work at; the others of the text are not yet read
+                ids, n_bytes = waiting.popleft()
+                yield ids.result(), n_bytes
+        for ids, n_bytes in waiting:
+            yield ids.result(), n_bytes
 
 
 class _progress:

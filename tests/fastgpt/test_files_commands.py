@@ -281,7 +281,7 @@ def test_what_is_no_model_is_named_for_what_it_is(here):
         (("m", "--out", "new"), "m: a model's or a run's folder, not data"),
         (("shards", "--out", "new"), "shards: token shards, which"),
         (("work", "--out", "new"), "work: the folder holds no data file"),
-        (("m/model.safetensors", "--out", "new"), "model.safetensors: not UTF-8 text"),
+        (("m/model.safetensors", "--out", "new"), "model.safetensors: binary data"),
     ],
 )
 def test_prepare_refuses_what_could_lose_or_mean_nothing(prepared, argv, said):
