@@ -103,7 +103,7 @@ MUTANTS = (
         _RUN_FOLDER,
         'files.replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))',
         'path.write_text(text, encoding="utf-8")',
-        _DURABLE + "the_settings_of_a_run",
+        _DURABLE + "a_run_and_the_folders_that_it_makes",
     ),
     Mutant(
         "files-the-description-comes-first",

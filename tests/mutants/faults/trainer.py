@@ -19,6 +19,10 @@ _RUN_FOLDER = "fastgpt/run_folder.py"
 _EVALUATION = "fastgpt/evaluation.py"
 _METRICS = "fastgpt/metrics.py"
 _REPORTS = "fastgpt/reports.py"
+_PROGRESS = "fastgpt/progress.py"
+_PROGRESS_TESTS = "tests/fastgpt/test_progress.py::test_"
+_CONFIG = "fastgpt/train_config.py"
+_CONFIG_TESTS = "tests/fastgpt/test_train_config.py::test_"
 
 MUTANTS = (
     # --- one step -----------------------------------------------------------------------------------------------------
@@ -753,5 +757,82 @@ MUTANTS = (
         "self.stopped_by or signal.Signals(number).name",
         "signal.Signals(number).name",
         _STOPPING + "signals_are_handled_as_before_afterwards",
+    ),
+    Mutant(
+        "progress-a-line-one-step-late",
+        _PROGRESS,
+        "step % self.every == 0",
+        "step % self.every == 1 % self.every",
+        _PROGRESS_TESTS + "every_so_many_steps_there_is_a_line",
+    ),
+    Mutant(
+        "progress-time-left-with-the-first-step",
+        _PROGRESS,
+        "a_step = (now - self._first_ended) / others if others > 0 else now - self._began",
+        "a_step = (now - self._began) / (others + 1)",
+        _PROGRESS_TESTS + "the_time_left_is_that_of_the_steps_after_the_first",
+    ),
+    Mutant(
+        "progress-time-left-of-a-resumed-run",
+        _PROGRESS,
+        "step - self.done - 1",
+        "step - 1",
+        _PROGRESS_TESTS + "the_time_left_is_that_of_the_steps_after_the_first",
+    ),
+    Mutant(
+        "progress-time-of-all-steps",
+        _PROGRESS,
+        "self.total - step",
+        "self.total",
+        _PROGRESS_TESTS + "the_time_left_is_that_of_the_steps_after_the_first",
+    ),
+    Mutant(
+        "progress-validations-not-shown",
+        _PROGRESS,
+        "print(describe_validation(line), flush=True)",
+        "pass",
+        _PROGRESS_TESTS + "a_validation_has_a_line_of_its_own",
+    ),
+    Mutant(
+        "devices-auto-by-emulation",
+        "fastgpt/devices.py",
+        "including_emulation=False",
+        "",
+        _SETTINGS + "auto_is_bfloat16_on_gpus_that_compute_in_it",
+    ),
+    Mutant(
+        "devices-auto-is-bfloat16-everywhere",
+        "fastgpt/devices.py",
+        "torch.bfloat16 if fits else torch.float32",
+        "torch.bfloat16",
+        _SETTINGS + "auto_is_bfloat16_on_gpus_that_compute_in_it",
+    ),
+    Mutant(
+        "train-config-betas-of-1",
+        _CONFIG,
+        "below=1",
+        "most=1",
+        _CONFIG_TESTS + "bad_values",
+    ),
+    Mutant(
+        "train-config-nothing-kept",
+        _CONFIG,
+        '("keep", None)',
+        '("batch_size", None)',
+        _CONFIG_TESTS + "bad_values",
+    ),
+    Mutant(
+        "train-config-a-name-that-is-a-path",
+        _CONFIG,
+        "Path(self.name).name != self.name",
+        "False",
+        _CONFIG_TESTS + "bad_values",
+    ),
+    Mutant(
+        "train-config-seeds-that-torch-does-not-take",
+        _CONFIG,
+        "most=_MOST_SEED",
+        "",
+        _CONFIG_TESTS + "bad_values",
     ),
 )
