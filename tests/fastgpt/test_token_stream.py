@@ -205,7 +205,14 @@ def test_documents_that_do_not_rise_are_refused(folder, starts):
     np.save(folder / "documents.npy", np.array([n if start == "n" else start for start in starts], np.int64))
     with pytest.raises(ShardError, match=r"documents\.npy"):
         TokenDataset.open(folder)
+
+
+def test_other_documents_than_were_written_are_refused(folder):
+    """Positions that could be, but are not those whose hash the manifest has."""
+    n = len(TokenDataset.open(folder))
     np.save(folder / "documents.npy", np.array([0, n - 1], np.int64))
+    with pytest.raises(ShardError, match=r"documents\.npy"):
+        TokenDataset.open(folder)
 
 
 class Executed:

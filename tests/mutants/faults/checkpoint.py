@@ -105,13 +105,6 @@ MUTANTS = (
         'path.write_text(text, encoding="utf-8")',
         _DURABLE + "a_run_and_the_folders_that_it_makes",
     ),
-    Mutant(
-        "files-the-description-comes-first",
-        _FILES,
-        'path.suffix == ".json"',
-        'path.suffix != ".json"',
-        _WHOLE + "what_describes_the_others_is_replaced_last",
-    ),
     # --- folders and names --------------------------------------------------------------------------------------------
     Mutant(
         "checkpoint-newest-by-name",
@@ -452,8 +445,8 @@ MUTANTS = (
     Mutant(
         "files-working-folder-stays",
         _FILES,
-        "shutil.rmtree(work, ignore_errors=True)",
-        "pass",
+        "held.callback(_remove, work)",
+        "",
         _ON_DISK + "a_failure_or_ctrl_c_leaves_the_old_file_and_nothing_else",
     ),
     Mutant(
