@@ -25,15 +25,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from . import files
+from . import checksums, files
+from .checksums import DamagedFile
 from .config import may_change
-from .interop.folder import write_safetensors
+from .interop.tensor_file import dtype_name, write_safetensors
 from .step_folders import (
     WRITING,
     CheckpointError,
     all_checkpoints,
     folder_of,
     instead,
+    is_named_for,
     kept,
     latest,
     prune,
@@ -61,8 +63,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         with files.working_folder(target.parent, WRITING) as work:
             yield work
-            checksums = {path.name: files.sha256(path) for path in sorted(work.iterdir())}
-            (work / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+            checksums.write(work)
             files.flush_all(work)
             replaced = work.with_name(work.name + "-replaced")
             if target.exists():
@@ -90,13 +91,12 @@ def verify(folder: Path) -> None:
         there = ", ".join(map(str, all_checkpoints(folder.parent))) or "none"
         raise CheckpointError(f"{folder}: not a training checkpoint (no such folder); those of this run: {there}")
     try:
-        checksums = dict(files.read_json(folder / "checksums.json"))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: not a training checkpoint ({error}); {instead(folder)}") from error
-    damaged = files.first_damaged(folder, {"training.json": None, "training.safetensors": None} | checksums)
-    if damaged is not None:
-        what = "corrupted, its sha256 is not the recorded one" if damaged.is_file() else "missing from the checkpoint"
-        raise CheckpointError(f"{damaged}: {what}; {instead(folder)}")
+        names = checksums.check(folder, whole=True)
+    except DamagedFile as error:
+        raise CheckpointError(f"{error.path}: {error.what}; {instead(folder)}") from None
+    for name in ("model.safetensors", "training.json", "training.safetensors"):
+        if name not in names:
+            raise CheckpointError(f"{folder / name}: missing, so {folder.name} is no training checkpoint")
 
 
 def save(
@@ -123,7 +123,13 @@ def read_state(folder: Path) -> dict[str, Any]:
         CheckpointError: a file of the checkpoint is corrupted or missing.
     """
     verify(folder)
-    return files.read_json(folder / "training.json")
+    state = files.read_json(folder / "training.json")
+    step = state.get("step") if isinstance(state, dict) else None
+    if not isinstance(step, int) or not is_named_for(folder, step):
+        raise CheckpointError(
+            f"{folder / 'training.json'}: of step {step}, and not of {folder.name}; {instead(folder)}"
+        )
+    return state
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -148,12 +154,14 @@ def check_fits(folder: Path, model: nn.Module) -> None:
     the config says of how they are used (a model without a config of dataclass fields has the first alone)."""
     path = folder / "model.safetensors"
     with _opened(path) as file:
-        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        stored = {name: (found.get_dtype(), *found.get_shape()) for name, found in slices.items()}
     own = model.state_dict()
+    named = {name: (dtype_name(own[name].dtype), *own[name].shape) for name in stored if name in own}
     shapes = [
-        f"{name} {stored[name]} against the model's {tuple(own[name].shape)}"
-        for name in stored
-        if name in own and stored[name] != tuple(own[name].shape)
+        f"{name} {_words(stored[name], other)} against the model's {_words(other, stored[name])}"
+        for name, other in named.items()
+        if stored[name] != other
     ]
     unknown = sorted(set(stored) - set(own))
     # A tied weight is stored once: a name may be absent if its storage is that of a name that is present.
@@ -165,6 +173,11 @@ def check_fits(folder: Path, model: nn.Module) -> None:
             f"{path}: made by a model of another shape: {what}. Build the model from {folder / 'config.json'}"
         )
     _check_config(folder, model)
+
+
+def _words(kind: tuple[Any, ...], other: tuple[Any, ...]) -> str:
+    """The shape of a tensor, or its dtype where that is all that differs; both are (dtype, *shape)."""
+    return kind[0] if kind[1:] == other[1:] else str(kind[1:])
 
 
 def _check_config(folder: Path, model: nn.Module) -> None:

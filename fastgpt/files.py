@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,37 +233,6 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def check_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Compare files of a training checkpoint (default: all) with its checksums.json; without one, nothing.
-
-    Raises:
-        ValueError: a file is missing or was altered, or checksums.json is itself damaged.
-    """
-    path = Path(folder) / "checksums.json"
-    if not path.is_file():
-        return
-    try:
-        recorded = {str(name): str(value) for name, value in read_json(path).items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is corrupted ({error}); restore the checkpoint from a copy") from None
-    if names is not None:
-        recorded = {name: recorded[name] for name in names if name in recorded}
-    damaged = first_damaged(Path(folder), recorded)
-    if damaged is not None and not damaged.is_file():
-        raise ValueError(f"{damaged}: missing from the checkpoint; restore it from a copy")
-    if damaged is not None:
-        raise ValueError(
-            f"{damaged}: corrupted or altered, its sha256 is not the one in {path.name}; restore it from a "
-            f"copy (if the change is wanted, delete {path})"
-        )
-
-
-def first_damaged(folder: Path, recorded: Mapping[str, str | None]) -> Path | None:
-    """The first of the recorded files that is missing or has not its sha256; None if all are whole."""
-    paths = ((folder / name, expected) for name, expected in recorded.items())
-    return next((path for path, expected in paths if not path.is_file() or sha256(path) != expected), None)
 
 
 @contextlib.contextmanager

@@ -106,7 +106,9 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
             pass
         except OSError as error:  # NotADirectoryError above it, a name that is too long, no permission
             raise _no_folder(config, name, files.reason(error)) from None
-    if not _is_ours(config.folder):
+    if resume:
+        read_settings(config.folder)
+    elif not _is_ours(config.folder):
         raise FileExistsError(
             f"{config.folder} holds files that would be replaced and are not a run's of fastgpt; choose another name "
             "(--name)"
@@ -173,22 +175,42 @@ def clear(folder: Path) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Whether the files in it that a run replaces are a run's, or are not there."""
-    settings = folder / "settings.json"
-    try:
-        if settings.exists():
-            return isinstance(files.read_json(settings)["train"], dict)
-    except (ValueError, KeyError, TypeError):
-        return False
+    if os.path.lexists(folder / "settings.json"):
+        try:
+            return bool(read_settings(folder))
+        except ValueError:
+            return False
     return not (folder / "metrics.jsonl").exists() or checkpoint.latest(folder / "checkpoints") is not None
 
 
 def write_settings(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """settings.json; what is None or empty is left out. `resume`: what only the file has stays (a script that goes on
     with a run of `fastgpt train` knows the config alone)."""
-    path = folder / "settings.json"
-    before = files.read_json(path) if resume and path.exists() else {}
+    before = read_settings(folder) if resume else {}
     text = json.dumps(_given(before | settings), indent=2) + "\n"
-    files.replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
+    files.replace_file(folder / "settings.json", lambda new: new.write_text(text, encoding="utf-8"))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What settings.json holds; {} where there is none (a run that was begun without the command line needs none).
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / "settings.json"
+    try:
+        settings = files.read_json(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        why = files.reason(error)
+    else:
+        if isinstance(settings, dict) and isinstance(settings.get("train"), dict):
+            return settings
+        why = "it holds no settings of a run"
+    raise ValueError(
+        f"{path}: corrupted ({why}); restore it from a copy, or move it away and resume in Python"
+    ) from None
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from . import files
+from . import checksums, files
 
 _log = logging.getLogger("fastgpt")
 
@@ -34,6 +34,11 @@ def folder_of(root: Path, step: int) -> Path:
 
 def step_of(folder: Path) -> int:
     return int(_STEP.fullmatch(folder.name).group(1))
+
+
+def is_named_for(folder: Path, step: int) -> bool:
+    """False where the folder's name says that it is another step's."""
+    return _STEP.fullmatch(folder.name) is None or step_of(folder) == step
 
 
 def all_checkpoints(root: str | os.PathLike[str]) -> list[Path]:
@@ -111,6 +116,6 @@ def instead(folder: Path) -> str:
 def _is_whole(folder: Path) -> bool:
     """Whether every file has its hash; reads them all."""
     try:
-        return files.first_damaged(folder, files.read_json(folder / "checksums.json")) is None
-    except (OSError, ValueError, AttributeError):
+        return bool(checksums.check(folder, whole=True))
+    except (OSError, ValueError):
         return False

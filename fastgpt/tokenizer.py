@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from . import files
+from . import checksums, files
 from .archives import ArchiveError, open_unpacked
 from .assets import read_asset
 from .pretokens import END_OF_TEXT, GPT2_PATTERN, PIECE_CHARS, pieces
@@ -158,13 +158,13 @@ class Tokenizer:
         """
         folder = _checked_path("Tokenizer.from_pretrained", "folder", folder)
         about_path = folder / _ABOUT
+        checksums.check(folder, [_ABOUT, _RANKS])
         if not os.path.isfile(about_path):
             theirs = [name for name in ("tokenizer.json", "vocab.json") if os.path.isfile(folder / name)]
             what = f"holds {theirs[0]}, which is transformers' and not read here" if theirs else "holds no tokenizer"
             raise FileNotFoundError(
                 f"Tokenizer.from_pretrained: no tokenizer in {str(folder)!r} ({what}); name one, e.g. 'gpt2'"
             )
-        files.check_hashes(folder, [_ABOUT, _RANKS])
         try:
             about = files.read_json(about_path)
             name, sha256, bundled = about["name"], about["sha256"], about["bundled"]

@@ -29,12 +29,15 @@ class Command:
     """Folder to write; pages and pictures of earlier calls in it are replaced."""
     tokenizer: str | None = None
     """The model's own if not given; else "gpt2", "shakespeare" or a .tiktoken file."""
+    verify: bool = False
+    """Hash every file of a run's checkpoint, those too that are not read here and look untouched."""
     device: str = "auto"
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
 
     def run(self) -> int:
         import torch
 
+        from .. import checksums
         from ..devices import resolve_device
         from ..files import check_folder
         from ..study import attention_maps
@@ -46,6 +49,8 @@ class Command:
             if os.path.lexists(path) and not (path.is_file() and attention_maps.is_ours(path)):
                 need = f"holds {path.name}, which `fastgpt inspect` did not write; choose another folder"
                 raise SettingError("inspect", "out", self.out, need)
+        if self.verify:
+            checksums.check(_inputs.model_folder(self.model), whole=True)
         model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
         config = model.config
         self._check("layers", self.layers, config.n_layers)

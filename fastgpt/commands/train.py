@@ -171,7 +171,8 @@ class Command:
         path = folder / "settings.json"
         if not os.path.isfile(path):  # False also where the name is too long
             if values.get("resume_from") is not None:
-                need = "is no checkpoint of a run, so nothing to resume; give runs/<name>/checkpoints/step-<number>"
+                what = f"is no checkpoint of a run, so nothing to resume (no {path})"
+                need = f"{what}; give runs/<name>/checkpoints/step-<number>"
                 raise SettingError("train", "resume_from", values["resume_from"], need)
             raise FileNotFoundError(
                 f"{path}: no such file, so nothing to resume; name the run with --name (here: {shown(folder.name)}) "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
 import json
 import math
 import os
@@ -22,6 +20,7 @@ from .. import files, tied
 from ..config import GPTConfig
 from . import hf_gpt2, nanogpt
 from .locate import check_target, check_type, locate, read_fields, weights_beside
+from .tensor_file import read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     from ..model import GPT
@@ -118,72 +117,6 @@ def _shards(index: Path) -> list[str]:
         return sorted(set(files.read_json(index)["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is corrupted ({error!r}); restore it from a copy, or save again") from None
-
-
-HASH = "fastgpt_sha256"  # key of our safetensors files' metadata; tools that write the file anew leave it out
-
-
-def read_safetensors(path: Path) -> State:
-    """The tensors of a safetensors file, on the CPU; those of a file of ours have the sha256 that it records.
-
-    Raises:
-        ValueError: truncated, corrupted or altered. OSError: no such file, or no permission.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    with open(path, "rb"):  # safetensors says "no such file" of one that may not be read
-        pass
-    try:
-        with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or corrupted ({error}); restore it from a copy, or save again") from None
-    # A key that is almost ours is ours with some bytes overwritten.
-    ours = bool(difflib.get_close_matches(HASH, metadata, cutoff=0.7))
-    if ours and (metadata.get(HASH) != tensors_sha256(tensors) or metadata.get("format") != "pt"):
-        raise ValueError(
-            f"{path} is corrupted or was altered: the sha256 of its tensors is not the one that it records; restore it "
-            f"from a copy, or, if the change is wanted, write it anew without {HASH!r} in its metadata"
-        )
-    if not ours:  # perhaps of a checkpoint that was written before files had their own hash
-        files.check_hashes(path.parent, [path.name])
-    return tensors
-
-
-def write_safetensors(path: Path, tensors: State) -> None:
-    """Write `tensors` (no two sharing memory) with their sha256, and the permissions that the umask gives.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with open(path, "wb") as file:
-        mode = os.fstat(file.fileno()).st_mode & 0o777
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(tensors, path, {"format": "pt", HASH: tensors_sha256(tensors)})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    path.chmod(mode)  # safetensors makes files for their owner alone
-
-
-def tensors_sha256(tensors: State) -> str:
-    """Hex sha256 of all names, dtypes, shapes and values, whatever the order."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> Any:
-    """The values of a tensor on the CPU, in C order, as a numpy array of uint8."""
-    # Not `reshape(-1)`: a tensor of one number is contiguous whatever its stride, which forbids another view of it.
-    return tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def read_pickle(path: Path, *, weights: bool = True) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import checksums, files
 from ..settings import SettingError, SettingTypeError
 
 KINDS = ("fastgpt", "fastgpt-one-head")  # `model_type` of our own formats
@@ -43,7 +43,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: not JSON, not an object, or altered.
     """
-    files.check_hashes(folder, ["config.json"])
+    checksums.check(folder, ["config.json"])
     path = folder / "config.json"
     try:
         fields = files.read_json(path)

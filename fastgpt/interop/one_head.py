@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from .. import files
 from ..one_head_base import OneHeadConfig
-from .folder import State, check_finite, compare_names, read_weights, skeleton, write_safetensors
+from .folder import State, check_finite, compare_names, read_weights, skeleton
 from .locate import check_target, locate, read_fields
+from .tensor_file import write_safetensors
 
 if TYPE_CHECKING:
     from ..one_head import OneHeadLM

@@ -12,7 +12,7 @@ import torch
 
 from fastgpt import checkpoint, files
 from fastgpt.checkpoint import CheckpointError
-from fastgpt.interop import folder
+from fastgpt.interop.tensor_file import tensors_sha256
 
 from .training import tiny_model, tiny_trainer
 
@@ -105,9 +105,9 @@ def test_every_byte_counts_in_a_hash(tmp_path, size):
 
 def test_names_count_in_the_hash_of_tensors():
     a, b = torch.ones(3), torch.zeros(3)
-    assert folder.tensors_sha256({"a": a, "b": b}) == folder.tensors_sha256({"b": b, "a": a})
-    assert folder.tensors_sha256({"a": a, "b": b}) != folder.tensors_sha256({"a": b, "b": a})
-    assert folder.tensors_sha256({"a": a}) != folder.tensors_sha256({"c": a})
+    assert tensors_sha256({"a": a, "b": b}) == tensors_sha256({"b": b, "a": a})
+    assert tensors_sha256({"a": a, "b": b}) != tensors_sha256({"a": b, "b": a})
+    assert tensors_sha256({"a": a}) != tensors_sha256({"c": a})
 
 
 def test_an_fsync_that_fails_is_an_error(tmp_path, monkeypatch):

@@ -65,11 +65,11 @@ def test_saving_again_replaces_and_a_failure_leaves_the_previous(seed, tmp_path,
     model.save_pretrained(tmp_path)
     before = load_file(tmp_path / "model.safetensors")
 
-    def full(tensors, path, metadata=None):
+    def full(path, tensors):
         path.write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("fastgpt.interop.folder.write_safetensors", full)
     with pytest.raises(OSError, match=r"could not write .*model.safetensors.*No space left.*previous file is intact"):
         away_from_init(model).save_pretrained(tmp_path)
     assert_same_states(load_file(tmp_path / "model.safetensors"), before)

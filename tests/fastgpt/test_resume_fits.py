@@ -13,7 +13,7 @@ from torch import nn
 
 from fastgpt import GPT, GPTConfig, OneHeadLM, checkpoint, files
 from fastgpt.checkpoint import CheckpointError
-from fastgpt.interop.folder import write_safetensors
+from fastgpt.interop.tensor_file import write_safetensors
 
 from .training import VOCAB_SIZE, tiny_model, tiny_trainer
 
