@@ -11,7 +11,7 @@ import pytest
 from fastgpt import preparation, sources
 from fastgpt.data import SourceError, TokenDataset, prepare
 from fastgpt.tokenizer import END_OF_TEXT, Tokenizer
-from tests.support.published import published_encoding
+from tests.fastgpt.published import published_encoding
 
 pytestmark = pytest.mark.needs("tiktoken")
 

@@ -10,7 +10,7 @@ import pytest
 from fastgpt import pretokens
 from fastgpt.pretokens import END_OF_TEXT, pieces
 from fastgpt.tokenizer import Tokenizer
-from tests.support.published import published_encoding
+from tests.fastgpt.published import published_encoding
 
 pytestmark = pytest.mark.needs("tiktoken")
 

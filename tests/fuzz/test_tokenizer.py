@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fastgpt import pretokens
 from fastgpt.pretokens import END_OF_TEXT
 from fastgpt.tokenizer import BUNDLED, Tokenizer
-from tests.support.published import published_encoding
+from tests.fastgpt.published import published_encoding
 
 from .harness import fuzz
 
