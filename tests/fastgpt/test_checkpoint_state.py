@@ -52,6 +52,19 @@ def test_all_of_the_state_comes_back(trained, tmp_path):
     assert following[0] == following[1]
 
 
+def test_what_was_loaded_does_not_change_with_the_files(trained, tmp_path):
+    trainer, path = trained
+    again = tiny_trainer(tmp_path, model=tiny_model(seed=7), name="b")
+    again.load(path)
+    for name in ("model.safetensors", "training.safetensors"):
+        with open(path / name, "r+b") as file:
+            file.write(bytes((path / name).stat().st_size))
+    for one, other in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        for key, value in trainer.optimizer.state[one].items():
+            assert torch.equal(value, again.optimizer.state[other][key]), key
+
+
 def test_checkpoints_go_by_their_number(tmp_path):
     """Nine digits come after eight; what is no folder, or only begins like one, is no checkpoint."""
     for name in ("step-00000009", "step-99999999", "step-100000000", "step-00000010", "step-00000011-copy", "step-12"):

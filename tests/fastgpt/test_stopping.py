@@ -9,14 +9,26 @@ import pytest
 
 from fastgpt.stopping import StopSignals
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@pytest.mark.parametrize("arriving", [(), NUMBERS[:1], NUMBERS[1:]])
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Python's own handlers, which a process in the background has not."""
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in NUMBERS[1:]:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("arriving", [(), *((number,) for number in NUMBERS)])
 def test_signals_are_handled_as_before_afterwards(arriving):
     before = [signal.getsignal(number) for number in NUMBERS]
     with StopSignals() as signals:
-        assert signal.getsignal(signal.SIGTERM) not in before
+        assert not {signal.getsignal(number) for number in NUMBERS} & set(before)
         for number in arriving:
             os.kill(os.getpid(), number)
     assert [signal.getsignal(number) for number in NUMBERS] == before

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 
-from fastgpt import sources
+from fastgpt import preparation, sources
 from fastgpt.data import ShardError, TokenDataset, prepare
-from fastgpt.dataset import id_dtype
+from fastgpt.shards import id_dtype, manifest_sha256
 from fastgpt.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -112,8 +113,8 @@ def test_every_part_of_the_stream_reads_the_same(text, tmp_path, small, shard_to
 
 def test_shards_are_full_and_hashed(text, tmp_path, small, monkeypatch):
     """By a reader of its own: 32 bytes of header, then the ids."""
-    monkeypatch.setattr("fastgpt.preparation.BATCH_CHARS", 100)  # several writes to a shard
-    monkeypatch.setattr(sources, "PIECE_CHARS", 50)
+    for module in (preparation, sources):
+        monkeypatch.setattr(module, "PIECE_CHARS", 50)  # several writes to a shard
     prepare(text, tmp_path / "out", small, shard_tokens=64, progress=False)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     expected, found = [*small.encode(TEXT), small.end_of_text], []
@@ -194,15 +195,19 @@ def folder(text, tmp_path, small):
 @pytest.mark.parametrize("extra", [-2, 2, 1])
 def test_a_shard_of_another_length_is_refused(folder, extra):
     path = folder / "tokens-00000.bin"
+    before = path.stat()
     path.write_bytes(path.read_bytes()[:extra] if extra < 0 else path.read_bytes() + bytes(extra))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # the length alone tells
     with pytest.raises(ShardError, match=r"tokens-00000\.bin"):
         TokenDataset.open(folder)
 
 
 @pytest.mark.parametrize("starts", [[5, 5], [9, 3], [-1, 3], [0, "n"], [0, 10**9]])
 def test_documents_that_do_not_rise_are_refused(folder, starts):
-    n = len(TokenDataset.open(folder))
-    np.save(folder / "documents.npy", np.array([n if start == "n" else start for start in starts], np.int64))
+    n, path = len(TokenDataset.open(folder)), folder / "documents.npy"
+    before = path.stat()
+    np.save(path, np.array([n if start == "n" else start for start in starts], np.int64))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # the positions alone tell
     with pytest.raises(ShardError, match=r"documents\.npy"):
         TokenDataset.open(folder)
 
@@ -212,6 +217,22 @@ def test_other_documents_than_were_written_are_refused(folder):
     n = len(TokenDataset.open(folder))
     np.save(folder / "documents.npy", np.array([0, n - 1], np.int64))
     with pytest.raises(ShardError, match=r"documents\.npy"):
+        TokenDataset.open(folder)
+
+
+def test_what_is_remembered_is_a_hash_and_not_a_file(folder):
+    """A file that was read in whole need not be read again, unless it is to have another hash."""
+    path, entry = folder / "manifest.json", 0
+    manifest = json.loads(path.read_text())
+
+    def written(**changes) -> None:
+        manifest["shards"][entry].update(changes)
+        path.write_text(json.dumps(manifest | {"manifest_sha256": manifest_sha256(manifest)}))
+
+    written(mtime_ns=1)  # as of a copy, which has another
+    TokenDataset.open(folder)
+    written(sha256="0" * 64)
+    with pytest.raises(ShardError, match=r"tokens-00000\.bin: its sha256 is not the manifest's"):
         TokenDataset.open(folder)
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastgpt import trainer as module
+from fastgpt import training_loop as module
 from fastgpt.checkpoint import CheckpointError
 from fastgpt.devices import resolve_dtype
 from fastgpt.evaluation import evaluate

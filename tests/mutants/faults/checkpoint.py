@@ -404,7 +404,7 @@ MUTANTS = (
         "fastgpt/training_state.py",
         "value.clone()",
         "value",
-        _SAVED + "a_resumed_run_does_not_live_in_the_checkpoints_files",
+        _WHOLE + "what_was_loaded_does_not_change_with_the_files",
     ),
     # --- locks and permissions ----------------------------------------------------------------------------------------
     Mutant(
