@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .mapped import CutError, Place, check_whole
+from .mapped import Place, check_whole
 from .settings import SettingTypeError, check_number
 from .shard_checks import check_unaltered
 from .shards import (
@@ -151,9 +150,8 @@ class TokenDataset:
         def there(array: np.ndarray | Place) -> np.ndarray:
             return array.open() if isinstance(array, Place) else array
 
-        with _as_shard_error():
-            shards = tuple(there(shard) for shard in state["shards"])
-            self.__dict__.update(state | {"shards": shards, "documents": there(state["documents"])})
+        shards = tuple(there(shard) for shard in state["shards"])
+        self.__dict__.update(state | {"shards": shards, "documents": there(state["documents"])})
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) int64 ids of the stream, across shards.
@@ -175,8 +173,7 @@ class TokenDataset:
 
     def _part(self, shard: np.ndarray, start: int, stop: int) -> np.ndarray:
         """shard[start:stop], which is not empty; of a mapped file, after a look at the file and at the ids."""
-        with _as_shard_error():
-            check_whole(shard)
+        check_whole(shard)
         part = shard[start:stop]
         if isinstance(shard, np.memmap) and part.max() >= self.vocab_size:  # where a GPU would give up its context
             need = f"an id of {part.max()}, but its tokenizer has {self.vocab_size}: damaged; {REDO}"
@@ -209,8 +206,7 @@ class TokenDataset:
         for shard in self.shards:
             parts.append(shard[max(start - base, 0) : max(stop - base, 0)])
             base += len(shard)
-        with _as_shard_error():
-            check_whole(self.documents)
+        check_whole(self.documents)
         inside = self.documents[slice(*np.searchsorted(self.documents, (start, stop)))]
         inside = inside - start if start else inside
         other = TokenDataset(tuple(parts), inside, self.vocab_size, self.tokenizer_sha256, f"{self.name} ({label})")
@@ -227,14 +223,6 @@ class TokenDataset:
             counts += np.bincount(ids, minlength=self.vocab_size)
         p = counts[counts > 0] / counts.sum()
         return float(-(p * np.log(p)).sum())
-
-
-@contextlib.contextmanager
-def _as_shard_error() -> Iterator[None]:
-    try:
-        yield
-    except CutError as error:
-        raise ShardError(f"{error}; {REDO}, or restore the file") from error
 
 
 def checked_tokenizer(owner: str, tokenizer: Any) -> Tokenizer:

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-class CutError(ValueError):
-    """A mapped file is shorter, or another one, than when it was mapped; the message begins with its path."""
+from .shards import REDO, ShardError
 
 
 def check_whole(array: np.ndarray) -> None:
-    """Raise CutError where reading a mapped `array` would end the process: SIGBUS, beyond the end of a file that was
+    """Raise ShardError where reading a mapped `array` would end the process: SIGBUS, beyond the end of a file that was
     cut since. (The file that was mapped counts, also when another one has taken its name.)"""
     mapped = getattr(array, "_mmap", None)  # numpy's name for it; what has none is no map
     if mapped is not None and mapped.size() < _begin(array) + len(mapped):
-        raise CutError(
+        raise ShardError(
             f"{array.filename}: cut to {mapped.size()} bytes while it was in use, {_begin(array) + len(mapped)} "
-            "were there when it was opened"
+            f"were there when it was opened; {REDO}, or restore the file"
         )
 
 
@@ -53,12 +51,12 @@ class Place:
         """Map it again.
 
         Raises:
-            CutError: the file has another size, or cannot be read.
+            ShardError: the file has another size, or cannot be read.
         """
         try:
             size = os.stat(self.path).st_size
             if size != self.size:
-                raise CutError(f"{self.path}: {size} bytes, {self.size} in the process that sent it: another file")
+                raise ShardError(f"{self.path}: {size} bytes, {self.size} in the process that sent it: another file")
             return np.memmap(self.path, self.dtype, "r", self.offset, (self.n,))
         except OSError as error:
-            raise CutError(f"{self.path}: cannot be read any more ({error.strerror})") from error
+            raise ShardError(f"{self.path}: cannot be read any more ({error.strerror})") from error
