@@ -15,6 +15,7 @@ from fastgpt.run_folder import SettingsChanged
 from fastgpt.tokenizer import Tokenizer
 from tests.support import command
 
+from .test_shards import flip
 from .training import tiny_data, tiny_model, tiny_trainer
 
 TINY = [
@@ -51,13 +52,6 @@ def train(folder: Path, *argv: str) -> command.Done:
 def refused(done: command.Done) -> str:
     assert (done.code, done.err.count("\n")) == (2, 1), done
     return done.err
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    os.utime(path, ns=(0, 0))
 
 
 # ---- in Python -----------------------------------------------------------------------------------------------------

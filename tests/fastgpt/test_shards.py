@@ -14,6 +14,7 @@ import pytest
 
 from fastgpt import shard_checks, shards
 from fastgpt.data import ShardError, TokenDataset, prepare
+from fastgpt.mapped import check_whole
 from fastgpt.sampler import BatchSampler
 from fastgpt.shard_writing import ShardWriter, write_manifest
 from fastgpt.tokenizer import Tokenizer
@@ -66,6 +67,14 @@ def hashed(monkeypatch) -> list[str]:
     names, check = [], shard_checks._check_hash
     monkeypatch.setattr(shard_checks, "_check_hash", lambda path, *rest: (names.append(path.name), check(path, *rest)))
     return names
+
+
+def flip(path: Path) -> None:
+    """The last byte's lowest bit."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 0))
 
 
 # ---- every file, damaged -------------------------------------------------------------------------------------------
@@ -333,13 +342,16 @@ def test_a_sampler_travels_without_data_or_order(tmp_path):
 
 def test_maps_of_ones_own_travel_as_a_path_too(tmp_path):
     np.arange(40000, dtype=np.uint16).tofile(tmp_path / "train.bin")
-    for offset in (0, 34, 8192):
+    for offset in (0, 34, 40960):
         mapped = np.memmap(tmp_path / "train.bin", np.uint16, "r", offset)
         sent = TokenDataset((mapped[7:], mapped[::2]), np.array([0]), 65536, "x", "mine")
         got = pickle.loads(pickle.dumps(dataset := TokenDataset((mapped[7:],), np.array([0]), 65536, "x", "mine")))
         assert len(pickle.dumps(dataset)) < 1000
         assert ids_of(got) == ids_of(dataset)
         assert ids_of(pickle.loads(pickle.dumps(sent))) == ids_of(sent)  # with every other id: a copy
+    os.truncate(tmp_path / "train.bin", 60000)  # the end of the last map, but not its length, is beyond
+    with pytest.raises(ShardError, match=r"train\.bin: cut to 60000 bytes while it was in use, 80000 were"):
+        check_whole(mapped[7:])
 
 
 def test_in_memory_is_copied():
