@@ -235,9 +235,24 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+_held: set[int] = set()  # descriptors of the locks that this process holds
+
+
+def _close_held() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):  # a worker that outlives a killed run would keep its lock
+    os.register_at_fork(after_in_child=_close_held)
+
+
 @contextlib.contextmanager
-def locked(folder: Path, *, must: bool = True) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go when the process ends, however it does.
+def locked(folder: Path, *, must: bool = True) -> Iterator[bool]:
+    """Hold the folder's lock, which the system lets go when this process ends, however it does; forked ones lack it.
+
+    The value is False where there are no locks, on this system or in this file system.
 
     Raises:
         OSError: another process holds it; or there is no such folder; or, with `must`, there are no locks here.
@@ -247,10 +262,12 @@ def locked(folder: Path, *, must: bool = True) -> Iterator[None]:
     except ImportError:
         if must:
             raise OSError("no locks of folders on this system") from None
-        yield
+        yield False
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
     try:
+        is_held = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -258,10 +275,11 @@ def locked(folder: Path, *, must: bool = True) -> Iterator[None]:
         except OSError:  # a file system without locks
             if must:
                 raise
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # closing does not let go of it while a forked process has it open too
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            is_held = False
+        yield is_held
     finally:
-        os.close(descriptor)
+        if descriptor in _held:
+            _held.remove(descriptor)
+            with contextlib.suppress(OSError):  # closing does not let go of it while another program is being started
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)

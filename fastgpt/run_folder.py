@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +26,8 @@ from . import checkpoint, files
 from .settings import SettingError
 from .train_config import TrainConfig
 
+_log = logging.getLogger("fastgpt")
+
 # What changes nothing that is computed. (A tokenizer counts by its hash, init_from only before the first step.)
 _FREE = {
     "name", "runs_dir", "log_every", "eval_every", "save_every", "keep", "device", "compile", "tensorboard", "threads",
@@ -31,6 +35,7 @@ _FREE = {
 }  # fmt: skip
 _CONTENTS = {"train_sha256": "training data", "val_sha256": "validation data"}
 _PLACES = {"data": "train_sha256", "val_data": "val_sha256"}  # the same data counts as such wherever it lies
+ONE_DEVICE = "this version trains on one device per run, so start it once, without torchrun"
 _HINTS = {"steps": "the learning rate's schedule depends on it", "n_tokens": "of the training data"}
 
 
@@ -137,12 +142,27 @@ def alone(config: TrainConfig) -> Iterator[None]:
     make(config)
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(files.locked(config.folder, must=False))
+            is_locked = held.enter_context(files.locked(config.folder, must=False))
         except BlockingIOError:
+            several = "" if ranks() == 1 else f". There are WORLD_SIZE={ranks()} processes: {ONE_DEVICE}"
             raise FileExistsError(
                 f"{config.folder}: another process is training there; wait for its end, or choose another name (--name)"
+                f"{several}"
             ) from None
+        if not is_locked:
+            _say_no_locks(config.folder)
         yield
+
+
+@functools.cache  # said once
+def _say_no_locks(folder: Path) -> None:
+    _log.warning("%s: this file system has no locks, so nothing keeps a second run out of the folder", folder)
+
+
+def ranks() -> int:
+    """The processes of which a launcher (torchrun) says that this is one."""
+    number = os.environ.get("WORLD_SIZE", "")
+    return int(number) if number.isdecimal() else 1
 
 
 def make(config: TrainConfig) -> None:

@@ -360,6 +360,16 @@ def _check_arguments(
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         need = 'must be a Tokenizer, e.g. Tokenizer.named("gpt2")'
         raise SettingTypeError("Trainer", "tokenizer", tokenizer, need)
+    _check_data(model, train_data, val_data)
+    if tokenizer is not None and tokenizer.sha256 != train_data.tokenizer_sha256:
+        need = (
+            f"({tokenizer.sha256[:12]}...) is not the one that train_data was made with "
+            f"({train_data.tokenizer_sha256[:12]}...); give that one, or tokenize the data again"
+        )
+        raise SettingError("Trainer", "tokenizer", tokenizer.name, need)
+
+
+def _check_data(model: nn.Module, train_data: TokenDataset, val_data: TokenDataset | None) -> None:
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
     for name, data in (("train_data", train_data), ("val_data", val_data)):
         if data is None and name == "val_data":
@@ -376,3 +386,8 @@ def _check_arguments(
                 f"({train_data.tokenizer_sha256[:12]}...); tokenize both with the same"
             )
             raise SettingError("Trainer", name, data.name, need)
+    if val_data is not None and len(val_data) == len(train_data) and val_data.sha256 == train_data.sha256:
+        _log.warning(
+            "the validation data is the training data, %s: its loss does not tell what the model makes of other texts",
+            val_data.name,
+        )

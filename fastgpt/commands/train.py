@@ -247,12 +247,17 @@ class Command:
         from .. import checkpoint, run_folder
         from ..devices import resolve_device
 
+        if run_folder.ranks() > 1:
+            raise ValueError(f"this is one of WORLD_SIZE={run_folder.ranks()} processes: {run_folder.ONE_DEVICE}")
         resolve_device(self.train.device)
         check_number("train", "val_fraction", self.val_fraction, above=0, below=1)
         resumes = self.resume or self.resume_from is not None
         if resumes and self.overwrite:
             raise ValueError("--overwrite starts a run over and --resume goes on with it; leave one of them out")
         newest = run_folder.check(self.train, resume=resumes, overwrite=self.overwrite)
+        if self.train.folder.is_dir():
+            with run_folder.alone(self.train):  # which fit holds; but here it is told before texts are tokenized
+                pass
         if self.threads is not None:
             torch.set_num_threads(check_integer("train", "threads", self.threads, least=1, most=1024))
         if not resumes:
