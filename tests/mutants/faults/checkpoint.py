@@ -13,6 +13,8 @@ _SAVED = "tests/fastgpt/test_checkpoint.py::test_"
 _ON_DISK = "tests/fastgpt/test_files.py::test_"
 _WHOLE = "tests/fastgpt/test_checkpoint_state.py::test_"
 _RESUMED = "tests/fastgpt/test_trainer.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit"
+_CHECKSUMS = "fastgpt/checksums.py"
+_TENSOR_FILE = "fastgpt/interop/tensor_file.py"
 
 MUTANTS = (
     # --- to the disk --------------------------------------------------------------------------------------------------
@@ -101,8 +103,8 @@ MUTANTS = (
     Mutant(
         "run-folder-settings-written-in-place",
         _RUN_FOLDER,
-        'files.replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))',
-        'path.write_text(text, encoding="utf-8")',
+        "files.replace_file(folder / 'settings.json', lambda new: new.write_text(text, encoding='utf-8'))",
+        "(folder / 'settings.json').write_text(text, encoding='utf-8')",
         _DURABLE + "a_run_and_the_folders_that_it_makes",
     ),
     # --- folders and names --------------------------------------------------------------------------------------------
@@ -208,25 +210,24 @@ MUTANTS = (
     ),
     # --- hashes -------------------------------------------------------------------------------------------------------
     Mutant(
-        "checkpoint-hashes-of-nothing",
-        _CHECKPOINT,
-        "{'training.json': None, 'training.safetensors': None} | checksums",
-        "checksums",
+        "checksums-of-nothing",
+        _CHECKSUMS,
+        "lacking or not found",
+        "False",
         _WHOLE + "checksums_of_nothing_verify_nothing",
     ),
     Mutant(
-        "checkpoint-hash-not-compared",
-        _CHECKPOINT,
-        "damaged is not None",
+        "checksums-not-compared",
+        _CHECKSUMS,
+        "_sha256(path, found) != expected",
         "False",
         _SAVED + "corrupted_file_is_named_with_the_way_out",
-        "verify",
     ),
     Mutant(
-        "checkpoint-hash-of-json-only",
-        _CHECKPOINT,
-        "sorted(work.iterdir())",
-        'sorted(work.glob("*.json"))',
+        "checksums-of-some-files-only",
+        _CHECKSUMS,
+        "sorted(folder.rglob('*'))",
+        "sorted(folder.rglob('*.json'))",
         _SAVED + "corrupted_file_is_named_with_the_way_out",
     ),
     Mutant(
@@ -247,44 +248,64 @@ MUTANTS = (
         _WHOLE + "every_byte_counts_in_a_hash",
     ),
     Mutant(
-        "files-a-missing-file-is-whole",
-        _FILES,
-        "not path.is_file() or sha256(path) != expected",
-        "path.is_file() and sha256(path) != expected",
+        "checksums-a-missing-file-is-whole",
+        _CHECKSUMS,
+        'raise DamagedFile(path, f"missing from the checkpoint ({files.reason(error)})") from None',
+        "return",
         _SAVED + "truncated_and_missing_files",
     ),
     Mutant(
-        "files-hashes-of-a-checkpoint-unchecked",
-        _FILES,
-        "first_damaged(Path(folder), recorded)",
-        "None",
-        _ON_DISK + "files_of_a_training_checkpoint_are_checked_when_read",
-        "check_hashes",
+        "checksums-what-is-read-is-not-hashed",
+        _CHECKSUMS,
+        "None if name in hashed else stamps.get(name)",
+        "stamps.get(name)",
+        "tests/fastgpt/test_checksums.py::test_damage_behind_an_unchanged_stamp_is_seen_by_who_reads_and_by_a_whole_look",
+    ),
+    Mutant(
+        "checksums-stamps-altered",
+        _CHECKSUMS,
+        "not isinstance(stamps, dict) or stamps.pop('sha256', None) != _hash(stamps)",
+        "stamps.pop('sha256', None) is None",
+        "tests/fastgpt/test_checksums.py::test_any_bit_of_the_files_of_text",
+    ),
+    Mutant(
+        "checksums-a-known-file-by-its-name",
+        _CHECKSUMS,
+        "(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)",
+        "(found.st_dev, found.st_ino)",
+        "tests/fastgpt/test_checksums.py::test_any_bit_of_the_files_of_text",
+    ),
+    Mutant(
+        "checksums-time-stamp-alone",
+        _CHECKSUMS,
+        "found.st_size >= _QUICK_FROM and _stamp(found) == stamp",
+        "found.st_size >= _QUICK_FROM and stamp is not None",
+        "tests/fastgpt/test_checksums.py::test_what_is_not_read_is_believed_by_its_stamp",
     ),
     Mutant(
         "interop-hash-not-compared",
-        _FOLDER,
+        _TENSOR_FILE,
         "metadata.get(HASH) != tensors_sha256(tensors)",
         "False",
         _ON_DISK + "four_bytes_overwritten_anywhere_are_found",
     ),
     Mutant(
         "interop-hash-without-shapes",
-        _FOLDER,
+        _TENSOR_FILE,
         "[name, str(tensor.dtype), list(tensor.shape)]",
         "[name, str(tensor.dtype)]",
         _ON_DISK + "tensors_come_back_and_their_hash_is_written",
     ),
     Mutant(
         "interop-hash-without-dtypes",
-        _FOLDER,
+        _TENSOR_FILE,
         "[name, str(tensor.dtype), list(tensor.shape)]",
         "[name, list(tensor.shape)]",
         _ON_DISK + "tensors_come_back_and_their_hash_is_written",
     ),
     Mutant(
         "interop-hash-without-names",
-        _FOLDER,
+        _TENSOR_FILE,
         "[name, str(tensor.dtype), list(tensor.shape)]",
         "[str(tensor.dtype), list(tensor.shape)]",
         _WHOLE + "names_count_in_the_hash_of_tensors",
@@ -454,13 +475,6 @@ MUTANTS = (
         _FILES,
         "work.mkdir()",
         "work.mkdir(0o700)",
-        _ON_DISK + "model_files_have_the_users_permissions",
-    ),
-    Mutant(
-        "interop-weights-for-their-owner-alone",
-        _FOLDER,
-        "path.chmod(mode)",
-        "",
         _ON_DISK + "model_files_have_the_users_permissions",
     ),
 )

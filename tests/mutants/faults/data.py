@@ -15,7 +15,7 @@ _STEPS = "tests/fastgpt/test_plain_loop.py::test_every_step_is_the_plain_loops"
 _BATCHES = "tests/fastgpt/test_sampler.py::test_"
 _DATA = "tests/fastgpt/test_data.py::test_"
 _STREAM = "tests/fastgpt/test_token_stream.py::test_"
-_CACHED = "tests/fastgpt/test_token_cache.py::test_"
+_CACHED = "tests/fastgpt/test_token_cache_keys.py::test_"
 _DURABLE = "tests/fastgpt/test_durability.py::test_"
 _AUTOCAST = "tests/fastgpt/test_memory_autocast.py::test_"
 
