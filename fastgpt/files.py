@@ -74,7 +74,7 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
             write(work)
             flush_all(work)
             names = sorted((path.name for path in work.iterdir()), key=lambda name: (name.endswith(".json"), name))
-            _take_places(work, folder, names)
+            take_places(work, folder, names)
             flush(folder)
     except (OSError, RuntimeError) as error:
         if isinstance(error, _PartlyReplacedError):
@@ -84,28 +84,34 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
         ) from error
 
 
-def _take_places(work: Path, folder: Path, names: list[str]) -> None:
-    """Rename files of `work` into `folder`, each over the one of its name; undo it all if one of them fails."""
-    there = [name for name in names if os.path.lexists(folder / name)]
+def take_places(work: Path, folder: Path, names: list[str], gone: Iterable[str] = ()) -> None:
+    """Rename files of `work` into `folder`, each over the one of its name, and those called `gone` out of it; undo it
+    all if one of them fails. A process that is killed meanwhile leaves some old and some new, and each is there.
+
+    Raises:
+        OSError: nothing is changed, but for a _PartlyReplacedError.
+    """
+    there = [name for name in (*names, *gone) if os.path.lexists(folder / name)]
     old = work / ".old"
-    if there and len(names) > 1:
-        old.mkdir()
-        for name in there:
-            # A second name of the old file, so that its first is never missing. Some file systems have no such names.
-            with contextlib.suppress(OSError):
-                os.link(folder / name, old / name)
-    done = []
     try:
+        if there and len({*names, *gone}) > 1:
+            old.mkdir()
+            for name in set(there) & set(names):
+                try:
+                    os.link(folder / name, old / name)  # a second name, so that the first one is never missing
+                except OSError:  # some file systems have no such names
+                    os.replace(folder / name, old / name)
         for name in names:
-            done.append(name)
             os.replace(work / name, folder / name)
+        for name in set(gone) & set(there):
+            os.replace(folder / name, old / name)
     except BaseException as error:
         try:
-            for name in reversed(done):
-                if name not in there:
-                    (folder / name).unlink(missing_ok=True)
-                elif os.path.lexists(old / name):
+            for name in {*names, *gone}:
+                if os.path.lexists(old / name):
                     os.replace(old / name, folder / name)
+                elif name not in there:
+                    (folder / name).unlink(missing_ok=True)
         except OSError:
             raise _PartlyReplacedError(*error.args) from error
         raise

@@ -31,6 +31,8 @@ from .shards import (
     shard_name,
 )
 
+_MOVED = "moved.json"  # in the temporary folder: names of the files that are replaced, old and new
+
 
 def check_target(folder: Path, sources: list[Path], *, overwrite: bool) -> None:
     """Refuse, before any work, to write where anything could be lost.
@@ -73,12 +75,17 @@ def check_target(folder: Path, sources: list[Path], *, overwrite: bool) -> None:
 
 
 def owned(folder: Path) -> list[str]:
-    """Names of the files that the manifest of `folder` says are ours, itself first.
+    """Names of the files in `folder` that are ours: those of its manifest, itself first, and where a process was killed
+    as it replaced them, those of its old and new ones.
 
     Raises:
         FileNotFoundError, ShardError: see `read_manifest`.
     """
-    return [MANIFEST, DOCUMENTS, *(entry["file"] for entry in read_manifest(folder)["shards"])]
+    names = [MANIFEST, DOCUMENTS, *(entry["file"] for entry in read_manifest(folder)["shards"])]
+    for path in folder.glob(f".*/{_MOVED}"):
+        with contextlib.suppress(OSError, ValueError):  # cut, so nothing was moved yet
+            names += [name for name in files.read_json(path) if NAME.fullmatch(name) and name not in names]
+    return names
 
 
 @contextlib.contextmanager
@@ -91,11 +98,16 @@ def new_set(folder: Path) -> Iterator[Path]:
         OSError: the disk is full or cannot be written. FileExistsError: another process has just made `folder`.
     """
     beside = not folder.is_dir()
+    old = [] if beside or not is_shards(folder) else owned(folder)
     with files.working_folder(folder.parent if beside else folder) as work:
         yield work
+        new = [DOCUMENTS, *sorted(path.name for path in work.iterdir() if NAME.fullmatch(path.name)), MANIFEST]
+        if not beside:
+            (work / _MOVED).write_text(json.dumps([*old, *new]), encoding="utf-8")
         files.flush_all(work)
         if not beside:
-            _replace(folder, work)
+            files.take_places(work, folder, new, gone=[name for name in old if name not in new])
+            files.flush(folder)
             return
         try:
             work.rename(folder)
@@ -104,27 +116,6 @@ def new_set(folder: Path) -> Iterator[Path]:
                 raise FileExistsError(f"{folder} exists: another process made it meanwhile") from error
             raise
     files.flush(folder.parent)
-
-
-def _replace(folder: Path, work: Path) -> None:
-    """Let the files in `work` take the places of the set in `folder`; undo it all if anything fails."""
-    new = [DOCUMENTS, *sorted(path.name for path in work.iterdir() if NAME.fullmatch(path.name)), MANIFEST]
-    aside = work / "replaced"
-    aside.mkdir()
-    moves = [(folder / name, aside / name) for name in owned(folder)] if is_shards(folder) else []
-    moves += [(work / name, folder / name) for name in new]
-    done = []
-    try:
-        for source, target in moves:
-            done.append((source, target))
-            with contextlib.suppress(FileNotFoundError):  # a shard that the old manifest names and that was lost
-                source.rename(target)
-    except BaseException:
-        for source, target in reversed(done):
-            with contextlib.suppress(FileNotFoundError):  # the move that failed
-                target.rename(source)
-        raise
-    files.flush(folder)
 
 
 class ShardWriter:
