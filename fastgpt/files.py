@@ -42,7 +42,8 @@ def is_full(error: BaseException | None) -> bool:
 
 def way_out(error: BaseException) -> str:
     """What to do where a file or folder cannot be written."""
-    return "free disk space, or choose another folder" if is_full(error) else "choose another folder"
+    way = "free disk space, or choose another folder" if is_full(error) else "choose another folder"
+    return way + "; what was there is partly replaced: write it again" * isinstance(error, _PartlyReplacedError)
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -78,7 +79,7 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
             flush(folder)
     except (OSError, RuntimeError) as error:
         if isinstance(error, _PartlyReplacedError):
-            intact = "; what was there is partly replaced: write it again"
+            intact = ""
         raise type(error if isinstance(error, OSError) else OSError())(
             f"could not write {says or folder} ({reason(error)}); {way_out(error)}{intact}"
         ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .dataset import TokenDataset, checked_tokenizer
-from .files import check_folder, reason
+from .files import check_folder, reason, way_out
 from .pretokens import PIECE_CHARS
 from .settings import SettingError, SettingTypeError, check_integer
 from .shard_writing import ShardWriter, check_target, new_set
@@ -70,7 +70,7 @@ def prepare(
     except OSError as error:
         if isinstance(error, FileExistsError) or error.filename in map(str, files):
             raise
-        need = f"could not be written ({reason(error)}); free disk space, or choose another folder"
+        need = f"could not be written ({reason(error)}); {way_out(error)}"
         raise FolderError("prepare", "folder", str(folder), need) from error
     return TokenDataset.open(folder)
 

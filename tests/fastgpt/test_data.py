@@ -9,7 +9,6 @@ import math
 import os
 import random
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
