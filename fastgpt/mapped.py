@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 from dataclasses import dataclass
@@ -29,34 +30,48 @@ def _begin(array: np.memmap) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a one-dimensional array lies: bytes [offset, offset + n * itemsize) of a file that has `size`."""
+    """Where a one-dimensional array lies: bytes [offset, offset + n * itemsize) of a file that has `size`. `ends`: hash
+    of the array's first and last elements, which a file that took the name of the mapped one has not."""
 
     path: str
     offset: int
     n: int
     dtype: str
     size: int
+    ends: bytes
 
     @staticmethod
     def of(array: np.ndarray) -> Place | np.ndarray:
-        """The place of a mapped array or of a slice of one; `array` itself if it is in memory."""
+        """The place of a mapped array or of a slice of one; `array` itself if it is in memory.
+
+        Raises:
+            ShardError: the file was cut since it was mapped.
+        """
         mapped, path = getattr(array, "_mmap", None), getattr(array, "filename", None)
         if mapped is None or path is None or array.mode not in ("r", "r+") or not array.size or not array.flags.forc:
             return array
+        check_whole(array)
         first = np.frombuffer(mapped, np.uint8).ctypes.data
         offset = _begin(array) + array.ctypes.data - first
-        return Place(os.path.abspath(path), offset, len(array), array.dtype.str, mapped.size())
+        return Place(os.path.abspath(path), offset, len(array), array.dtype.str, mapped.size(), _ends(array))
 
     def open(self) -> np.memmap:
         """Map it again.
 
         Raises:
-            ShardError: the file has another size, or cannot be read.
+            ShardError: it is another file, or cannot be read.
         """
         try:
             size = os.stat(self.path).st_size
             if size != self.size:
                 raise ShardError(f"{self.path}: {size} bytes, {self.size} in the process that sent it: another file")
-            return np.memmap(self.path, self.dtype, "r", self.offset, (self.n,))
+            array = np.memmap(self.path, self.dtype, "r", self.offset, (self.n,))
         except OSError as error:
             raise ShardError(f"{self.path}: cannot be read any more ({error.strerror})") from error
+        if _ends(array) != self.ends:
+            raise ShardError(f"{self.path}: another file than in the process that sent it; open the folder anew")
+        return array
+
+
+def _ends(array: np.ndarray) -> bytes:
+    return hashlib.sha256(array[:1024].tobytes() + array[-1024:].tobytes()).digest()

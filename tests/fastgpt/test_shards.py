@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +259,21 @@ def test_what_is_remembered_is_of_these_bytes(folder):
         TokenDataset.open(folder)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_long_reading_shows_a_bar_on_a_terminal(folder, monkeypatch, stream):
+    monkeypatch.setattr(shard_checks, "_LONG", 1)
+    monkeypatch.setattr("sys.stderr", stream())
+    TokenDataset.open(folder, verify=True, progress=False)
+    assert sys.stderr.getvalue() == ""
+    TokenDataset.open(folder, verify=True)
+    assert ("verifying" in sys.stderr.getvalue()) == (stream is Terminal)
+
+
 def test_sets_of_version_1_can_be_read(folder, written):
     as_of_version_1(folder)
     old, new = TokenDataset.open(folder), TokenDataset.open(written / "set")
@@ -360,11 +377,17 @@ def test_in_memory_is_copied():
     assert ids_of(copy.deepcopy(dataset)) == ids_of(dataset)
 
 
-@pytest.mark.parametrize("how", ["cut", "gone", "a folder"])
-def test_another_file_on_arrival_is_an_error(folder, how):
-    data = pickle.dumps(TokenDataset.open(folder))
+@pytest.mark.parametrize("how", ["cut", "gone", "a folder", "another"])
+def test_another_file_on_arrival_is_an_error(folder, written, how):
+    dataset = TokenDataset.open(folder)
     path = folder / "tokens-00001.bin"
-    if how == "cut":
+    if how == "another":  # as `prepare` puts it there: the sender has the old one
+        shutil.copyfile(written / "other" / path.name, folder / "new")
+        (folder / "new").rename(path)
+    data = pickle.dumps(dataset)
+    if how == "another":
+        pass
+    elif how == "cut":
         path.write_bytes(path.read_bytes()[:-2])
     else:
         path.unlink()
