@@ -191,6 +191,19 @@ def test_auto_on_a_gpu_passes_over_what_kernels_cannot_take(monkeypatch, caplog,
     impl._explain.cache_clear()
 
 
+def test_auto_on_a_gpu_takes_heads_up_to_the_limit_and_no_forward_mode(monkeypatch):
+    gpu = pretend_gpu(monkeypatch)
+    assert impl.explain("attn", "auto", gpu, torch.bfloat16, 256).name == "triton"
+    with torch.autograd.forward_ad.dual_level():
+        choice = impl.explain("attn", "auto", gpu, torch.bfloat16, 256)
+    assert choice == ("sdpa", "the kernels have no forward-mode derivative (jvp, jacfwd)")
+    impl._explain.cache_clear()
+
+
+def test_layers_in_a_row_are_one_span():
+    assert impl._spans(["0", "1", "2", "5", "ln_f", "7", "8"]) == "0-2, 5, 7-8, ln_f"
+
+
 def test_auto_does_not_interpret(interpreter):
     """Inside interpret() too: a whole model in the interpreter is what nobody wants by default."""
     choice = impl.explain("attn", "auto", interpreter, torch.float32, 64)

@@ -41,6 +41,15 @@ def test_sums_and_products_of_matrices_round_on_the_way(seed, dtype):
         assert draws.abs().max().item() == pytest.approx(1.0 + 2001.0 * accumulator, rel=1e-4)
 
 
+def test_long_sums_of_one_sign_round_as_often_as_they_have_terms(seed):
+    """By chance, so by the root of their number: 0.42 sqrt(n) of the sum, n / 32 partial sums where 32 lanes share."""
+    terms = torch.full((1, 8192), 1.0)
+    for function, partial_sums in ((lambda x: x.sum(), 8192 / 32), (lambda x: x @ torch.ones_like(x).mT, 8192)):
+        draws, exact = moved(function, terms)
+        largest = (draws / exact).abs().max().item()
+        assert largest == pytest.approx(1 + math.sqrt(1 + 0.18 * partial_sums), rel=0.2)
+
+
 def test_nothing_is_rounded_that_only_moves(seed):
     x = torch.randn(4, 6)
     for function in (

@@ -336,6 +336,6 @@ def test_a_fault_of_device_code_is_noticed():
     check = (
         f"{Path(__file__).relative_to(plant.ROOT)}::{test_without_a_fault_nothing_is_noticed.__name__}[cross_entropy]"
     )
-    with plant.copy_of_tree() as copy:
-        verdict = plant.judge(dataclasses.replace(fault, tests=check), copy)
+    with plant.copy_of_tree() as tree:
+        verdict = plant.judge(dataclasses.replace(fault, tests=check), tree)
     assert verdict.outcome == "caught", verdict

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from .faults import MUTANTS
-from .plant import ROOT, Mutant, Verdict, copy_of_tree, judge, unmutated
+from .plant import ROOT, Mutant, Tree, Verdict, copy_of_tree, judge, unmutated
 
 RESULT = ROOT / "benchmarks" / "results" / "mutants.md"
 
@@ -42,20 +42,20 @@ def _turned(items: list, by: int) -> list:
     return items[by:] + items[:by]
 
 
-def verdicts_of(mutants: Sequence[Mutant], copies: Sequence) -> Iterator[Verdict]:
-    """One for each fault, in order; every copy of the tree serves one fault after the other."""
+def verdicts_of(mutants: Sequence[Mutant], trees: Sequence[Tree]) -> Iterator[Verdict]:
+    """One for each fault, in order; every tree serves one fault after the other."""
     free = queue.SimpleQueue()
-    for copy in copies:
-        free.put(copy)
+    for tree in trees:
+        free.put(tree)
 
     def judged(mutant: Mutant) -> Verdict:
-        copy = free.get()
+        tree = free.get()
         try:
-            return judge(mutant, copy)
+            return judge(mutant, tree)
         finally:
-            free.put(copy)
+            free.put(tree)
 
-    with ThreadPoolExecutor(len(copies)) as pool:
+    with ThreadPoolExecutor(len(trees)) as pool:
         yield from pool.map(judged, mutants)
 
 
@@ -113,12 +113,12 @@ def main(argv: list[str] | None = None) -> int:
 
     started = time.time()
     with ExitStack() as stack:
-        copies = [stack.enter_context(copy_of_tree()) for _ in range(min(args.jobs, len(mutants)))]
-        if failure := unmutated(mutants, copies):
+        trees = [stack.enter_context(copy_of_tree()) for _ in range(min(args.jobs, len(mutants)))]
+        if failure := unmutated(mutants, trees):
             print(f"The tests fail without any fault, which proves nothing:\n{failure}")
             return 1
         verdicts = []
-        for verdict in verdicts_of(mutants, copies):
+        for verdict in verdicts_of(mutants, trees):
             verdicts.append(verdict)
             print(f"{verdict.outcome:<9} {verdict.mutant.name:<60} {verdict.by} ({verdict.seconds:.0f} s)", flush=True)
             if not verdict.ok:

@@ -7,6 +7,7 @@ there, and pytest runs there in a process of its own. The copy serves one fault 
 from __future__ import annotations
 
 import compileall
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
@@ -104,8 +105,40 @@ class Verdict:
         return self.outcome in ("caught", "timeout")
 
 
+class Tree:
+    """A copy of the repository at `folder`, and a process in it that runs its tests (`server.py`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONDONTWRITEBYTECODE": "1",  # what copy_of_tree compiled is kept, and nothing of a fault is
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a third of the time until the first test, and none is needed
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        for variable in ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "FASTGPT_BUDGET_REPORT"):
+            environment.pop(variable, None)
+        self.server = subprocess.Popen(
+            [sys.executable, str(folder / "tests" / "mutants" / "server.py")],
+            cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, tests: str, timeout: float = TIMEOUT) -> tuple[int | None, str]:
+        """(exit code, output) of pytest on `tests`; None: not done after `timeout` seconds."""
+        arguments = ["-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", *tests.split()]
+        self.server.stdin.write(json.dumps([arguments, timeout]) + "\n")
+        self.server.stdin.flush()
+        return tuple(json.loads(self.server.stdout.readline()))
+
+    def close(self) -> None:
+        self.server.terminate()
+        self.server.communicate()
+
+
 @contextmanager
-def copy_of_tree(root: Path = ROOT) -> Iterator[Path]:
+def copy_of_tree(root: Path = ROOT) -> Iterator[Tree]:
     """A temporary copy in which `fastgpt.kernels` is the copy's own kernels/."""
     with tempfile.TemporaryDirectory(prefix="fastgpt-mutant-") as folder:
         copy = Path(folder)
@@ -121,40 +154,18 @@ def copy_of_tree(root: Path = ROOT) -> Iterator[Path]:
         # By hashes: a fault is planted and taken out within the second that time stamps tell apart.
         for package in ("kernels", "fastgpt"):
             compileall.compile_dir(copy / package, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
-        yield copy
+        with closing(Tree(copy)) as tree:
+            yield tree
 
 
-def run_tests(folder: Path, tests: str, timeout: float = TIMEOUT) -> tuple[int | None, str]:
-    """(exit code, output) of pytest on `tests` in `folder`; None: not done after `timeout` seconds."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "PYTHONDONTWRITEBYTECODE": "1",  # what copy_of_tree compiled is kept, and nothing of a fault is
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a third of the time until the first test, and none is needed
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    for variable in ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "FASTGPT_BUDGET_REPORT"):
-        environment.pop(variable, None)
-    try:
-        done = subprocess.run(
-            [*command, *tests.split()],
-            cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return None, ""
-    return done.returncode, done.stdout + done.stderr
-
-
-def judge(mutant: Mutant, folder: Path) -> Verdict:
-    """Plant `mutant` in the copy at `folder`, run its tests, and take it out again. ValueError: it is stale."""
+def judge(mutant: Mutant, tree: Tree) -> Verdict:
+    """Plant `mutant` in the copy, run its tests, and take it out again. Raises ValueError if it is stale."""
     started = time.time()
-    file = folder / mutant.path
+    file = tree.folder / mutant.path
     text = file.read_text()
     file.write_text(mutant.plant(text))
     try:
-        code, output = run_tests(folder, mutant.tests)
+        code, output = tree.run(mutant.tests)
     finally:
         file.write_text(text)
     seconds = time.time() - started
@@ -167,12 +178,12 @@ def judge(mutant: Mutant, folder: Path) -> Verdict:
     return Verdict(mutant, "broken", f"pytest exited with {code}: {output.strip()[-300:]}", seconds)
 
 
-def unmutated(mutants: Sequence[Mutant], copies: Sequence[Path]) -> str | None:
+def unmutated(mutants: Sequence[Mutant], trees: Sequence[Tree]) -> str | None:
     """None if all the mutants' tests pass in the unchanged copies, which share them out, else pytest's output."""
     tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests.split()))
-    shares = [" ".join(tests[i :: len(copies)]) for i in range(len(copies))]
-    with ThreadPoolExecutor(len(copies)) as pool:
-        for code, output in pool.map(lambda *share: run_tests(*share, UNMUTATED_TIMEOUT), copies, shares):
+    shares = [" ".join(tests[i :: len(trees)]) for i in range(len(trees))]
+    with ThreadPoolExecutor(len(trees)) as pool:
+        for code, output in pool.map(lambda tree, share: tree.run(share, UNMUTATED_TIMEOUT), trees, shares):
             if code != 0:
                 return output.strip()[-2000:] or "no answer in time"
     return None

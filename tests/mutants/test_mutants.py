@@ -68,9 +68,9 @@ def test_a_stale_fault_is_an_error(changes, message):
 def test_a_fault_is_caught_and_taken_out_again():
     (mutant,) = [m for m in MUTANTS if m.name == "dropout-keeps-what-it-should-drop"]
     before = (ROOT / mutant.path).read_text()
-    with plant.copy_of_tree() as copy:
-        verdict = plant.judge(mutant, copy)
-        assert (copy / mutant.path).read_text() == before
+    with plant.copy_of_tree() as tree:
+        verdict = plant.judge(mutant, tree)
+        assert (tree.folder / mutant.path).read_text() == before
     assert verdict.outcome == "caught", verdict.by
     assert verdict.by.startswith(mutant.tests)
     assert (ROOT / mutant.path).read_text() == before
@@ -89,7 +89,7 @@ def test_a_fault_that_escapes_is_reported(monkeypatch, capsys):
 
 def test_tests_that_fail_anyway_prove_nothing(monkeypatch, capsys):
     monkeypatch.setattr(cli, "MUTANTS", (HARMLESS,))
-    monkeypatch.setattr(plant, "run_tests", lambda *_: (1, "1 failed"))
+    monkeypatch.setattr(plant.Tree, "run", lambda *_: (1, "1 failed"))
     assert cli.main(["--jobs", "1"]) == 1
     assert "fail without any fault, which proves nothing:\n1 failed" in capsys.readouterr().out
 
