@@ -214,7 +214,7 @@ MUTANTS = (
         _CHECKSUMS,
         "lacking or not found",
         "False",
-        _WHOLE + "checksums_of_nothing_verify_nothing",
+        "tests/fastgpt/test_checksums.py::test_a_record_of_nothing_verifies_nothing",
     ),
     Mutant(
         "checksums-not-compared",

@@ -332,7 +332,7 @@ MUTANTS = (
         _OPTIM,
         "min(1.0, (step - warmup) / falls) if falls > 0 else 1.0",
         "min(1.0, (step - warmup) / max(1, falls))",
-        _SETTINGS + "the_warm_up_is_rounded_to_the_nearest",
+        _OPTIM_TESTS + "the_ends_of_the_schedule_for_every_number_of_steps",
     ),
     # --- validation ---------------------------------------------------------------------------------------------------
     Mutant(
@@ -374,11 +374,25 @@ MUTANTS = (
     Mutant(
         "modes-model-left-in-eval-mode",
         "fastgpt/modes.py",
+        "[(module, module.training) for module in model.modules()]",
+        "[(module, module.training and module is model) for module in model.modules()]",
+        _GUARDS + "parts_in_eval_mode_stay_so",
+    ),
+    Mutant(
+        "modes-what-a-method-would-not-set",
+        "fastgpt/modes.py",
+        "module.training = training",
+        "pass",
+        "tests/fastgpt/test_modes.py::test_a_flag_that_the_method_would_not_set_is_set_back",
+    ),
+    Mutant(
+        "modes-methods-are-not-called",
+        "fastgpt/modes.py",
         """
         module.train(training)
         """,
         "pass",
-        _STEPS,
+        "tests/fastgpt/test_modes.py::test_methods_that_do_more_than_set_the_flag_are_called",
     ),
     Mutant(
         "evaluation-mean-of-means",
