@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgpt import GPT, GPTConfig
+from fastgpt import GPT, GPTConfig, patch
 from fastgpt.interop import hf_gpt2, nanogpt
 from fastgpt.interop.transformer_encoder import blocks_from_encoder, encoder_from_blocks
 
@@ -119,3 +119,18 @@ def test_a_file_of_a_tied_model_holds_the_weight_once_under_either_name(seed, tm
     assert again.head.weight is again.token_emb.weight
     assert torch.equal(again(IDX).logits, model(IDX).logits)
     assert json.loads((tmp_path / "config.json").read_text())["tie_weights"] is True
+
+
+@pytest.mark.needs("transformers")
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu_fast", "quick_gelu"])
+def test_a_gpt2_of_another_activation_keeps_its_ffn(seed, activation):
+    """gelu_fast is the tanh GELU with rounded constants, quick_gelu a sigmoid: near, and not the same."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=29, n_positions=8, n_embd=16, n_layer=1, n_head=2, activation_function=activation)
+    model = GPT2LMHeadModel(config).eval()
+    expected, kind = model(IDX).logits, type(model.transformer.h[0].mlp)
+    report = patch(model)
+    assert type(model.transformer.h[0].mlp) is kind
+    assert not [change.path for change in report if change.path.endswith("mlp")]
+    torch.testing.assert_close(model(IDX).logits, expected)

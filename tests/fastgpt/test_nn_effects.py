@@ -145,3 +145,23 @@ def test_the_models_dropout_counts(seed, attention, extras, interpreted):
     torch.testing.assert_close(kept, torch.ones_like(kept))
     assert (found - 1.0).abs().mean() > 0.05
     assert (found.mean() - 1.0).abs() < 0.2
+
+
+@INTERPRETED
+@pytest.mark.needs("transformers")
+@pytest.mark.parametrize("given", [{}, {"num_items_in_batch": torch.tensor(7)}], ids=["mean", "sum over items"])
+def test_labels_that_a_patched_gpt2_is_told_not_to_count_do_not(seed, given, interpreted):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from fastgpt import patch
+
+    config = GPT2Config(vocab_size=29, n_positions=8, n_embd=16, n_layer=1, n_head=2, attn_pdrop=0, embd_pdrop=0)
+    config.resid_pdrop = 0.0
+    idx = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    model = GPT2LMHeadModel(config).train()
+    expected = [model(idx, labels=idx, ignore_index=index, **given).loss for index in (5, -100)]
+    assert expected[0] != expected[1]
+    patch(model, attention=False, layer_norm=False, ffn=False)
+    with kernels(interpreted):
+        found = [model(idx, labels=idx, ignore_index=index, **given).loss for index in (5, -100)]
+    torch.testing.assert_close(found, expected)
