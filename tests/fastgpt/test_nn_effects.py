@@ -165,3 +165,22 @@ def test_labels_that_a_patched_gpt2_is_told_not_to_count_do_not(seed, given, int
     with kernels(interpreted):
         found = [model(idx, labels=idx, ignore_index=index, **given).loss for index in (5, -100)]
     torch.testing.assert_close(found, expected)
+
+
+@INTERPRETED
+@pytest.mark.needs("transformers")
+def test_the_ffn_of_a_patched_gpt2_drops_in_training_only(seed, interpreted):
+    from transformers import GPT2Config
+    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+    from fastgpt import patch
+
+    module, x = GPT2MLP(40, GPT2Config(n_embd=16, resid_pdrop=0.5)), torch.randn(30, 16)
+    whole = module.eval()(x)
+    patch(module)
+    with kernels(interpreted):
+        torch.testing.assert_close(module(x), whole)
+        dropped = module.train()(x)
+    kept = dropped != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
