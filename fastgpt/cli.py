@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     name = argv[0] if argv and argv[0] in COMMANDS else None
     signals = Signals(f"fastgpt {name}" if name else "fastgpt")
+    status = 0
     try:
         with signals if is_process else contextlib.nullcontext():
             status = _answer(argv) if name is None else _run(name, argv[1:], signals)
@@ -64,25 +65,33 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
             return status
     except KeyboardInterrupt as stop:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # a closed pipe, or a terminal that is gone
             print(signals.message(stop), file=sys.stderr)
+        _drop_output()
         return signals.status
     except BrokenPipeError:  # `fastgpt sample ... | head`
         _drop_output()
-        return 0
+        return status
     except OSError as error:  # stdout goes to a disk that is full
         if os.environ.get("FASTGPT_DEBUG"):
             raise
         from .files import reason
 
+        if not status:
+            with contextlib.suppress(OSError):
+                status = _fail(signals.prog, f"stdout: {reason(error).lower()}; write elsewhere")
         _drop_output()
-        return _fail(signals.prog, f"stdout: {reason(error).lower()}; write elsewhere")
+        return status or 2
 
 
 def _drop_output() -> None:
-    """What stdout still holds goes nowhere: it could not be written, and Python would try again as it ends."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What cannot be written of what stdout and stderr still hold goes nowhere: Python would try again as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _answer(argv: list[str]) -> int:

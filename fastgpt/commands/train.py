@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..data import TokenDataset
     from ..one_head_base import OneHeadConfig
     from ..tokenizer import Tokenizer
+    from ..trainer import TrainResult
 
 DEFAULT_PRESET = "depth-4x256x4"
 DEFAULT_TOKENIZER = "gpt2"
@@ -229,16 +231,21 @@ class Command:
             print(hint, file=sys.stderr)
         resume = self.resume if self.resume_from is None else self.resume_from
         result = trainer.fit(resume=resume, overwrite=self.overwrite, allow_changes=self.allow_changes)
+        is_stopped = result.stopped_by is not None
+        with contextlib.suppress(*[OSError] * is_stopped):  # after a hang-up there is no terminal any more
+            self._say(result)
+        return 0 if result.stopped_by is None else STATUS[signal.Signals[result.stopped_by]]
+
+    def _say(self, result: TrainResult) -> None:
         print(f"step {result.step}: {'saved' if result.losses else 'already saved:'} {result.checkpoint}")
         if result.stopped_by is None:
-            return 0
+            return
         if result.step < self.train.steps:
             print(f"stopped by {result.stopped_by}; {self._kept()}")
         elif result.validation is None:
             print(f"stopped by {result.stopped_by}: all steps are done and saved, the last validation is not")
         else:
             print(f"stopped by {result.stopped_by}: all is done and saved")
-        return STATUS[signal.Signals[result.stopped_by]]
 
     def _check(self) -> Path | None:
         """What can be told before the work. Returns the checkpoint to go on from, of a run that is resumed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -59,15 +60,55 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, how, after):
     assert err.count("\n") == 1
 
 
-def test_sigterm_while_modules_are_imported(tmp_path):
-    code, err = stopped(command.start("verify", cwd=tmp_path), 0.3, signal.SIGTERM)
-    assert (code, err) == (143, "fastgpt verify: terminated; nothing was done\n")
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "hung up")]
+)
+def test_sigterm_and_sighup_while_modules_are_imported(tmp_path, number, status, word):
+    code, err = stopped(command.start("verify", cwd=tmp_path), 0.3, number)
+    assert (code, err) == (status, f"fastgpt verify: {word}; nothing was done\n")
 
 
-def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
-    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    code, err = stopped(command.start("eval", cwd=tmp_path, **ignoring), 0.0, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # of a background job, by nohup
+def test_what_is_ignored_stays_ignored(tmp_path, number):
+    ignoring = {"preexec_fn": lambda: signal.signal(number, signal.SIG_IGN)}
+    code, err = stopped(command.start("eval", cwd=tmp_path, **ignoring), 0.0, number)
     assert code == 2, err
+
+
+@pytest.mark.needs("tiktoken", "rich")
+def test_a_closed_terminal_saves(tmp_path):
+    """SIGHUP comes, and nothing can be said any more."""
+    master, terminal = os.openpty()
+    argv = [
+        "--steps",
+        "100000",
+        "--tokenizer",
+        "shakespeare",
+        "--max-len",
+        "16",
+        "--batch-size",
+        "2",
+        "--n-layers",
+        "1",
+    ]
+    argv += ["--d-model", "16", "--n-heads", "2", "--device", "cpu", "--no-tensorboard", "--no-progress"]
+    process = command.start(
+        "train", *argv, cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    )
+    os.close(terminal)
+    log, deadline = tmp_path / "runs" / "run" / "metrics.jsonl", time.monotonic() + 60
+    try:
+        while not (log.exists() and log.stat().st_size > 500):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, os.read(master, 4096)
+            time.sleep(0.02)
+        os.close(master)
+        process.send_signal(signal.SIGHUP)  # as the system does to what runs in a terminal
+        assert process.wait(60) == 129
+    finally:
+        process.kill()
+    steps = len(log.read_text().splitlines())
+    assert [path.name for path in (tmp_path / "runs" / "run" / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
 
 
 CALL = """

@@ -547,17 +547,18 @@ def test_old_checkpoints_stay_until_the_new_one_is_seen_to_be_a_number(tmp_path,
     assert read_metrics(tmp_path / "a" / "metrics.jsonl")[-1]["val_loss"] is None
 
 
-def test_what_a_parent_ignores_stays_ignored(tmp_path):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and background jobs have it
+@pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP])  # of a background job, by nohup
+def test_what_a_parent_ignores_stays_ignored(tmp_path, ignored):
+    before = signal.signal(ignored, signal.SIG_IGN)
     try:
         with StopSignals() as signals:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), ignored)
             assert signals.stopped_by is None
             os.kill(os.getpid(), signal.SIGTERM)
             assert signals.stopped_by == "SIGTERM"
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(ignored) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(ignored, before)
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
