@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from . import checksums, files
+from . import checksums, files, overwritten, step_folders
 from .checksums import DamagedFile
 from .config import may_change
 from .interop.tensor_file import dtype_name, write_safetensors
+from .overwritten import kept
 from .step_folders import (
     WRITING,
     CheckpointError,
@@ -36,9 +36,7 @@ from .step_folders import (
     folder_of,
     instead,
     is_named_for,
-    kept,
     latest,
-    prune,
     set_aside_after,
     step_of,
 )
@@ -65,24 +63,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             yield work
             checksums.write(work)
             files.flush_all(work)
-            replaced = work.with_name(work.name + "-replaced")
-            if target.exists():
-                target.rename(replaced)
-            try:
-                work.rename(target)
-            except BaseException:
-                if replaced.exists():
-                    replaced.rename(target)
-                raise
-            files.flush(target.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
+            step_folders.replace(work, target)
     except (OSError, SafetensorError) as error:
-        go_on = "go on with resume=True (--resume)"
+        root = target.parent
         why = files.reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
+        then = "start again" if overwritten.newest(root) is None else "go on with resume=True (--resume)"
         raise CheckpointError(
-            f"could not save {target}: {why}{_free_space(target.parent)}. {kept(target.parent)}. Free "
-            f"some space (or fix the permissions) and {'start again' if latest(target.parent) is None else go_on}"
+            f"could not save {target}: {why}{files.free_space(error, root)}. {kept(root)}. "
+            f"{(files.remedy(error) or 'mend that').capitalize()}, and {then}"
         ) from error
+
+
+def prune(root: Path, keep: int, newest: Path) -> None:
+    """Delete old checkpoints (`step_folders.prune`) and the run that was started over, now that there is a new one."""
+    step_folders.prune(root, keep, newest)
+    overwritten.settle(root.parent)
 
 
 def verify(folder: Path) -> None:
@@ -211,10 +206,3 @@ def _opened(path: Path) -> Iterator[Any]:
 def _read(path: Path) -> dict[str, Tensor]:
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f"; {shutil.disk_usage(folder).free / 1e9:.2f} GB free there"
-    except OSError:
-        return ""

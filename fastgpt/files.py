@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +23,19 @@ from typing import Any
 
 from .settings import SettingError, SettingTypeError
 
-_PREFIX = ".fastgpt-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+PREFIX = ".fastgpt-"
+_REMEDIES = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
+    errno.EACCES: "fix the permissions",
+    errno.EPERM: "fix the permissions",
+    errno.EROFS: "mount it for writing",
+    errno.EIO: "check the disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs, for the system has too many files open",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+}
 
 
 def reason(error: BaseException) -> str:
@@ -31,19 +43,36 @@ def reason(error: BaseException) -> str:
     return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is for want of space; also as a library of C++ or Rust words it."""
-    while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL):
-            return True
-        error = error.__cause__
-    return False
+def remedy(error: BaseException) -> str:
+    """What may help against an error of the operating system, by its number; "" where that is not known."""
+    return _REMEDIES.get(_number(error), "")
 
 
 def way_out(error: BaseException) -> str:
     """What to do where a file or folder cannot be written."""
-    way = "free disk space, or choose another folder" if is_full(error) else "choose another folder"
+    way = f"{remedy(error)}, or choose another folder" if remedy(error) else "choose another folder"
     return way + "; what was there is partly replaced: write it again" * isinstance(error, _PartlyReplacedError)
+
+
+def free_space(error: BaseException, folder: Path) -> str:
+    """ "; 0.01 GB free there" where that is why; else ""."""
+    if _number(error) != errno.ENOSPC:
+        return ""
+    try:
+        return f"; {shutil.disk_usage(folder).free / 1e9:.2f} GB free there"
+    except OSError:
+        return ""
+
+
+def _number(error: BaseException | None) -> int | None:
+    """The errno of an error or of one that it came from; also as libraries of Rust (safetensors) word it."""
+    while error is not None:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(told.group(1)) if told else getattr(error, "errno", None)
+        if number is not None:
+            return number
+        error = error.__cause__
+    return None
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -69,7 +98,7 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
     Raises:
         OSError: the disk is full or cannot be written; nothing was replaced, unless the message says so.
     """
-    intact = "; the previous file is intact" if says is None or os.path.lexists(says) else ""
+    intact = "; the previous file is intact" if says is not None and os.path.lexists(says) else ""
     try:
         with working_folder(folder) as work:
             write(work)
@@ -157,7 +186,7 @@ def _why_no_folder(path: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def working_folder(parent: Path, prefix: str = _PREFIX) -> Iterator[Path]:
+def working_folder(parent: Path, prefix: str = PREFIX) -> Iterator[Path]:
     """A new hidden folder in `parent` (made if need be), removed when the block ends unless it was renamed.
 
     Folders of that prefix that a killed process left behind are removed; those of running ones are locked.

@@ -15,14 +15,13 @@ import functools
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from . import checkpoint, files
+from . import checkpoint, files, overwritten
 from .settings import SettingError
 from .train_config import TrainConfig
 
@@ -118,7 +117,7 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
             f"{config.folder} holds files that would be replaced and are not a run's of fastgpt; choose another name "
             "(--name)"
         )
-    newest = checkpoint.latest(config.folder / "checkpoints")
+    newest = overwritten.newest(config.folder / "checkpoints")
     if resume and newest is None:
         raise FileNotFoundError(
             f"{config.folder / 'checkpoints'}: no checkpoint, so nothing to resume; name the run with --name and "
@@ -136,6 +135,8 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
 def alone(config: TrainConfig) -> Iterator[None]:
     """Hold the run's folder, made if need be, so that no other process trains in it or starts it over.
 
+    What stands aside of a run that is started over (`overwritten.set_aside`) is settled before and afterwards.
+
     Raises:
         SettingError: it cannot be written. FileExistsError: another process holds it.
     """
@@ -151,7 +152,11 @@ def alone(config: TrainConfig) -> Iterator[None]:
             ) from None
         if not is_locked:
             _say_no_locks(config.folder)
-        yield
+        overwritten.settle(config.folder)
+        try:
+            yield
+        finally:
+            overwritten.settle(config.folder)
 
 
 @functools.cache  # said once
@@ -180,17 +185,10 @@ def make(config: TrainConfig) -> None:
         raise _no_folder(config, "name", f"{config.folder} is not writable")
 
 
-def clear(folder: Path) -> None:
-    """Delete the run's checkpoints and TensorBoard scalars, and nothing else. (metrics.jsonl is opened anew.)
-
-    Raises:
-        OSError: one cannot be deleted.
-    """
-    set_aside = (folder / "checkpoints").glob("set-aside-step-*")
-    for path in [*checkpoint.all_checkpoints(folder / "checkpoints"), *set_aside]:
-        shutil.rmtree(path)
-    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
-        path.unlink()
+def settle(folder: Path) -> None:
+    """Put back what a run that was started over, and then killed, left aside; nothing while a process trains there."""
+    with contextlib.suppress(OSError), files.locked(folder, must=False):
+        overwritten.settle(folder)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -200,7 +198,7 @@ def _is_ours(folder: Path) -> bool:
             return bool(read_settings(folder))
         except ValueError:
             return False
-    return not (folder / "metrics.jsonl").exists() or checkpoint.latest(folder / "checkpoints") is not None
+    return not (folder / "metrics.jsonl").exists() or overwritten.newest(folder / "checkpoints") is not None
 
 
 def write_settings(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:

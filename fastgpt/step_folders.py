@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -21,7 +22,8 @@ from . import checksums, files
 _log = logging.getLogger("fastgpt")
 
 WRITING = ".writing-"  # how folders begin that are no checkpoints; `files.working_folder` removes them
-_STEP = re.compile(r"step-(\d{8,})")
+_REPLACED = ".replaced-"
+_STEP = re.compile(r"(?:\.replaced-)?step-(\d{8,})")
 
 
 class CheckpointError(RuntimeError):
@@ -42,23 +44,46 @@ def is_named_for(folder: Path, step: int) -> bool:
 
 
 def all_checkpoints(root: str | os.PathLike[str]) -> list[Path]:
-    """The finished checkpoints under `root`, oldest first."""
+    """The finished checkpoints under `root`, oldest first. (A folder with nothing in it is none.)"""
     root = Path(root)
     if not root.is_dir():
         return []
-    return sorted((p for p in root.iterdir() if p.is_dir() and _STEP.fullmatch(p.name)), key=step_of)
+    found = {p.name: p for p in root.iterdir() if _STEP.fullmatch(p.name) and p.is_dir() and any(p.iterdir())}
+    alone = [
+        p for p in found.values() if not (p.name.startswith(_REPLACED) and folder_of(root, step_of(p)).name in found)
+    ]
+    return sorted(alone, key=step_of)
+
+
+def replaced_checkpoints(root: Path) -> list[tuple[Path, Path]]:
+    """Those that were about to be replaced, and where they were."""
+    return [(path, path.with_name(path.name.removeprefix(_REPLACED))) for path in root.glob(f"{_REPLACED}step-*")]
+
+
+def replace(work: Path, target: Path) -> None:
+    """Rename `work` to `target`. A checkpoint there is gone then, at no moment before; what is none is set aside."""
+    replaced = target.with_name(f"{_REPLACED}{target.name}")
+    if target in all_checkpoints(target.parent):
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        target.rename(replaced)
+    elif os.path.lexists(target):
+        _log.warning("%s is in the place of a checkpoint; it is now %s", target, set_aside(target))
+    try:
+        work.rename(target)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    files.flush(target.parent)
+    if replaced.exists():
+        _delete_or_warn(replaced)
 
 
 def latest(root: str | os.PathLike[str]) -> Path | None:
     """The newest finished checkpoint under `root`, or None."""
     found = all_checkpoints(root)
     return found[-1] if found else None
-
-
-def kept(root: Path) -> str:
-    """Words for what is safe under `root`, whatever happens next."""
-    newest = latest(root)
-    return "nothing is saved" if newest is None else f"{newest} is kept"
 
 
 def prune(root: Path, keep: int, newest: Path) -> None:
@@ -69,13 +94,23 @@ def prune(root: Path, keep: int, newest: Path) -> None:
     try:
         before = [path for path in all_checkpoints(root) if step_of(path) < step_of(newest)]
     except OSError as error:
-        _log.warning("could not look for old checkpoints in %s (%s); training goes on", root, files.reason(error))
+        warn_once(f"could not look for old checkpoints in {root} ({files.reason(error)}); training goes on")
         return
     for old in before[: max(0, len(before) - (keep - 1))]:
-        try:
-            delete(old)
-        except OSError as error:
-            _log.warning("could not delete the old checkpoint %s (%s); training goes on", old, files.reason(error))
+        _delete_or_warn(old)
+
+
+def _delete_or_warn(folder: Path) -> None:
+    try:
+        delete(folder)
+    except OSError as error:
+        warn_once(f"could not delete the old checkpoint {folder} ({files.reason(error)}); training goes on")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """What fails at one save fails at the next."""
+    _log.warning("%s", text)
 
 
 def delete(folder: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, metrics, run_folder
+from . import checkpoint, metrics, overwritten, run_folder
 from .data import TokenDataset
 from .devices import autocast, resolve_device, resolve_dtype
 from .evaluation import Validation, evaluate, fitting_seq_len
@@ -229,7 +229,7 @@ class Trainer:
             raise KeyboardInterrupt(f"{checkpoint.kept(root)}; go on with resume=True (--resume)") from None
 
     def _start(self) -> None:
-        run_folder.clear(self.config.folder)
+        overwritten.set_aside(self.config.folder)
         torch.manual_seed(self.config.seed)
 
     def _resume(self, folder: Path, *, allow_changes: bool) -> None:

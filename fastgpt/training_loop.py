@@ -204,10 +204,10 @@ class Loop:
 
     def _rescue(self, error: Exception) -> str:
         """Save the updates that no checkpoint holds, if they are whole. Says what is kept."""
-        trainer, newest = self.trainer, checkpoint.latest(self.root)
+        trainer, newest = self.trainer, checkpoint.folder_of(self.root, self.trainer.step)
         if trainer.step == 0 or isinstance(error, checkpoint.CheckpointError):
             return checkpoint.kept(self.root)
-        if newest is None or checkpoint.step_of(newest) < trainer.step:
+        if not newest.exists():
             if not trainer.is_whole():
                 return f"{checkpoint.kept(self.root)}, what follows it is lost"
             try:

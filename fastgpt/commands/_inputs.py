@@ -88,6 +88,7 @@ def model_folder(path: str) -> Path:
     Raises:
         FileNotFoundError: there is no such path, or a run without a checkpoint.
     """
+    from .. import overwritten
     from ..checkpoint import latest
     from ..presets import names
 
@@ -99,12 +100,12 @@ def model_folder(path: str) -> Path:
         return folder.parent if folder.name in ("config.json", "model.safetensors") else folder
     if (folder / "config.json").is_file():
         return folder
-    newest = latest(folder / "checkpoints") or latest(folder)
+    newest = overwritten.newest(folder / "checkpoints") or latest(folder)
     if newest is None and any((folder / name).exists() for name in ("settings.json", "checkpoints")):
         raise FileNotFoundError(
             f"{path}: a run without a finished checkpoint; train it with `fastgpt train`, or give another run"
         )
-    runs = sorted(child for child in folder.iterdir() if latest(child / "checkpoints"))
+    runs = sorted(child for child in folder.iterdir() if overwritten.newest(child / "checkpoints"))
     if newest is None and runs:
         raise FileNotFoundError(f"{path}: a folder of runs; give one of them: {', '.join(map(str, runs[:5]))}")
     return newest or folder

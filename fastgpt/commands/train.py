@@ -158,6 +158,8 @@ class Command:
         Raises:
             FileNotFoundError: no such run.
         """
+        from .. import run_folder
+
         if values.get("overwrite"):  # which `_check` refuses beside --resume
             return None
         if values.get("resume_from") is not None:
@@ -170,6 +172,7 @@ class Command:
         elif not values.get("resume"):
             return None
         folder = Path(values.setdefault("runs_dir", TrainConfig.runs_dir), values.setdefault("name", TrainConfig.name))
+        run_folder.settle(folder)
         path = folder / "settings.json"
         if not os.path.isfile(path):  # False also where the name is too long
             if values.get("resume_from") is not None:

@@ -66,9 +66,11 @@ def test_what_was_loaded_does_not_change_with_the_files(trained, tmp_path):
 
 
 def test_checkpoints_go_by_their_number(tmp_path):
-    """Nine digits come after eight; what is no folder, or only begins like one, is no checkpoint."""
+    """Nine digits come after eight; what is no folder, is empty, or only begins like one, is none."""
     for name in ("step-00000009", "step-99999999", "step-100000000", "step-00000010", "step-00000011-copy", "step-12"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    (tmp_path / "step-00000013").mkdir()
     (tmp_path / "step-00000012").write_text("a file")
     found = checkpoint.all_checkpoints(tmp_path)
     assert [checkpoint.step_of(path) for path in found] == [9, 10, 99999999, 100000000]

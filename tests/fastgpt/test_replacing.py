@@ -80,8 +80,8 @@ def test_what_cannot_be_undone_is_said(tmp_path, monkeypatch):
         (OSError(errno.ENOSPC, "No space left on device"), "free disk space, or choose another folder"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "free disk space, or choose another folder"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "free disk space, or choose another folder"),
-        (OSError(errno.EIO, "Input/output error"), "choose another folder"),
-        (PermissionError(errno.EACCES, "Permission denied"), "choose another folder"),
+        (OSError(errno.EIO, "Input/output error"), "check the disk, or choose another folder"),
+        (PermissionError(errno.EACCES, "Permission denied"), "fix the permissions, or choose another folder"),
     ],
 )
 def test_an_error_says_what_is_so(tmp_path, error, advice, is_there):

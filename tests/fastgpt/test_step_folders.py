@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from fastgpt import checkpoint
+from fastgpt import checkpoint, overwritten
 
 from .training import tiny_trainer
 
@@ -53,3 +53,72 @@ def test_pruning_a_link_deletes_the_link(root, tmp_path):
     checkpoint.prune(root, 1, root / "step-00000008")
     assert names(root) == ["step-00000008"]
     checkpoint.verify(tmp_path / "elsewhere")
+
+
+def test_what_is_no_checkpoint_is_not_taken_for_the_newest(root):
+    (root / "step-99999999").mkdir()
+    (root / "step-00000010").write_text("a file")
+    (root / "step-00000011").symlink_to(root / "nowhere")
+    assert checkpoint.latest(root) == root / "step-00000008"
+    checkpoint.prune(root, 1, root / "step-00000008")
+    assert names(root) == ["step-00000008", "step-00000010", "step-00000011", "step-99999999"]
+
+
+def test_a_stray_later_step_costs_no_work(root, tmp_path, monkeypatch):
+    """Neither what is saved as it is due, nor what an error would lose."""
+    trainer = tiny_trainer(tmp_path, name="a", steps=12, save_every=9, keep=1, val=False)
+    gradient = trainer._gradient
+
+    def failing():
+        if trainer.step == 8:
+            shutil.copytree(root / "step-00000008", root / "step-99999999")
+        if trainer.step == 10:
+            raise RuntimeError("out of memory")
+        return gradient()
+
+    monkeypatch.setattr(trainer, "_gradient", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.fit(resume=True, allow_changes=True)
+    assert names(root) == ["step-00000009", "step-00000010", "step-99999999"]
+
+
+def test_what_stands_in_the_place_of_a_checkpoint_is_set_aside(root, tmp_path, caplog):
+    (root / "step-00000009").write_text("somebody's")
+    trainer = tiny_trainer(tmp_path, name="a", steps=9, val=False)
+    assert trainer.fit(resume=True, allow_changes=True).checkpoint == root / "step-00000009"
+    assert (root / "set-aside-step-00000009").read_text() == "somebody's"
+    assert "it is now" in caplog.text
+    checkpoint.verify(root / "step-00000009")
+
+
+def test_a_checkpoint_that_is_saved_again_is_there_at_any_moment(root, tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, name="a", val=False)
+    trainer.load(root / "step-00000008")
+    rename, moments = os.rename, []
+
+    def watched(source, target):
+        rename(source, target)
+        moments.append(shutil.copytree(root, tmp_path / f"moment-{len(moments)}" / "checkpoints"))
+
+    monkeypatch.setattr(os, "rename", watched)
+    trainer.save()
+    monkeypatch.undo()
+    assert any(not (moment / "step-00000008").exists() for moment in moments)
+    for moment in moments:
+        newest = overwritten.newest(moment)
+        assert checkpoint.step_of(newest) == 8
+        checkpoint.verify(newest)
+        overwritten.settle(moment.parent)
+        assert overwritten.newest(moment) == moment / "step-00000008"
+        checkpoint.verify(moment / "step-00000008")
+    assert names(root) == ["step-00000004", "step-00000008"]
+
+
+def test_a_link_that_cannot_be_deleted_is_said_once(root, monkeypatch, caplog):
+    def refused(*args, **options):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "rename", refused)
+    for _ in range(3):
+        checkpoint.prune(root, 1, root / "step-00000008")
+    assert caplog.text.count("could not delete the old checkpoint") == 1

@@ -180,7 +180,7 @@ def test_a_full_disk_says_what_is_kept(inside, monkeypatch, capsys):
     assert cli.main(["train", *TINY, "--name", "a"]) == 0
     monkeypatch.setattr(trainer.checkpoint, "write_safetensors", full)
     assert cli.main(["train", "--resume", "--name", "a", "--steps", "5", "--allow-changes"]) == 2
-    assert "runs/a/checkpoints/step-00000003 is kept. Free some space" in capsys.readouterr().err
+    assert "runs/a/checkpoints/step-00000003 is kept. Free disk space" in capsys.readouterr().err
     assert checkpoints(inside) == ["step-00000002", "step-00000003"]
 
 
