@@ -464,6 +464,40 @@ MUTANTS = (
         _ON_DISK + "what_a_killed_process_left_is_removed_and_a_running_ones_is_not",
     ),
     Mutant(
+        "files-names-of-a-runs-folders-not-flushed",
+        _RUN_FOLDER,
+        "files.make_folder(path)",
+        "path.mkdir(parents=True, exist_ok=True)",
+        _DURABLE + "a_run_and_the_folders_that_it_makes",
+    ),
+    Mutant(
+        "files-names-of-new-folders-not-flushed",
+        _FILES,
+        "flush(folder.parent)",
+        "pass",
+        _DURABLE + "new_folders_deep_below",
+        "make_folder",
+    ),
+    Mutant(
+        "files-new-ones-stay-when-undone",
+        _FILES,
+        "(folder / name).unlink(missing_ok=True)",
+        "pass",
+        "tests/fastgpt/test_replacing.py::test_a_rename_that_fails_or_ctrl_c_between_two_undoes_those_before",
+    ),
+    Mutant(
+        "files-replacing-is-not-undone",
+        _FILES,
+        """
+        if os.path.lexists(old / name):
+            os.replace(old / name, folder / name)
+        elif name not in there:
+            (folder / name).unlink(missing_ok=True)
+        """,
+        "pass",
+        "tests/fastgpt/test_replacing.py::test_a_rename_that_fails_or_ctrl_c_between_two_undoes_those_before",
+    ),
+    Mutant(
         "files-working-folder-stays",
         _FILES,
         "held.callback(_remove, work)",

@@ -478,11 +478,11 @@ MUTANTS = (
         _DURABLE + "token_shards",
     ),
     Mutant(
-        "shards-replacing-is-not-undone",
+        "shards-of-the-old-set-stay",
         "fastgpt/shard_writing.py",
-        "target.rename(source)",
-        "pass",
-        _DATA + "a_failure_while_replacing_leaves_the_old_shards",
+        "[name for name in old if name not in new]",
+        "[]",
+        _DATA + "only_files_that_the_manifest_names_are_replaced",
     ),
     Mutant(
         "shards-a-foreign-folder-is-overwritten",
