@@ -38,9 +38,8 @@ def edits(text: str, source: str, replacement: str, where: str = "") -> list[Edi
     Raises SyntaxError if one of the three is no Python, LookupError if nothing is named `where`. What `source` and
     `replacement` may be is told by `tests.mutants.plant.Mutant`.
     """
-    scopes = _scopes(_parsed(text), where)
+    nodes = _nodes(text, where)
     source, replacement = textwrap.dedent(source).strip(), textwrap.dedent(replacement).strip()
-    nodes = [node for scope in scopes for node in _walk(scope)]
     if source.startswith("@"):
         return list(_decorators(nodes, source, replacement))
     old, new = _expression(source), _expression(replacement)
@@ -69,20 +68,18 @@ def same(a, b) -> bool:
 
 
 def _expressions(nodes, old: ast.expr, new: ast.expr, text: str) -> Iterator[Edit]:
-    for node in nodes:
+    for node in (node for node in nodes if type(node) is type(old)):
         if same(node, old):
             # A generator that is a call's only argument has the call's parentheses for its own.
             bare = isinstance(new, _ATOMS) and "\n" not in text and not isinstance(node, ast.GeneratorExp)
             yield Edit(*_span(node), text if bare else f"({text})")
-        elif isinstance(node, ast.expr):
+        else:
             for chain in _chains(node, old, new):
                 yield Edit(*_span(node), f"({ast.unparse(chain)})")
 
 
 def _chains(node: ast.expr, old: ast.expr, new: ast.expr) -> Iterator[ast.expr]:
     """The chains that `node` becomes when `old`, some consecutive operands of it but not all, become `new`."""
-    if type(node) is not type(old):
-        return
     if isinstance(node, ast.BinOp) and isinstance(node.op, _CHAINS) and type(node.op) is type(old.op):
         # a + b + c is (a + b) + c: its first operands are a node, and so are those of every chain that ends earlier.
         operands, wanted = _operands(node), _operands(old)
@@ -160,11 +157,14 @@ def _expression(text: str) -> ast.expr | None:
         return None
 
 
-def _scopes(tree: ast.Module, where: str) -> list[ast.AST]:
-    found = [tree] if not where else [node for name, node in _definitions(tree, "") if name == where]
-    if not found:
+@functools.lru_cache(maxsize=64)
+def _nodes(text: str, where: str) -> list[ast.AST]:
+    """All nodes inside the definitions named `where`."""
+    tree = _parsed(text)
+    scopes = [tree] if not where else [node for name, node in _definitions(tree, "") if name == where]
+    if not scopes:
         raise LookupError(f"there is no {where!r}")
-    return found
+    return [node for scope in scopes for node in _walk(scope)]
 
 
 def _definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
