@@ -21,29 +21,30 @@ from . import files, user_cache
 from .shards import DOCUMENTS, HEADER, REDO, ShardError
 
 _BLOCK = 1 << 20  # bytes
+_QUICK_FROM = 1 << 20  # bytes; below, hashing takes less than a millisecond, and no clock's tick hides a change
 _LONG = 1 << 28  # bytes that take so long that a bar is welcome
 
 
 def check_unaltered(folder: Path, manifest: dict[str, Any], *, whole: bool = False, progress: bool = True) -> None:
     """Raise ShardError unless the shards and documents.npy are those that `manifest` describes.
 
-    Without `whole`, a file whose modification time is the recorded one is taken for unaltered, and so is one that was
-    read in whole before and has not been touched since. `progress`: a bar on a terminal, where it takes long.
+    Without `whole`, a large file whose modification time is the recorded one is taken for unaltered, and so is one that
+    was read in whole before and has not been touched since. `progress`: a bar on a terminal, where it takes long.
     """
     remembered = _remembered(folder)
     described = [*manifest["shards"], *([manifest["documents"]] if "documents" in manifest else [])]
     states = {entry["file"]: _state(folder / entry["file"], entry) for entry in described}
-    doubtful = [
-        entry
-        for entry in described
-        if whole or not (_in_time(entry, states) or remembered.get(entry["file"]) == states[entry["file"]])
-    ]
-    if not doubtful:
-        return
+    large = {name for name, state in states.items() if state[1] >= _QUICK_FROM}
+    believed = {entry["file"] for entry in described if _in_time(entry, states)} | {
+        name for name, state in states.items() if remembered.get(name) == state
+    }
+    doubtful = [entry for entry in described if whole or entry["file"] not in believed & large]
     with _bar(sum(states[entry["file"]][1] for entry in doubtful), enabled=progress) as on_read:
         for entry in doubtful:
             _check_hash(folder / entry["file"], entry["sha256"], on_read)
-    _remember(folder, remembered | {entry["file"]: states[entry["file"]] for entry in doubtful})
+    new = {entry["file"]: states[entry["file"]] for entry in doubtful if entry["file"] in large - believed}
+    if new:
+        _remember(folder, remembered | new)
 
 
 def _state(path: Path, entry: dict[str, Any]) -> list[Any]:

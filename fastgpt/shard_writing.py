@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,7 +168,6 @@ class ShardWriter:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write `manifest`, with the time of each file that it names and its own hash."""
-    time.sleep(0.01)  # so that no later change has the same time: many systems' clocks of files tick every 4 to 10 ms
     for entry in (*manifest["shards"], manifest["documents"]):
         entry["mtime_ns"] = (folder / entry["file"]).stat().st_mtime_ns
     manifest = manifest | {"manifest_sha256": manifest_sha256(manifest)}

@@ -15,7 +15,7 @@ from fastgpt.run_folder import SettingsChanged
 from fastgpt.tokenizer import Tokenizer
 from tests.support import command
 
-from .test_shards import flip
+from .test_shards import big, flip
 from .training import tiny_data, tiny_model, tiny_trainer
 
 TINY = [
@@ -50,7 +50,7 @@ def train(folder: Path, *argv: str) -> command.Done:
 
 
 def refused(done: command.Done) -> str:
-    assert (done.code, done.err.count("\n")) == (2, 1), done
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
     return done.err
 
 
@@ -139,8 +139,8 @@ def test_data_that_was_moved_is_the_same(here):
     shutil.copytree(here / "b", here / "copied", copy_function=shutil.copyfile)
     done = train(here, "--resume", "--name", "set", "--data", "moved", "--val-data", "copied")
     assert done.code == 0, done.err
-    said = refused(train(here, "--resume", "--name", "set", "--data", "b"))
-    assert "--data a, now b; other training data" in said
+    said = refused(train(here, "--resume", "--name", "set", "--data", "b", "--val-data", "moved"))
+    assert "--data a, now b; --val-data b, now moved; other training data" in said
 
 
 @pytest.mark.parametrize("name", ["a/tokens-00000.bin", "a/documents.npy", "a/manifest.json", "b/tokens-00000.bin"])
@@ -155,13 +155,17 @@ def test_a_flipped_bit_is_noticed_by_train_resume_and_eval(here, name):
 
 
 def test_verify_reads_every_byte(here):
-    path = here / "a" / "tokens-00000.bin"
+    """Of a file so large that its time stamp is believed."""
+    big(here / "big", 600_000, 1 << 20)
+    path = here / "big" / "tokens-00000.bin"
     times = path.stat()
     flip(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    for argv in (["train", "--resume", "--name", "set", "--verify"], ["eval", "runs/set", "--data", "a", "--verify"]):
-        done = command.run(*argv, *(["--device", "cpu"] if argv[0] == "eval" else []), cwd=here)
-        assert "a/tokens-00000.bin: its sha256 is not the manifest's" in refused(done)
+    evaluated = ["eval", "runs/set", "--data", "big", "--max-batches", "1", "--device", "cpu"]
+    assert command.run(*evaluated, cwd=here).code == 0
+    for argv in (["train", *TINY, "--name", "new", "--data", "big"], evaluated):
+        done = command.run(*argv, "--verify", cwd=here)
+        assert "--data big/tokens-00000.bin: its sha256 is not the manifest's" in refused(done)
 
 
 @pytest.mark.parametrize("lost", ["gone", "a folder"])

@@ -31,6 +31,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """These small files are looked at as large ones are."""
+    monkeypatch.setattr(shard_checks, "_QUICK_FROM", 0)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("written")
@@ -119,7 +125,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(folder, name):
             TokenDataset.open(folder)
 
 
-def test_a_bit_that_flipped_on_the_disk_is_found_by_verify(folder):
+def test_a_bit_that_flipped_on_the_disk_is_found_by_verify(folder, monkeypatch):
     """No time stamp changes there."""
     path = folder / "tokens-00001.bin"
     data, times = bytearray(path.read_bytes()), path.stat()
@@ -127,8 +133,10 @@ def test_a_bit_that_flipped_on_the_disk_is_found_by_verify(folder):
     path.write_bytes(data)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     TokenDataset.open(folder)
-    with pytest.raises(ShardError, match=r"tokens-00001\.bin: its sha256 .* altered after it was written"):
-        TokenDataset.open(folder, verify=True)
+    for quick_from, verify in ((0, True), (1 << 20, False)):  # a small file is read whatever its time says
+        monkeypatch.setattr(shard_checks, "_QUICK_FROM", quick_from)
+        with pytest.raises(ShardError, match=r"tokens-00001\.bin: its sha256 .* altered after it was written"):
+            TokenDataset.open(folder, verify=verify)
 
 
 @pytest.mark.parametrize("keeps_times", [False, True])
