@@ -7,7 +7,7 @@ import torch
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.config import IMPLEMENTATION_SETS
-from fastgpt.memory import PeakMemory, training_step
+from fastgpt.memory import PeakMemory, largest_batch, training_step
 
 pytest.importorskip("triton")
 B, T, D = 16, 64, 64
@@ -48,3 +48,12 @@ def test_a_layer_keeps_the_tensors_that_its_kernels_save(autocast):
     tensors = B * T * (2 * 4 * D + (2 + 4 + 4) * itemsize * D + (4 + 2) * 4)
     copies = 2 * 12 * D * D if autocast else 0
     assert kept == pytest.approx(tensors + copies, rel=2e-3)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_largest_batch_is_that_of_the_dtype(autocast):
+    made = config(1, "torch")
+    most = training_step(made, 9, T, autocast=autocast).peak
+    found = largest_batch(made, T, most, autocast=autocast)
+    sizes = [training_step(made, batch, T, autocast=autocast).peak for batch in (found, found + 1)]
+    assert sizes[0] <= most < sizes[1]

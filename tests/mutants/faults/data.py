@@ -766,6 +766,13 @@ MUTANTS = (
         _AUTOCAST + "paper_equals_a_real_step_under_autocast",
     ),
     Mutant(
+        "memory-largest-batch-blind-to-autocast",
+        _MEMORY,
+        "training_step(config, batch, seq_len, autocast=autocast, arch=arch)",
+        "training_step(config, batch, seq_len, arch=arch)",
+        _AUTOCAST + "the_largest_batch_is_that_of_the_dtype",
+    ),
+    Mutant(
         "memory-losses-in-bfloat16",
         _MEMORY,
         "torch.float32 if func in self.wide else None",
