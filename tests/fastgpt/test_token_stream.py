@@ -147,7 +147,8 @@ def test_the_manifest_says_what_is_there(text, tmp_path, small):
 @pytest.mark.parametrize("pieces", [30, 1 << 18])
 @pytest.mark.parametrize("separators", [False, True])
 def test_a_long_document_is_one(text, tmp_path, small, monkeypatch, pieces, separators):
-    monkeypatch.setattr(sources, "PIECE_CHARS", pieces)
+    for module in (preparation, sources):
+        monkeypatch.setattr(module, "PIECE_CHARS", pieces)
     (tmp_path / "b.txt").write_text("another")
     options = {"separators": separators, "progress": False}
     dataset = prepare([text, tmp_path / "b.txt"], tmp_path / "out", small, **options)
