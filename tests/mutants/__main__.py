@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         for verdict in verdicts_of(mutants, trees):
             verdicts.append(verdict)
             print(f"{verdict.outcome:<9} {verdict.mutant.name:<60} {verdict.by} ({verdict.seconds:.0f} s)", flush=True)
-            if not verdict.ok:
+            if verdict.outcome == "survived":
                 print(difference(verdict.mutant), flush=True)
     escaped = [v for v in verdicts if not v.ok]
     print(f"{len(verdicts) - len(escaped)} of {len(verdicts)} faults caught, {time.time() - started:.0f} s")

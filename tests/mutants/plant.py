@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
-from .syntax import edits
+from .syntax import Edit, edits
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("kernels", "fastgpt", "tests", "benchmarks", "pyproject.toml")
@@ -66,8 +66,8 @@ class Mutant:
         package, *rest = self.path.removesuffix(".py").split("/")
         return "/".join([package, *rest[:1]])
 
-    def plant(self, text: str) -> str:
-        """The text of the file, with the fault. Raises ValueError when it is stale."""
+    def edit(self, text: str) -> Edit:
+        """What the fault changes in the text of its file. Raises ValueError when it is stale."""
         try:
             places = edits(text, self.source, self.replacement, self.where)
         except (SyntaxError, LookupError) as error:
@@ -78,7 +78,11 @@ class Mutant:
                 f"its source occurs {len(places)} times{f' (lines {lines})' if lines else ''}"
                 f"{f' inside {self.where}' if self.where else ''}, must be once"
             )
-        changed = places[0].apply(text)
+        return places[0]
+
+    def plant(self, text: str) -> str:
+        """The text of the file, with the fault. Raises ValueError when it is stale, or leaves what does not compile."""
+        changed = self.edit(text).apply(text)
         try:
             compile(changed, self.path, "exec", dont_inherit=True)
         except SyntaxError as error:
@@ -93,7 +97,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a fault: "caught", "survived", "timeout" (caught: it hung), or "broken" (no test ran)."""
+    """What became of a fault: "caught", "survived", "timeout" (caught: it hung), "stale", or "broken" (no test ran)."""
 
     mutant: Mutant
     outcome: str
@@ -159,11 +163,14 @@ def copy_of_tree(root: Path = ROOT) -> Iterator[Tree]:
 
 
 def judge(mutant: Mutant, tree: Tree) -> Verdict:
-    """Plant `mutant` in the copy, run its tests, and take it out again. Raises ValueError if it is stale."""
+    """Plant `mutant` in the copy, run its tests, and take it out again."""
     started = time.time()
     file = tree.folder / mutant.path
     text = file.read_text()
-    file.write_text(mutant.plant(text))
+    try:
+        file.write_text(mutant.plant(text))
+    except ValueError as error:
+        return Verdict(mutant, "stale", str(error), 0.0)
     try:
         code, output = tree.run(mutant.tests)
     finally:

@@ -13,7 +13,7 @@ from . import __main__ as cli
 from . import plant
 from .faults import MUTANTS
 from .plant import ROOT, Mutant
-from .syntax import edits, same
+from .syntax import Edit, same
 
 HARMLESS = Mutant(
     "a-comparison-turned-round",
@@ -35,14 +35,27 @@ def test_no_fault_is_stale():
     for mutant in MUTANTS:
         by_file[mutant.path].append(mutant)
     for path, mutants in by_file.items():
-        whole = ast.parse(text_of(path))
+        text = text_of(path)
+        whole = ast.parse(text)
         plain = ast.unparse(whole)
+        laid_out_anew = ast.parse(plain)
         for mutant in mutants:
-            changed = ast.parse(mutant.plant(text_of(path)))
-            assert not same(changed, whole), f"{mutant.name} changes nothing"
-            (edit,) = edits(plain, mutant.source, mutant.replacement, mutant.where)
-            assert same(ast.parse(edit.apply(plain)), changed), mutant.name
+            number, changed = part_with(mutant.edit(text), text, whole)
+            assert not same(changed, ast.Module([whole.body[number]], [])), f"{mutant.name} changes nothing"
+            compile(changed, path, "exec", dont_inherit=True)
+            again = part_with(mutant.edit(plain), plain, laid_out_anew)
+            assert again[0] == number
+            assert same(again[1], changed), mutant.name
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
+
+
+def part_with(edit: Edit, text: str, tree: ast.Module) -> tuple[int, ast.Module]:
+    """The statement of the module in which the edit is, by its number, and as it is after the edit."""
+    number = next(i for i, statement in enumerate(tree.body) if edit.start[0] <= statement.end_lineno)
+    first = tree.body[number - 1].end_lineno if number else 0  # the line before: decorators are part of it
+    lines = edit.apply(text).split("\n")
+    behind = len(text.split("\n")) - tree.body[number].end_lineno
+    return number, ast.parse("\n".join(lines[first : len(lines) - behind]))
 
 
 def test_the_tests_named_exist():
@@ -79,15 +92,17 @@ def test_a_fault_is_caught_and_taken_out_again():
     assert (ROOT / mutant.path).read_text() == before
 
 
-def test_a_fault_that_escapes_is_reported(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "MUTANTS", (HARMLESS,))
+def test_faults_that_escape_or_are_stale_are_reported(monkeypatch, capsys):
+    stale = dataclasses.replace(HARMLESS, name="out-of-date", source="no_such_name")
+    monkeypatch.setattr(cli, "MUTANTS", (stale, HARMLESS))
     monkeypatch.setattr(cli, "unmutated", lambda *_: None)
     monkeypatch.setattr(cli, "RESULT", ROOT / "must" / "not" / "be" / "written")
     assert cli.main(["--jobs", "1"]) == 1
     out = capsys.readouterr().out
     assert "survived  a-comparison-turned-round" in out
     assert "-    return word >= threshold\n+    return threshold <= word\n" in out
-    assert "0 of 1 faults caught" in out
+    assert "stale     out-of-date " in out
+    assert "0 of 2 faults caught" in out
 
 
 def test_tests_that_fail_anyway_prove_nothing(monkeypatch, capsys):
