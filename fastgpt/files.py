@@ -193,10 +193,7 @@ def working_folder(parent: Path, prefix: str = PREFIX) -> Iterator[Path]:
     """
     parent = Path(parent)
     make_folder(parent)
-    for path in parent.iterdir():
-        if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError), locked(path):
-                shutil.rmtree(path, ignore_errors=True)
+    remove_left_behind(parent, prefix)
     with contextlib.ExitStack() as held:
         while True:
             work = parent / f"{prefix}{secrets.token_hex(4)}"
@@ -210,13 +207,20 @@ def working_folder(parent: Path, prefix: str = PREFIX) -> Iterator[Path]:
         yield work
 
 
+def remove_left_behind(parent: Path, prefix: str = PREFIX) -> None:
+    """Remove what `working_folder` made in `parent`, if that is there, and a killed process left there."""
+    for path in parent.iterdir() if parent.is_dir() else ():
+        if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError), locked(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def _remove(work: Path) -> None:
-    """Delete the folder `work`, also where a signal comes meanwhile."""
+    """Delete the folder `work`, if that can be, though it fails once or a signal comes meanwhile."""
     try:
         shutil.rmtree(work, ignore_errors=True)
-    except BaseException:
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -9,7 +9,9 @@ import math
 import os
 import re
 import resource
+import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,26 +184,41 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 
 class Scalars:
-    """TensorBoard scalars, or nothing (with one hint in the log) where TensorBoard is not installed."""
+    """TensorBoard scalars, or nothing (with one hint in the log) where TensorBoard is not installed.
+
+    Written by TensorBoard's own records, in this thread: torch's writer has a thread that prints its traceback when the
+    disk is full, and tells of it a step later, if at all.
+    """
 
     def __init__(self, folder: Path, *, enabled: bool, first_step: int = 1) -> None:
         """Those of `first_step` and later ones that are there already are dropped."""
-        self._writer = None
+        self._file = None
         if not enabled:
             return
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             _log.warning("TensorBoard is not installed, so no scalars; `pip install 'fastgpt-triton[train]'`")
             return
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        folder.mkdir(parents=True, exist_ok=True)
+        # The name that TensorBoard looks for. Two runs of one second in one folder, one after the other, append.
+        self._file = open(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}", "ab")  # noqa: SIM115
+        self._records, self._event = RecordWriter(self._file), Event
+        self._add(file_version="brain.Event:2")
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
-        if self._writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, step)
+        """Raises OSError where they cannot be written."""
+        if self._file is not None:
+            found = [{"tag": name, "simple_value": value} for name, value in values.items() if value is not None]
+            self._add(step=step, summary={"value": found})
+
+    def _add(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._file.flush()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Raises OSError where what was not written before still cannot be."""
+        if self._file is not None:
+            self._file.close()

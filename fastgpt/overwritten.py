@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import files
-from .step_folders import all_checkpoints, replaced_checkpoints, step_of, warn_once
+from .step_folders import WRITING, all_checkpoints, replaced_checkpoints, step_of, warn_once
 
 _MOVING, _ASIDE = ".overwriting", ".overwritten"
 _CHECKPOINTS = "checkpoints"
@@ -57,9 +57,11 @@ def set_aside(run: Path) -> None:
 
 
 def settle(run: Path) -> None:
-    """Delete what stands aside, if there is a checkpoint of the new run, or else put it back. A failure is a warning,
-    and costs nothing: the next call tries again."""
+    """Delete what stands aside, if there is a checkpoint of the new run, or else put it back; delete what a killed
+    process left half written or deleted. A failure is a warning, and costs nothing: the next call tries again."""
     try:
+        files.remove_left_behind(run)
+        files.remove_left_behind(run / _CHECKPOINTS, WRITING)
         _settle_checkpoints(run / _CHECKPOINTS)
         if (run / _ASIDE).is_dir() and all_checkpoints(run / _CHECKPOINTS):
             # Under a name that `files.working_folder` removes: half of it is no run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from fastgpt import GPT, checkpoint, files
+from fastgpt import GPT, checkpoint, files, run_folder
 from fastgpt.data import TokenDataset
 from fastgpt.tokenizer import Tokenizer
 
 from .cases import Case, Scenario, Work
+from .shim import EVER
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ class Look:
         self.before, self.here, self.after = before, here, after
         self.result = here / scenario.result
         self.root = self.result / "checkpoints"
+        lasting = any("rename" in plan.kinds and plan.last == EVER for plan in case.plans)
+        self.settled = self._settled() if scenario.trains and (done.code == -9 or lasting) else self.result
+
+    def _settled(self) -> Path:
+        """A copy of the run as the next command finds it."""
+        copy = self.here.with_name("settled") / self.result.name
+        if self.result.exists():
+            shutil.copytree(self.result, copy)
+            run_folder.settle(copy)
+        return copy
 
     # ---- after the disturbed run ---------------------------------------------------------------------------------
 
@@ -99,28 +111,26 @@ class Look:
         return (named[0] if named else Path(self.scenario.result).name) in err or "step-" in err
 
     def _said_kept(self, err: str) -> list[Path]:
-        return [self.here / path for path in re.findall(r"(\S+/step-\d+) is kept", err)]
+        return [self.settled / path for path in re.findall(r"(checkpoints/step-\d+) is kept", err)]
 
     def _run(self) -> list[str]:
         """Every checkpoint is whole; the run that was there stays until there is a new one."""
         found = []
-        checkpoints = checkpoint.all_checkpoints(self.root)
+        checkpoints = checkpoint.all_checkpoints(self.settled / "checkpoints")
         for path in checkpoints:
             try:
                 checkpoint.verify(path)
             except checkpoint.CheckpointError as error:
                 found.append(f"not whole: {error}")
-        had = checkpoint.latest(self.before / self.scenario.result / "checkpoints")
+        old = self.before / self.scenario.result
+        had = checkpoint.latest(old / "checkpoints")
         if had is not None and not checkpoints:
             found.append("all checkpoints are gone")
         elif had is not None and self.scenario.name == "train --resume" and checkpoint.step_of(checkpoints[-1]) < 4:
             found.append("the newest checkpoint is gone")
         if self.scenario.name == "train --overwrite" and checkpoints and not self._is_new():
-            old = self.before / self.scenario.result
-            lost = [name for name in _names(old) if name not in _names(self.result)]
-            found += [f"of the old run, before the new one has a checkpoint: lost {name}" for name in lost]
-            if not lost and not _same_bytes(old / "metrics.jsonl", self.result / "metrics.jsonl"):
-                found.append("the old run's metrics.jsonl is changed before the new one has a checkpoint")
+            is_left = _contents(self.settled) == _contents(old)
+            found += [] if is_left else ["the old run is changed before the new one has a checkpoint"]
         if self.result.is_dir():
             try:
                 with files.locked(self.result):
@@ -131,7 +141,7 @@ class Look:
 
     def _is_new(self) -> bool:
         """Whether the newest checkpoint is of the disturbed run, not of the one that it overwrites."""
-        newest = checkpoint.latest(self.root)
+        newest = checkpoint.latest(self.settled / "checkpoints")
         if newest is None or self.scenario.name != "train --overwrite":
             return newest is not None
         state = json.loads((newest / "training.json").read_text())
@@ -231,10 +241,6 @@ def _contents(folder: Path) -> dict[str, bytes]:
             text = path.read_bytes().replace(str(folder.parent).encode(), b"")
             found[name] = re.sub(rb'"mtime_ns": \d+|"manifest_sha256": "\w+"', b"", text)
     return found
-
-
-def _same_bytes(one: Path, other: Path) -> bool:
-    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
