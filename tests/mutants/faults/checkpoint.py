@@ -27,7 +27,7 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoint-fsync-of-the-folder-removed",
-        _CHECKPOINT,
+        "fastgpt/step_folders.py",
         "files.flush(target.parent)",
         "",
         _DURABLE + "a_checkpoint",
@@ -125,16 +125,23 @@ MUTANTS = (
     Mutant(
         "checkpoint-files-are-checkpoints",
         "fastgpt/step_folders.py",
-        "p.is_dir() and _STEP.fullmatch(p.name)",
-        "_STEP.fullmatch(p.name)",
+        "_STEP.fullmatch(p.name) and p.is_dir() and any(p.iterdir())",
+        "_STEP.fullmatch(p.name) and (p.is_file() or any(p.iterdir()))",
         _WHOLE + "checkpoints_go_by_their_number",
     ),
     Mutant(
         "checkpoint-what-begins-so-is-one",
         "fastgpt/step_folders.py",
-        "p.is_dir() and _STEP.fullmatch(p.name)",
-        "p.is_dir() and _STEP.match(p.name)",
+        "_STEP.fullmatch(p.name) and p.is_dir() and any(p.iterdir())",
+        "_STEP.match(p.name) and p.is_dir() and any(p.iterdir())",
         _WHOLE + "checkpoints_go_by_their_number",
+    ),
+    Mutant(
+        "checkpoint-empty-folders-are-checkpoints",
+        "fastgpt/step_folders.py",
+        "_STEP.fullmatch(p.name) and p.is_dir() and any(p.iterdir())",
+        "_STEP.fullmatch(p.name) and p.is_dir()",
+        "tests/fastgpt/test_step_folders.py::test_what_is_no_checkpoint_is_not_taken_for_the_newest",
     ),
     Mutant(
         "checkpoint-prune-keeps-one-fewer",
@@ -175,7 +182,7 @@ MUTANTS = (
     Mutant(
         "checkpoint-prune-that-fails-ends-the-run",
         "fastgpt/step_folders.py",
-        '_log.warning("could not delete the old checkpoint %s (%s); training goes on", old, files.reason(error))',
+        "warn_once(f'could not delete the old checkpoint {folder} ({files.reason(error)}); training goes on')",
         "raise",
         "tests/fastgpt/test_step_folders.py::test_pruning_forgives_what_it_cannot_delete",
     ),
@@ -195,10 +202,31 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoint-failed-save-leaves-the-old-one-away",
-        _CHECKPOINT,
+        "fastgpt/step_folders.py",
         "replaced.rename(target)",
         "pass",
         _WHOLE + "a_rename_that_fails_puts_the_old_one_back",
+    ),
+    Mutant(
+        "overwritten-metrics-are-left-behind",
+        "fastgpt/overwritten.py",
+        '("settings.json", "metrics.jsonl")',
+        '("settings.json",)',
+        "tests/fastgpt/test_overwrite.py::test_a_new_run_that_comes_to_nothing_leaves_the_old_one",
+    ),
+    Mutant(
+        "overwritten-the-old-run-stays-for-ever",
+        "fastgpt/overwritten.py",
+        "(run / _ASIDE).is_dir() and all_checkpoints(run / _CHECKPOINTS)",
+        "False",
+        "tests/fastgpt/test_overwrite.py::test_the_new_run_takes_the_place_of_the_old_one_and_of_nothing_else",
+    ),
+    Mutant(
+        "overwritten-the-old-run-goes-at-once",
+        "fastgpt/overwritten.py",
+        "(run / _ASIDE).is_dir() and all_checkpoints(run / _CHECKPOINTS)",
+        "(run / _ASIDE).is_dir()",
+        "tests/fastgpt/test_overwrite.py::test_a_new_run_that_comes_to_nothing_leaves_the_old_one",
     ),
     Mutant(
         "checkpoint-a-full-disk-is-swallowed",

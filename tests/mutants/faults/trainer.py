@@ -676,14 +676,6 @@ MUTANTS = (
         _TESTS + "existing_run_is_not_overwritten_by_accident",
     ),
     Mutant(
-        "run-folder-overwrite-leaves-checkpoints",
-        _RUN_FOLDER,
-        "shutil.rmtree(path)",
-        "pass",
-        _TESTS + "existing_run_is_not_overwritten_by_accident",
-        "clear",
-    ),
-    Mutant(
         "run-folder-settings-forgotten-on-resume",
         _RUN_FOLDER,
         "before | settings",
