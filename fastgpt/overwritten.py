@@ -49,8 +49,9 @@ def set_aside(run: Path) -> None:
     try:
         for path in list(_files(run)):
             _move(path, run, run / _MOVING)
+        _flush(run / _MOVING)
         (run / _MOVING).rename(run / _ASIDE)
-        files.flush(run)
+        _flush(run)
     except BaseException:
         settle(run)
         raise
@@ -76,7 +77,7 @@ def settle(run: Path) -> None:
             for folder in (_CHECKPOINTS, "tensorboard", "."):
                 with contextlib.suppress(FileNotFoundError):
                     (run / _MOVING / folder).rmdir()
-            files.flush(run)
+            _flush(run)
     except OSError as error:
         warn_once(f"could not clear up after a run that was started over in {run} ({files.reason(error)})")
 
@@ -104,6 +105,12 @@ def _texts(run: Path) -> list[Path]:
 
 def _scalars(run: Path) -> list[Path]:
     return list((run / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def _flush(run: Path) -> None:
+    for folder in (run / _CHECKPOINTS, run / "tensorboard", run):
+        if folder.is_dir():
+            files.flush(folder)
 
 
 def _move(path: Path, run: Path, to: Path) -> None:

@@ -158,4 +158,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
         a, b = a.to_local(), b.to_local()
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+        return True  # one memory under two names, which comparing would make four copies of
     return torch.allclose(a, b.to(a.device), rtol=0.0, atol=0.0, equal_nan=True)

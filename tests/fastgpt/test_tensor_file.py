@@ -10,6 +10,9 @@ from safetensors import safe_open
 
 from fastgpt.interop import tensor_file
 from fastgpt.interop.tensor_file import read_safetensors, write_safetensors
+from fastgpt.training_state import optimizer_tensors
+
+from .training import tiny_trainer
 
 DTYPES = sorted(tensor_file._NAMES, key=str)
 
@@ -94,3 +97,21 @@ def test_no_more_than_one_tensor_is_copied_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_file, "_bytes_of", counted)
     write_safetensors(tmp_path / "x", {str(n): torch.ones(3, 4).t() for n in range(5)})
     assert alive == [0, 1, 1, 1, 1]  # that of the tensor before is let go when the name gets the next
+
+
+def test_saving_copies_neither_weights_nor_moments(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, name="a", val=False)
+    trainer.train_step()
+    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    tensors = optimizer_tensors(trainer.model, trainer.optimizer)
+    assert {tensor.data_ptr() for tensor in tensors.values()} == {value.data_ptr() for value in states}
+    monkeypatch.setattr(torch, "allclose", None)  # four copies, to see that a tied weight is itself
+    contiguous = torch.Tensor.contiguous
+
+    def the_same(tensor, *args, **options):
+        found = contiguous(tensor, *args, **options)
+        assert found.data_ptr() == tensor.data_ptr()
+        return found
+
+    monkeypatch.setattr(torch.Tensor, "contiguous", the_same)
+    trainer.save()
