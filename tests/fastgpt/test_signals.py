@@ -79,22 +79,12 @@ def test_what_is_ignored_stays_ignored(tmp_path, number):
 def test_a_closed_terminal_saves(tmp_path):
     """SIGHUP comes, and nothing can be said any more."""
     master, terminal = os.openpty()
-    argv = [
-        "--steps",
-        "100000",
-        "--tokenizer",
-        "shakespeare",
-        "--max-len",
-        "16",
-        "--batch-size",
-        "2",
-        "--n-layers",
-        "1",
-    ]
-    argv += ["--d-model", "16", "--n-heads", "2", "--device", "cpu", "--no-tensorboard", "--no-progress"]
-    process = command.start(
-        "train", *argv, cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
-    )
+    (tmp_path / "a.txt").write_text("To be, or not to be. " * 50)
+    argv = ["train", "--data", "a.txt", "--steps", "100000", "--tokenizer", "shakespeare", "--max-len", "16"]
+    argv += ["--d-model", "16", "--n-layers", "1", "--n-heads", "2", "--device", "cpu", "--no-tensorboard"]
+    environment = dict(os.environ, FASTGPT_CACHE=str(tmp_path / "cache"))
+    streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+    process = command.start(*argv, "--no-progress", cwd=tmp_path, env=environment, start_new_session=True, **streams)
     os.close(terminal)
     log, deadline = tmp_path / "runs" / "run" / "metrics.jsonl", time.monotonic() + 60
     try:
