@@ -15,6 +15,7 @@ import numpy as np
 from .dataset import TokenDataset, checked_tokenizer
 from .files import check_folder, reason, way_out
 from .pretokens import PIECE_CHARS
+from .progress import has_bars
 from .settings import SettingError, SettingTypeError, check_integer
 from .shard_writing import ShardWriter, check_target, new_set
 from .shards import FolderError, id_dtype
@@ -168,7 +169,7 @@ class _progress:
 
         console = Console(stderr=True)  # stdout is for results
         columns = (TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not (enabled and console.is_terminal))
+        self._bar = Progress(*columns, console=console, disable=not (enabled and has_bars(console)))
         sizes = [path.stat().st_size for path in files]
         self._before = {path: sum(sizes[:n]) for n, path in enumerate(files)}
         self._task = self._bar.add_task("tokenizing", total=sum(sizes))

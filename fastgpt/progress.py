@@ -27,9 +27,15 @@ def progress(mode: bool | str, *, done: int, total: int, log_every: int) -> cont
             pass
         else:
             console = Console()
-            if console.is_terminal or console.is_jupyter:
+            if has_bars(console) or console.is_jupyter:
                 return _bar(console, done, total)
     return contextlib.nullcontext(_Lines(done, total, log_every))
+
+
+def has_bars(console: Any) -> bool:
+    """Whether a bar can be drawn there. FORCE_COLOR makes a terminal of every file in rich's eyes, as it is set where
+    colours are wanted in logs; but what moves the cursor does not belong into one."""
+    return console.is_interactive and console.file.isatty()
 
 
 @contextlib.contextmanager

@@ -216,9 +216,11 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[], bool]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ..progress import has_bars
+
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not has_bars(console)) as bar:
         task = bar.add_task(what, total=total)
 
         def step() -> bool:

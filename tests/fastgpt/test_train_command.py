@@ -145,6 +145,15 @@ def test_a_log_file_gets_a_line_every_so_many_steps(here):
     assert done.out.count("perplexity") == 2
 
 
+@pytest.mark.parametrize("setting", [{"FORCE_COLOR": "1"}, {"TERM": "dumb"}, {"TTY_INTERACTIVE": "1"}])
+def test_a_log_file_holds_lines_alone(here, setting):
+    done = train(here, *TINY, "--log-every", "1", **setting)
+    assert done.code == 0
+    assert done.out.count("left\n") == 3
+    for char in "\x1b\r\b":
+        assert char not in done.out + done.err
+
+
 def test_no_progress_leaves_the_lines(here):
     done = train(here, *TINY, "--no-progress", "--log-every", "1")
     assert done.out.count("left\n") == 3

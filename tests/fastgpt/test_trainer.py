@@ -179,7 +179,8 @@ def test_without_tensorboard_there_is_a_hint_and_training_goes_on(tmp_path, monk
 
 @pytest.mark.needs("rich")
 def test_progress_bar_says_what_matters(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes a pipe for a terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     trainer = tiny_trainer(tmp_path, name="a", steps=2)
     trainer.show_progress = True
     trainer.fit()
