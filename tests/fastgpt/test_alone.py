@@ -152,3 +152,14 @@ def test_validation_data_that_is_the_training_data(caplog):
     caplog.clear()
     Trainer(tiny_model(), tiny_data(), val_data=tiny_data(seed=1))
     assert not caplog.text
+
+
+def test_what_a_killed_run_was_writing_goes_though_all_steps_are_done(tmp_path):
+    tiny_trainer(tmp_path, name="a", steps=1).fit()
+    before = sorted(tmp_path.rglob("*"))
+    for name in (".fastgpt-0123abcd", "checkpoints/.writing-0123abcd"):
+        (tmp_path / "a" / name).mkdir()
+        (tmp_path / "a" / name / "half").touch()
+    (tmp_path / "a" / ".mine").mkdir()
+    assert tiny_trainer(tmp_path, name="a", steps=1).fit(resume=True).losses == []
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "a" / ".mine"])
