@@ -114,7 +114,8 @@ def table(sources: list[str], megabytes: float, rounds: int) -> Iterable[str]:
         n_bytes = write_texts(Path(folder), sources, megabytes)
         what = ", ".join(Path(source).name for source in sources) or "the embedded Shakespeare, by paragraphs"
         yield f"{n_bytes / 1e6:.0f} MB of {what}; median of {rounds} rounds (best);"
-        yield f"{len(os.sched_getaffinity(0))} CPUs, Python {platform.python_version()}; load {os.getloadavg()[0]:.1f} at the start"
+        where = f"{len(os.sched_getaffinity(0))} CPUs, Python {platform.python_version()}"
+        yield f"{where}; load {os.getloadavg()[0]:.1f} at the start"
         yield ""
         yield "| texts | | MB/s | beside plain tiktoken | MB a CPU second, beside it | peak memory, MB |"
         yield "| --- | --- | ---: | ---: | ---: | ---: |"

@@ -289,3 +289,58 @@ def test_shapes_alone(model):
 def test_no_rows(model):
     assert model.generate(torch.zeros(0, 3, dtype=torch.long), 2, eos=3).shape[0] == 0
     assert model.generate(torch.zeros(0, 3, dtype=torch.long), 2).shape == (0, 5)
+
+
+def kept(logits, top_k=None, top_p=None):
+    """The probabilities that the settings mean, by their definition; logits (V,)."""
+    if top_k is not None:
+        logits = torch.where(logits < logits.sort(descending=True).values[top_k - 1], -torch.inf, logits)
+    p = logits.softmax(-1)
+    if top_p is not None:
+        order = p.argsort(descending=True)
+        first = int((p[order].cumsum(-1) < top_p).sum()) + 1
+        p[order[first:]] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["cpu", "as on a gpu"])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 49, 50])
+@pytest.mark.parametrize("top_p", [None, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("ties", [False, True])
+def test_draws_have_the_distribution_that_the_settings_mean(monkeypatch, top_k, top_p, ties, waits):
+    """A chi-square test, five standard deviations wide; nothing is drawn that is not kept."""
+    monkeypatch.setattr(sampling, "_looking_waits", lambda device: waits)
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+    if ties:
+        logits[logits.argsort(descending=True)[4:12]] = logits.sort(descending=True).values[6]
+        top_p = top_p and 0.999  # which of ties a mass cuts away is open
+    expected = kept(logits, top_k, top_p)
+    n = 4000
+    config = SamplingConfig(top_k=top_k, top_p=top_p)
+    draws = sample(logits.expand(n, -1), config, torch.Generator().manual_seed(2))
+    counts = torch.bincount(draws, minlength=50).double()
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    chi2 = ((counts - n * expected)[possible] ** 2 / (n * expected[possible])).sum()
+    freedom = max(int(possible.sum()) - 1, 1)
+    assert chi2 < freedom + 5 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.5}, {"top_k": 5, "top_p": 0.5}])
+def test_the_first_and_last_of_all_random_numbers_draw_a_token_that_is_possible(monkeypatch, settings):
+    logits = torch.tensor([[-torch.inf, 0.0, -1.0, 1.0, 3.0, -2.0, -torch.inf, -torch.inf]])
+    for number in (0.0, 1 - 2**-53):
+        monkeypatch.setattr(torch, "rand", lambda shape, number=number, **options: torch.full(shape, number).double())
+        for scale in (1.0, 0.3, 1e-4):
+            assert 1 <= int(sample(logits * scale, SamplingConfig(**settings))) <= 5
+
+
+def test_generate_changes_modes_once_and_a_stream_for_every_token(model, monkeypatch):
+    model.train()
+    changes = []
+    monkeypatch.setattr(model, "eval", lambda: changes.append(1) or type(model).eval(model))
+    model.generate(prompt(), 6)
+    assert len(changes) == 1
+    list(model.stream(prompt(), 6))
+    assert len(changes) == 7
+    assert model.training
