@@ -38,11 +38,12 @@ class Command:
     dtype: str = "float32"
     """"float32", "bfloat16" (autocast) or "auto"."""
     verify: bool = False
-    """Compare every byte of the data with what `fastgpt prepare` wrote, and not only where time stamps differ."""
+    """Hash every file of the data and of a run's checkpoint, those too that are not read here or look untouched."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> int:
+        from .. import checksums
         from ..devices import resolve_device, resolve_dtype
         from ..evaluation import evaluate
         from . import _inputs
@@ -52,6 +53,8 @@ class Command:
         _inputs.check_at_least(
             "eval", 1, seq_len=self.seq_len, batch_size=self.batch_size, max_batches=self.max_batches
         )
+        if self.verify:
+            checksums.check(_inputs.model_folder(self.model), whole=True)
         model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
         max_len = model.config.max_len
         seq_len = max_len if self.seq_len is None else self.seq_len

@@ -126,7 +126,8 @@ class Command:
     val_fraction: float = 0.01
     """Fraction of the training tokens that is held out when there is no validation data."""
     verify: bool = False
-    """Compare every byte of the data with what `fastgpt prepare` wrote, and not only where time stamps differ."""
+    """Hash every file of the data and of --init-from's checkpoint, those too that are not read here or look
+    untouched."""
     tokenizer: str | None = None
     """"gpt2" (50,257 ids), "shakespeare" (4,096 ids), or a .tiktoken file; if not given, --init-from's, or gpt2."""
     init_from: str | None = None
@@ -278,7 +279,7 @@ class Command:
 
     def _model(self, start: Path | None) -> tuple[Tokenizer, Callable[[], nn.Module]]:
         """The tokenizer, and what makes the model when the data is there."""
-        from .. import interop
+        from .. import checksums, interop
         from . import _inputs
 
         if self.init_from is None:
@@ -293,6 +294,8 @@ class Command:
         if start is not None:
             self._check_same_start()
         folder = _inputs.model_folder(self.init_from) if start is None else start
+        if self.verify:
+            checksums.check(folder, whole=True)
         config = interop.open_config(folder)
         self.model.check_fits(config, str(folder))
         overrides = {k: v for k, v in self.model.given().items() if may_change(k)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastgpt import run_folder
+from fastgpt import checksums, run_folder
 from fastgpt.data import TokenDataset, prepare
 from fastgpt.run_folder import SettingsChanged
 from fastgpt.tokenizer import Tokenizer
@@ -166,6 +166,22 @@ def test_verify_reads_every_byte(here):
     for argv in (["train", *TINY, "--name", "new", "--data", "big"], evaluated):
         done = command.run(*argv, "--verify", cwd=here)
         assert "--data big/tokens-00000.bin: its sha256 is not the manifest's" in refused(done)
+
+
+def test_verify_reads_the_checkpoint_too(here):
+    """What is not read otherwise: the optimizer's moments."""
+    (path,) = (here / "runs" / "set" / "checkpoints").glob("*/training.safetensors")
+    data, times = bytearray(path.read_bytes()), path.stat()
+    path.write_bytes(bytes(data) + bytes(1 << 20))  # so large that its time stamp is believed
+    flipped = path.stat()
+    checksums.write(path.parent)
+    data[-1] ^= 1
+    path.write_bytes(bytes(data) + bytes(1 << 20))
+    os.utime(path, ns=(times.st_atime_ns, flipped.st_mtime_ns))
+    new = ["train", *TINY, "--name", "new", "--data", "a", "--init-from", "runs/set"]
+    for argv in (["eval", "runs/set", "--data", "a", "--device", "cpu"], new):
+        assert "training.safetensors: corrupted or altered" in refused(command.run(*argv, "--verify", cwd=here))
+        assert command.run(*argv, cwd=here).code == 0, argv
 
 
 @pytest.mark.parametrize("lost", ["gone", "a folder"])

@@ -217,6 +217,17 @@ def test_a_manifest_that_does_not_fit_its_files_is_refused(folder, change, messa
         ids_of(TokenDataset.open(folder))
 
 
+@pytest.mark.parametrize("order", [[1, 0, 2, 3], [0, 0, 2, 3], [1, 2, 3]])
+def test_shards_in_another_order_than_their_names_are_refused(folder, order):
+    as_of_version_1(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"] = [manifest["shards"][number] for number in order]
+    manifest["n_tokens"] = sum(entry["n_tokens"] for entry in manifest["shards"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=r"manifest\.json: .*shard [01] is tokens-0000[01]\.bin"):
+        TokenDataset.open(folder)
+
+
 def test_a_manifest_altered_by_hand_is_refused(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"n_bytes": ', '"n_bytes": 1'))
