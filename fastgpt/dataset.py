@@ -95,8 +95,9 @@ class TokenDataset:
     def open(folder: str | os.PathLike[str], *, verify: bool = False, progress: bool = True) -> TokenDataset:
         """Memory-map what `prepare` wrote.
 
-        Files whose time stamp is another than when they were written (copies, altered ones, those of early versions,
-        which recorded none) are compared with their sha256; with `verify`, all are. `progress`: a bar on a terminal.
+        Small files, and those whose time stamp is another than when they were written (copies, altered ones, those of
+        early versions, which recorded none), are compared with their sha256; with `verify`, all are. `progress`: a bar
+        on a terminal, where that takes long.
 
         Raises:
             FileNotFoundError: no manifest in `folder`, or a shard is missing.
