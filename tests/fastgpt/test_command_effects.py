@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastgpt import GPT, GPTConfig, cli
-from fastgpt.data import shakespeare_tokens
+from fastgpt.data import ShardError, prepare, shakespeare_tokens
 from fastgpt.devices import resolve_device
 from fastgpt.evaluation import evaluate
 from fastgpt.gpus import find_gpu
@@ -22,7 +22,7 @@ from fastgpt.study import attention_maps
 from fastgpt.tokenizer import Tokenizer
 
 pytest.importorskip("tyro")
-from fastgpt.commands import bench
+from fastgpt.commands import _inputs, bench
 
 pytestmark = pytest.mark.needs("tyro", "tiktoken", "rich")
 
@@ -158,6 +158,15 @@ def test_a_loss_that_is_none_is_exit_status_1_and_on_stderr(folder, capsys, monk
     assert (out, err.startswith("fastgpt eval: error: the loss")) == ("", True)
 
 
+def test_shards_made_with_another_tokenizer_are_refused(here, tokenizer):
+    """Their numbers would be other words."""
+    (here / "a.txt").write_text("To be, or not to be. " * 9)
+    prepare(here / "a.txt", here / "shards", tokenizer, progress=False)
+    assert len(_inputs.open_data(["shards"], "val", tokenizer)) > 9
+    with pytest.raises(ShardError, match=r"^--data shards: these shards were made with another tokenizer"):
+        _inputs.open_data(["shards"], "val", SimpleNamespace(sha256="0" * 64))
+
+
 # ---- inspect -------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +189,14 @@ def test_inspect_draws_the_layers_and_heads_asked_for_under_their_names(
         assert (here / "page" / "attention.html").read_bytes() == (here / "wanted.html").read_bytes(), words
         torch.testing.assert_close(*({k: v.tolist() for k, v in m.items()} for m in (drawn[-1][0], wanted)))
         assert drawn[-1][1] == heads
+
+
+def test_inspect_refuses_layers_and_heads_that_are_not_there(here, folder, capsys):
+    for option, number in (("--layers", 2), ("--layers", -3), ("--heads", 2), ("--heads", -3)):
+        assert cli.main(["inspect", folder, "To be", option, str(number), *CPU]) == 2
+        out, err = capsys.readouterr()
+        assert (out, f"{option} {number} must lie between -2 and 1: there is no" in err) == ("", True), err
+    assert not (here / "attention").exists()
 
 
 # ---- plan and bench ------------------------------------------------------------------------------------------------
@@ -315,7 +332,10 @@ def test_verify_checks_the_kernels_asked_for_and_fails_where_one_is_off(capsys, 
 
 
 def test_mistakes_are_on_stderr_with_exit_status_2(capsys):
-    for argv in (["nosuch"], ["sample"], ["plan", "--nosuch"], ["plan", "--batch-size", "x"], ["--nosuch"]):
+    for argv in (
+        ["nosuch"], ["sample"], ["plan", "--nosuch"], ["plan", "--batch-size", "x"], ["--nosuch"],
+        ["sample", "m", "two", "words"], ["sample", "--", "m", "two", "words"],
+    ):  # fmt: skip
         assert cli.main(argv) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1), argv
