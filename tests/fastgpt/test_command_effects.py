@@ -339,3 +339,31 @@ def test_mistakes_are_on_stderr_with_exit_status_2(capsys):
         assert cli.main(argv) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1), argv
+
+
+@pytest.mark.parametrize(
+    ("line", "need"),
+    [
+        ("train.batch-size = 4\ntrain.batch_size = 8", "train.batch_size stands there twice"),
+        ("train.steps = true", "train.steps = True must be an integer"),
+        ("train.steps = 2.5", "train.steps = 2.5 must be an integer"),
+        ("train.lr = true", "train.lr = True must be a number"),
+        ('model.bias = "yes"', "model.bias = yes must be true or false"),
+        ("model.bias = 1", "model.bias = 1 must be true or false"),
+        ("train.name = 5", "train.name = 5 must be a text"),
+    ],
+)
+def test_values_of_another_type_in_a_file_of_settings_are_refused(here, capsys, line, need):
+    (here / "a.toml").write_text(line)
+    assert cli.main(["train", "--config", "a.toml"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, f"--config a.toml: {need}" in err) == ("", True), err
+
+
+def test_a_demo_that_is_off_is_exit_status_1(capsys, monkeypatch):
+    result = SimpleNamespace(ok=False)
+    monkeypatch.setattr("fastgpt.demo.run_demo", lambda config: result)
+    assert cli.main(["demo"]) == 1
+    result.ok = True
+    assert cli.main(["demo"]) == 0
+    assert capsys.readouterr().err == ""
