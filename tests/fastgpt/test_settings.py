@@ -18,8 +18,13 @@ def test_integers():
     for value in (True, 2.0, "2", None):
         with pytest.raises(SettingTypeError, match=r"F: n=.* must be an integer, at least 1; raise it"):
             check_integer("F", "n", value, least=1, hint="; raise it")
-    with pytest.raises(SettingError, match=r"F: n=0 must be an integer, at least 1 and at most 4"):
-        check_integer("F", "n", 0, least=1, most=4)
+    assert [check_integer("F", "n", n, least=1, most=4) for n in (1, 4)] == [1, 4]
+    for value in (0, 5):
+        with pytest.raises(SettingError, match=rf"F: n={value} must be an integer, at least 1 and at most 4"):
+            check_integer("F", "n", value, least=1, most=4)
+    for value in (0.2, 0.8):
+        with pytest.raises(SettingError, match=rf"F: p={value} must be a number, at least 0.25 and at most 0.75"):
+            check_number("F", "p", value, least=0.25, most=0.75)
 
 
 def test_where_ranges_end():

@@ -333,7 +333,7 @@ MUTANTS = (
     Mutant(
         "cli-a-full-disk-is-a-success",
         "fastgpt/cli.py",
-        'return _fail(signals.prog, f"stdout: {reason(error).lower()}; write elsewhere")',
+        "return status or 2",
         "return 0",
         _CLI + "stdout_on_a_full_disk",
     ),
@@ -370,7 +370,7 @@ MUTANTS = (
         "fastgpt/commands/_words.py",
         "raise UsageError(self._too_many(self.loose[0]))",
         "pass",
-        _EFFECTS + "mistakes_are_on_stderr_with_exit_status_2",
+        _EFFECTS + "a_word_too_many_is_not_dropped",
     ),
     Mutant(
         "settings-file-before-the-words",
