@@ -182,11 +182,14 @@ def _check_config(folder: Path, model: nn.Module) -> None:
     if not dataclasses.is_dataclass(config) or not path.is_file():
         return
     saved = files.read_json(path)
-    own = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # as JSON has it: no tuples
+    own = dataclasses.asdict(config) if isinstance(saved, dict) else {}  # a model of others may write what it likes
     differ = [
         f"{name} {saved[name]}, the model's is {value}"
         for name, value in own.items()
-        if name in saved and saved[name] != value and not may_change(name)
+        if isinstance(value, (bool, int, float, str))
+        and name in saved
+        and saved[name] != value
+        and not may_change(name)
     ]
     if differ:
         raise CheckpointError(

@@ -135,18 +135,21 @@ def read_config(model: str) -> GPTConfig:
 
 
 def open_model(
-    path: str, device: torch.device, tokenizer: str | None, **overrides: str
+    path: str, device: torch.device, tokenizer: str | None, *, verify: bool = False, **overrides: str
 ) -> tuple[GPT | OneHeadLM, Tokenizer]:
-    """The model in a run's or a model's folder, ready on `device`, and its tokenizer.
+    """The model in a run's or a model's folder, ready on `device`, and its tokenizer. `verify`: hash every file of a
+    training checkpoint, and not only those that are read.
 
     Raises:
         ValueError: the folder holds no tokenizer and none is named, or its vocabulary is larger than the model's.
         SettingError: a tokenizer is named, and the folder holds another one.
     """
-    from .. import interop
+    from .. import checksums, interop
     from ..tokenizer import Tokenizer
 
     folder = model_folder(path)
+    with _pointing_back(folder):
+        checksums.check(folder, whole=verify)
     beside = folder if folder.is_dir() else folder.parent
     own = Tokenizer.from_pretrained(beside) if (beside / "fastgpt_tokenizer.json").is_file() else None
     found = own if tokenizer is None else Tokenizer.load(tokenizer)

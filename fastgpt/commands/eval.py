@@ -43,7 +43,6 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        from .. import checksums
         from ..devices import resolve_device, resolve_dtype
         from ..evaluation import evaluate
         from . import _inputs
@@ -53,9 +52,7 @@ class Command:
         _inputs.check_at_least(
             "eval", 1, seq_len=self.seq_len, batch_size=self.batch_size, max_batches=self.max_batches
         )
-        if self.verify:
-            checksums.check(_inputs.model_folder(self.model), whole=True)
-        model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
+        model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer, verify=self.verify)
         max_len = model.config.max_len
         seq_len = max_len if self.seq_len is None else self.seq_len
         if seq_len > max_len:

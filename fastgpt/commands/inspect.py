@@ -37,7 +37,6 @@ class Command:
     def run(self) -> int:
         import torch
 
-        from .. import checksums
         from ..devices import resolve_device
         from ..files import check_folder
         from ..study import attention_maps
@@ -49,9 +48,7 @@ class Command:
             if os.path.lexists(path) and not (path.is_file() and attention_maps.is_ours(path)):
                 need = f"holds {path.name}, which `fastgpt inspect` did not write; choose another folder"
                 raise SettingError("inspect", "out", self.out, need)
-        if self.verify:
-            checksums.check(_inputs.model_folder(self.model), whole=True)
-        model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
+        model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer, verify=self.verify)
         config = model.config
         self._check("layers", self.layers, config.n_layers)
         self._check("heads", self.heads, config.n_heads)

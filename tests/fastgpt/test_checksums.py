@@ -237,6 +237,17 @@ def test_a_record_of_the_first_version_is_verified_whole(whole, hashed):
         GPT.from_pretrained(whole)
 
 
+@pytest.mark.needs("tyro")
+@pytest.mark.parametrize("argv", ["inspect {0}/a To", "eval {0}/a", "train --init-from {0}/a --name b"])
+def test_commands_take_a_whole_look_if_they_are_asked_to(whole, hashed, capsys, argv):
+    path = whole / "training.safetensors"
+    stamp = os.stat(path)
+    change(path, 0.5, 0x10)
+    os.utime(path, ns=(0, stamp.st_mtime_ns))
+    assert cli.main([*argv.format(whole.parents[2]).split(), "--device", "cpu", "--verify"]) == 2
+    assert "step-00000004/training.safetensors: corrupted or altered" in capsys.readouterr().err
+
+
 # ---- the settings of the run ---------------------------------------------------------------------------------------
 
 
