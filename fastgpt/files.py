@@ -93,7 +93,8 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
     """`write` fills a temporary folder, whose files then take their places in `folder`, in the order of their names
     but those of JSON, which describe the others, last. `says`: what an error names in place of `folder`.
 
-    What fails on the way, Ctrl-C included, leaves the old files; a process that is killed between two renames does not.
+    What fails on the way, Ctrl-C included, leaves the old files. A process that is killed between two renames leaves
+    none of JSON that would say of the others what is not so.
 
     Raises:
         OSError: the disk is full or cannot be written; nothing was replaced, unless the message says so.
@@ -104,7 +105,8 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
             write(work)
             flush_all(work)
             names = sorted((path.name for path in work.iterdir()), key=lambda name: (name.endswith(".json"), name))
-            take_places(work, folder, names)
+            others = [name for name in names if name.endswith(".json") and not _is_same(work / name, folder / name)]
+            take_places(work, folder, names, unread=others)
             flush(folder)
     except (OSError, RuntimeError) as error:
         if isinstance(error, _PartlyReplacedError):
@@ -114,9 +116,12 @@ def replace_files(folder: Path, write: Callable[[Path], Any], *, says: Path | No
         ) from error
 
 
-def take_places(work: Path, folder: Path, names: list[str], gone: Iterable[str] = ()) -> None:
+def take_places(
+    work: Path, folder: Path, names: list[str], *, gone: Iterable[str] = (), unread: Iterable[str] = ()
+) -> None:
     """Rename files of `work` into `folder`, each over the one of its name, and those called `gone` out of it; undo it
-    all if one of them fails. A process that is killed meanwhile leaves some old and some new, and each is there.
+    all if one of them fails. A process that is killed meanwhile leaves some old and some new, and each is there but
+    those in `unread`, which are missing until all others are new.
 
     Raises:
         OSError: nothing is changed, but for a _PartlyReplacedError.
@@ -127,9 +132,10 @@ def take_places(work: Path, folder: Path, names: list[str], gone: Iterable[str] 
         if there and len({*names, *gone}) > 1:
             old.mkdir()
             for name in set(there) & set(names):
-                try:
-                    os.link(folder / name, old / name)  # a second name, so that the first one is never missing
-                except OSError:  # some file systems have no such names
+                with contextlib.suppress(OSError):  # some file systems have no second names
+                    if name not in unread:
+                        os.link(folder / name, old / name)  # so that the first one is never missing
+                if not os.path.lexists(old / name):
                     os.replace(folder / name, old / name)
         for name in names:
             os.replace(work / name, folder / name)
@@ -145,6 +151,10 @@ def take_places(work: Path, folder: Path, names: list[str], gone: Iterable[str] 
         except OSError:
             raise _PartlyReplacedError(*error.args) from error
         raise
+
+
+def _is_same(new: Path, old: Path) -> bool:
+    return old.is_file() and new.read_bytes() == old.read_bytes()
 
 
 class _PartlyReplacedError(OSError):

@@ -47,6 +47,34 @@ def test_a_rename_that_fails_or_ctrl_c_between_two_undoes_those_before(tmp_path,
     assert contents(tmp_path) == dict.fromkeys(before, "old")
 
 
+@pytest.mark.parametrize("words", ["old", "new"])
+def test_a_kill_between_two_renames_leaves_no_json_that_describes_other_files(tmp_path, words):
+    write("old")(tmp_path)
+    (tmp_path / "c.json").write_text("about " + words)
+    real = os.replace
+
+    def replace(source, target):
+        real(source, target)
+        if Path(target) == tmp_path / "a.bin":
+            os._exit(9)
+
+    def write_new(work: Path) -> None:
+        write("new")(work)
+        (work / "c.json").write_text("about new")
+
+    child = os.fork()
+    if child == 0:
+        os.replace = replace
+        files.replace_files(tmp_path, write_new)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    same = {"c.json": "about new"} if words == "new" else {}
+    assert found == {"a.bin": "new", "b.bin": "old"} | same
+    files.replace_files(tmp_path, write_new)
+    assert contents(tmp_path) == {"a.bin": "new", "b.bin": "new", "c.json": "about new"}
+
+
 def test_where_files_have_one_name_only_they_are_replaced_all_the_same(tmp_path, monkeypatch):
     write("old")(tmp_path)
 

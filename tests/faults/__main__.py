@@ -1,7 +1,7 @@
 """The training loop, and all that writes files, under faults: see tests/faults/cases.py for which.
 
 python -m tests.faults                     all; writes benchmarks/results/faults.md
-python -m tests.faults --sample 40         forty, spread over the rows of the table
+python -m tests.faults --sample 40         forty, spread over the rows of the table (--write: and write it)
 python -m tests.faults --only "train: ENOSPC write 12"
 """
 
@@ -58,7 +58,7 @@ Calls that change files, made to fail one at a time or from some moment on, and 
 the checkpoint before is whole, the error is one true line, and the next run leaves the bits, the metrics and the files
 of an undisturbed one. Written by `make faults`; the cases are in `tests/faults/cases.py`.
 
-{cases} cases, {passed} passed; seed {seed}, {seconds:.0f} s with {jobs} processes; {date}, commit {commit}, Python
+{cases} of {every} cases{how}, {passed} passed; seed {seed}, {seconds:.0f} s with {jobs} processes; {date}, commit {commit}, Python
 {python}, torch {torch}.
 
 """
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="only N cases, spread over the table's rows")
     parser.add_argument("--seed", type=int, default=0, help="of kills, signals and the sample")
     parser.add_argument("--only", default="", metavar="SUBSTR", help="only cases whose name contains this")
+    parser.add_argument("--write", action="store_true", help="write the table also of a sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     if why := shim.missing():
@@ -79,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         library = shim.build(Path(folder))
         servers: SimpleQueue[Server] = SimpleQueue()
         first = Server(library)
-        cases = [case for case in every_case(first.calls, args.seed) if args.only in case.name]
+        every = every_case(first.calls, args.seed)
+        cases = [case for case in every if args.only in case.name]
         if not cases:
             parser.error(f"no case's name contains {args.only!r}")
         if args.sample:
@@ -108,12 +110,12 @@ def main(argv: list[str] | None = None) -> int:
     passed = sum(not verdict.problems for verdict in verdicts)
     seconds = time.time() - began
     print(f"{passed} of {len(cases)} cases passed, {seconds:.0f} s")
-    if not (args.sample or args.only):
+    if args.write or not (args.sample or args.only):
         import torch
 
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True, capture_output=True)
         heading = HEADING.format(
-            cases=len(cases), passed=passed, seed=args.seed, seconds=seconds, jobs=args.jobs,
+            cases=len(cases), every=len(every), how=" (a sample)" if len(cases) < len(every) else "", passed=passed, seed=args.seed, seconds=seconds, jobs=args.jobs,
             date=time.strftime("%Y-%m-%d"), commit=commit.stdout.strip() or "unknown",
             python=platform.python_version(), torch=torch.__version__,
         )  # fmt: skip
