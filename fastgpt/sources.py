@@ -210,7 +210,7 @@ def _json_text(path: Path, number: int, line: bytes, offset: int) -> str:
         raise SourceError(f'{where}: "text" is a {type(text).__name__}; it must be a string')
     if "\0" in text:
         raise SourceError(f'{where}: "text" holds a NUL character (\\u0000), which no text has; remove it')
-    if not text.isascii():
+    if b"\\u" in line and not text.isascii():  # bytes that were UTF-8 hold no half of a pair; an escape may be one
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:  # "\\ud83d" alone: half of a character
