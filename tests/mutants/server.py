@@ -17,7 +17,7 @@ import time
 import numpy  # noqa: F401 (imported once for all)
 import pytest
 import safetensors.torch  # noqa: F401
-import torch  # noqa: F401
+import torch._dynamo  # noqa: F401 (an optimizer does)
 import triton.language  # noqa: F401
 
 
