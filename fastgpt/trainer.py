@@ -182,11 +182,12 @@ class Trainer:
     def fit(
         self, *, resume: bool | str | Path = False, overwrite: bool = False, allow_changes: bool = False
     ) -> TrainResult:
-        """Train to `config.steps`, or until SIGINT or SIGTERM, which save first; a second SIGINT stops at once.
+        """Train to `config.steps`, or until SIGINT, SIGTERM or SIGHUP, which save first; a second SIGINT stops at once.
 
         Args:
             resume: go on from the run's newest checkpoint, or from the one in this folder (those of later steps are
-                then set aside). A run that is finished stays as it is.
+                then set aside). A validation that was due and did not end is made up, the last one too; a run that is
+                finished stays as it is.
             overwrite: start over where a run of this name exists.
             allow_changes: resume with other settings than the run was trained with.
 
