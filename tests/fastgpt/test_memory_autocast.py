@@ -7,7 +7,8 @@ import torch
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.config import IMPLEMENTATION_SETS
-from fastgpt.memory import PeakMemory, largest_batch, training_step
+from fastgpt.kernels import flash_attention
+from fastgpt.memory import PeakMemory, largest_batch, peak_bytes, training_step
 
 pytest.importorskip("triton")
 B, T, D = 16, 64, 64
@@ -57,3 +58,11 @@ def test_the_largest_batch_is_that_of_the_dtype(autocast):
     found = largest_batch(made, T, most, autocast=autocast)
     sizes = [training_step(made, batch, T, autocast=autocast).peak for batch in (found, found + 1)]
     assert sizes[0] <= most < sizes[1]
+
+
+def test_what_a_launch_needs_besides_its_results_counts():
+    """In attention's backward: out, dout, the three gradients and lse; and delta, which is no result."""
+    shape = {"dtype": torch.bfloat16, "device": "meta", "requires_grad": True}
+    q, k, v = (torch.empty(1, 4, 512, 64, **shape) for _ in range(3))
+    a_row = 4 * 512 * 4  # a float32 for each query of each head
+    assert peak_bytes(flash_attention, [q, k, v]) >= 5 * q.nbytes + 2 * a_row

@@ -794,18 +794,11 @@ MUTANTS = (
         "tests/fastgpt/test_memory.py::test_storages_are_counted_once_and_forgotten",
     ),
     Mutant(
-        "memory-views-count",
-        _MEMORY,
-        "key in self._alive",
-        "False",
-        "tests/fastgpt/test_memory.py::test_storages_are_counted_once_and_forgotten",
-    ),
-    Mutant(
         "memory-workspaces-forgotten",
         _MEMORY,
         'func.namespace == "fastgpt" and self.launch_code',
         "False",
-        "tests/fastgpt/test_memory.py::test_workspaces_count",
+        _AUTOCAST + "what_a_launch_needs_besides_its_results_counts",
     ),
     Mutant(
         "memory-largest-batch-one-too-large",

@@ -726,10 +726,13 @@ MUTANTS = (
         "tests/fastgpt/test_metrics_log.py::test_sync_has_it_on_the_disk",
     ),
     Mutant(
-        "metrics-half-a-line-is-written-twice",
+        "metrics-half-a-line-stays-half",
         _METRICS,
-        "data[self._begun:]",
-        "data",
+        "self._begun += self._file.write(data[self._begun:])",
+        """
+        self._file.write(data[self._begun:])
+        self._begun = len(data)
+        """,
         "tests/fastgpt/test_metrics_log.py::test_half_written_lines_become_whole_ones",
     ),
     Mutant(
@@ -778,7 +781,7 @@ MUTANTS = (
         "fastgpt/stopping.py",
         "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
         "(signal.SIGINT, signal.SIGHUP)",
-        _TESTS + "what_a_parent_ignores_stays_ignored",
+        _STOPPING + "signals_are_handled_as_before_afterwards",
     ),
     Mutant(
         "stopping-sighup-unheard",
@@ -799,14 +802,14 @@ MUTANTS = (
         "fastgpt/stopping.py",
         "signal.signal(signal.SIGINT, self._before[signal.SIGINT])",
         "pass",
-        _STOPPING + "signals_are_handled_as_before_afterwards",
+        _STOPPING + "a_ctrl_c_after_the_first_signal_ends_at_once",
     ),
     Mutant(
         "stopping-the-last-signal-is-named",
         "fastgpt/stopping.py",
         "self.stopped_by or signal.Signals(number).name",
         "signal.Signals(number).name",
-        _STOPPING + "signals_are_handled_as_before_afterwards",
+        _STOPPING + "the_first_signal_is_named",
     ),
     Mutant(
         "progress-a-line-one-step-late",
