@@ -61,6 +61,14 @@ def test_greedy_is_the_likeliest_token_of_a_plain_forward(model, use_cache):
     assert torch.equal(model.generate(idx[:, :5], 20, temperature=0.0, use_cache=use_cache), idx)
 
 
+def test_the_model_sees_the_last_tokens(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(model, "_next_logits", lambda idx, cache: seen.append(idx) or torch.randn(3, 31))
+    whole = model.generate(prompt(), 30, use_cache=False)
+    for t, idx in enumerate(seen, start=5):
+        assert torch.equal(idx, whole[:, max(0, t - 20) : t])
+
+
 def test_a_prompt_longer_than_the_context_is_refused(model):
     with pytest.raises(ValueError, match=r"idx has 21 tokens and max_len is 20"):
         model.generate(prompt(T=21), 1)

@@ -76,8 +76,8 @@ MUTANTS = (
     Mutant(
         "sampling-top-p-without-the-token-that-reaches-p",
         "fastgpt/sampling.py",
-        "probabilities.cumsum(dim=-1) - probabilities",
-        "probabilities.cumsum(dim=-1)",
+        "weights.cumsum(dim=-1) - weights",
+        "weights.cumsum(dim=-1)",
         _SAMPLING + "top_k_and_top_p_keep_the_likeliest_with_their_ratios",
     ),
     Mutant(
@@ -85,7 +85,7 @@ MUTANTS = (
         "fastgpt/sampling.py",
         "seen[:, -max_len:]",
         "seen[:, :max_len]",
-        _SAMPLING + "greedy_is_the_likeliest_token_of_a_plain_forward",
+        _SAMPLING + "the_model_sees_the_last_tokens",
     ),
     Mutant(
         "sampling-finished-rows-go-on",
@@ -110,9 +110,9 @@ MUTANTS = (
     ),
     Mutant(
         "sampling-with-dropout",
-        "fastgpt/sampling.py",
-        "evaluating(model)",
-        "torch.no_grad()",
+        "fastgpt/modes.py",
+        "model.eval()",
+        "",
         _SAMPLING + "dropout_is_off",
     ),
     # --- files --------------------------------------------------------------------------------------------------------
