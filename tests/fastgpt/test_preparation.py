@@ -112,3 +112,16 @@ def test_white_space_of_any_length(tmp_path, gpt2):
     dataset = TokenDataset.open(tmp_path / "out")
     for start, stop in zip(dataset.documents, [*dataset.documents[1:], len(dataset)]):
         assert gpt2.decode(dataset.read(int(start), int(stop) - 1)) == text
+
+
+def test_line_ends_before_a_separator_are_not_cut(tmp_path, monkeypatch, gpt2):
+    r"""Two \n are one token there, as at a text's end; before anything else, each is a token of its own."""
+    text = f"ab\n\n{END_OF_TEXT}cd\n\nef"
+    (tmp_path / "a.txt").write_text(text)
+    for separators in (False, True):
+        ids, _ = expected(gpt2, [text], separators)
+        for size in range(1, 8):
+            monkeypatch.setattr(sources, "PIECE_CHARS", size)
+            out = tmp_path / f"out{size}{separators}"
+            dataset = prepare(tmp_path / "a.txt", out, gpt2, separators=separators, threads=1, progress=False)
+            assert dataset.read(0, len(dataset)).tolist() == ids
