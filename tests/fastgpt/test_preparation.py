@@ -122,6 +122,7 @@ def test_line_ends_before_a_separator_are_not_cut(tmp_path, monkeypatch, gpt2):
         ids, _ = expected(gpt2, [text], separators)
         for size in range(1, 8):
             monkeypatch.setattr(sources, "PIECE_CHARS", size)
+            monkeypatch.setattr(preparation, "PIECE_CHARS", size)
             out = tmp_path / f"out{size}{separators}"
             dataset = prepare(tmp_path / "a.txt", out, gpt2, separators=separators, threads=1, progress=False)
             assert dataset.read(0, len(dataset)).tolist() == ids
