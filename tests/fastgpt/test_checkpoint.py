@@ -11,6 +11,7 @@ import resource
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fastgpt import GPT, checkpoint
 from fastgpt.checkpoint import CheckpointError
@@ -94,6 +95,38 @@ def test_full_disk_leaves_the_earlier_checkpoints_intact(tmp_path, run, monkeypa
     for folder in run.iterdir():
         checkpoint.verify(folder)
     assert tiny_trainer(tmp_path, name="a", steps=12).fit(resume=True, allow_changes=True).step == 12
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Free disk space"), (errno.EDQUOT, "Free disk space"), (errno.EACCES, "Fix the permissions"),
+        (errno.EPERM, "Fix the permissions"), (errno.EROFS, "Mount it for writing"), (errno.EIO, "Check the disk"),
+        (errno.ENAMETOOLONG, "Choose a shorter name"), (errno.EMFILE, "Raise the limit of open files (ulimit -n)"),
+        (errno.EFBIG, "Raise the limit of a file's size (ulimit -f)"), (errno.EBUSY, "Mend that"),
+    ],
+)  # fmt: skip
+def test_an_error_says_what_is_so_and_what_helps(tmp_path, number, remedy, is_saved):
+    root = tmp_path / "checkpoints"
+    if is_saved:
+        (root / "step-00000001").mkdir(parents=True)
+        (root / "step-00000001" / "config.json").touch()
+    with pytest.raises(CheckpointError) as raised, checkpoint.atomic_folder(root / "step-00000002"):
+        raise OSError(number, os.strerror(number))
+    said = str(raised.value)
+    assert said.startswith(f"could not save {root / 'step-00000002'}: {os.strerror(number)}")
+    assert ("GB free there" in said) == (number == errno.ENOSPC)
+    if is_saved:
+        assert said.endswith(f"step-00000001 is kept. {remedy}, and go on with resume=True (--resume)")
+    else:
+        assert said.endswith(f"nothing is saved. {remedy}, and start again")
+
+
+def test_a_models_own_writer_in_rust_says_no_space_too(tmp_path):
+    message = r"GB free there\. nothing is saved\. Free disk space, and start again"
+    with pytest.raises(CheckpointError, match=message), checkpoint.atomic_folder(tmp_path / "step-00000002"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
 def test_the_writer_of_safetensors_fails_for_real(tmp_path, run):
