@@ -99,7 +99,8 @@ def test_sample_draws_anew_without_a_seed_and_at_temperature_0_8(folder, capsys)
 
 
 def test_sample_stops_at_the_end_unless_told_to_go_on(folder, tokenizer, capsys, monkeypatch):
-    tokens = [*tokenizer.encode("on"), tokenizer.end_of_text, *tokenizer.encode("and on")]
+    padding = 4100  # of the vocabulary: no token of this tokenizer
+    tokens = [*tokenizer.encode("on"), padding, tokenizer.end_of_text, *tokenizer.encode("and on")]
     given = []
 
     def stream(self, idx, n, eos=None, **settings):

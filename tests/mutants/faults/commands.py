@@ -50,7 +50,7 @@ MUTANTS = (
         "fastgpt/commands/sample.py",
         "(token for token in new if token < tokenizer.end_of_text)",
         "(min(token, tokenizer.end_of_text - 1) for token in new)",
-        _SAMPLE,
+        _EFFECTS + "sample_stops_at_the_end_unless_told_to_go_on",
     ),
     Mutant(
         "sample-never-stops-at-the-end",
