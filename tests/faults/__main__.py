@@ -58,8 +58,8 @@ Calls that change files, made to fail one at a time or from some moment on, and 
 the checkpoint before is whole, the error is one true line, and the next run leaves the bits, the metrics and the files
 of an undisturbed one. Written by `make faults`; the cases are in `tests/faults/cases.py`.
 
-{cases} of {every} cases{how}, {passed} passed; seed {seed}, {seconds:.0f} s with {jobs} processes; {date}, commit {commit}, Python
-{python}, torch {torch}.
+{passed} of {cases} cases passed{how}; seed {seed}, {seconds:.0f} s with {jobs} processes; {date}, commit {commit},
+Python {python}, torch {torch}.
 
 """
 
@@ -115,9 +115,9 @@ def main(argv: list[str] | None = None) -> int:
 
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True, capture_output=True)
         heading = HEADING.format(
-            cases=len(cases), every=len(every), how=" (a sample)" if len(cases) < len(every) else "", passed=passed, seed=args.seed, seconds=seconds, jobs=args.jobs,
-            date=time.strftime("%Y-%m-%d"), commit=commit.stdout.strip() or "unknown",
-            python=platform.python_version(), torch=torch.__version__,
+            cases=len(cases), passed=passed, how=f" (a sample of {len(every)})" if len(cases) < len(every) else "",
+            seed=args.seed, seconds=seconds, jobs=args.jobs, date=time.strftime("%Y-%m-%d"),
+            commit=commit.stdout.strip() or "unknown", python=platform.python_version(), torch=torch.__version__,
         )  # fmt: skip
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(heading + table(verdicts))

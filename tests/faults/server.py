@@ -155,6 +155,8 @@ def forked(
     """`work` in a process of its own in `folder`: disturbed by `plans`, at a `moment` (a function, which of its calls,
     signals before it), or after so many `seconds` by a signal."""
     streams.mkdir(parents=True, exist_ok=True)
+    for name in ("out", "err", "calls"):  # not by the child, which may be killed before
+        (streams / name).write_bytes(b"")
     child = os.fork()
     if child == 0:
         _child(work, folder, streams, part, plans, moment)
@@ -183,10 +185,9 @@ def _child(
         signal.setitimer(signal.ITIMER_REAL, _SECONDS)
         atexit._clear()  # the server's; what the work registers runs at its end
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(streams / name, flags), number)
-        log = os.open(streams / "calls", flags | os.O_APPEND)
+            os.dup2(os.open(streams / name, os.O_WRONLY), number)
+        log = os.open(streams / "calls", os.O_WRONLY | os.O_APPEND)
         sys.stdin = os.fdopen(0, encoding="utf-8")
         sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", 1, encoding="utf-8")
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
