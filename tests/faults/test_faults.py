@@ -12,7 +12,7 @@ from .shim import KINDS, Plan
 
 pytestmark = pytest.mark.needs("tyro", "tiktoken", "tensorboard")
 
-CASES, SEED = 40, 14
+CASES, SEED = 40, 0  # the first of `python -m tests.faults --sample N`
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def server(tmp_path_factory):
     server.close()
 
 
+@pytest.mark.timeout(900)  # 30 s, but on a machine with other work to do
 def test_a_sample_of_all_faults(server):
     recorded = {name: server.calls(name) for name in SCENARIOS}
     assert_seen(recorded)
@@ -45,7 +46,9 @@ def assert_seen(recorded: dict[str, list[tuple[str, str]]]) -> None:
     assert any(kind == "write" and path.endswith("/documents.npy") for kind, path in recorded["prepare"])
     for kind, path in calls:
         assert kind in KINDS
-        assert path.startswith("/runs") or (kind, path) == ("fsync", "")
+        if not path:  # the folder of all runs' folders
+            continue
+        assert path.startswith("/runs")
         assert phase_of(kind, path) in ("settings", "metrics", "save", "checkpoints", "prune", "run folder")
 
 
