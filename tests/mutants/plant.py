@@ -46,7 +46,7 @@ class Mutant:
     an expression           "j <= i + upper" -> "j < i + upper"; a string or f-string is one, and only as a whole
     operands of a chain     consecutive ones of `and`, `or`, `&`, `|`, `+`, `*`: "a & b" -> "a" in x & a & b; of a
                             comparison: "i < end" -> "i <= end" in 0 <= i < end
-    statements              consecutive ones of a block: "x = f(x)\nx += 1" -> "x += 1"; an expression that is a
+    statements              consecutive ones of a block: "x = f(x); x += 1" -> "x += 1"; an expression that is a
                             statement: "os.fsync(f)" -> ""; definitions and whole loops too
     a keyword argument      "eps=eps" -> "eps=0.0", or "" (one argument; for more, the whole call)
     a parameter's default   "eps=1e-5" -> "eps=1e-6", with its annotation if it has one: "eps: float = 1e-5"

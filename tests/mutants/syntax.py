@@ -11,6 +11,7 @@ import functools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _IGNORED = ("ctx", "kind", "type_comment")
 _ATOMS = (ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.Constant, ast.List, ast.Dict, ast.Set)
@@ -45,11 +46,10 @@ def edits(text: str, source: str, replacement: str, where: str = "") -> list[Edi
     old, new = _expression(source), _expression(replacement)
     if old and new:
         return list(_expressions(nodes, old, new, replacement))
-    old = _parsed(source).body
-    _parsed(replacement)
+    old, new = _parsed(source).body, _parsed(replacement).body
     found = [*_statements(nodes, old, replacement or "pass")]
-    if len(old) == 1 and isinstance(old[0], (ast.Assign, ast.AnnAssign)):
-        found += [*_keywords(nodes, old[0], replacement), *_defaults(nodes, old[0], replacement)]
+    if given := _assignment(old):
+        found += [*_keywords(nodes, given, replacement), *_defaults(nodes, given, _assignment(new))]
     return found
 
 
@@ -114,11 +114,27 @@ def _decorators(nodes, source: str, replacement: str) -> Iterator[Edit]:
                 yield Edit((decorator.lineno, node.col_offset), _span(decorator)[1], replacement)
 
 
-def _keywords(nodes, old: ast.Assign | ast.AnnAssign, replacement: str) -> Iterator[Edit]:
+class _Assignment(NamedTuple):
+    name: str
+    kind: ast.expr | None  # its annotation
+    value: ast.expr
+
+
+def _assignment(statements: list[ast.stmt]) -> _Assignment | None:
+    """`name = value` or `name: kind = value`, which may as well be an argument or a parameter."""
+    match statements:
+        case [ast.Assign([ast.Name(name)], value)]:
+            return _Assignment(name, None, value)
+        case [ast.AnnAssign(ast.Name(name), kind, ast.expr() as value)]:
+            return _Assignment(name, kind, value)
+    return None
+
+
+def _keywords(nodes, old: _Assignment, replacement: str) -> Iterator[Edit]:
     """`name=value` in a call."""
-    if not isinstance(old, ast.Assign) or not isinstance(old.targets[0], ast.Name):
+    if old.kind is not None:
         return
-    wanted = ast.keyword(old.targets[0].id, old.value)
+    wanted = ast.keyword(old.name, old.value)
     for node in nodes:
         for i, keyword in enumerate(node.keywords if isinstance(node, ast.Call) else ()):
             if same(keyword, wanted):
@@ -126,20 +142,15 @@ def _keywords(nodes, old: ast.Assign | ast.AnnAssign, replacement: str) -> Itera
                 yield Edit(*_span(keyword), replacement) if replacement else Edit(*_span(node), ast.unparse(without))
 
 
-def _defaults(nodes, old: ast.Assign | ast.AnnAssign, replacement: str) -> Iterator[Edit]:
+def _defaults(nodes, old: _Assignment, new: _Assignment | None) -> Iterator[Edit]:
     """`name=value`, `name: kind = value` among a function's parameters, whose value is exchanged."""
-    target = old.targets[0] if isinstance(old, ast.Assign) else old.target
-    new = _parsed(replacement).body
-    if not (isinstance(target, ast.Name) and len(new) == 1 and isinstance(new[0], type(old))):
-        return
-    for node in nodes:
+    for node in nodes if new else ():
         if isinstance(node, ast.arguments):
             positional = [*node.posonlyargs, *node.args]
             pairs = [*zip(positional[::-1], node.defaults[::-1]), *zip(node.kwonlyargs, node.kw_defaults)]
             for parameter, default in pairs:
-                kind = getattr(old, "annotation", None)
-                if parameter.arg == target.id and same(parameter.annotation, kind) and same(default, old.value):
-                    yield Edit(*_span(default), f"({ast.unparse(new[0].value)})")
+                if parameter.arg == old.name and same(parameter.annotation, old.kind) and same(default, old.value):
+                    yield Edit(*_span(default), f"({ast.unparse(new.value)})")
 
 
 # --- trees and text ---------------------------------------------------------------------------------------------------

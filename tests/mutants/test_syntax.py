@@ -83,6 +83,7 @@ def test_what_a_source_may_be(source, replacement, where, expected):
         ("eps", "Loss.other", 1),  # a parameter is no expression
         ("eps", "", 4),  # nor is what lies in an f-string
         ("x and eps", "", 0),  # operands that are not neighbours
+        ("eps = x = eps", "", 0),  # of two names: no argument
         ("self.scale and x", "", 0),  # as deep as another operator's
         ("x = self.f(x, eps=eps, lower=lower)\ny = 1", "", 0),
     ],
