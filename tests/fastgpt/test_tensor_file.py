@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 
 import pytest
@@ -65,6 +66,9 @@ def test_equal_tensors_give_equal_bytes_in_any_order(tmp_path):
     write_safetensors(tmp_path / "x", tensors)
     write_safetensors(tmp_path / "y", dict(reversed(tensors.items())))
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    content = (tmp_path / "x").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert [header[name]["data_offsets"] for name in "cba"] == [[0, 8], [8, 20], [20, 22]]  # all aligned
     write_safetensors(tmp_path / "none", {})
     assert read_safetensors(tmp_path / "none") == {}
 
