@@ -41,13 +41,34 @@ def sample(cases: list[Case], count: int, seed: int) -> list[Case]:
     return list(itertools.islice(in_turn, count))
 
 
+COLUMNS = ("ENOSPC", "EIO", "EPERM, EACCES", "half a write", "from then on", "SIGKILL", "SIGTERM, SIGINT")
+
+
+def column(fault: str) -> str:
+    """Which of `COLUMNS` a fault, the second part of `Case.row`, belongs to."""
+    for name, signs in (("SIGKILL", ("SIGKILL",)), ("SIGTERM, SIGINT", ("SIG",)), ("from then on", ("from then on",))):
+        if any(sign in fault for sign in signs):
+            return name
+    return {"half": "half a write", "EPERM": "EPERM, EACCES", "EACCES": "EPERM, EACCES"}.get(fault, fault)
+
+
 def table(verdicts: list[Verdict]) -> str:
-    """Markdown: cases and how many passed, by what was run, the phase, the kind of call and the fault."""
-    rows: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    """Markdown: how many of the cases passed, by fault, for what was run in which phase and for the kinds of calls."""
+    phases: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    calls: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for verdict in verdicts:
-        rows[(verdict.case.scenario, verdict.phase, *verdict.case.row)].append(not verdict.problems)
-    lines = ["| run | phase | call | fault | cases | passed |", "|---|---|---|---|---:|---:|"]
-    lines += [f"| {' | '.join(row)} | {len(found)} | {sum(found)} |" for row, found in sorted(rows.items())]
+        call, fault = verdict.case.row
+        passed = not verdict.problems
+        phases[verdict.case.scenario, verdict.phase][column(fault)].append(passed)
+        calls["every run", call][column(fault)].append(passed)
+    return f"{_grid('phase', phases)}\n{_grid('call', calls)}"
+
+
+def _grid(second: str, rows: dict[tuple[str, str], dict[str, list[bool]]]) -> str:
+    lines = [f"| run | {second} | {' | '.join(COLUMNS)} |", f"|---|---|{'---:|' * len(COLUMNS)}"]
+    for names, found in sorted(rows.items()):
+        cells = [f"{sum(found[name])} of {len(found[name])}" if found[name] else "" for name in COLUMNS]
+        lines.append(f"| {' | '.join((*names, *cells))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from . import shim
-from .__main__ import sample, table
+from .__main__ import COLUMNS, column, sample, table
 from .cases import SCENARIOS, Case, every_case, phase_of
 from .server import Server, Verdict
 from .shim import KINDS, Plan
@@ -75,4 +75,9 @@ def test_every_call_fails_once_and_rows_take_turns():
 def test_the_table_counts():
     case = Case("train", (Plan(("write",), 1, error="EIO"),))
     verdicts = [Verdict(case, "save", problems, 0.1, "") for problems in ([], ["a traceback"], [])]
-    assert table(verdicts).splitlines()[-1] == "| train | save | write | EIO | 3 | 2 |"
+    assert "| train | save |  | 2 of 3 |  |" in table(verdicts)
+    assert "| every run | write |  | 2 of 3 |  |" in table(verdicts)
+
+
+def test_every_fault_has_its_column():
+    assert {column(case.row[1]) for case in every_case(lambda name: CALLS, 0)} == set(COLUMNS)
