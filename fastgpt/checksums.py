@@ -110,7 +110,7 @@ def _check_file(path: Path, expected: str, stamp: list[int] | None) -> None:
     except OSError as error:
         raise DamagedFile(path, f"missing from the checkpoint ({files.reason(error)})") from None
     if not os.path.isfile(path):
-        raise DamagedFile(path, "missing from the checkpoint, a folder is in its place")
+        raise DamagedFile(path, f"missing from the checkpoint, {files.instead_of_file(path)} is in its place")
     if found.st_size >= _QUICK_FROM and _stamp(found) == stamp:
         return
     if _sha256(path, found) != expected:

@@ -233,12 +233,23 @@ def _remove(work: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def instead_of_file(path: str | os.PathLike[str]) -> str | None:
+    """What is at `path` and is no file; None of a file, and where there is nothing."""
+    if os.path.isfile(path) or not os.path.lexists(path):
+        return None
+    if os.path.isdir(path):
+        return "a folder"
+    return "a pipe or a device" if os.path.exists(path) else "a link to nowhere"
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """What a file of JSON holds.
 
     Raises:
         OSError: it cannot be read. ValueError: it is no JSON.
     """
+    if not os.path.isfile(path) and not os.path.isdir(path) and os.path.exists(path):  # to open a pipe is to wait
+        raise ValueError("a pipe or a device, no file")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError:

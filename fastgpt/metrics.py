@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .files import replace_file
+from .files import instead_of_file, replace_file
 
 _log = logging.getLogger("fastgpt")
 
@@ -99,6 +99,7 @@ class MetricsLog:
             OSError: no file, or one that may not be read or written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_no_pipe(path)
         with open(path, "ab"):  # before anything is replaced: may it be written?
             before = path.read_bytes()
         kept: dict[int, bytes] = {}
@@ -161,7 +162,14 @@ def _as_line(line: dict[str, Any]) -> bytes:
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; what is none (cut by a crash, garbled) is left out."""
+    _check_no_pipe(path)
     return [line for _, line in _lines(Path(path).read_bytes()) if line is not None]
+
+
+def _check_no_pipe(path: str | os.PathLike[str]) -> None:
+    """Raise OSError for a pipe or a device, which would have to be waited for."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(f"{path}: {instead_of_file(path)} in the place of a file; move it away")
 
 
 def _lines(data: bytes) -> Iterator[tuple[bytes, dict[str, Any] | None]]:

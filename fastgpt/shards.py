@@ -202,8 +202,7 @@ def _check_is_file(path: Path, missing: str) -> None:
     if not os.path.lexists(path):
         raise FileNotFoundError(f"{path}: {missing}; {REDO}")
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "a link to nowhere" if path.is_symlink() else "no file"
-        raise ShardError(f"{path}: {what} in the place of a file of token shards; {REDO}")
+        raise ShardError(f"{path}: {files.instead_of_file(path)} in the place of a file of token shards; {REDO}")
 
 
 def _unreadable(path: Path, error: OSError) -> ShardError:

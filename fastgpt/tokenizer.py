@@ -159,6 +159,8 @@ class Tokenizer:
         folder = _checked_path("Tokenizer.from_pretrained", "folder", folder)
         about_path = folder / _ABOUT
         checksums.check(folder, [_ABOUT, _RANKS])
+        if what := files.instead_of_file(about_path):
+            raise ValueError(f"{about_path}: {what} in the place of a file; restore it from a copy, or save again")
         if not os.path.isfile(about_path):
             theirs = [name for name in ("tokenizer.json", "vocab.json") if os.path.isfile(folder / name)]
             what = f"holds {theirs[0]}, which is transformers' and not read here" if theirs else "holds no tokenizer"
@@ -168,6 +170,8 @@ class Tokenizer:
         try:
             about = files.read_json(about_path)
             name, sha256, bundled = about["name"], about["sha256"], about["bundled"]
+            if not isinstance(name, str) or not isinstance(sha256, str) or (bundled and name not in BUNDLED):
+                raise ValueError(f"no tokenizer {name!r} of sha256 {sha256!r}")
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{about_path} is corrupted ({error!r}); restore it from a copy, or save again") from None
         if not bundled and not (folder / _RANKS).is_file():
@@ -180,9 +184,10 @@ class Tokenizer:
             except ValueError as error:
                 raise ValueError(f"{folder / _RANKS} is corrupted ({error}); restore it from a copy") from error
         if loaded.sha256 != sha256:
+            ranks = f"{name!r} has" if bundled else f"{_RANKS} has"
             raise ValueError(
-                f"Tokenizer.from_pretrained: {str(folder)!r} records sha256 {sha256[:12]}..., its ranks have "
-                f"{loaded.sha256[:12]}...; restore tokenizer.tiktoken from the original folder"
+                f"{about_path} records sha256 {sha256}, {ranks} {loaded.sha256}: damaged, or of another tokenizer; "
+                f"restore {'it' if bundled else 'both'} from the original folder"
             )
         return loaded
 

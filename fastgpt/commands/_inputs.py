@@ -151,7 +151,7 @@ def open_model(
     with _pointing_back(folder):
         checksums.check(folder, whole=verify)
     beside = folder if folder.is_dir() else folder.parent
-    own = Tokenizer.from_pretrained(beside) if (beside / "fastgpt_tokenizer.json").is_file() else None
+    own = Tokenizer.from_pretrained(beside) if os.path.lexists(beside / "fastgpt_tokenizer.json") else None
     found = own if tokenizer is None else Tokenizer.load(tokenizer)
     if own is not None and found != own:
         need = f"is not the tokenizer that {path} was trained with, {own!r}, but {found!r}; leave the option out"

@@ -54,9 +54,16 @@ def describe(error: BaseException, given: Given | None) -> str:
     elif isinstance(error, OSError) and error.errno is not None:
         text = _path(error, given)
     else:
-        text = _named(_OWNER.sub("", str(error)) or type(error).__name__, given)
+        text = _named(_without_owner(str(error), given) or type(error).__name__, given)
     text = _ASIDE.sub("", _IN_PYTHON.sub(r"\2", text))
     return " ".join(text.split())
+
+
+def _without_owner(text: str, given: Given | None) -> str:
+    """The message without what raised it. A path that looks like one (my_model, Mine) is what the message is about."""
+    if any(text.startswith(f"{os.path.normpath(typed)}: ") for _, typed in _texts(given)):
+        return text
+    return _OWNER.sub("", text)
 
 
 def is_ours(error: Exception) -> bool:

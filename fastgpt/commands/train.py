@@ -318,7 +318,7 @@ class Command:
         from ..tokenizer import Tokenizer
 
         beside = folder if folder is None or folder.is_dir() else folder.parent
-        has_own = beside is not None and (beside / "fastgpt_tokenizer.json").is_file()
+        has_own = beside is not None and os.path.lexists(beside / "fastgpt_tokenizer.json")
         own = Tokenizer.from_pretrained(beside) if has_own else None
         if own is not None and self.tokenizer is None:
             return own

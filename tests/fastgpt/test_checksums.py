@@ -58,6 +58,11 @@ def put_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def put_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = {
     "emptied": lambda path: path.write_bytes(b""),
     "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
@@ -65,6 +70,7 @@ DAMAGES = {
     "one bit": lambda path: change(path, 0.01, 0x04),
     "missing": lambda path: path.unlink(),
     "a folder": put_a_folder,
+    "a pipe": put_a_pipe,
     "of another step": lambda path: shutil.copy(path.parent.with_name("step-00000002") / path.name, path),
 }
 READERS = {

@@ -203,6 +203,14 @@ def test_what_is_said_of_an_error(error, line):
     assert not [word for word in ("Errno", "Python", "=True", "keep_it", "Tokenizer.load", "\n") if word in said]
 
 
+@pytest.mark.parametrize("typed", ["my_model", "Mine", "./my_model", "generate"])
+def test_a_path_that_looks_like_what_raised_the_error_stays(typed):
+    given = _options.Given(Options, "fastgpt x", _options.options_of(Options))
+    _read.read(given, [typed])
+    said = _mistakes.describe(ValueError(f"{typed.removeprefix('./')}: holds no tokenizer"), given)
+    assert said.endswith(f"{typed.removeprefix('./')}: holds no tokenizer")
+
+
 @pytest.mark.parametrize(
     "error", [AttributeError("x"), AssertionError(), TypeError("x"), KeyError("x"), RecursionError()]
 )

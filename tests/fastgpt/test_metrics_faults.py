@@ -55,6 +55,14 @@ def test_what_is_no_line_of_the_run_is_moved_aside_and_said(tmp_path, caplog, ba
     assert path.stat() == before  # what is whole is not written again
 
 
+def test_a_pipe_in_its_place_is_said_and_not_waited_for(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    os.mkfifo(path)
+    for call in (MetricsLog, read_metrics):
+        with pytest.raises(OSError, match=r"metrics\.jsonl: a pipe or a device in the place of a file"):
+            call(path)
+
+
 @pytest.mark.parametrize("cut", [1, 10, 24])
 def test_a_last_line_that_a_crash_has_cut_is_its_steps_again(tmp_path, cut, caplog):
     path = tmp_path / "metrics.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import lzma
+import os
 import pickle
 import socket
 
@@ -207,6 +208,37 @@ def test_ids_may_be_any_sequence_of_integers(tokenizer):
     ids = tokenizer.encode("good morrow")
     for same in (tuple(ids), iter(ids), np.array(ids), np.array(ids, np.uint16), torch.tensor(ids)):
         assert tokenizer.decode(same) == "good morrow"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"gpt2"', '"gpt3"'), ('"gpt2"', "[1]"), ('"gpt2"', '"shakespeare"'), ('"306cd', '"316cd'),
+        ('"306cd', '"306c\u00e4'), ('"sha256": "', '"sha256": 3, "x": "'),
+    ],
+)  # fmt: skip
+def test_a_changed_character_is_said_of_the_file_it_stands_in(tmp_path, old, new):
+    Tokenizer.named("gpt2").save(tmp_path)
+    about = tmp_path / "fastgpt_tokenizer.json"
+    about.write_text(about.read_text().replace(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"fastgpt_tokenizer\.json (is corrupted|records sha256)") as error:
+        Tokenizer.from_pretrained(tmp_path)
+    assert "tokenizer.tiktoken" not in str(error.value), "which a bundled one has not"
+
+
+@pytest.mark.parametrize(
+    ("put", "what"),
+    [
+        (lambda path: path.mkdir(), "a folder"),
+        (lambda path: path.symlink_to("nowhere"), "a link to nowhere"),
+        (lambda path: path.symlink_to(path), "a link to nowhere"),
+        (os.mkfifo, "a pipe or a device"),
+    ],
+)
+def test_what_is_no_file_in_the_place_of_the_description(tmp_path, put, what):
+    put(tmp_path / "fastgpt_tokenizer.json")
+    with pytest.raises(ValueError, match=rf"fastgpt_tokenizer\.json: {what} in the place of a file"):
+        Tokenizer.load(tmp_path)
 
 
 def test_files_that_hold_a_tokenizer_or_look_so(tmp_path):
