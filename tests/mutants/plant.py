@@ -28,6 +28,11 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("kernels", "fastgpt", "tests", "benchmarks", "pyproject.toml")
 TIMEOUT = 300  # seconds for one fault's tests; a kernel that hangs is caught too
 UNMUTATED_TIMEOUT = 3600  # seconds for the tests of all faults
+# What --tb=line says of code that cannot run at all (E: while a test is set up): any test fails on that.
+_CANNOT_RUN = re.compile(
+    r"^(?:\S+:\d+:|E) +((?:ImportError|ModuleNotFoundError|SyntaxError|IndentationError|NameError|UnboundLocalError)\b.*)",
+    re.M,
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a fault: "caught", "survived", "timeout" (caught: it hung), "stale", or "broken" (no test ran)."""
+    """What became of a fault: "caught", "survived", "timeout" (caught: it hung), "stale", or "broken" (no test ran, or
+    any would have failed: a name or a module that is not there)."""
 
     mutant: Mutant
     outcome: str
@@ -131,7 +137,7 @@ class Tree:
 
     def run(self, tests: str, timeout: float = TIMEOUT) -> tuple[int | None, str]:
         """(exit code, output) of pytest on `tests`; None: not done after `timeout` seconds."""
-        arguments = ["-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", *tests.split()]
+        arguments = ["-x", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", *tests.split()]
         self.server.stdin.write(json.dumps([arguments, timeout]) + "\n")
         self.server.stdin.flush()
         return tuple(json.loads(self.server.stdout.readline()))
@@ -178,6 +184,8 @@ def judge(mutant: Mutant, tree: Tree) -> Verdict:
     seconds = time.time() - started
     if code is None:
         return Verdict(mutant, "timeout", f"no answer within {TIMEOUT} s", seconds)
+    if code == 1 and (why := _CANNOT_RUN.search(output)):
+        return Verdict(mutant, "broken", why[1], seconds)
     if code == 1 and (failed := re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)):
         return Verdict(mutant, "caught", failed[1], seconds)
     if code == 0:

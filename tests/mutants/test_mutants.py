@@ -20,7 +20,7 @@ HARMLESS = Mutant(
     "kernels/_dropout.py",
     "return word >= threshold",
     "return threshold <= word",
-    "tests/kernels/test_dropout.py::test_known_answer",
+    "tests/kernels/test_dropout.py::test_mask_is_philox",
 )
 
 
@@ -90,6 +90,23 @@ def test_a_fault_is_caught_and_taken_out_again():
     assert verdict.outcome == "caught", verdict.by
     assert verdict.by.startswith(mutant.tests)
     assert (ROOT / mutant.path).read_text() == before
+
+
+def test_what_cannot_run_is_not_caught():
+    """Whatever a test looks at, it fails on that."""
+    faults = [
+        Mutant(
+            "cannot-run", "fastgpt/optim.py", "step + 1", new, "tests/fastgpt/test_optim.py::test_learning_rate_curve"
+        )
+        for new in ("no_such_name", "__import__('no_such_module')")
+    ]
+    with plant.copy_of_tree() as tree:
+        verdicts = [plant.judge(fault, tree) for fault in faults]
+    assert [(verdict.outcome, verdict.by) for verdict in verdicts] == [
+        ("broken", "NameError: name 'no_such_name' is not defined"),
+        ("broken", "ModuleNotFoundError: No module named 'no_such_module'"),
+    ]
+    assert not any(verdict.ok for verdict in verdicts)
 
 
 def test_faults_that_escape_or_are_stale_are_reported(monkeypatch, capsys):
