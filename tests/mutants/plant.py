@@ -30,7 +30,8 @@ TIMEOUT = 300  # seconds for one fault's tests; a kernel that hangs is caught to
 UNMUTATED_TIMEOUT = 3600  # seconds for the tests of all faults
 # What --tb=line says of code that cannot run at all (E: while a test is set up): any test fails on that.
 _CANNOT_RUN = re.compile(
-    r"^(?:\S+:\d+:|E) +((?:ImportError|ModuleNotFoundError|SyntaxError|IndentationError|NameError|UnboundLocalError)\b.*)",
+    r"^(?:\S+:\d+:|E) +"
+    r"((?:ImportError|ModuleNotFoundError|SyntaxError|IndentationError|NameError|UnboundLocalError)\b.*)",
     re.M,
 )
 
