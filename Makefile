@@ -62,7 +62,7 @@ gate: $(VENV)/.dev  ## compile every kernel for every GPU, offline, and rewrite 
 gate-check: $(VENV)/.dev  ## recompile a fixed sample of the gate's rows; fail on any that is worse than its table
 	$(BIN)/python -m benchmarks.gate --check --sample 48 --jobs $(JOBS)
 
-mutants: $(VENV)/.dev  ## plant every listed fault in the kernels, one at a time; each must be caught
+mutants: $(VENV)/.dev  ## plant every listed fault in kernels and fastgpt, one at a time; each must be caught
 	$(BIN)/python -m tests.mutants --jobs $(JOBS)
 
 faults: $(VENV)/.dev  ## fail or kill the training loop at every call that changes a file; the next run must make it good
