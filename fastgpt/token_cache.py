@@ -56,7 +56,7 @@ def tokenized(
         with contextlib.suppress(OSError):
             os.utime(folder)  # it was used today
         return found.renamed(name)
-    shutil.rmtree(folder, ignore_errors=True)  # damaged
+    _delete(folder)  # damaged
     try:
         # By the files: the cache may well lie in a folder that was named, the home folder for example.
         found = prepare(texts, folder, tokenizer, progress=progress)
@@ -73,6 +73,15 @@ def _opened(folder: Path, **how: bool) -> TokenDataset | None:
     """The entry, if it is there and whole."""
     with contextlib.suppress(FileNotFoundError, ShardError):
         return TokenDataset.open(folder, **how)
+
+
+def _delete(entry: Path) -> None:
+    """Delete the entry, whatever lies in its place, if that can be."""
+    with contextlib.suppress(OSError):
+        if entry.is_symlink() or not entry.is_dir():  # rmtree would open a pipe, and wait
+            entry.unlink()
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _digest(*what: object) -> str:

@@ -114,7 +114,10 @@ def read_weights(folder: Path) -> State:
 
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted(set(files.read_json(index)["weight_map"].values()))
+        names = sorted(set(files.read_json(index)["weight_map"].values()))
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"its weight_map names {names or 'nothing'}")
+        return names
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is corrupted ({error!r}); restore it from a copy, or save again") from None
 

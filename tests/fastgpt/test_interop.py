@@ -223,6 +223,17 @@ def test_other_files_of_transformers(seed, tmp_path, how):
 
 
 @pytest.mark.parametrize(
+    "said", ['{"weight_map": {}}', '{"weight_map": {"a": 3}}', '{"weight_map": 3}', "3", "{", "{}"]
+)
+def test_an_index_that_names_no_files_is_the_file_at_fault(tmp_path, said):
+    GPT(GPTConfig(vocab_size=8, max_len=4, n_layers=1, n_heads=1, d_model=8)).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(said)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is corrupted"):
+        GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"activation_function": "relu"}, "activation_function='relu'"),

@@ -67,6 +67,20 @@ def test_a_damaged_entry_is_made_again(here, name, how):
     assert tokens(here, verify=True) == RIGHT
 
 
+@pytest.mark.parametrize(
+    "put",
+    [Path.mkdir, Path.touch, os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(".")],
+)
+def test_what_lies_in_the_place_of_an_entry_is_replaced(here, put):
+    assert tokens(here) == RIGHT
+    (entry,) = entries(here)
+    shutil.rmtree(entry)
+    put(entry)
+    assert tokens(here) == RIGHT
+    assert entries(here) == [entry]
+    assert entry.is_dir() and not entry.is_symlink()
+
+
 def test_a_bit_that_flipped_on_the_disk_is_mended_by_verify(here):
     assert tokens(here) == RIGHT
     path = entries(here)[0] / "tokens-00000.bin"
