@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
 import pytest
 
 from fastgpt.metrics import MetricsLog, bits_per_byte, perplexity, read_metrics
+from fastgpt.reports import reports
 
 
 def line(step: int, **more) -> dict:
@@ -104,3 +106,23 @@ def test_per_token_and_per_byte():
     assert perplexity(1000.0) == float("inf")
     assert bits_per_byte(0.6931471805599453 * 12, 4) == pytest.approx(3.0)  # 12 bits over 4 bytes
     assert bits_per_byte(1.0, 0) is None
+
+
+def test_a_step_is_a_number(path):
+    path.write_text('{"step": true, "loss": 1.5}\n{"step": 1.0}\n{"step": 2, "loss": 1.5}\n')
+    assert read_metrics(path) == [line(2)]
+
+
+@pytest.mark.needs("tensorboard")
+def test_scalars_of_a_run_that_goes_on_replace_those_after_its_checkpoint(tmp_path):
+    """As TensorBoard takes it: what was written of later steps is gone, that of the checkpoint is not."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, steps_of, loss in ((0, (1, 2, 3, 4), 1.0), (2, (3,), 2.0)):
+        shown = contextlib.nullcontext(lambda line: None)
+        with reports(tmp_path, shown, first=first, tensorboard=True) as report:
+            for step in steps_of:
+                report({"step": step, "loss": loss})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 1.0), (3, 2.0)]

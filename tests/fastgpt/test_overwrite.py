@@ -108,6 +108,31 @@ def test_an_error_after_the_first_checkpoint_leaves_the_new_run(run, monkeypatch
     assert not list(run.rglob(".*"))
 
 
+def test_scalars_of_a_new_run_that_comes_to_nothing_are_gone(run):
+    before = tree(run)
+    overwritten.set_aside(run)
+    assert not checkpoint.all_checkpoints(run / "checkpoints")
+    (run / "tensorboard" / "events.out.tfevents.2").write_text("of the new run")
+    overwritten.settle(run)
+    assert tree(run) == before
+
+
+def test_a_file_that_cannot_be_set_aside_leaves_all_where_they_were(run, monkeypatch):
+    before, moved = tree(run), []
+    rename = os.rename
+
+    def refusing(source, target):
+        moved.append(source)
+        if len(moved) == 3:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(PermissionError):
+        overwritten.set_aside(run)
+    assert tree(run) == before
+
+
 # ---- killed at any moment ------------------------------------------------------------------------------------------
 
 

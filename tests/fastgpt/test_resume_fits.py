@@ -63,6 +63,12 @@ def test_a_parameter_without_a_gradient_does_not_stop_a_resume(tmp_path, starts,
         assert torch.equal(mine, other)
 
 
+def test_another_implementation_is_no_other_model(tmp_path):
+    tiny_trainer(tmp_path, name="a", val=False, steps=2, model=tiny_model(attn_impl="sdpa")).fit()
+    again = tiny_trainer(tmp_path, name="a", val=False, steps=2, model=tiny_model(attn_impl="auto"))
+    assert again.fit(resume=True).step == 2
+
+
 def test_other_frozen_parameters_are_refused(tmp_path):
     trainer_with_spare(tmp_path, 99, frozen=("spare.bias",)).fit()
     for frozen, words in (
@@ -91,6 +97,28 @@ def resign(folder, **edits) -> None:
         (folder / name).write_text(json.dumps(content))
         sums[name] = files.sha256(folder / name)
     (folder / "checksums.json").write_text(json.dumps(sums))
+
+
+def test_a_checkpoint_without_a_file_and_its_hash_is_none(tmp_path):
+    """Of each that a training checkpoint has to have: model.safetensors, training.json, training.safetensors."""
+    tiny_trainer(tmp_path, name="a", val=False, steps=1).fit()
+    whole = tmp_path / "a" / "checkpoints" / "step-00000001"
+    for name in ("model.safetensors", "training.json", "training.safetensors"):
+        folder = shutil.copytree(whole, tmp_path / name / whole.name)
+        (folder / name).unlink()
+        sums = json.loads((folder / "checksums.json").read_text())
+        del sums[name]
+        (folder / "checksums.json").write_text(json.dumps(sums))
+        with pytest.raises(CheckpointError, match=rf"{name}: missing, so step-00000001 is no training checkpoint"):
+            checkpoint.verify(folder)
+
+
+def test_weights_of_another_dtype_are_refused(tmp_path):
+    tiny_trainer(tmp_path, name="a", val=False, steps=1).fit()
+    folder = tmp_path / "a" / "checkpoints" / "step-00000001"
+    checkpoint.check_fits(folder, tiny_model())
+    with pytest.raises(CheckpointError, match="F32 against the model's F64"):
+        checkpoint.check_fits(folder, tiny_model().double())
 
 
 # ---- the same shapes, another model --------------------------------------------------------------------------------

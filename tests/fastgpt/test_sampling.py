@@ -352,3 +352,16 @@ def test_generate_changes_modes_once_and_a_stream_for_every_token(model, monkeyp
     list(model.stream(prompt(), 6))
     assert len(changes) == 7
     assert model.training
+
+
+def test_what_reaches_top_p_exactly_is_enough():
+    config = SamplingConfig(top_p=0.5)
+    assert len(sample(torch.zeros(500, 2), config).unique()) == 1  # 0.5 and 0.5: the first of them is all
+
+
+def test_the_least_of_what_top_p_keeps_is_drawn(seed):
+    """Also one that is little above (1 - top_p) / V, below which none is needed."""
+    probabilities = torch.tensor([0.4, 0.2, 0.15, 0.15, 0.1])  # 0.6 is short of 0.62: the first of 0.15 counts
+    drawn = sample(probabilities.log().expand(2000, 5), SamplingConfig(top_p=0.62)).bincount(minlength=5) / 2000
+    shares = [drawn[0], drawn[1], drawn[2] + drawn[3], drawn[4]]
+    torch.testing.assert_close(torch.stack(shares), torch.tensor([0.4, 0.2, 0.15, 0.0]) / 0.75, rtol=0, atol=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -198,6 +199,16 @@ def test_what_is_no_manifest_is_refused(folder, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(ShardError, match=r"manifest\.json: not a manifest"):
         TokenDataset.open(folder)
+
+
+def test_the_first_id_that_the_tokenizer_has_not_is_refused(folder):
+    """The vocabulary's size: ids count from 0."""
+    whole = TokenDataset.open(folder)
+    largest = max(ids_of(whole))
+    fits, lacks = (dataclasses.replace(whole, vocab_size=size) for size in (largest + 1, largest))
+    assert max(ids_of(fits)) == largest
+    with pytest.raises(ShardError, match=f"an id of {largest}, but its tokenizer has {largest}"):
+        ids_of(lacks)
 
 
 @pytest.mark.parametrize(

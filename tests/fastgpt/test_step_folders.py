@@ -91,6 +91,14 @@ def test_what_stands_in_the_place_of_a_checkpoint_is_set_aside(root, tmp_path, c
     checkpoint.verify(root / "step-00000009")
 
 
+def test_what_is_set_aside_takes_no_others_name(root):
+    (root / "step-00000004").rename(root / "step-00000009")
+    checkpoint.set_aside_after(root, 8)
+    shutil.copytree(root / "step-00000008", root / "step-00000009")
+    checkpoint.set_aside_after(root, 8)
+    assert names(root) == ["set-aside-step-00000009", "set-aside-step-00000009-2", "step-00000008"]
+
+
 def test_a_checkpoint_that_is_saved_again_is_there_at_any_moment(root, tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, name="a", val=False)
     trainer.load(root / "step-00000008")

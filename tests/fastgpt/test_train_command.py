@@ -108,7 +108,11 @@ def test_a_folder_that_is_no_run_is_left_alone(here):
             train(here, *TINY, "--name", "mine", *more)
         )
     assert snapshot(other) == before
-    (other / "metrics.jsonl").unlink()
+    (other / "metrics.jsonl").rename(other / "settings.json")
+    before = snapshot(other)
+    assert "not a run's of fastgpt" in error(train(here, *TINY, "--name", "mine"))
+    assert snapshot(other) == before
+    (other / "settings.json").unlink()
     assert train(here, *TINY, "--name", "mine").code == 0
     assert (other / "checkpoints" / "epoch-1.ckpt").read_text() == "weights"
 

@@ -233,4 +233,19 @@ MUTANTS = (
         "value",
         _WHOLE + "what_was_loaded_does_not_change_with_the_files",
     ),
+    Mutant(
+        "checkpoint-a-file-and-its-hash-may-lack",
+        _CHECKPOINT,
+        "name not in names",
+        "False",
+        "tests/fastgpt/test_resume_fits.py::test_a_checkpoint_without_a_file_and_its_hash_is_none",
+        "verify",
+    ),
+    Mutant(
+        "checkpoint-weights-of-any-dtype",
+        _CHECKPOINT,
+        "(dtype_name(own[name].dtype), *own[name].shape)",
+        "(stored[name][0], *own[name].shape)",
+        "tests/fastgpt/test_resume_fits.py::test_weights_of_another_dtype_are_refused",
+    ),
 )

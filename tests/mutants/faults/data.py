@@ -358,4 +358,11 @@ MUTANTS = (
         "contextlib.suppress(FileNotFoundError)",
         _CACHED + "a_damaged_entry_is_made_anew",
     ),
+    Mutant(
+        "dataset-one-id-too-many",
+        _DATASET,
+        "part.max() >= self.vocab_size",
+        "part.max() > self.vocab_size",
+        "tests/fastgpt/test_shards.py::test_the_first_id_that_the_tokenizer_has_not_is_refused",
+    ),
 )

@@ -317,4 +317,27 @@ MUTANTS = (
         "work.mkdir(0o700)",
         _ON_DISK + "model_files_have_the_users_permissions",
     ),
+    Mutant(
+        "step-folders-set-aside-under-one-name",
+        "fastgpt/step_folders.py",
+        "not os.path.lexists(new)",
+        "True",
+        "tests/fastgpt/test_step_folders.py::test_what_is_set_aside_takes_no_others_name",
+    ),
+    Mutant(
+        "overwritten-stays-half-aside",
+        "fastgpt/overwritten.py",
+        "settle(run)",
+        "pass",
+        "tests/fastgpt/test_overwrite.py::test_a_file_that_cannot_be_set_aside_leaves_all_where_they_were",
+        "set_aside",
+    ),
+    Mutant(
+        "overwritten-scalars-of-nothing-stay",
+        "fastgpt/overwritten.py",
+        "path.unlink()",
+        "pass",
+        "tests/fastgpt/test_overwrite.py::test_scalars_of_a_new_run_that_comes_to_nothing_are_gone",
+        "settle",
+    ),
 )

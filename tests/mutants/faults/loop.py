@@ -364,4 +364,18 @@ MUTANTS = (
         "settings",
         "tests/fastgpt/test_train_command.py::test_a_script_that_goes_on_leaves_the_other_settings",
     ),
+    Mutant(
+        "run-folder-compares-implementations",
+        _RUN_FOLDER,
+        'not k.endswith("_impl")',
+        "True",
+        "tests/fastgpt/test_resume_fits.py::test_another_implementation_is_no_other_model",
+    ),
+    Mutant(
+        "run-folder-settings-of-others-are-ours",
+        _RUN_FOLDER,
+        "bool(read_settings(folder))",
+        "True",
+        "tests/fastgpt/test_train_command.py::test_a_folder_that_is_no_run_is_left_alone",
+    ),
 )

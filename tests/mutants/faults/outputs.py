@@ -262,4 +262,18 @@ MUTANTS = (
         "model.train(True)",
         "tests/fastgpt/test_modes.py::test_modes_are_what_they_were",
     ),
+    Mutant(
+        "sampling-top-p-one-too-many",
+        "fastgpt/sampling.py",
+        "before >= least",
+        "before > least",
+        "tests/fastgpt/test_sampling.py::test_what_reaches_top_p_exactly_is_enough",
+    ),
+    Mutant(
+        "sampling-top-p-without-its-least",
+        "fastgpt/sampling.py",
+        "0.9 * (1.0 - top_p) / V",
+        "2.0 * (1.0 - top_p) / V",
+        "tests/fastgpt/test_sampling.py::test_the_least_of_what_top_p_keeps_is_drawn",
+    ),
 )

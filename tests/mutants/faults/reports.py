@@ -221,4 +221,25 @@ MUTANTS = (
         "",
         _CONFIG_TESTS + "bad_values",
     ),
+    Mutant(
+        "metrics-a-step-of-true",
+        _METRICS,
+        'type(line.get("step")) is int',
+        'isinstance(line.get("step"), int)',
+        "tests/fastgpt/test_metrics_log.py::test_a_step_is_a_number",
+    ),
+    Mutant(
+        "scalars-of-lost-steps-stay",
+        _METRICS,
+        "self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))",
+        "pass",
+        "tests/fastgpt/test_metrics_log.py::test_scalars_of_a_run_that_goes_on_replace_those_after_its_checkpoint",
+    ),
+    Mutant(
+        "scalars-of-the-checkpoint-go-too",
+        _REPORTS,
+        "first + 1",
+        "first",
+        "tests/fastgpt/test_metrics_log.py::test_scalars_of_a_run_that_goes_on_replace_those_after_its_checkpoint",
+    ),
 )

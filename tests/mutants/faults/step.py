@@ -324,4 +324,11 @@ MUTANTS = (
         "min(1.0, (step - warmup) / max(1, falls))",
         _OPTIM_TESTS + "the_ends_of_the_schedule_for_every_number_of_steps",
     ),
+    Mutant(
+        "trainer-validation-on-the-training-data-is-not-said",
+        _TRAINER,
+        "val_data.sha256 == train_data.sha256",
+        "False",
+        "tests/fastgpt/test_alone.py::test_validation_data_that_is_the_training_data",
+    ),
 )
