@@ -78,7 +78,8 @@ def test_what_lies_in_the_place_of_an_entry_is_replaced(here, put):
     put(entry)
     assert tokens(here) == RIGHT
     assert entries(here) == [entry]
-    assert entry.is_dir() and not entry.is_symlink()
+    assert entry.is_dir()
+    assert not entry.is_symlink()
 
 
 def test_a_bit_that_flipped_on_the_disk_is_mended_by_verify(here):
