@@ -88,6 +88,10 @@ class _Unpacked(io.RawIOBase):
         try:
             self._ready = memoryview(self._stream.decompress(packed))
         except self._format.error as error:
+            if "too much memory" in str(error):  # zstandard's words; it takes up to 128 MB
+                raise ArchiveError(
+                    f"it needs more memory to unpack than is taken ({error}); unpack it first"
+                ) from error
             raise ArchiveError(f"the archive is damaged ({error}); copy it again") from error
         if self._stream.eof:
             self._packed, self._stream = self._stream.unused_data, None

@@ -103,7 +103,8 @@ def read_pieces(
     `on_read` is told how many bytes of the file (packed, if it is) have been read so far.
 
     Raises:
-        SourceError: binary or not UTF-8, a damaged archive, or a line that is not a JSON object with a "text".
+        SourceError: binary or not UTF-8, a damaged archive, a line that is not a JSON object with a "text", or a file
+            that changed meanwhile.
     """
     packed = path.suffix.lower() in FORMATS
     kind = Path(path.stem if packed else path.name).suffix.lower()
@@ -114,6 +115,7 @@ def read_pieces(
                     yield from _with_end(_cut(text, special))
             else:
                 yield from _with_end(pretokens.pieces(_plain_text(path, stream), PIECE_CHARS, special=special))
+            file.check_unchanged(path)
     except ArchiveError as error:
         raise SourceError(f"{path}: {error}") from error
     except ImportError as error:
@@ -134,6 +136,18 @@ class _File(io.FileIO):
     def __init__(self, path: Path, on_read: Callable[[int], None] | None) -> None:
         super().__init__(path)
         self._on_read = on_read
+        self._before = self._state()
+
+    def _state(self) -> tuple[int, int]:
+        found = os.fstat(self.fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def check_unchanged(self, path: Path) -> None:
+        """Raise SourceError where another program has cut it or written into it since: what was read is neither."""
+        if self._state() != self._before:
+            raise SourceError(
+                f"{path}: it was written while it was being read; wait for who writes it, and start again"
+            )
 
     def readinto(self, buffer: Any) -> int:
         n = super().readinto(buffer)

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
 import re
 import zlib
@@ -254,4 +255,42 @@ def test_a_disk_that_fails_while_reading_names_the_file(tmp_path, monkeypatch):
 def test_nothing_stands_before_an_archive(tmp_path, suffix):
     path = written(tmp_path, f"a.txt{suffix}", bytes(4) + PACKERS[suffix](TEXT.encode()))
     with pytest.raises(SourceError, match=re.escape(f"{path}: the archive is damaged")):
+        documents(path)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: os.truncate(path, path.stat().st_size // 2 // 21 * 21),
+        lambda path: path.open("ab").write(b'{"text": "more"}\n'),
+        lambda path: os.utime(path, ns=(1, 1)),  # as a write in place does, by now
+    ],
+    ids=["cut", "grown", "written into"],
+)
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, name, change):
+    monkeypatch.setattr(sources, "PIECE_CHARS", 1 << 10)
+    line = b'{"text": "word 123"}\n'
+    content = line * 60_000  # more than what is read ahead
+    path = written(tmp_path, name, gzip.compress(content, 0) if name.endswith(".gz") else content)
+    pieces = sources.read_pieces(path)
+    next(pieces)
+    change(path)
+    with pytest.raises(sources.SourceError, match=rf"{name}: (it was written while it was being read|the archive is)"):
+        list(pieces)
+
+
+def test_a_file_that_another_one_replaces_is_read_to_its_end(tmp_path):
+    path = written(tmp_path, "a.txt", b"word 1 " * 200_000)
+    pieces = sources.read_pieces(path)
+    read = next(pieces)[0]
+    os.replace(written(tmp_path, "b.txt", b"another"), path)
+    assert read + "".join(text for text, _ in pieces) == "word 1 " * 200_000
+
+
+def test_a_frame_that_needs_much_memory_is_not_called_damaged(tmp_path):
+    window = zstandard.ZstdCompressionParameters(window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=window).compressobj()  # of unknown size: the window counts
+    path = written(tmp_path, "a.txt.zst", packer.compress(b"text") + packer.flush())
+    with pytest.raises(sources.SourceError, match=r"needs more memory to unpack than is taken .*; unpack it first"):
         documents(path)
