@@ -6,10 +6,11 @@ import hashlib
 import mmap
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from .shards import REDO, ShardError
+from .shards import REDO, ShardError, unreadable
 
 
 def check_whole(array: np.ndarray) -> None:
@@ -67,7 +68,7 @@ class Place:
                 raise ShardError(f"{self.path}: {size} bytes, {self.size} in the process that sent it: another file")
             array = np.memmap(self.path, self.dtype, "r", self.offset, (self.n,))
         except OSError as error:
-            raise ShardError(f"{self.path}: cannot be read any more ({error.strerror})") from error
+            raise unreadable(Path(self.path), error) from error
         if _ends(array) != self.ends:
             raise ShardError(f"{self.path}: another file than in the process that sent it; open the folder anew")
         return array

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files, user_cache
-from .shards import DOCUMENTS, HEADER, REDO, ShardError
+from .shards import DOCUMENTS, HEADER, REDO, ShardError, unreadable
 
 _BLOCK = 1 << 20  # bytes
 _QUICK_FROM = 1 << 20  # bytes; below, hashing takes less than a millisecond, and no clock's tick hides a change
@@ -65,7 +65,7 @@ def _check_hash(path: Path, expected: str, on_read: Callable[[int], None]) -> No
                 digest.update(block)
                 on_read(len(block))
     except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({files.reason(error)})") from error
+        raise unreadable(path, error) from error
     if digest.hexdigest() != expected:
         raise ShardError(f"{path}: its sha256 is not the manifest's: altered after it was written; {REDO}")
 

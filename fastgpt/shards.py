@@ -88,7 +88,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ShardError(f"{path}: not a manifest of token shards ({error!r}); {REDO}") from error
     except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({files.reason(error)})") from error
+        raise unreadable(path, error) from error
     return manifest
 
 
@@ -159,7 +159,7 @@ def open_shard(path: Path, n_tokens: int, dtype: np.dtype) -> np.memmap:
                 raise ShardError(f"{path}: {size} bytes, expected {expected}: truncated or damaged; {REDO}")
             return np.memmap(path, dtype, "r", HEADER.size, (n_tokens,))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _check_header(path: Path, header: bytes, n_tokens: int, dtype: np.dtype) -> None:
@@ -185,7 +185,7 @@ def open_documents(path: Path, n_documents: int, n_tokens: int) -> np.ndarray:
     try:
         documents = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except Exception as error:  # numpy lets through whatever Python's parser raises at a garbled header
         raise ShardError(f"{path}: truncated or damaged ({' '.join(str(error).split())}); {REDO}") from error
     if not isinstance(documents, np.memmap) or documents.dtype != np.int64 or documents.shape != (n_documents,):
@@ -205,6 +205,9 @@ def _check_is_file(path: Path, missing: str) -> None:
         raise ShardError(f"{path}: {files.instead_of_file(path)} in the place of a file of token shards; {REDO}")
 
 
-def _unreadable(path: Path, error: OSError) -> ShardError:
-    many = "; raise `ulimit -n`, or prepare with a larger --shard-tokens" if error.errno == errno.EMFILE else ""
-    return ShardError(f"{path}: cannot be read ({files.reason(error)}){many}")
+def unreadable(path: Path, error: OSError) -> ShardError:
+    """What the operating system refused to read, as the error to raise: it names the file and the way out."""
+    way = files.remedy(error) or "copy it from where it came from"
+    if error.errno == errno.EMFILE:
+        way += ", or prepare with a larger --shard-tokens"
+    return ShardError(f"{path}: cannot be read ({files.reason(error)}); {way}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -198,6 +199,29 @@ def test_a_value_that_cannot_be_is_refused(folder, place, version):
 def test_what_is_no_manifest_is_refused(folder, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(ShardError, match=r"manifest\.json: not a manifest"):
+        TokenDataset.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "way"),
+    [
+        (errno.EIO, "check the disk"), (errno.EACCES, "fix the permissions"),
+        (errno.EMFILE, r"raise .* \(ulimit -n\), or prepare with a larger --shard-tokens"),
+        (errno.ESTALE, "copy it from where it came from"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["manifest.json", "documents.npy", "tokens-00001.bin"])
+def test_what_cannot_be_read_is_named_with_a_way_out(folder, monkeypatch, name, number, way):
+    real = open
+
+    def refused(path, *args, **options):
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr("io.open", refused)  # pathlib's
+    with pytest.raises(ShardError, match=rf"{name}: cannot be read \({os.strerror(number)}\); {way}$"):
         TokenDataset.open(folder)
 
 
