@@ -56,7 +56,7 @@ def check(folder: Path, read: Iterable[str] = (), *, whole: bool = False) -> set
     read: names of files that the caller goes on to read; they are hashed. whole: all are.
 
     Raises:
-        DamagedFile: one of them is missing or was altered, or checksums.json is, or does not name them all.
+        DamagedFile: one of them is missing, unreadable or was altered, or checksums.json is, or lacks some of them.
     """
     if not _is_checkpoint(folder):
         return set()
@@ -79,6 +79,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, list[int]]]:
         raise DamagedFile(path, "missing from the checkpoint") from None
     except IsADirectoryError:
         raise DamagedFile(path, "a folder in the place of a file") from None
+    except OSError as error:
+        raise DamagedFile(path, f"cannot be read ({files.reason(error)})") from error
     except ValueError as error:
         raise DamagedFile(path, f"corrupted ({error})") from None
     if not isinstance(found, dict):
@@ -113,7 +115,11 @@ def _check_file(path: Path, expected: str, stamp: list[int] | None) -> None:
         raise DamagedFile(path, f"missing from the checkpoint, {files.instead_of_file(path)} is in its place")
     if found.st_size >= _QUICK_FROM and _stamp(found) == stamp:
         return
-    if _sha256(path, found) != expected:
+    try:
+        digest = _sha256(path, found)
+    except OSError as error:  # a bad sector's names no file
+        raise DamagedFile(path, f"cannot be read ({files.reason(error)})") from error
+    if digest != expected:
         raise DamagedFile(path, f"corrupted or altered, its sha256 is not the one in {NAME}")
 
 

@@ -52,8 +52,13 @@ def set_aside(run: Path) -> None:
         _flush(run / _MOVING)
         (run / _MOVING).rename(run / _ASIDE)
         _flush(run)
-    except BaseException:
+    except BaseException as error:
         settle(run)
+        if isinstance(error, OSError):
+            raise type(error)(
+                f"could not set the run in {run} aside ({files.reason(error)}), so {kept(run / _CHECKPOINTS)}; "
+                f"{files.remedy(error) or 'delete the run'}, or choose another name (--name)"
+            ) from error
         raise
 
 

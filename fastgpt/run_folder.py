@@ -171,7 +171,7 @@ def ranks() -> int:
 
 
 def make(config: TrainConfig) -> None:
-    """Make the folder, and see that it can be written.
+    """Make the folder, and see that it and its checkpoints' can be written.
 
     Raises:
         SettingError: it cannot.
@@ -181,8 +181,11 @@ def make(config: TrainConfig) -> None:
             files.make_folder(path)
         except OSError as error:
             raise _no_folder(config, name, files.reason(error)) from None
-    if not os.access(config.folder, os.W_OK | os.X_OK):
-        raise _no_folder(config, "name", f"{config.folder} is not writable")
+    for path in (config.folder, config.folder / "checkpoints"):  # all training would be lost at the first save
+        if os.path.lexists(path) and not os.path.isdir(path):
+            raise _no_folder(config, "name", f"{path} is {'a file' if path.exists() else 'a dangling link'}")
+        if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+            raise _no_folder(config, "name", f"{path} is not writable")
 
 
 def settle(folder: Path) -> None:

@@ -48,11 +48,19 @@ def all_checkpoints(root: str | os.PathLike[str]) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         return []
-    found = {p.name: p for p in root.iterdir() if _STEP.fullmatch(p.name) and p.is_dir() and any(p.iterdir())}
+    found = {p.name: p for p in root.iterdir() if _STEP.fullmatch(p.name) and p.is_dir() and _holds_any(p)}
     alone = [
         p for p in found.values() if not (p.name.startswith(_REPLACED) and folder_of(root, step_of(p)).name in found)
     ]
     return sorted(alone, key=step_of)
+
+
+def _holds_any(folder: Path) -> bool:
+    """Whether there is something in it; one that may not be looked into is not to be taken for empty."""
+    try:
+        return any(folder.iterdir())
+    except PermissionError:
+        return True
 
 
 def replaced_checkpoints(root: Path) -> list[tuple[Path, Path]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import math
 import os
@@ -76,6 +77,7 @@ class Trainer:
     ) -> None:
         self.config = config = TrainConfig() if config is None else config
         _check_arguments(model, train_data, config, val_data, tokenizer)
+        _check_settings(settings)
         self.device = resolve_device(config.device, owner="Trainer")
         self.dtype = resolve_dtype(config.dtype, self.device, owner="Trainer")
         self.model = model.to(self.device)
@@ -192,6 +194,7 @@ class Trainer:
             allow_changes: resume with other settings than the run was trained with.
 
         Raises:
+            ValueError: `overwrite`, or all steps are made, and this trainer's model is no longer the one it began with.
             FileExistsError: the run exists, and neither `resume` nor `overwrite`; or another process trains there.
             FileNotFoundError: `resume`, and there is no checkpoint.
             SettingsChanged: `resume` with settings that change what is computed, without `allow_changes`.
@@ -205,6 +208,11 @@ class Trainer:
         if not callable(getattr(self.model, "save_pretrained", None)):
             need = "has no method save_pretrained(folder), by which checkpoints are written; give it one"
             raise SettingTypeError("Trainer", "model", type(self.model).__name__, need)
+        if resume is False and self.step > 0 and (overwrite or self.step >= self.config.steps):
+            raise ValueError(
+                f"Trainer: this model has {self.step} updates behind it, so it cannot start over; make a new model and "
+                "a new Trainer, or go on with resume=True"
+            )
         try:
             run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)  # before the folder is made
             with StopSignals() as self._signals, run_folder.alone(self.config):
@@ -235,7 +243,8 @@ class Trainer:
 
     def _resume(self, folder: Path, *, allow_changes: bool) -> None:
         root = self.config.folder / "checkpoints"
-        if folder.resolve().parent != root.resolve():
+        # A link to a checkpoint that is kept elsewhere is one of `root`, as is what a link to `root` leads to.
+        if root.resolve() not in (folder.resolve().parent, Path(os.path.abspath(folder)).parent.resolve()):
             raise ValueError(
                 f"{folder} is no checkpoint of {self.config.folder}; give one of {root}, or start a new run from its "
                 "weights: GPT.from_pretrained (--init-from)"
@@ -260,8 +269,8 @@ class Trainer:
         """As `save`, and drop none."""
         if not self._is_finite():
             raise FloatingPointError(
-                f"Trainer: the weights are not finite after step {self.step}, so they are not saved; lower lr "
-                f"({self.config.lr})"
+                f"Trainer: the weights, or the optimizer's moments, are not finite after step {self.step}, so they are "
+                f"not saved; lower lr ({self.config.lr}), or set grad_clip"
             )
         state = {
             "step": self.step, "sampler": self.sampler.state_dict(), "settings": self._record(),
@@ -311,12 +320,14 @@ class Trainer:
         return others | run_folder.model_record(self.model) | dataclasses.asdict(self.config) | data
 
     def is_whole(self) -> bool:
-        """Whether the parameters are those after `step` updates, and finite."""
+        """Whether the parameters are those after `step` updates, and they and their moments finite."""
         return not self._in_update and self._is_finite()
 
     def _is_finite(self) -> bool:
+        # The moments too: a gradient whose square overflows leaves finite weights, and a checkpoint of no use.
         updated = [p for p in self._trained if p in self.optimizer.state]
-        return not updated or bool(torch.stack([p.detach().isfinite().all() for p in updated]).all())
+        moments = [m for p in updated for kind, m in self.optimizer.state[p].items() if kind != "step"]
+        return not updated or bool(torch.stack([t.detach().isfinite().all() for t in updated + moments]).all())
 
     def _random_state(self) -> dict[str, Tensor]:
         state = {"rng/cpu": torch.get_rng_state()}
@@ -368,6 +379,17 @@ def _check_arguments(
             f"({train_data.tokenizer_sha256[:12]}...); give that one, or tokenize the data again"
         )
         raise SettingError("Trainer", "tokenizer", tokenizer.name, need)
+
+
+def _check_settings(settings: dict[str, Any] | None) -> None:
+    """Before a run begins, or an old one is set aside for it: what JSON cannot hold, or makes another thing of."""
+    if settings is not None and not isinstance(settings, dict):
+        raise SettingTypeError("Trainer", "settings", settings, "must be a dict, or None")
+    try:
+        json.dumps(settings, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        need = f"must be what JSON holds, numbers, strings, lists and dicts ({error})"
+        raise SettingTypeError("Trainer", "settings", settings, need) from None
 
 
 def _check_data(model: nn.Module, train_data: TokenDataset, val_data: TokenDataset | None) -> None:

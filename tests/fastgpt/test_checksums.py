@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -95,6 +96,27 @@ def test_a_damaged_file_is_named_by_every_reader(whole, name, damage):
         with pytest.raises((CheckpointError, OSError, ValueError), match=name.replace(".", r"\.")) as raised:
             read(whole)
         assert str(whole) in str(raised.value), reader
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("name", ["checksums.json", "model.safetensors", "training.safetensors"])
+def test_a_file_that_a_disk_does_not_give_is_named(whole, monkeypatch, name, number):
+    """The system's error of a read has no name of a file, and of none of them the way out."""
+
+    def failing(read):
+        def wrapped(path, *args, **options):
+            if path == whole / name:
+                raise OSError(number, os.strerror(number))
+            return read(path, *args, **options)
+
+        return wrapped
+
+    checksums.forget()
+    monkeypatch.setattr(files, "sha256", failing(files.sha256))
+    monkeypatch.setattr(files, "read_json", failing(files.read_json))
+    message = rf"{name}: cannot be read \({os.strerror(number)}\); go on from the one before it: fastgpt train --res"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read_state(whole)
 
 
 @pytest.mark.needs("tyro")

@@ -61,6 +61,45 @@ def test_the_new_run_takes_the_place_of_the_old_one_and_of_nothing_else(run):
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_model_that_is_trained_already_does_not_start_over(run, steps):
+    """What it would leave: a run of no steps, or one that begins in the middle, in place of the old one."""
+    trainer = new_trainer(run, name="b", steps=3)
+    for _ in range(steps):
+        trainer.train_step()
+    trainer.config = new_trainer(run).config
+    before = tree(run)
+    with pytest.raises(ValueError, match=rf"{steps} updates behind it.* make a new model and a new Trainer"):
+        trainer.fit(overwrite=True)
+    assert tree(run) == before
+
+
+def test_a_trainer_that_is_done_trains_no_second_run(tmp_path):
+    trainer = tiny_trainer(tmp_path, steps=1)
+    trainer.fit()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(ValueError, match="1 updates behind it"):
+        trainer.fit()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_be_set_aside_is_named(run, monkeypatch):
+    before = tree(run)
+    rename = Path.rename
+
+    def on_another_disk(path, target):
+        if ".overwriting" in str(target):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(path), None, str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", on_another_disk)
+    with pytest.raises(OSError, match=rf"run in {run} aside \(Invalid cross-device link\), so .*step-00000008 is kept"):
+        new_trainer(run).fit(overwrite=True)
+    monkeypatch.undo()
+    run_folder.settle(run)
+    assert tree(run) == before
+
+
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt(), FloatingPointError("nan")])
 def test_a_new_run_that_comes_to_nothing_leaves_the_old_one(run, monkeypatch, error):
     before = tree(run)

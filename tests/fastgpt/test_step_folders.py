@@ -55,6 +55,48 @@ def test_pruning_a_link_deletes_the_link(root, tmp_path):
     checkpoint.verify(tmp_path / "elsewhere")
 
 
+def test_a_link_to_a_checkpoint_kept_elsewhere_is_gone_on_from(root, tmp_path):
+    (root / "step-00000008").rename(tmp_path / "elsewhere")
+    (root / "step-00000008").symlink_to(tmp_path / "elsewhere")
+    trainer = tiny_trainer(tmp_path, name="a", val=False, steps=9)
+    assert trainer.fit(resume=True, allow_changes=True).losses
+    again = tiny_trainer(tmp_path, name="a", val=False, steps=9)
+    assert again.fit(resume=root / "step-00000008", allow_changes=True).losses
+    with pytest.raises(ValueError, match="is no checkpoint of"):  # of no folder of this run, and under no name of it
+        tiny_trainer(tmp_path, name="a", val=False).fit(resume=tmp_path / "elsewhere")
+
+
+def test_a_checkpoint_that_may_not_be_looked_into_hides_no_other(root, monkeypatch):
+    listed = type(root).iterdir
+
+    def refused(path):
+        if path.name == "step-00000004":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(type(root), "iterdir", refused)
+    assert names(root) == ["step-00000004", "step-00000008"]
+    assert [path.name for path in checkpoint.all_checkpoints(root)] == ["step-00000004", "step-00000008"]
+
+
+@pytest.mark.parametrize("kind", ["a file", "a dangling link", "not writable"])
+def test_a_place_of_checkpoints_that_takes_none_is_said_before_the_first_step(tmp_path, monkeypatch, kind):
+    place = tmp_path / "a" / "checkpoints"
+    place.parent.mkdir()
+    if kind == "a file":
+        place.write_text("")
+    elif kind == "a dangling link":
+        place.symlink_to(tmp_path / "nowhere")
+    else:
+        place.mkdir()
+        access = os.access  # for root all is writable
+        monkeypatch.setattr(os, "access", lambda path, mode: path != place and access(path, mode))
+    trainer = tiny_trainer(tmp_path, name="a", val=False)
+    with pytest.raises(ValueError, match=f"name='a' cannot be a folder of runs: {place} is {kind}; name another"):
+        trainer.fit()
+    assert trainer.step == 0
+
+
 def test_what_is_no_checkpoint_is_not_taken_for_the_newest(root):
     (root / "step-99999999").mkdir()
     (root / "step-00000010").write_text("a file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ from .training import tiny_data, tiny_model, tiny_trainer
         ({"val_data": "data.txt"}, r"Trainer: val_data='data\.txt' must be a TokenDataset"),
         ({"config": "settings.json"}, r"Trainer: config='settings\.json' must be a TrainConfig"),
         ({"config": {"steps": 3}}, r"Trainer: config=\{'steps': 3\} must be a TrainConfig"),
+        ({"settings": {"at": Path("x")}}, r"Trainer: settings=.* must be what JSON holds.*PosixPath is not JSON"),
+        ({"settings": {"at": float("nan")}}, r"Trainer: settings=.* must be what JSON holds"),
+        ({"settings": "settings.json"}, r"Trainer: settings='settings\.json' must be a dict, or None"),
         ({"tokenizer": "gpt2"}, r"Trainer: tokenizer='gpt2' must be a Tokenizer"),
         ({"config": TrainConfig(device="gpu")}, r"Trainer: device='gpu' must be one of auto, cpu"),
     ],

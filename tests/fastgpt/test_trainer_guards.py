@@ -51,6 +51,23 @@ def test_what_is_not_finite_changes_nothing(tmp_path, what, value, grad_clip):
     assert all(torch.equal(a, b) for a, b in zip(before, after))
 
 
+def test_moments_that_are_not_finite_are_not_saved(tmp_path):
+    """A single number of 1e20 has a finite norm, and an infinite square: nobody could go on from that checkpoint."""
+    trainer = tiny_trainer(tmp_path, grad_clip=0.0, save_every=2, keep=1)
+    update = trainer.optimizer.step
+
+    def overflowing():
+        update()
+        if trainer.step == 3:
+            trainer.optimizer.state[trainer.model.ln_f.bias]["exp_avg_sq"][0] = math.inf
+
+    trainer.optimizer.step = overflowing
+    with pytest.raises(FloatingPointError, match=r"moments, are not finite after step 4.*step-00000002 is kept"):
+        trainer.fit()
+    trainer.optimizer.step = update
+    assert trainer.fit(resume=True).step == 8
+
+
 def test_a_model_in_eval_mode_is_trained_with_dropout(tmp_path):
     def losses(training: bool) -> list[float]:
         return tiny_trainer(tmp_path, model=tiny_model(dropout=0.5).train(training)).fit(overwrite=True).losses
