@@ -116,10 +116,10 @@ def _check_file(path: Path, expected: str, stamp: list[int] | None) -> None:
     if found.st_size >= _QUICK_FROM and _stamp(found) == stamp:
         return
     try:
-        digest = _sha256(path, found)
+        is_other = _sha256(path, found) != expected
     except OSError as error:  # a bad sector's names no file
         raise DamagedFile(path, f"cannot be read ({files.reason(error)})") from error
-    if digest != expected:
+    if is_other:
         raise DamagedFile(path, f"corrupted or altered, its sha256 is not the one in {NAME}")
 
 
