@@ -177,7 +177,7 @@ MUTANTS = (
         "trainer-autocast-left-out",
         _TRAINER,
         "autocast(self.device, self.dtype)",
-        "contextlib.nullcontext()",
+        "__import__('contextlib').nullcontext()",
         _TESTS + "autocast_to_bfloat16_keeps_float32_weights",
     ),
     Mutant(
