@@ -124,7 +124,33 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / 'training.json'}: of step {step}, and not of {folder.name}; {instead(folder)}"
         )
+    if not _is_state(state):
+        raise CheckpointError(
+            f"{folder / 'training.json'}: corrupted (its hash is right, and what it says is no state of a run); "
+            f"{instead(folder)}"
+        )
     return state
+
+
+def _is_state(state: dict[str, Any]) -> bool:
+    """Whether it has what `Trainer.load` reads, each of its type. Version 0.1 wrote no `owed` and no `trained`."""
+    sampler, owed, trained = state.get("sampler"), state.get("owed", {}), state.get("trained", [])
+    if not isinstance(sampler, dict) or not isinstance(owed, dict) or not isinstance(trained, list):
+        return False
+    numbers = [state["step"], *(sampler.get(name) for name in ("position", "seed"))]
+    sizes = [sampler.get(name) for name in ("seq_len", "n_tokens")]
+    lines = owed.get("lines", [])
+    return (
+        isinstance(state.get("settings", state.get("config")), dict)
+        and isinstance(state.get("tokenizer_sha256"), str)
+        and all(type(n) is int and n >= 0 for n in numbers)
+        and all(type(n) is int and n >= 1 for n in sizes)
+        and owed.keys() <= {"lines", "validation"}
+        and isinstance(owed.get("validation", False), bool)
+        and isinstance(lines, list)
+        and all(isinstance(line, dict) and type(line.get("step")) is int for line in lines)
+        and all(isinstance(name, str) for name in trained)
+    )
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -186,6 +186,32 @@ def test_a_checkpoint_under_another_steps_name_is_not_gone_on_from(whole):
         checkpoint.read_state(moved)
 
 
+STATES = {
+    "a step": {"step": True},
+    "a tokenizer": {"tokenizer_sha256": None},
+    "settings": {"settings": 3},
+    "a sampler": {"sampler": None},
+    "a position": {"sampler": {"position": -3, "seed": 0, "seq_len": 16, "n_tokens": 700}},
+    "a seed": {"sampler": {"position": 3, "seed": "0", "seq_len": 16, "n_tokens": 700}},
+    "a number of tokens": {"sampler": {"position": 3, "seed": 0, "seq_len": 16, "n_tokens": 0}},
+    "what is owed": {"owed": 3},
+    "owed lines": {"owed": {"lines": [1], "validation": True}},
+    "an owed validation": {"owed": {"lines": [], "validation": 1}},
+    "what another version owes": {"owed": {"lines": [], "validation": True, "scalars": []}},
+    "trained parameters": {"trained": 3},
+}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_a_state_that_is_none_is_named_though_its_hash_is_right(whole, state):
+    path = whole / "training.json"
+    checkpoint.read_state(whole)
+    path.write_text(json.dumps(json.loads(path.read_text()) | state))
+    checksums.write(whole)
+    with pytest.raises(CheckpointError, match=r"training\.json: .*; go on from the one before it"):
+        checkpoint.read_state(whole)
+
+
 def test_files_of_a_models_own_are_recorded_too(tmp_path):
     class Own(type(tiny_model())):
         def save_pretrained(self, folder):
