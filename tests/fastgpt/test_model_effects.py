@@ -182,3 +182,22 @@ def test_logits_asked_for_inside_of_a_transform_are_differentiated():
     found, expected = grad(late)(parameters), grad(early)(parameters)
     for name in parameters:
         torch.testing.assert_close(found[name], expected[name], msg=name)
+
+
+# ---- what a look at a model leaves behind --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_look_at_attention_leaves_no_hooks(monkeypatch, fails):
+    model = make()
+
+    def failing(*_):
+        raise RuntimeError("out of memory")
+
+    if fails:
+        monkeypatch.setattr(model, "hidden_states", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            model.attention_maps(IDX)
+    else:
+        model.attention_maps(IDX)
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -307,4 +307,12 @@ MUTANTS = (
         "False",
         _TIED + "saving_what_a_file_could_not_hold_is_refused",
     ),
+    Mutant(
+        "model-hooks-of-attention-maps-stay",
+        "fastgpt/model.py",
+        "hook.remove()",
+        "pass",
+        _EFFECTS + "a_look_at_attention_leaves_no_hooks",
+        "GPT.attention_maps",
+    ),
 )
