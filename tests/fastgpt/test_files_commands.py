@@ -154,7 +154,8 @@ def test_entries_that_nobody_used_for_long_go_and_foreign_files_stay(here, monke
     (here / "cache" / "tokens" / "mine").mkdir(parents=True)
     old = here / "cache" / "tokens" / f"{'0' * 16}-{'1' * 16}"
     old.mkdir()
-    os.utime(old, (1, 1))
+    for folder in (old, here / "cache" / "tokens" / "mine"):
+        os.utime(folder, (1, 1))
     token_cache.tokenized([here / "a.txt"], Tokenizer.named("shakespeare"), progress=False)
     assert not old.exists()
     assert (here / "cache" / "tokens" / "mine").is_dir()

@@ -365,4 +365,11 @@ MUTANTS = (
         "part.max() > self.vocab_size",
         "tests/fastgpt/test_shards.py::test_the_first_id_that_the_tokenizer_has_not_is_refused",
     ),
+    Mutant(
+        "cache-old-folders-of-others-go",
+        _CACHE,
+        "entry == new or not _ENTRY.fullmatch(entry.name)",
+        "entry == new",
+        "tests/fastgpt/test_files_commands.py::test_entries_that_nobody_used_for_long_go_and_foreign_files_stay",
+    ),
 )
