@@ -210,8 +210,14 @@ class Look:
         extra = _names(self.here) ^ _names(self.after)
         if "TensorBoard" in self.done.err:
             extra = {name for name in extra if "/tensorboard" not in name}
-        if "in case that it gets worse" in self.done.err:  # a checkpoint between the others is one of those kept
+        if any(words in self.done.err for words in ("in case that it gets worse", "is saved in")):
             extra = {name for name in extra if "/checkpoints/step-" not in name}
+            kept = [
+                len(checkpoint.all_checkpoints(root / self.scenario.result / "checkpoints"))
+                for root in (self.here, self.after)
+            ]
+            if kept[0] != kept[1]:  # one of a step between the others stands in the place of an older one
+                found.append(f"then: {kept[0]} checkpoints are kept, not {kept[1]}")
         return found + [f"then: files too many or too few: {', '.join(sorted(extra)[:5])}"] * bool(extra)
 
 
