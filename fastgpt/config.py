@@ -157,7 +157,11 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], *, source: str = "config") -> GPTConfig:
-        """The inverse of `to_dict`; `source` is named in errors about unknown and missing fields."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError, TypeError: unknown or missing fields, which `source` is named with, or values that cannot be.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
@@ -175,7 +179,11 @@ class GPTConfig:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> GPTConfig:
-        """Read a JSON file with the fields of this class."""
+        """Read a JSON file with the fields of this class.
+
+        Raises:
+            OSError: it cannot be read. ValueError, TypeError: no JSON, or see `from_dict`.
+        """
         try:
             fields = read_json(path)
         except ValueError as error:

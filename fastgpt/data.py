@@ -35,6 +35,6 @@ def shakespeare(split: str) -> str:
 
 
 def shakespeare_tokens(split: str, tokenizer: Tokenizer) -> TokenDataset:
-    """The embedded corpus, tokenized in memory (half a second)."""
+    """The embedded corpus, tokenized in memory (half a second). Raises ValueError for another split."""
     works = tokenizer.encode_batch(shakespeare(split).split(END_OF_TEXT))
     return TokenDataset.from_documents(works, tokenizer, name=f"shakespeare/{split}")

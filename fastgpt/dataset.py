@@ -227,7 +227,7 @@ class TokenDataset:
 
 
 def checked_tokenizer(owner: str, tokenizer: Any) -> Tokenizer:
-    """`tokenizer`, or SettingTypeError."""
+    """`tokenizer`. Raises SettingTypeError where it is none."""
     if isinstance(tokenizer, (str, os.PathLike)):
         need = f"must be a Tokenizer; load it first: Tokenizer.load({str(tokenizer)!r})"
         raise SettingTypeError(owner, "tokenizer", tokenizer, need)

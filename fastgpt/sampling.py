@@ -61,7 +61,11 @@ class SamplingConfig:
 
     @classmethod
     def of(cls, settings: dict[str, Any], vocab_size: int) -> SamplingConfig:
-        """The keyword arguments of a call, checked against the model's vocabulary too."""
+        """The keyword arguments of a call, checked against the model's vocabulary too.
+
+        Raises:
+            ValueError, TypeError: a setting that cannot be, or that is none.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:

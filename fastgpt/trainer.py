@@ -266,7 +266,11 @@ class Trainer:
         return path
 
     def write(self) -> Path:
-        """As `save`, and drop none."""
+        """As `save`, and drop none.
+
+        Raises:
+            checkpoint.CheckpointError, FloatingPointError: as `save`.
+        """
         if not self._is_finite():
             raise FloatingPointError(
                 f"Trainer: the weights, or the optimizer's moments, are not finite after step {self.step}, so they are "

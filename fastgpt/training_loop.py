@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import checkpoint, metrics
+from . import checkpoint, files, metrics
 from .evaluation import Validation
 from .progress import progress
 from .reports import reports
@@ -187,7 +187,8 @@ class Loop:
         try:
             path = self._save()
         except checkpoint.CheckpointError as error:
-            _log.warning("%s", error)
+            why = files.reason(error.__cause__ or error)
+            _log.warning("step %d could not be saved either (%s); training goes on", self.trainer.step, why)
         else:
             _log.warning("step %d is saved in %s, in case that it gets worse", self.trainer.step, path)
 

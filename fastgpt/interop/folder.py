@@ -94,7 +94,11 @@ def _load_folder(path: Path) -> tuple[GPTConfig, State]:
 
 
 def read_weights(folder: Path) -> State:
-    """All tensors of model.safetensors, of its shards, or of pytorch_model.bin."""
+    """All tensors of model.safetensors, of its shards, or of pytorch_model.bin.
+
+    Raises:
+        FileNotFoundError: none of these, or a shard is missing. ValueError: truncated, corrupted or altered.
+    """
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return read_safetensors(folder / "model.safetensors")
@@ -248,7 +252,11 @@ def _some(names: list[str]) -> str:
 
 
 def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
-    """Write `model` to `folder` in one of FORMATS. See `GPT.save_pretrained`."""
+    """Write `model` to `folder` in one of FORMATS. See `GPT.save_pretrained`.
+
+    Raises:
+        ValueError: another format, or weights with other names than a GPT's. OSError: it cannot be written.
+    """
     if format not in FORMATS:
         raise ValueError(f"save_pretrained: unknown format {format!r}; choose from {FORMATS}")
     path = check_target(folder, format)

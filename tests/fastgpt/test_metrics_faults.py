@@ -163,12 +163,14 @@ def test_where_the_checkpoint_has_no_room_either_training_goes_on(tmp_path, monk
 
     def failing(target, *args):
         if target.name == "step-00000003":
-            raise checkpoint.CheckpointError("could not save it")
+            raise checkpoint.CheckpointError("go on with resume=True") from OSError(28, "No space left on device")
         original(target, *args)
 
     monkeypatch.setattr(checkpoint, "save", failing)
     assert tiny_trainer(tmp_path, name="a").fit().step == 8
-    assert [record.message for record in caplog.records][1:] == ["could not save it"]
+    assert [record.message for record in caplog.records][1:] == [
+        "step 3 could not be saved either (No space left on device); training goes on"
+    ]
     assert steps_of(tmp_path / "a" / "metrics.jsonl") == list(range(1, 9))
 
 
