@@ -7,6 +7,7 @@ checker) switched on for the test. The same test files serve both.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import zlib
 from types import ModuleType
@@ -24,6 +25,10 @@ torch.set_num_threads(1)
 _CACHE = tempfile.TemporaryDirectory(prefix="fastgpt-tests-")  # not the user's; removed when pytest ends
 os.environ["FASTGPT_CACHE"] = _CACHE.name
 
+# What a shell's background (SIGINT) or nohup (SIGHUP) has programs ignore stays ignored while training; here it counts.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
 
 TIMEOUT = 300.0  # seconds of one test, where the plugin is installed and nobody asked for another limit
 
