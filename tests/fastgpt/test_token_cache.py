@@ -1,4 +1,4 @@
-"""Texts tokenized once: found again while nothing changed, made anew as soon as anything did."""
+"""Which texts are which entry of the cache: found again while nothing changed, made anew as soon as anything did."""
 
 from __future__ import annotations
 

@@ -430,13 +430,6 @@ MUTANTS = (
         _SETTINGS + "numbers",
     ),
     Mutant(
-        "settings-above-is-at-least",
-        "fastgpt/settings.py",
-        "number <= above",
-        "number < above",
-        _SETTINGS + "numbers",
-    ),
-    Mutant(
         "settings-most-is-not-looked-at",
         "fastgpt/settings.py",
         "most is not None and number > most",

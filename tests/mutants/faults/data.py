@@ -11,7 +11,7 @@ _CACHE = "fastgpt/token_cache.py"
 _BATCHES = "tests/fastgpt/test_sampler.py::test_"
 _DATA = "tests/fastgpt/test_data.py::test_"
 _STREAM = "tests/fastgpt/test_token_stream.py::test_"
-_CACHED = "tests/fastgpt/test_token_cache_keys.py::test_"
+_CACHED = "tests/fastgpt/test_token_cache.py::test_"
 
 MUTANTS = (
     # --- batches ------------------------------------------------------------------------------------------------------

@@ -287,27 +287,6 @@ MUTANTS = (
         _TIED + "moves_that_make_new_parameters",
     ),
     Mutant(
-        "tied-weights-apart-after-loading",
-        "fastgpt/tied.py",
-        "_tie([place for place, _ in before], new[0])",
-        "",
-        _TIED + "any_load_keeps_the_tie",
-    ),
-    Mutant(
-        "tied-weights-that-differ-are-loaded",
-        "fastgpt/tied.py",
-        "not _same(state[given[0]], state[other])",
-        "False",
-        _TIED + "two_different_weights_are_refused",
-    ),
-    Mutant(
-        "tied-weights-that-differ-are-saved",
-        "fastgpt/tied.py",
-        'config.tie_weights and not _same(state["token_emb.weight"], state["head.weight"])',
-        "False",
-        _TIED + "saving_what_a_file_could_not_hold_is_refused",
-    ),
-    Mutant(
         "model-hooks-of-attention-maps-stay",
         "fastgpt/model.py",
         "hook.remove()",

@@ -61,21 +61,6 @@ MUTANTS = (
     ),
     # --- outputs ------------------------------------------------------------------------------------------------------
     Mutant(
-        "output-logits-of-changed-weights",
-        "fastgpt/output.py",
-        "self.versions is not None and self.versions != [_version(p) for p in now.values()]",
-        "False",
-        _OUTPUT + "logits_of_changed_weights_are_refused",
-    ),
-    Mutant(
-        "output-logits-outside-of-the-forwards-autocast",
-        "fastgpt/output.py",
-        "_autocast(hidden.device.type, self.autocast)",
-        "contextlib.nullcontext()",
-        _OUTPUT + "logits_computed_later_are_those_of_the_forwards_autocast",
-        "Unembedding.logits",
-    ),
-    Mutant(
         "output-walking-through-it-in-training-computes-logits",
         "fastgpt/output.py",
         "not (training and torch.is_grad_enabled())",
@@ -217,21 +202,6 @@ MUTANTS = (
         '"sdpa" if part == "attn" else "torch"',
         '"reference" if part == "attn" else "torch"',
         _EFFECTS + "the_sets_of_implementations_are_whole",
-    ),
-    Mutant(
-        "impl-automatic-means-the-interpreter",
-        "fastgpt/impl.py",
-        "if interpreting:\n"
-        "    obstacle = 'the CPU interpreter is for tests and teaching; request \"triton\" by name to run it'",
-        "",
-        _IMPL + "auto_does_not_interpret",
-    ),
-    Mutant(
-        "impl-tangents-are-lost-in-the-kernels",
-        "fastgpt/impl.py",
-        "obstacle is None and tangents",
-        "False",
-        "tests/fastgpt/test_transforms.py::test_auto_passes_the_kernels_over_where_forward_mode_is_on",
     ),
     Mutant(
         "impl-a-head-dim-beyond-the-kernels-passes",
