@@ -130,7 +130,7 @@ def shown(value: Any) -> str:
         return " ".join(map(shown, value))
     text = str(value)
     quoted = shlex.quote(text) if text.isprintable() else repr(text)
-    return quoted if len(quoted) <= 80 else f"{quoted[:50]}...{quoted[-20:]}"
+    return quoted if len(quoted) <= 160 else f"{quoted[:100]}...{quoted[-40:]}"
 
 
 def _range(least: float | None, most: float | None, above: float | None, below: float | None) -> str:

@@ -17,6 +17,8 @@ from fastgpt.tokenizer import Tokenizer
 
 from .test_shards import DAMAGES, flip
 
+pytest.importorskip("tiktoken")
+
 SMALL = Tokenizer.named("shakespeare")
 TEXT = "Friends, Romans, countrymen, lend me your ears. " * 20
 

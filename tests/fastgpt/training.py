@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.data import TokenDataset
-from fastgpt.tokenizer import Tokenizer
+from fastgpt.tokenizer import BUNDLED
 from fastgpt.trainer import TrainConfig, Trainer
 
 VOCAB_SIZE = 4096  # the bundled small tokenizer's
@@ -24,12 +23,7 @@ def tiny_model(seed: int = 0, **options) -> GPT:
 
 def tiny_data(n: int = 700, seed: int = 0) -> TokenDataset:
     ids = np.random.default_rng(seed).integers(0, 50, n).astype(np.uint16)
-    return TokenDataset((ids,), np.zeros(1, np.int64), VOCAB_SIZE, _tokenizer_sha256(), "tiny")
-
-
-@functools.cache
-def _tokenizer_sha256() -> str:
-    return Tokenizer.named("shakespeare").sha256
+    return TokenDataset((ids,), np.zeros(1, np.int64), VOCAB_SIZE, BUNDLED["shakespeare"][1], "tiny")
 
 
 def tiny_trainer(folder: Path, *, model: GPT | None = None, tokenizer=None, val: bool = True, **options) -> Trainer:
