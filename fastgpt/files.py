@@ -239,7 +239,12 @@ def instead_of_file(path: str | os.PathLike[str]) -> str | None:
         return None
     if os.path.isdir(path):
         return "a folder"
-    return "a pipe or a device" if os.path.exists(path) else "a link to nowhere"
+    return "a pipe or a device" if is_pipe(path) else "a link to nowhere"
+
+
+def is_pipe(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a pipe or a device: to open one is to wait."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -248,7 +253,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         OSError: it cannot be read. ValueError: it is no JSON.
     """
-    if not os.path.isfile(path) and not os.path.isdir(path) and os.path.exists(path):  # to open a pipe is to wait
+    if is_pipe(path):
         raise ValueError("a pipe or a device, no file")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -287,12 +292,15 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+def sha256(path: Path, *, start: int = 0, on_read: Callable[[int], None] | None = None) -> str:
+    """Hex sha256 of a file's bytes from `start` on; `on_read` is told how many of the file have been read so far."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
+        file.seek(start)
         while block := file.read(1 << 20):
             digest.update(block)
+            if on_read is not None:
+                on_read(file.tell())
     return digest.hexdigest()
 
 

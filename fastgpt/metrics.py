@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .files import instead_of_file, replace_file
+from .files import is_pipe, replace_file
 
 _log = logging.getLogger("fastgpt")
 
@@ -168,8 +168,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _check_no_pipe(path: str | os.PathLike[str]) -> None:
     """Raise OSError for a pipe or a device, which would have to be waited for."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise OSError(f"{path}: {instead_of_file(path)} in the place of a file; move it away")
+    if is_pipe(path):
+        raise OSError(f"{path}: a pipe or a device in the place of a file; move it away")
 
 
 def _lines(data: bytes) -> Iterator[tuple[bytes, dict[str, Any] | None]]:

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import files
-from .step_folders import WRITING, all_checkpoints, replaced_checkpoints, step_of, warn_once
+from .kernels._notice import say_once
+from .step_folders import WRITING, all_checkpoints, replaced_checkpoints, step_of
 
 _MOVING, _ASIDE = ".overwriting", ".overwritten"
 _CHECKPOINTS = "checkpoints"
@@ -84,7 +85,7 @@ def settle(run: Path) -> None:
                     (run / _MOVING / folder).rmdir()
             _flush(run)
     except OSError as error:
-        warn_once(f"could not clear up after a run that was started over in {run} ({files.reason(error)})")
+        say_once(f"could not clear up after a run that was started over in {run} ({files.reason(error)})")
 
 
 def _settle_checkpoints(root: Path) -> None:

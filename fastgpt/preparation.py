@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import numpy as np
 from .dataset import TokenDataset, checked_tokenizer
 from .files import check_folder, reason, way_out
 from .pretokens import PIECE_CHARS
-from .progress import has_bars
+from .progress import bytes_bar
 from .settings import SettingError, SettingTypeError, check_integer
 from .shard_writing import ShardWriter, check_target, new_set
 from .shards import FolderError, id_dtype
@@ -83,7 +84,13 @@ def _write(
     """Tokenize `files` into shards, documents and manifest in the folder `work`."""
     writer = ShardWriter(work, id_dtype(tokenizer.vocab_size), shard_tokens)
     ends, n_bytes = [], 0
-    with _progress(files, enabled=progress) as on_read:
+    sizes = [path.stat().st_size for path in files]
+    before = dict(zip(files, itertools.accumulate(sizes, initial=0)))
+    with bytes_bar("tokenizing", sum(sizes), enabled=progress) as move:
+
+        def on_read(path: Path, n: int) -> None:
+            move(before[path] + n)
+
         for ids, size in _tokenized(_batches(files, separators, on_read), tokenizer, threads or default_threads()):
             n_bytes += size
             ends.append(writer.n_tokens + np.flatnonzero(ids == tokenizer.end_of_text))
@@ -94,7 +101,7 @@ def _write(
         np.append(0, np.concatenate(ends)[:-1] + 1),  # the stream ends with a document, and each but it with another
         tokenizer={"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         n_bytes=n_bytes,
-        sources=[{"path": str(path), "bytes": path.stat().st_size} for path in files],
+        sources=[{"path": str(path), "bytes": size} for path, size in zip(files, sizes)],
     )
 
 
@@ -158,25 +165,3 @@ def _tokenized(batches: Iterable[_Batch], tokenizer: Tokenizer, threads: int) ->
                 yield ids.result(), n_bytes
         for ids, n_bytes in waiting:
             yield ids.result(), n_bytes
-
-
-class _progress:
-    """A progress bar over the files' bytes, on a terminal; calling `on_read(path, n)` moves it."""
-
-    def __init__(self, files: Sequence[Path], *, enabled: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)  # stdout is for results
-        columns = (TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not (enabled and has_bars(console)))
-        sizes = [path.stat().st_size for path in files]
-        self._before = {path: sum(sizes[:n]) for n, path in enumerate(files)}
-        self._task = self._bar.add_task("tokenizing", total=sum(sizes))
-
-    def __enter__(self) -> Callable[[Path, int], None]:
-        self._bar.start()
-        return lambda path, n: self._bar.update(self._task, completed=self._before[path] + n)
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()

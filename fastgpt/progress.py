@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +37,25 @@ def has_bars(console: Any) -> bool:
     """Whether a bar can be drawn there. FORCE_COLOR makes a terminal of every file in rich's eyes, as it is set where
     colours are wanted in logs; but what moves the cursor does not belong into one."""
     return console.is_interactive and console.file.isatty()
+
+
+@contextlib.contextmanager
+def bytes_bar(
+    what: str, total: int, *, enabled: bool = True, transient: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr (stdout is for results) over `total` bytes, if that is a terminal. Calling it with how many are
+    done moves it. transient: nothing stays of it."""
+    if not enabled or sys.stderr is None or not sys.stderr.isatty():  # and rich need not be imported
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=transient, disable=not has_bars(console)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 @contextlib.contextmanager

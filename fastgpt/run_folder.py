@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +20,9 @@ from typing import Any
 from torch import nn
 
 from . import checkpoint, files, overwritten
+from .kernels._notice import say_once
 from .settings import SettingError
 from .train_config import TrainConfig
-
-_log = logging.getLogger("fastgpt")
 
 # What changes nothing that is computed. (A tokenizer counts by its hash, init_from only before the first step.)
 _FREE = {
@@ -151,17 +148,12 @@ def alone(config: TrainConfig) -> Iterator[None]:
                 f"{several}"
             ) from None
         if not is_locked:
-            _say_no_locks(config.folder)
+            say_once(f"{config.folder}: this file system has no locks, so nothing keeps a second run out of the folder")
         overwritten.settle(config.folder)
         try:
             yield
         finally:
             overwritten.settle(config.folder)
-
-
-@functools.cache  # said once
-def _say_no_locks(folder: Path) -> None:
-    _log.warning("%s: this file system has no locks, so nothing keeps a second run out of the folder", folder)
 
 
 def ranks() -> int:

@@ -11,7 +11,7 @@ import math
 import numbers
 import operator
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 MOST_SIZE = 2**31 - 1  # of one dimension: products of two still fit the 64 bits that torch counts in
@@ -131,6 +131,11 @@ def shown(value: Any) -> str:
     text = str(value)
     quoted = shlex.quote(text) if text.isprintable() else repr(text)
     return quoted if len(quoted) <= 160 else f"{quoted[:100]}...{quoted[-40:]}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first three of `names`, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
 
 
 def _range(least: float | None, most: float | None, above: float | None, below: float | None) -> str:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import files, user_cache
+from .progress import bytes_bar
 from .shards import DOCUMENTS, HEADER, REDO, ShardError, unreadable
 
-_BLOCK = 1 << 20  # bytes
 _QUICK_FROM = 1 << 20  # bytes; below, hashing takes less than a millisecond, and no clock's tick hides a change
 _LONG = 1 << 28  # bytes that take so long that a bar is welcome
 
@@ -39,9 +39,10 @@ def check_unaltered(folder: Path, manifest: dict[str, Any], *, whole: bool = Fal
         name for name, state in states.items() if remembered.get(name) == state
     }
     doubtful = [entry for entry in described if whole or entry["file"] not in believed & large]
-    with _bar(sum(states[entry["file"]][1] for entry in doubtful), enabled=progress) as on_read:
-        for entry in doubtful:
-            _check_hash(folder / entry["file"], entry["sha256"], on_read)
+    sizes = [states[entry["file"]][1] for entry in doubtful]
+    with bytes_bar("verifying", sum(sizes), enabled=progress and sum(sizes) >= _LONG, transient=True) as move:
+        for entry, before in zip(doubtful, itertools.accumulate(sizes, initial=0)):
+            _check_hash(folder / entry["file"], entry["sha256"], lambda n, before=before: move(before + n))
     new = {entry["file"]: states[entry["file"]] for entry in doubtful if entry["file"] in large - believed}
     if new:
         _remember(folder, remembered | new)
@@ -57,32 +58,13 @@ def _in_time(entry: dict[str, Any], states: dict[str, list[Any]]) -> bool:
 
 
 def _check_hash(path: Path, expected: str, on_read: Callable[[int], None]) -> None:
-    digest = hashlib.sha256()
+    start = 0 if path.name == DOCUMENTS else HEADER.size  # a shard's header is compared at every open
     try:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(0 if path.name == DOCUMENTS else HEADER.size)  # a shard's header is compared at every open
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                on_read(len(block))
+        found = files.sha256(path, start=start, on_read=on_read)
     except OSError as error:
         raise unreadable(path, error) from error
-    if digest.hexdigest() != expected:
+    if found != expected:
         raise ShardError(f"{path}: its sha256 is not the manifest's: altered after it was written; {REDO}")
-
-
-@contextlib.contextmanager
-def _bar(n_bytes: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, if that is a terminal and there is much to read. Calling it moves it by so many bytes."""
-    if not enabled or n_bytes < _LONG or sys.stderr is None or not sys.stderr.isatty():
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verifying", total=n_bytes)
-        yield lambda n: bar.advance(task, n)
 
 
 # ---- what is remembered --------------------------------------------------------------------------------------------

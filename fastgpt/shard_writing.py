@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import files
-from .settings import SettingError
+from .settings import SettingError, some_of
 from .shards import (
     DOCUMENTS,
     HEADER,
@@ -56,8 +56,7 @@ def check_target(folder: Path, sources: list[Path], *, overwrite: bool) -> None:
     if not found:
         return
     if not is_shards(folder):
-        some = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        need = f"holds other files ({some}), no token shards: nothing in it is touched; choose another folder"
+        need = f"holds other files ({some_of(found)}), no token shards: nothing in it is touched; choose another folder"
         raise FolderTakenError("prepare", "folder", str(folder), need)
     if not overwrite:
         need = "exists; choose another folder, or pass overwrite=True (--overwrite)"
@@ -122,7 +121,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, dtype: np.dtype, shard_tokens: int) -> None:
         self.folder, self.dtype, self.shard_tokens = folder, dtype, shard_tokens
-        self.n_tokens, self.last = 0, -1
+        self.n_tokens = 0
         self._file, self._count, self._hash = None, 0, hashlib.sha256()
         self._hash_of_all = hashlib.sha256()
         self._entries: list[dict[str, Any]] = []
@@ -139,7 +138,6 @@ class ShardWriter:
             self._hash_of_all.update(data)
             self._count += len(part)
             self.n_tokens += len(part)
-            self.last = int(part[-1])
             if self._count == self.shard_tokens:
                 self._finish()
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from . import checksums, files
+from .kernels._notice import say_once
 
 _log = logging.getLogger("fastgpt")
 
@@ -102,7 +102,7 @@ def prune(root: Path, keep: int, newest: Path) -> None:
     try:
         before = [path for path in all_checkpoints(root) if step_of(path) < step_of(newest)]
     except OSError as error:
-        warn_once(f"could not look for old checkpoints in {root} ({files.reason(error)}); training goes on")
+        say_once(f"could not look for old checkpoints in {root} ({files.reason(error)}); training goes on")
         return
     for old in before[: max(0, len(before) - (keep - 1))]:
         _delete_or_warn(old)
@@ -112,13 +112,7 @@ def _delete_or_warn(folder: Path) -> None:
     try:
         delete(folder)
     except OSError as error:
-        warn_once(f"could not delete the old checkpoint {folder} ({files.reason(error)}); training goes on")
-
-
-@functools.cache
-def warn_once(text: str) -> None:
-    """What fails at one save fails at the next."""
-    _log.warning("%s", text)
+        say_once(f"could not delete the old checkpoint {folder} ({files.reason(error)}); training goes on")
 
 
 def delete(folder: Path) -> None:

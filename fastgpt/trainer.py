@@ -129,7 +129,7 @@ class Trainer:
             raise
         self._in_update = True  # until the step is counted, an error leaves weights of no step
         self.optimizer.step()
-        self._drop_gradients()
+        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.owed = Owed()
         self._in_update = False
@@ -139,7 +139,7 @@ class Trainer:
         """The gradient of the next batches, clipped. Returns (loss, norm before clipping)."""
         batches = [self.sampler.next_batch() for _ in range(self.config.grad_accum)]
         counts = [_count(targets) for _, targets in batches]
-        self._drop_gradients()  # those that others left are not this step's
+        self.optimizer.zero_grad(set_to_none=True)  # those that others left are not this step's
         if not self.model.training:  # who has put parts of a model in eval mode, to freeze them, finds them so
             self.model.train()
         shares = []
@@ -160,10 +160,6 @@ class Trainer:
                 "set grad_clip, and go on from a checkpoint with allow_changes=True (--allow-changes)"
             )
         return loss, norm
-
-    def _drop_gradients(self) -> None:
-        for p in self._trained:
-            p.grad = None
 
     @torch.no_grad()
     def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .settings import some_of
 from .step_folders import CheckpointError, instead
 
 _OPTIMIZER = "optimizer/"
@@ -100,8 +101,8 @@ def _check_trained(folder: Path, now: set[str], stored: set[str], recorded: Sequ
     before = stored | (now if recorded is None else set(recorded))
     only_before, only_now = sorted(before - now), sorted(now - before)
     if only_before or only_now:
-        words = [f"{_some(only_before)} trained there and not now"] if only_before else []
-        words += [f"{_some(only_now)} trained now and not there"] if only_now else []
+        words = [f"{some_of(only_before)} trained there and not now"] if only_before else []
+        words += [f"{some_of(only_now)} trained now and not there"] if only_now else []
         raise CheckpointError(f"{folder}: {'; '.join(words)}; resume with the same parameters frozen")
 
 
@@ -123,8 +124,3 @@ def _no_moments(folder: Path, what: str) -> CheckpointError:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import files, tied
 from ..config import GPTConfig
+from ..settings import some_of
 from . import hf_gpt2, nanogpt
 from .locate import check_target, check_type, locate, read_fields, weights_beside
 from .tensor_file import read_safetensors, write_safetensors
@@ -191,7 +192,8 @@ def compare_names(expected: State, state: State, *, source: str, config: str) ->
     if missing or unexpected:
         raise ValueError(
             f"{source}: the weights do not fit the config ({config}): "
-            f"missing {_some(missing)}, unexpected {_some(unexpected)}; correct the config or take the right weights"
+            f"missing {some_of(missing)}, unexpected {some_of(unexpected)}; correct the config or take the right "
+            "weights"
         )
     for name, tensor in expected.items():
         if not isinstance(state[name], Tensor):
@@ -245,10 +247,6 @@ def check_finite(tensor: Tensor, what: str) -> None:
             f"{what} holds {bad} of {tensor.numel()} numbers that are NaN or infinite: its training diverged, or the "
             "file is damaged; take an earlier checkpoint or a copy"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
 
 
 def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:

@@ -42,6 +42,8 @@ MUTANTS = (
         """
         while block := file.read(1 << 20):
             digest.update(block)
+            if on_read is not None:
+                on_read(file.tell())
         """,
         "digest.update(file.read(1 << 20))",
         _WHOLE + "every_byte_counts_in_a_hash",

@@ -179,7 +179,7 @@ MUTANTS = (
     Mutant(
         "checkpoint-prune-that-fails-ends-the-run",
         "fastgpt/step_folders.py",
-        "warn_once(f'could not delete the old checkpoint {folder} ({files.reason(error)}); training goes on')",
+        "say_once(f'could not delete the old checkpoint {folder} ({files.reason(error)}); training goes on')",
         "raise",
         "tests/fastgpt/test_step_folders.py::test_pruning_forgives_what_it_cannot_delete",
     ),

@@ -16,7 +16,7 @@ MUTANTS = (
     Mutant(
         "shards-hash-not-compared",
         "fastgpt/shard_checks.py",
-        "digest.hexdigest() != expected",
+        "found != expected",
         "False",
         "tests/fastgpt/test_shards.py::test_a_flipped_bit_is_noticed_wherever_it_is",
     ),

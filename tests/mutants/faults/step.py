@@ -147,7 +147,7 @@ MUTANTS = (
     Mutant(
         "trainer-gradients-left-in",
         _TRAINER,
-        "self._drop_gradients()",
+        "self.optimizer.zero_grad(set_to_none=True)",
         "",
         "tests/fastgpt/test_trainer_step.py::test_gradients_that_others_left_do_not_count",
         "Trainer._gradient",
