@@ -242,3 +242,12 @@ def test_settings_may_be_named_by_the_command(here):
     found = _read.parse(Resumable, ["m", "--out", "again", "--lr", "1"], "fastgpt x")
     assert (found.batch_size, found.lr) == (3, 1.0)
     assert _read.parse(Resumable, ["m"], "fastgpt x").batch_size == 8
+
+
+def test_a_path_that_is_not_the_prompts_is_not_called_so():
+    from fastgpt.commands.sample import Command
+
+    given = _options.Given(Command, "fastgpt sample", _options.options_of(Command))
+    _read.read(given, ["m", "x", "--tokenizer", "own.txt"])
+    error = PermissionError(13, "Permission denied", "own.txt")
+    assert _mistakes.describe(error, given).startswith("--tokenizer own.txt: permission denied")

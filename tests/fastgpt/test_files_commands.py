@@ -494,13 +494,3 @@ def test_inspect_replaces_only_what_it_wrote(models):
         before = tree(models)
         assert f"--out attention holds {name}, which" in fails("inspect", "m", "To be", cwd=models)
         assert tree(models) == before
-
-
-def test_a_path_that_is_not_the_prompts_is_not_called_so():
-    from fastgpt.commands import _mistakes, _options, _read
-    from fastgpt.commands.sample import Command
-
-    given = _options.Given(Command, "fastgpt sample", _options.options_of(Command))
-    _read.read(given, ["m", "x", "--tokenizer", "own.txt"])
-    error = PermissionError(13, "Permission denied", "own.txt")
-    assert _mistakes.describe(error, given).startswith("--tokenizer own.txt: permission denied")

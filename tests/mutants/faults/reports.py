@@ -73,7 +73,7 @@ MUTANTS = (
         _METRICS,
         "tokens_per_second * flops_per_token / peak",
         "tokens_per_second * flops_per_token / (2 * peak)",
-        _TESTS + "mfu_formula",
+        "tests/fastgpt/test_metrics.py::test_mfu_formula",
     ),
     Mutant(
         "reports-an-error-ends-the-run",
