@@ -4,7 +4,7 @@ A butterfly adds what the partner lane holds to what the lane holds itself, and 
 an addition does not care which of the two came first. Of `sum(a * b)` with one product a lane, the compiler makes
 fma(a, b, partner): its own product unrounded, the partner's rounded. The partner does the reverse, the lanes hold sums
 that differ in the last bit, and which of them is stored where several lanes hold one result is not defined.
-`kernels/_sums.py` has sums to which that cannot happen. Neither Triton's interpreter nor a test of values sees it.
+`kernels/device/sums.py` has sums to which that cannot happen. Neither the interpreter nor a test of values sees it.
 
 It is visible in machine code alone: ptxas contracts what LLVM has left.
 """

@@ -183,7 +183,7 @@ def problems(result: Result, *, spill: int = 0) -> list[str]:
         if u.contracted_sums:
             found.append(
                 f"{at}: {u.contracted_sums} sums over lanes differ between the lanes: a product is contracted into "
-                "their first step; use kernels/_sums.py"
+                "their first step; use kernels/device/sums.py"
             )
         if u.unconditional_copies:
             found.append(

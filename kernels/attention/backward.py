@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from .._dropout import keep_mask
-from .._sums import sum_of_products
-from .._tf32 import dot_operand
+from ..device.dropout import keep_mask
+from ..device.sums import sum_of_products
+from ..device.tf32 import dot_operand
 from .forward import head_offset, load_tile, store_tile, stream_tile, tile_index, without_nonfinite
 from .masks import column_tiles, key_bounds, program_tile, tile_start, visible
 

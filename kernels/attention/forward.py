@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .._dropout import keep_mask
-from .._tf32 import dot_operand
+from ..device.dropout import keep_mask
+from ..device.tf32 import dot_operand
 from .masks import column_tiles, key_bounds, program_tile, tile_start, visible
 
 

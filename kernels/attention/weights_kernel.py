@@ -11,7 +11,7 @@ so every tile is rebuilt alone, in one pass, and only for the heads and rows tha
 import triton
 import triton.language as tl
 
-from .._tf32 import dot_operand
+from ..device.tf32 import dot_operand
 from .masks import key_bounds, visible
 
 

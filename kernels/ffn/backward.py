@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .._sums import rounded_product
+from ..device.sums import rounded_product
 from .gelu import gelu_and_derivative
 from .gemm import columns_of, load_tile, product_tile, store_tile, tile_at
 

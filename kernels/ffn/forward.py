@@ -6,7 +6,7 @@ Every program computes tiles pid, pid + num_programs, ... of the output; see `ge
 import triton
 import triton.language as tl
 
-from .._dropout import keep_mask
+from ..device.dropout import keep_mask
 from .gelu import gelu
 from .gemm import columns_of, load_tile, product_tile, store_tile, tile_at
 

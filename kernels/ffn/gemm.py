@@ -10,7 +10,7 @@ A product is C (M, N) = A (M, K) · B (K, N), accumulated in float32. Each opera
 import triton
 import triton.language as tl
 
-from .._tf32 import dot_operand
+from ..device.tf32 import dot_operand
 
 
 @triton.jit

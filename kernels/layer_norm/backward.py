@@ -11,7 +11,7 @@ dx = dh · dropout factor, with the mask drawn again from its seed.
 import triton
 import triton.language as tl
 
-from .._sums import rounded_product, sum_of_products
+from ..device.sums import rounded_product, sum_of_products
 from .forward import dropout_factor, in_elements, row_indices
 
 

@@ -10,8 +10,8 @@ A program holds `block_m` whole rows in registers, so that each element is read 
 import triton
 import triton.language as tl
 
-from .._dropout import keep_mask
-from .._sums import sum_of_products
+from ..device.dropout import keep_mask
+from ..device.sums import sum_of_products
 
 
 @triton.jit

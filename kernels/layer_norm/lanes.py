@@ -8,7 +8,7 @@ at mean 1000 and variance 1, as E[h²] - E[h]² would.
 import triton
 import triton.language as tl
 
-from .._sums import sum_of_products
+from ..device.sums import sum_of_products
 
 
 @triton.jit

@@ -18,7 +18,7 @@ makes every row start on a 16-byte boundary.
 import triton
 import triton.language as tl
 
-from .._sums import sum_of_products
+from ..device.sums import sum_of_products
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -12,7 +12,7 @@ from benchmarks.gate.contraction import contracted_sums
 from benchmarks.gate.offline import offline
 from benchmarks.gate.rows import Row
 from benchmarks.sass.parser import parse_amdgcn, parse_sass, program_of
-from fastgpt.kernels._sums import sum_of_products
+from fastgpt.kernels.device.sums import sum_of_products
 from fastgpt.kernels.layer_norm import launch as layer_norm
 from fastgpt.kernels.linear_cross_entropy import launch as loss
 

@@ -9,7 +9,7 @@ from tests.support import philox
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from fastgpt.kernels._dropout import keep_mask  # noqa: E402
+from fastgpt.kernels.device.dropout import keep_mask  # noqa: E402
 
 
 @triton.jit

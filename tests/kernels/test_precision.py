@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from fastgpt.kernels import _runtime, attention_weights, flash_attention, gelu_ffn
-from fastgpt.kernels._tf32 import dot_operand, round_to_tf32
+from fastgpt.kernels.device.tf32 import dot_operand, round_to_tf32
 from fastgpt.kernels.ffn import launch as ffn_launch
 
 OLD = "torch.backends.cuda.matmul.allow_tf32 = "

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from benchmarks.gate.offline import offline
-from fastgpt.kernels._sums import sum_of_products
+from fastgpt.kernels.device.sums import sum_of_products
 
 pytestmark = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1 leaves nothing to compile in this process"

@@ -17,7 +17,7 @@ from .syntax import Edit, same
 
 HARMLESS = Mutant(
     "a-comparison-turned-round",
-    "kernels/_dropout.py",
+    "kernels/device/dropout.py",
     "return word >= threshold",
     "return threshold <= word",
     "tests/kernels/test_dropout.py::test_mask_is_philox",
@@ -76,7 +76,9 @@ def test_the_tests_named_exist():
     ],
 )  # fmt: skip
 def test_a_stale_fault_is_an_error(changes, message):
-    with pytest.raises(ValueError, match=rf"'a-comparison-turned-round' is stale: .*{message}.*: kernels/_dropout.py"):
+    with pytest.raises(
+        ValueError, match=rf"'a-comparison-turned-round' is stale: .*{message}.*: kernels/device/dropout.py"
+    ):
         dataclasses.replace(HARMLESS, **changes).plant(text_of(HARMLESS.path))
 
 
@@ -137,7 +139,7 @@ def test_samples_take_the_families_in_turn():
 
 
 def test_what_would_be_planted_is_listed(capsys):
-    assert cli.main(["--list", "--family", "kernels/_dropout"]) == 0
+    assert cli.main(["--list", "--family", "kernels/device/dropout"]) == 0
     listed = capsys.readouterr().out
     assert "dropout-keeps-what-it-should-drop" in listed
     assert "kernels/attention" not in listed
@@ -147,5 +149,5 @@ def test_the_table_counts_each_file():
     other = dataclasses.replace(HARMLESS, name="other", path="fastgpt/trainer.py")
     verdicts = [plant.Verdict(m, "caught", "a test", 1.0) for m in (HARMLESS, other)]
     kernels, fastgpt = cli.table(verdicts).split("## fastgpt")
-    assert "| kernels/_dropout.py | 1 | 1 |\n| all | 1 | 1 |" in kernels
+    assert "| kernels/device/dropout.py | 1 | 1 |\n| all | 1 | 1 |" in kernels
     assert "| other | fastgpt/trainer.py | caught | `a test` |" in fastgpt

@@ -12,7 +12,7 @@ MUTANTS = (
     # --- dropout ------------------------------------------------------------------------------------------------------
     Mutant(
         "dropout-keeps-what-it-should-drop",
-        "kernels/_dropout.py",
+        "kernels/device/dropout.py",
         "return word >= threshold",
         "return word < threshold",
         "tests/kernels/test_dropout.py::test_mask_is_philox",
@@ -20,28 +20,28 @@ MUTANTS = (
     # --- products in TF32 ---------------------------------------------------------------------------------------------
     Mutant(
         "tf32-operands-truncated",
-        "kernels/_tf32.py",
+        "kernels/device/tf32.py",
         "return x + power * 0.00048828125",
         "return x",
         _PRECISION + "one_product",
     ),
     Mutant(
         "tf32-rounds-a-quarter-of-a-unit",
-        "kernels/_tf32.py",
+        "kernels/device/tf32.py",
         "power * 0.00048828125",
         "power * 0.000244140625",
         _PRECISION + "rounding_of_every_kind_of_number",
     ),
     Mutant(
         "tf32-rounding-by-integers-loses-nan",
-        "kernels/_tf32.py",
+        "kernels/device/tf32.py",
         "return x + power * 0.00048828125",
         "return (x.to(tl.uint32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)",
         _PRECISION + "rounding_keeps_what_is_not_a_number",
     ),
     Mutant(
         "tf32-rounds-ieee-products-too",
-        "kernels/_tf32.py",
+        "kernels/device/tf32.py",
         'PRECISION == "tf32"',
         'PRECISION == "tf32" or PRECISION == "ieee"',
         _PRECISION + "one_product",
