@@ -1,4 +1,4 @@
-"""What the GELU-FFN asks the gate to compile: every product and pass, for GPT widths, dtypes and layouts.
+"""What the GELU-FFN asks the gate to compile: both products and every pass, for GPT widths, dtypes and layouts.
 
 `path="triton"` throughout: the tables may send a product to cuBLAS, and its kernel must still be fit for use.
 """
@@ -23,26 +23,20 @@ WIDE = TENSOR | {"wide_loads"}
 def rows() -> Iterator[Row]:
     for d in WIDTHS:
         yield _row(f"bf16-d{d}-up", _up, WIDE, d=d)
-        yield _row(f"bf16-d{d}-down", _down, WIDE, d=d)
-        yield _row(f"bf16-d{d}-products-of-backward", _products_of_backward, WIDE, d=d)
+        yield _row(f"bf16-d{d}-dgelu", _dgelu, WIDE, d=d)
     yield _row("bf16-tanh-up", _up, WIDE, d=768, tanh=True)
     yield _row("bf16-tanh-backward", _backward, TENSOR, d=768, tanh=True)
     yield _row("bf16-no-grad-up", _up, WIDE, d=768, save_pre=False)
-    yield _row("bf16-dropout-residual-down", _down, WIDE, d=768, dropout=True, residual=torch.bfloat16)
-    yield _row("bf16-residual-fp32-down", _down, WIDE, d=768, dropout=True, residual=torch.float32)
     yield _row("bf16-odd-up", _up, TENSOR, d=767)  # multiples of nothing: pointers, 2-byte loads
     yield _row("bf16-odd-backward", _backward, TENSOR, d=767)
     yield _row("bf16-passes", _passes, WIDE - {"tensor_core"}, d=768)
     yield _row("fp16-up", _up, WIDE, d=768, dtype=torch.float16)
-    yield _row("fp16-down", _down, WIDE, d=768, dtype=torch.float16, dropout=True, residual=torch.float16)
-    yield _row("fp16-products-of-backward", _products_of_backward, WIDE, d=768, dtype=torch.float16)
+    yield _row("fp16-dgelu", _dgelu, WIDE, d=768, dtype=torch.float16)
     yield _row("fp32-up", _up, frozenset({"no_spills"}), d=768, dtype=torch.float32)
-    yield _row("fp32-down", _down, frozenset({"no_spills"}), d=768, dtype=torch.float32, dropout=True)
     yield _row("fp32-backward", _backward, frozenset({"no_spills"}), d=768, dtype=torch.float32)
     yield _row("fp32-passes", _passes, frozenset({"no_spills", "wide_loads"}), d=768, dtype=torch.float32)
     yield _row("tf32-up", _up, TENSOR, d=768, dtype=torch.float32, tf32=True)
-    yield _row("tf32-down", _down, TENSOR, d=768, dtype=torch.float32, tf32=True)
-    yield _row("tf32-products-of-backward", _products_of_backward, TENSOR, d=768, dtype=torch.float32, tf32=True)
+    yield _row("tf32-dgelu", _dgelu, TENSOR, d=768, dtype=torch.float32, tf32=True)
 
 
 def _row(label: str, call: Callable[..., None], expect: frozenset[str], *, tf32: bool = False, **options) -> Row:
@@ -61,28 +55,16 @@ def _up(d: int, dtype: torch.dtype = torch.bfloat16, tanh: bool = False, save_pr
     launch.up(x, w1, b1, tanh, pre if save_pre else None, "triton")
 
 
-def _down(
-    d: int, dtype: torch.dtype = torch.bfloat16, dropout: bool = False, residual: torch.dtype | None = None
-) -> None:
-    x, _, _, w2, b2, act = _tensors(d, dtype)
-    seed = torch.empty(2, dtype=torch.int64, device="meta") if dropout else None
-    added = None if residual is None else x.to(residual)
-    out = torch.empty_like(x if added is None else added)
-    launch.down(act, w2, b2, added, seed, (429496730, 1.0 / 0.9), out, 0, "triton")
-
-
 def _backward(d: int, dtype: torch.dtype = torch.bfloat16, tanh: bool = False) -> None:
-    """Everything of the backward pass: bias sums, dY W2 with its epilogue, dX, both weights' gradients."""
+    """Everything of the backward pass that is ours: bias sums, and dY W2 with its epilogue."""
     x, w1, b1, w2, _, pre = _tensors(d, dtype)
     approximate = "tanh" if tanh else "none"
     layers.gelu_ffn_backward(x, x, w1, b1, w2, pre, None, 0.0, approximate, [True] * 5, "triton", overwrite_pre=True)
 
 
-def _products_of_backward(d: int, dtype: torch.dtype = torch.bfloat16) -> None:
-    x, w1, _, w2, _, pre = _tensors(d, dtype)
+def _dgelu(d: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    x, _, _, w2, _, pre = _tensors(d, dtype)
     launch.dgelu(x, w2, pre, pre, True, True, False, "triton")
-    launch.input_grad(pre, w1, "triton")
-    launch.weight_grad(pre, x, "triton")
 
 
 def _passes(d: int, dtype: torch.dtype = torch.bfloat16) -> None:

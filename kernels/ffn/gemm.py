@@ -3,8 +3,8 @@
 A product is C (M, N) = A (M, K) · B (K, N), accumulated in float32. Each operand comes in one of two ways (`tma`):
 
 - a pointer and two strides: any layout, any alignment;
-- a TMA descriptor (sm_90 and newer) over the memory as it lies. `a_is_km` says that memory holds A's transpose
-  (K, M), `b_is_nk` that it holds B's transpose (N, K); tiles are turned on the way into the tensor cores.
+- a TMA descriptor (sm_90 and newer) over the memory as it lies. `b_is_nk` says that memory holds B's transpose (N, K),
+  whose tiles are turned on the way into the tensor cores.
 """
 
 import triton
@@ -27,21 +27,15 @@ def tile_at(index, num_m, num_n, group_m: tl.constexpr):
 
 @triton.jit
 def product_tile(
-    A, B, stride_am, stride_ak, stride_bk, stride_bn, M, N, m0, n0, k_begin, k_end,
+    A, B, stride_am, stride_ak, stride_bk, stride_bn, M, N, K, m0, n0,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
-    a_is_km: tl.constexpr, b_is_nk: tl.constexpr, tma: tl.constexpr, precision: tl.constexpr,
+    b_is_nk: tl.constexpr, tma: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """(block_m, block_n) float32: rows m0.. and columns n0.. of A · B, summed over k_begin <= k < k_end.
-
-    With `tma`, k_end must be the end of K, or k_end - k_begin a multiple of block_k.
-    """
+    """(block_m, block_n) float32: rows m0.. and columns n0.. of A · B, summed over K."""
     acc = tl.zeros((block_m, block_n), tl.float32)
     if tma:
-        for k in tl.range(k_begin, k_end, block_k):
-            if a_is_km:
-                a = A.load([k, m0]).T  # (block_m, block_k)
-            else:
-                a = A.load([m0, k])
+        for k in tl.range(0, K, block_k):
+            a = A.load([m0, k])  # (block_m, block_k)
             if b_is_nk:
                 b = B.load([n0, k]).T  # (block_k, block_n)
             else:
@@ -55,9 +49,9 @@ def product_tile(
         # int64: rows times stride passes 2^31 in large batches
         a_rows = A + offs_m.to(tl.int64)[:, None] * stride_am  # (block_m, 1)
         b_columns = B + offs_n.to(tl.int64)[None, :] * stride_bn  # (1, block_n)
-        for k in tl.range(k_begin, k_end, block_k):
+        for k in tl.range(0, K, block_k):
             ks = k + offs_k
-            in_k = ks < k_end
+            in_k = ks < K
             ks = ks.to(tl.int64)
             a = tl.load(a_rows + ks[None, :] * stride_ak, mask=(offs_m < M)[:, None] & in_k[None, :], other=0.0)
             b = tl.load(b_columns + ks[:, None] * stride_bk, mask=in_k[:, None] & (offs_n < N)[None, :], other=0.0)

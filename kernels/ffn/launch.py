@@ -33,15 +33,20 @@ def _operand(matrix: Tensor, block: list[int], tma: bool) -> Any:
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), block) if tma else matrix
 
 
+def check_sizes(a: Tensor, b: Tensor) -> None:
+    """Raise ValueError if the kernels cannot number the rows and columns of these operands of a product."""
+    if max(*a.shape, *b.shape) > LARGEST:
+        raise ValueError(
+            f"gelu_ffn, linear_gelu: a product of {tuple(a.shape)} and {tuple(b.shape)}; the kernels number rows "
+            f"and columns in 32 bits, up to {LARGEST}: split the batch, or use fastgpt.kernels.reference"
+        )
+
+
 class _Product:
     """What the launch of one product needs: its tile, whether operands come by TMA, and who computes it."""
 
     def __init__(self, role: str, path: str, a: Tensor, b: Tensor, depth: int) -> None:
-        if max(*a.shape, *b.shape) > LARGEST:
-            raise ValueError(
-                f"gelu_ffn, linear_gelu: a product of {tuple(a.shape)} and {tuple(b.shape)}; the kernels number rows "
-                f"and columns in 32 bits, up to {LARGEST}: split the batch, or use fastgpt.kernels.reference"
-            )
+        check_sizes(a, b)
         target = _runtime.target_of(a)
         self.precision = _runtime.dot_precision(a)
         self.tma = _can_tma(a, b)
@@ -105,10 +110,10 @@ def up(
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
     """x wᵀ + b by cuBLAS, into `out`."""
-    return _cublas(x, w.t(), out) if b is None else torch.addmm(b, x, w.t(), out=out)
+    return product_of(x, w.t(), out) if b is None else torch.addmm(b, x, w.t(), out=out)
 
 
-def _cublas(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+def product_of(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a b, into `out` if given.
 
     Autocast leaves alone what writes to `out`. It would cast the operands of any other product, and a backward pass may
@@ -127,29 +132,16 @@ def gelu_pass(pre: Tensor, act: Tensor, tanh: bool) -> None:
 
 def down(
     a: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, seed: Tensor | None, drop: tuple[int, float],
-    out: Tensor, row0: int, path: str,
+    out: Tensor, row0: int,
 ) -> None:  # fmt: skip
     """out = residual + dropout(a wᵀ + b); a (M, d_hidden), w (d_out, d_hidden); drop = (threshold, 1 / (1 - p)).
 
     `row0` is the row of a whole matrix at which these M rows start: dropout's mask depends on it.
     """
-    (M, K), N = a.shape, w.shape[0]
-    product = _Product("down", path, a, w, K)
+    check_sizes(a, w)
     residual = None if residual is None else _rows_contiguous(residual)
-    if not product.triton:
-        y = linear(a, w, b, out if out.dtype == a.dtype else a.new_empty(M, N))
-        finish_pass(y, residual, seed, drop, out, row0)
-        return
-    tile = product.tile
-    out_tma = product.tma and _can_tma(out) and (residual is None or _can_tma(residual))
-    fwd.down_kernel[product.grid(product.count(M, N))](
-        _operand(a, [tile.block_m, tile.block_k], product.tma), _operand(w, [tile.block_n, tile.block_k], product.tma),
-        b, None if residual is None else product.out(out_tma, residual), seed, product.out(out_tma, out),
-        a.stride(0), a.stride(1), w.stride(1), w.stride(0), b.stride(0) if b is not None else 0,
-        residual.stride(0) if residual is not None else 0, N, M, N, K, row0, *drop,
-        has_bias=b is not None, has_dropout=seed is not None, has_residual=residual is not None, tma_out=out_tma,
-        **product.options(),
-    )  # fmt: skip
+    y = linear(a, w, b, out if out.dtype == a.dtype else a.new_empty(a.shape[0], w.shape[0]))
+    finish_pass(y, residual, seed, drop, out, row0)
 
 
 def finish_pass(
@@ -215,7 +207,7 @@ def dgelu(
     (M, K), N = dy.shape, w.shape[1]
     product = _Product("dgelu", path, dy, w, K)
     if not product.triton:
-        return dgelu_pass(_cublas(dy, w), pre, dpre, act, bias, tanh)
+        return dgelu_pass(product_of(dy, w), pre, dpre, act, bias, tanh)
     tile = product.tile
     out = dy.new_empty(M, N) if act else None
     parts = dy.new_empty(triton.cdiv(M, tile.block_m), N, dtype=torch.float32) if bias else None
@@ -246,44 +238,10 @@ def dgelu_pass(
     return dact if act else None, parts
 
 
-def input_grad(dpre: Tensor, w: Tensor, path: str) -> Tensor:
-    """dpre w: (M, N) x (N, d_in)."""
-    product = _Product("dx", path, dpre, w, w.shape[0])
-    if not product.triton:
-        return _cublas(dpre, w)
-    return _plain_product(product, dpre, w, a_is_km=False)
-
-
-def weight_grad(dy: Tensor, x: Tensor, path: str, out: Tensor | None = None) -> Tensor:
+def weight_grad(dy: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     """dyᵀ x, summed over tokens in float32: (M, N) x (M, K) -> (N, K); into `out` if given."""
-    product = _Product("dw", path, dy, x, dy.shape[0])
-    if not product.triton:
-        with _float32_reductions():
-            return _cublas(dy.t(), x, out)
-    return _plain_product(product, dy.t(), x, a_is_km=True, out=out)
-
-
-def _plain_product(product: _Product, a: Tensor, b: Tensor, a_is_km: bool, out: Tensor | None = None) -> Tensor:
-    """a b for a (M, K), b (K, N). With `a_is_km`, a is a transposed view of the memory."""
-    (M, K), N = a.shape, b.shape[1]
-    tile = product.tile
-    splits, k_per_split = 1, triton.cdiv(K, tile.block_k) * tile.block_k
-    if a_is_km:  # a weight's gradient
-        splits, k_per_split = tiles.split_k(product.count(M, N), K, tile.block_k, product.programs)
-    result = a.new_empty(M, N) if out is None else out
-    c = a.new_empty(splits, M, N, dtype=torch.float32) if splits > 1 else result
-    out_tma = product.tma and splits == 1 and _can_tma(result)
-    block_a = [tile.block_k, tile.block_m] if a_is_km else [tile.block_m, tile.block_k]
-    bwd.product_kernel[product.grid(product.count(M, N) * splits)](
-        _operand(a.t() if a_is_km else a, block_a, product.tma), _operand(b, [tile.block_k, tile.block_n], product.tma),
-        product.out(out_tma, c), a.stride(0), a.stride(1), b.stride(0), b.stride(1),
-        M * N, N if splits > 1 else result.stride(0), M, N, K, k_per_split, splits,
-        a_is_km=a_is_km, tma_out=out_tma, **product.options(),
-    )  # fmt: skip
-    if splits == 1:
-        return result
-    summed = sum_parts(c.view(splits, M * N), a.new_empty(M, N))
-    return summed if out is None else out.copy_(summed)
+    with _float32_reductions():
+        return product_of(dy.t(), x, out)
 
 
 @contextlib.contextmanager

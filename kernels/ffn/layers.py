@@ -49,8 +49,8 @@ def linear_gelu_backward(
         dpre = torch.empty_like(pre)
         _, parts = launch.dgelu_pass(dact, pre, dpre, False, want_b, approximate == "tanh")
         db = launch.sum_parts(parts, x.new_empty(w.shape[0])) if want_b else x.new_empty(0)
-        dw = launch.weight_grad(dpre, flat, path) if want_w else x.new_empty(0)
-        dx = launch.input_grad(dpre, w, path).view(x.shape) if want_x else x.new_empty(0)
+        dw = launch.weight_grad(dpre, flat) if want_w else x.new_empty(0)
+        dx = launch.product_of(dpre, w).view(x.shape) if want_x else x.new_empty(0)
     return dx, dw, db
 
 
@@ -70,7 +70,7 @@ def gelu_ffn_forward(
             pre_, y_, x_ = (None if t is None else t[begin:end] for t in (pre, flat_y, flat))
             residual_ = None if flat_residual is None else flat_residual[begin:end]
             act = launch.up(x_, w1, b1, approximate == "tanh", pre_, path)
-            launch.down(act, w2, b2, residual_, seed, _drop(dropout_p), y_, begin, path)
+            launch.down(act, w2, b2, residual_, seed, _drop(dropout_p), y_, begin)
             del act  # before the next chunk's is allocated
     return y, x.new_empty(0) if pre is None else pre
 
@@ -104,10 +104,10 @@ def gelu_ffn_backward(
                 dy, w2[:, columns], pre[:, columns], dpre[:, columns], want_w2, want_b1, tanh, path
             )
             if want_w2:
-                launch.weight_grad(dy, act, path, out=dw2[:, columns])
+                launch.weight_grad(dy, act, out=dw2[:, columns])
             if want_b1:
                 launch.sum_parts(parts, db1[columns])
             del act  # before the next chunk's is allocated
-        dx = launch.input_grad(dpre, w1, path).view(x.shape) if want_x else x.new_empty(0)
-        dw1 = launch.weight_grad(dpre, flat, path) if want_w1 else x.new_empty(0)
+        dx = launch.product_of(dpre, w1).view(x.shape) if want_x else x.new_empty(0)
+        dw1 = launch.weight_grad(dpre, flat) if want_w1 else x.new_empty(0)
     return dx, dw1, db1, dw2, db2

@@ -27,7 +27,8 @@ def linear_gelu(
         x: (..., d_in) float32, float16 or bfloat16; any strides.
         w: (d_out, d_in), as in nn.Linear; b: (d_out,) or None. Both in x's dtype.
         approximate: "none" is x · Φ(x) with the exact Φ (to float32); "tanh" is GPT-2's approximation.
-        path: "auto" takes Triton or cuBLAS by a table (`tiles.runs_in_triton`); "triton" and "cublas" insist.
+        path: "auto" takes Triton or cuBLAS by a table (`tiles.runs_in_triton`); "triton" and "cublas" insist. The
+            backward's products dX and dW are cuBLAS's.
 
     Returns:
         (..., d_out) in x's dtype (under autocast: in autocast's).
@@ -72,8 +73,8 @@ def gelu_ffn(
         recompute: save x only, and compute the pre-activation again in backward (one more product of the five).
         dropout_p: probability of dropping an element of the output, in [0, 1).
         residual: (..., d_out), in x's dtype or float32; added at the end, and the output has its dtype.
-        path: "auto" takes Triton or cuBLAS for each product by a table (`tiles.runs_in_triton`); "triton" and "cublas"
-            insist.
+        path: "triton" takes Triton for both products that have GELU beside them, x W1ᵀ and dY W2, "cublas" for none,
+            "auto" where a table says that it pays (`tiles.runs_in_triton`). The others are cuBLAS's.
 
     Returns:
         (..., d_out) in x's dtype (under autocast: in autocast's), or in the residual's.

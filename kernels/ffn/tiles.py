@@ -31,14 +31,12 @@ class Tile:
     group_m: int = 8
 
 
-# (GPU, kind of operands[, role]) -> tile; the role where it matters. On sm_90 "up" and "dgelu" have GELU in their
-# epilogue and are shallow (K = d_model): two small programs share a multiprocessor, so that the epilogue of one runs
-# under the main loop of the other. The others are deep (K = 4 d_model, or all the tokens): one large program, whose
-# operands are read fewer times from L2.
+# (GPU, kind of operands[, role]) -> tile; the role where it matters. Both products have GELU in their epilogue and are
+# shallow (K = d_model): where two small programs fit on a multiprocessor, on sm_90, they share it, so that the epilogue
+# of one runs under the main loop of the other.
 _TILES = {
     ("sm_90", "half-tma", "up"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=4, programs_per_sm=2),
     ("sm_90", "half-tma", "dgelu"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=8, programs_per_sm=2),
-    ("sm_90", "half-tma"): Tile(128, 256, 64, num_warps=8, num_stages=4, parts=4),
     ("sm_90", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
     ("sm_90", "tf32"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
     ("sm_120", "half-tma"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
@@ -58,7 +56,7 @@ def kind_of(dtype: torch.dtype, precision: str, tma: bool) -> str:
 
 
 def product_tile(target: Target, kind: str, role: str) -> Tile:
-    """The tile of the product `role`: "up", "down", "dgelu", "dx" or "dw"."""
+    """The tile of the product `role`: "up" (x W1ᵀ, bias, GELU) or "dgelu" (dY W2, gelu')."""
     if kind == "ieee":
         return _IEEE
     gpu = "amd" if target.backend == "hip" else "sm_80"
@@ -70,12 +68,13 @@ def product_tile(target: Target, kind: str, role: str) -> Tile:
 
 
 def runs_in_triton(path: str, target: Target, kind: str, role: str, depth: int) -> bool:
-    """Whether the product `role`, `depth` = K deep, is Triton's; cuBLAS computes it otherwise.
+    """Whether the product `role`, `depth` = K deep, is Triton's; cuBLAS and a pass over memory compute it otherwise.
 
     "auto" is an estimate (VARIANTS.md), not yet a measurement, and errs on cuBLAS's side: it fuses one product only,
     dY W2 with gelu' in its epilogue on an H100 or H200, through TMA and at most 1024 deep. There, saving a pass of 8
-    bytes an element outweighs a main loop at 88 % of cuBLAS's even if only half of the epilogue overlaps. The first
-    product with GELU in its epilogue saves half as much and comes out even.
+    bytes an element outweighs a main loop at 88 % of cuBLAS's even if only half of the epilogue overlaps. x W1ᵀ with
+    GELU in its epilogue saves half as much: even or better up to 768, worse above. The other products (a W2ᵀ, dX, dW1,
+    dW2) have no kernel: an epilogue would save them little or nothing.
     """
     if path != "auto":
         return path == "triton"
@@ -105,10 +104,3 @@ def hidden_chunks(M: int, d_hidden: int) -> list[tuple[int, int]]:
 def _halves(n: int) -> list[tuple[int, int]]:
     middle = (n // 2 + 127) // 128 * 128  # whole tiles, and TMA's alignment survives
     return [(0, middle), (middle, n)] if middle < n else [(0, n)]
-
-
-def split_k(tiles: int, K: int, block_k: int, programs: int) -> tuple[int, int]:
-    """(splits, k_per_split) that spread a product of few tiles and long K over all programs."""
-    splits = max(1, min(programs // max(1, tiles), K // (8 * block_k), 16))
-    per_split = -(-K // (splits * block_k)) * block_k
-    return -(-K // per_split), per_split

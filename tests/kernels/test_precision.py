@@ -297,13 +297,15 @@ def test_ffn(device, seed, precision):
         grads = torch.autograd.grad(out, leaves, dy)
 
     def in_float64(operand):
+        torchs = operand if device.type == "cuda" else torch.Tensor.double  # a CPU's products know no TF32
         x_, w1_, w2_, dy_ = (operand(t.detach()) for t in (x, w1, w2, dy))
         pre = (x_ @ w1_.mT + b1.detach().double()).requires_grad_()
         act = torch.nn.functional.gelu(pre)
         (dpre,) = torch.autograd.grad(act, pre, dy_ @ w2_)
-        act = operand(act.detach())
+        x_, w1_, w2_, dy_ = (torchs(t.detach()) for t in (x, w1, w2, dy))
+        act = torchs(act.detach())
         out = act @ w2_.mT + b2.detach().double()
-        return out, operand(dpre) @ w1_, operand(dpre).mT @ x_, dpre.sum(0), dy_.mT @ act
+        return out, torchs(dpre) @ w1_, torchs(dpre).mT @ x_, dpre.sum(0), dy_.mT @ act
 
     emulated, exact = in_float64(nearest_tf32), in_float64(torch.Tensor.double)
     check(("out", "dx", "dw1", "db1", "dw2"), (out, *grads[:4]), emulated, exact, precision)

@@ -242,7 +242,7 @@ def test_tma_path(device, seed, dtype, dropout, monkeypatch):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_long_sums_and_chunks(device, seed, path, monkeypatch):
-    """Split sums over tokens; tokens in two chunks forward (dropout's rows with them), hidden columns backward."""
+    """Long sums over tokens; tokens in two chunks forward (dropout's rows with them), hidden columns backward."""
     pytest.importorskip("triton")
     from fastgpt.kernels.ffn import tiles
 
