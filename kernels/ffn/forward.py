@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ..device.dropout import keep_mask
 from .gelu import gelu
-from .gemm import columns_of, load_tile, product_tile, store_tile, tile_at
+from .gemm import columns_of, product_tile, store_tile, tile_at
 
 
 @triton.jit

@@ -66,9 +66,8 @@ def test_the_ffn_over_its_pre_activation(interpreter, seed, path, approximate):
 def test_the_ffn_by_descriptors(interpreter, seed):
     """The path that the shapes above do not take: TMA on sm_90."""
     halves = [leaf(*s, dtype=bf16) for s in ((70, 24), (72, 24), (72,), (24, 72), (24,))]
-    with Hazards() as hazards:
-        with _runtime.pretend(_runtime.KNOWN_TARGETS["sm_90"]):
-            gradients(gelu_ffn(*halves, path="triton"), *halves)
+    with Hazards() as hazards, _runtime.pretend(_runtime.KNOWN_TARGETS["sm_90"]):
+        gradients(gelu_ffn(*halves, path="triton"), *halves)
     assert hazards.found == []
 
 
