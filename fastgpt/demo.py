@@ -22,7 +22,7 @@ from .config import GPTConfig
 from .data import TokenDataset, shakespeare_tokens
 from .demo_config import DemoConfig
 from .impl import Implementations, implementations
-from .kernels import _runtime
+from .kernels import support
 from .metrics import read_metrics
 from .model import GPT
 from .settings import SettingError
@@ -175,7 +175,7 @@ def _look_into(
     sample = write_sample(model, tokenizer, config)
     say(f"{sample}\n")
     self_check = None
-    if _runtime.has_triton():
+    if support.has_triton():
         say("checking the kernels ...")
         self_check = verify.verify(trainer.device)
         say(f"{self_check.brief}\n")

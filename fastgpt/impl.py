@@ -17,13 +17,12 @@ import torch
 from torch import nn
 
 from .config import check_implementation
-from .kernels import _runtime
+from .kernels import _runtime, support
+from .kernels.support import KERNEL_DTYPES, MAX_HEAD_DIM
 
 log = logging.getLogger("fastgpt")
 
 FALLBACK = {"attn": "sdpa", "norm": "torch", "ffn": "torch", "loss": "torch"}
-MAX_HEAD_DIM = 256
-_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Choice(NamedTuple):
@@ -54,7 +53,7 @@ choose._dynamo_marked_constant = True
 def explain(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> Choice:
     """As `choose`, with the reason. The name is empty where "triton" is requested and cannot run."""
     interpreting = device.type == "cpu" and _runtime.is_interpreting()
-    tangents = _runtime.forward_mode_is_on()
+    tangents = support.forward_mode_is_on()
     return _explain(part, requested, device, dtype, head_dim, interpreting, tangents, _runtime._pretended is not None)
 
 
@@ -91,12 +90,12 @@ def _explain(
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if not (device.type == "cuda" and not torch.cuda.is_available()):  # CUDA without a GPU: fake tensors, shapes only
-        obstacle = _runtime.why_not(torch.empty(0, device=device))
+        obstacle = support.why_not(torch.empty(0, device=device))
         if obstacle is not None:
             return obstacle
-    elif not _runtime.has_triton():
+    elif not support.has_triton():
         return "triton is not installed; `pip install triton` (Linux), or choose another implementation"
-    if dtype not in _TRITON_DTYPES:
+    if dtype not in KERNEL_DTYPES:
         return f"the kernels take float32, float16 and bfloat16, not {_short(dtype)}; convert, or use the fallback"
     if head_dim > MAX_HEAD_DIM:
         return f"head_dim {head_dim} is over the kernels' limit of {MAX_HEAD_DIM}; use more heads"
@@ -113,7 +112,7 @@ def check_constructible(part: str, requested: str, head_dim: int = 0) -> None:
     check_implementation(part, requested)
     if requested != "triton":
         return
-    if not _runtime.has_triton():
+    if not support.has_triton():
         raise RuntimeError(f'{part}_impl="triton": triton is not installed; `pip install triton` (Linux)')
     if head_dim > MAX_HEAD_DIM:
         raise ValueError(

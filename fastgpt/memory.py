@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .config import GPTConfig
-from .kernels import _library, _runtime
+from .kernels import _library, _runtime, support
 from .settings import check_choice, check_integer
 
 
@@ -94,7 +94,7 @@ def on_paper(arch: str = "sm_90") -> Iterator[PeakMemory]:
     """Inside: new tensors are meta tensors, `arch` is the GPU, kernels are not launched, and memory is counted."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_runtime.pretend(_runtime.KNOWN_TARGETS[arch]))
-        if _runtime.has_triton():
+        if support.has_triton():
             from triton.runtime.interpreter import InterpretedFunction
             from triton.runtime.jit import JITFunction
 

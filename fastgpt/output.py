@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from .kernels import _runtime
+from .kernels import _runtime, support
 
 _ORDER = ("loss", "logits", "hidden")
 _WAY_OUT = "call the model with return_logits=True"
@@ -248,7 +248,7 @@ def _outside_of_transforms(tensor: Tensor) -> Tensor:
 def _brief(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
-    if value.dim() == 0 and _runtime.can_be_read(value):
+    if value.dim() == 0 and support.can_be_read(value):
         return f"{value.item():.6g}"
     return f"<{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} {value.device}>"
 

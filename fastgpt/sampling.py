@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .kernels import _runtime
+from .kernels import support
 from .modes import evaluating
 from .settings import SettingError, SettingTypeError, check_flag, check_integer, check_number, nearest
 
@@ -252,7 +252,7 @@ def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
     """
     values, ids = logits.topk(k, dim=-1)
     kth = values[:, -1:]
-    if _runtime.can_be_read(logits) and not _looking_waits(logits.device) and (logits >= kth).sum() == ids.numel():
+    if support.can_be_read(logits) and not _looking_waits(logits.device) and (logits >= kth).sum() == ids.numel():
         return values, ids
     return logits.masked_fill(logits < kth, float("-inf")), None
 
@@ -264,7 +264,7 @@ def _from_the_likeliest(probabilities: Tensor, top_p: float) -> tuple[Tensor, Te
     hundreds, and to sort those is ten times as fast.
     """
     V = probabilities.shape[-1]
-    if not _runtime.can_be_read(probabilities) or _looking_waits(probabilities.device) or not len(probabilities):
+    if not support.can_be_read(probabilities) or _looking_waits(probabilities.device) or not len(probabilities):
         return probabilities.sort(dim=-1, descending=True)
     bound = 0.9 * (1.0 - top_p) / V  # sums have errors of rounding
     return probabilities.topk(int((probabilities >= bound).sum(dim=-1).max()), dim=-1)
@@ -283,7 +283,7 @@ def _pick(weights: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _refuse(undrawable: Tensor | None) -> None:
-    if undrawable is not None and _runtime.can_be_read(undrawable) and undrawable.any():
+    if undrawable is not None and support.can_be_read(undrawable) and undrawable.any():
         rows = undrawable.nonzero().flatten().tolist()
         raise FloatingPointError(
             f"generate: the logits of rows {rows} hold NaN or infinity, or -inf only, and no token can be drawn by "

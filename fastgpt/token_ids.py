@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import _runtime
+from .kernels import support
 from .settings import SettingTypeError
 
 IGNORE_INDEX = -100  # targets with this value do not count, as in torch
@@ -90,4 +90,4 @@ def _way_to(tokens: Any) -> str:
 
 
 def _is_cheap_to_read(tokens: Tensor) -> bool:
-    return tokens.device.type == "cpu" and tokens.numel() > 0 and _runtime.can_be_read(tokens)
+    return tokens.device.type == "cpu" and tokens.numel() > 0 and support.can_be_read(tokens)

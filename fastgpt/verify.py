@@ -24,7 +24,7 @@ import torch
 
 from . import kernels
 from .budget import GRADIENT, OUTPUT, Verdict, exactly, judge, reported
-from .kernels import _runtime, reference
+from .kernels import reference, support
 from .settings import check_choice
 from .verify_cases import CASES, Case
 
@@ -171,7 +171,7 @@ def verify(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for name in only:
         check_choice("verify", "only", name, names())
-    if not _runtime.has_triton():
+    if not support.has_triton():
         raise RuntimeError("verify: triton is not installed, so there are no kernels to check; `pip install triton`")
     native = device.type == "cuda"
     where = f"on {torch.cuda.get_device_name(device)}" if native else "on the CPU, through Triton's interpreter"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._runtime import check_numbers
+from ._checks import check_numbers
 
 
 def new_seed(device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _runtime
+from . import support
 
 _PARTS = {
     "flash_attention": "attn", "attention_weights": "attn", "layer_norm": "norm", "add_layer_norm": "norm",
@@ -48,7 +48,7 @@ def _no_forward_mode(name: str, way_out: str) -> NotImplementedError:
 
 def are_on() -> bool:
     """True inside of torch.func's transforms, and where forward-mode AD is on."""
-    return torch._C._are_functorch_transforms_active() or _runtime.forward_mode_is_on()
+    return torch._C._are_functorch_transforms_active() or support.forward_mode_is_on()
 
 
 @contextlib.contextmanager

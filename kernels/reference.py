@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._runtime import check_sizes, check_tensors, torch_attention
-from ._targets import check_range, check_target
+from ._checks import check_range, check_sizes, check_target, check_tensors
+from ._runtime import torch_attention
 
 
 def attention_mask(

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ..kernels import attention_weights, reference
+from ..kernels import attention_weights, reference, support
 from ..kernels._notice import say_once
-from ..kernels.attention.op import MAX_HEAD_DIM, attend
+from ..kernels.attention.op import attend
 from ..kernels.attention.sdpa import tensors_why_not
 from .key_mask import KeyMask, mask
 from .plain_attention import plain_attention
@@ -190,6 +190,6 @@ def _why_not(
         return "the keys lie in a paged cache"
     if query.dim() != 4 or query.shape[0] != key.shape[0] or key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         return "query and key differ in batch size, or their heads do not fit"
-    if query.shape[-1] > MAX_HEAD_DIM or value.shape[-1] != query.shape[-1]:
-        return f"head_dim is above {MAX_HEAD_DIM}, or not the same for keys and values"
+    if query.shape[-1] > support.MAX_HEAD_DIM or value.shape[-1] != query.shape[-1]:
+        return f"head_dim is above {support.MAX_HEAD_DIM}, or not the same for keys and values"
     return tensors_why_not(query, key, value)

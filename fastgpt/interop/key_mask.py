@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..kernels import _runtime, reference
+from ..kernels import reference, support
 
 
 class KeyMask(Tensor):
@@ -96,7 +96,7 @@ def mask(
                 if not traced:
                     device = torch.device(kwargs.get("device", "cpu"))
                     return KeyMask((batch_size, 1, q_length, kv_length), device, sees)
-            elif not traced and attention_mask.dim() == 2 and _runtime.can_be_read(attention_mask):
+            elif not traced and attention_mask.dim() == 2 and support.can_be_read(attention_mask):
                 kept = _keys_kept(attention_mask, kv_length, kv_offset)
                 padded = not bool(kept.all())
                 if not padded and skip and window is None:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import _runtime, _transforms, attention_weights, flash_attention
+from ..kernels import _checks, _transforms, attention_weights, flash_attention, support
 from ..kernels._notice import say_once
-from ..kernels.attention.op import MAX_HEAD_DIM
 from ..kernels.attention.sdpa import tensors_why_not, top_left
 from . import _exact
 
@@ -73,7 +72,7 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         Returns:
             (B, T_q, embed_dim), and (B, T_q, T_k) or (B, num_heads, T_q, T_k) or None.
         """
-        _runtime.check_tensors(
+        _checks.check_tensors(
             "FlashMultiheadAttention", 3, query=query, key=key, value=value, key_padding_mask=key_padding_mask,
             attn_mask=attn_mask,
         )  # fmt: skip
@@ -117,8 +116,8 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         """Why the kernels cannot take this module or these tensors; None if they can."""
         if self.bias_k is not None or self.add_zero_attn:
             return "add_bias_kv and add_zero_attn are not supported"
-        if self.head_dim > MAX_HEAD_DIM:
-            return f"head_dim is above {MAX_HEAD_DIM}"
+        if self.head_dim > support.MAX_HEAD_DIM:
+            return f"head_dim is above {support.MAX_HEAD_DIM}"
         reason = tensors_why_not(query, key, value)
         if reason is not None:
             return reason
@@ -227,7 +226,7 @@ def _read(mask: Tensor, read: Callable[[Tensor, Tensor], _Read]) -> _Read | None
     holds now: memory is refilled behind torch's back (numpy, data loaders, CUDA graphs, `.data`).
     """
     if (
-        not _runtime.can_be_read(mask)
+        not support.can_be_read(mask)
         or mask.requires_grad
         or (mask.is_cuda and torch.cuda.is_current_stream_capturing())
     ):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..impl import check_constructible, choose
-from ..kernels import _runtime, gelu_ffn, reference
+from ..kernels import _checks, gelu_ffn, reference
 from ..kernels._notice import say_once
 from . import _exact
 
@@ -102,7 +102,7 @@ class GELUFFN(SequentialFFN):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., d_model) -> (..., d_out); `residual` (..., d_out) is added after dropout."""
-        _runtime.check_tensors("GELUFFN", 1, x=x, residual=residual)
+        _checks.check_tensors("GELUFFN", 1, x=x, residual=residual)
         reason = self.why_children()
         if reason is None and x.is_nested:
             reason = "nested tensors are not supported"

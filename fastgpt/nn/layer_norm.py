@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import _runtime, reference
+from ..kernels import _checks, _runtime, reference, support
 from ..kernels._notice import say_once
 
 IMPLEMENTATIONS = ("auto", "triton", "torch", "reference")
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -50,14 +49,14 @@ class LayerNorm(nn.LayerNorm):
     ) -> None:
         if impl not in IMPLEMENTATIONS:
             raise ValueError(f"LayerNorm: impl must be one of {IMPLEMENTATIONS}, got {impl!r}")
-        normalized_shape = _runtime.check_sizes("LayerNorm", "normalized_shape", normalized_shape)
+        normalized_shape = _checks.check_sizes("LayerNorm", "normalized_shape", normalized_shape)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         if impl != "auto":
             self.impl = impl
 
     def forward(self, input: Tensor) -> Tensor:
         """input (..., *normalized_shape) -> the same shape."""
-        _runtime.check_tensors("LayerNorm", 1, input=input)
+        _checks.check_tensors("LayerNorm", 1, input=input)
         arguments: tuple[Any, ...] = (input, self.normalized_shape, self.weight, self.bias, self.eps)
         impl = self.impl
         if impl == "auto":
@@ -73,21 +72,21 @@ class LayerNorm(nn.LayerNorm):
         """Why the kernels cannot take x and this module's parameters; None if they can."""
         if x.is_nested:
             return "nested tensors are not supported"
-        if _runtime.forward_mode_is_on():
+        if support.forward_mode_is_on():
             return "the kernels have no forward-mode derivative (jvp, jacfwd)"
         for tensor in (x, self.weight, self.bias):
-            if tensor is not None and tensor.dtype not in _DTYPES:
+            if tensor is not None and tensor.dtype not in support.KERNEL_DTYPES:
                 return f"the kernels take float32, float16 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
         if torch.compiler.is_compiling():
             return _compiled_why_not(x.device.type)
         if x.device.type == "meta" or isinstance(x, torch._subclasses.FakeTensor):
             return None  # shapes only
-        return _runtime.why_not(x)
+        return support.why_not(x)
 
 
 def _compiled_why_not(device_type: str) -> str | None:
     if device_type == "cpu" and not _runtime.is_interpreting():
-        return _runtime.why_not(torch.empty(0))
+        return support.why_not(torch.empty(0))
     return None
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..impl import check_constructible, choose, explain
-from ..kernels import _runtime, cross_entropy, linear_cross_entropy, reference
+from ..kernels import _checks, cross_entropy, linear_cross_entropy, reference
 from ..kernels._notice import say_once
 from . import _exact
 
@@ -90,7 +90,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self, input: Tensor, target: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         """Loss of input (..., d) against target (...); weight and bias only where the module owns no layer."""
-        _runtime.check_tensors("LinearCrossEntropyLoss", 2, input=input, target=target, weight=weight, bias=bias)
+        _checks.check_tensors("LinearCrossEntropyLoss", 2, input=input, target=target, weight=weight, bias=bias)
         settings = (self.ignore_index, self.reduction, self.label_smoothing, self.z_loss, self.softcap)
         if self.linear is not None:
             if weight is not None or bias is not None:

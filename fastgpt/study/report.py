@@ -142,14 +142,14 @@ def environment() -> list[tuple[str, str]]:
     import torch
 
     from .. import __version__
-    from ..kernels import _runtime
+    from ..kernels import support
 
     rows = [
         ("fastgpt", __version__),
         ("Python", platform.python_version()),
         ("torch", torch.__version__),
     ]
-    if _runtime.has_triton():
+    if support.has_triton():
         import importlib.metadata
 
         rows.append(("triton", importlib.metadata.version("triton")))

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, _runtime
+from .. import _checks, _library, _runtime, support
 from .._random import check_dropout, new_seed
+from ..support import KERNEL_DTYPES, MAX_HEAD_DIM
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_HEAD_DIM = 256
 FARTHEST = 2**31 - 1  # a window that reaches this far reaches every key
 
 
@@ -80,7 +79,7 @@ def attend(
     cu_seqlens: Tensor | None = None, document_ids: Tensor | None = None, return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`flash_attention` for callers whose own signature settles the layout."""
-    _runtime.check_dense(
+    _checks.check_dense(
         "flash_attention", 3, q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
@@ -100,7 +99,7 @@ def attend(
         document_ids = documents_of("flash_attention", cu_seqlens, B, T_q, T_k)
     elif document_ids is not None:
         document_ids = _check_documents(document_ids, B, T_q, T_k)
-    _runtime.check_launchable(
+    support.check_launchable(
         "flash_attention", q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
@@ -116,12 +115,12 @@ def attend(
 
 def autocast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
     """The tensors in autocast's dtype; those that the kernels do not take, float64 too, are left to the checks."""
-    return [x.to(dtype) if x.dtype in DTYPES else x for x in tensors]
+    return [x.to(dtype) if x.dtype in KERNEL_DTYPES else x for x in tensors]
 
 
 def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype not in DTYPES:
+        if x.dtype not in KERNEL_DTYPES:
             raise TypeError(
                 f"flash_attention: {name} must be float32, float16 or bfloat16, got {x.dtype}; cast it with .to()"
             )
@@ -164,7 +163,7 @@ def check_causal_and_scale(name: str, causal: bool, softmax_scale: float | None)
     """Raise TypeError for a mask in the place of a switch, or for a scale whose gradient would be lost."""
     if not isinstance(causal, int):  # so that 0 and 1 do, and no tensor, whose value would have to be waited for
         raise TypeError(f"{name}: causal must be True or False, got {causal!r}; use bool(), or name the mask by window")
-    _runtime.check_numbers(name, softmax_scale=softmax_scale)
+    _checks.check_numbers(name, softmax_scale=softmax_scale)
 
 
 def check_window(name: str, window: int | tuple[int, int] | None, causal: bool) -> tuple[int, int]:
@@ -226,7 +225,7 @@ def documents_of(function: str, cu_seqlens: Tensor, B: int, T_q: int, T_k: int) 
         )
     if T_q != T_k:
         raise ValueError(f"{function}: cu_seqlens needs T_q = T_k, got T_q = {T_q} and T_k = {T_k}")
-    if cu_seqlens.device.type == "cpu" and _runtime.can_be_read(cu_seqlens):
+    if cu_seqlens.device.type == "cpu" and support.can_be_read(cu_seqlens):
         values = cu_seqlens.tolist()
         if values[0] != 0 or values[-1] != T_k or values != sorted(values):
             raise ValueError(f"{function}: cu_seqlens must rise from 0 to the number of tokens, {T_k}; got {values}")

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _runtime, _transforms, reference
+from .. import _checks, _runtime, _transforms, reference, support
 from .._notice import say_once
-from .op import DTYPES, MAX_HEAD_DIM, attend
+from ..support import KERNEL_DTYPES, MAX_HEAD_DIM
+from .op import attend
 
 
 def scaled_dot_product_attention(
@@ -52,7 +53,7 @@ def scaled_dot_product_attention(
     Raises:
         TypeError: query, key, value or attn_mask is no tensor.
     """
-    _runtime.check_tensors("scaled_dot_product_attention", 3, query=query, key=key, value=value, attn_mask=attn_mask)
+    _checks.check_tensors("scaled_dot_product_attention", 3, query=query, key=key, value=value, attn_mask=attn_mask)
     causal = "upper_left" if is_causal else None
     mask = attn_mask
     if mask is not None and type(mask) is not Tensor and not is_causal:
@@ -152,14 +153,14 @@ def tensors_why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return "nested tensors are not supported; flash_attention takes packed documents by cu_seqlens"
     if not query.layout is key.layout is value.layout is torch.strided:
         return "only dense tensors are supported"
-    if _runtime.forward_mode_is_on():
+    if support.forward_mode_is_on():
         return "the kernels have no forward-mode derivative (jvp, jacfwd)"
     if not query.device == key.device == value.device:
         return "query, key and value are on different devices"
     dtypes = query.dtype, key.dtype, value.dtype
     if not dtypes[0] == dtypes[1] == dtypes[2] and _runtime.autocast_dtype(query) is None:
         return "query, key and value have different dtypes"
-    if dtypes[0] not in DTYPES or dtypes[1] not in DTYPES or dtypes[2] not in DTYPES:
+    if dtypes[0] not in KERNEL_DTYPES or dtypes[1] not in KERNEL_DTYPES or dtypes[2] not in KERNEL_DTYPES:
         return "only float32, float16 and bfloat16 are supported"
     return _device_why_not(query)
 
@@ -169,14 +170,14 @@ def _device_why_not(x: Tensor) -> str | None:
         return _compiled_why_not(x.device.type)
     if x.device.type == "meta" or isinstance(x, torch._subclasses.FakeTensor):
         return None  # shapes only
-    if x.is_cuda and not torch.version.hip and _runtime.has_triton() and _runtime._capability_ok(x.get_device()):
+    if x.is_cuda and not torch.version.hip and support.has_triton() and support._capability_ok(x.get_device()):
         return None  # the common case must not pay for the explanations
-    return _runtime.why_not(x)
+    return support.why_not(x)
 
 
 def _compiled_why_not(device_type: str) -> str | None:
     if device_type == "cpu" and not _runtime.is_interpreting():
-        return _runtime.why_not(torch.empty(0))
+        return support.why_not(torch.empty(0))
     return None
 
 

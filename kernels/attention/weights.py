@@ -13,8 +13,9 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-from .. import _library, _runtime
-from .op import DTYPES, FARTHEST, autocast, check_causal_and_scale, check_integers, check_window, documents_of
+from .. import _checks, _library, _runtime, support
+from ..support import KERNEL_DTYPES
+from .op import FARTHEST, autocast, check_causal_and_scale, check_integers, check_window, documents_of
 
 _NAME = "attention_weights"
 
@@ -55,7 +56,7 @@ def attention_weights(
         ValueError: shapes that do not fit, a head out of range, a slice with a step below 1, tensors on two devices.
         RuntimeError: no Triton, a CPU without the interpreter, or a GPU older than sm_75.
     """
-    _runtime.check_dense(
+    _checks.check_dense(
         _NAME, 3, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
@@ -83,7 +84,7 @@ def attention_weights(
             f"{_NAME}: document_ids must be ({batch}, {T_k}) or (1, {T_k}), with T_q <= T_k, so that every query has "
             f"an id; got {tuple(document_ids.shape)} and T_q = {T_q}"
         )
-    _runtime.check_launchable(
+    support.check_launchable(
         _NAME, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
@@ -104,7 +105,7 @@ def _say(x: Tensor) -> str:
 
 
 def _check_tensors(q: Tensor, k: Tensor, lse: Tensor) -> None:
-    if q.dtype not in DTYPES:
+    if q.dtype not in KERNEL_DTYPES:
         raise TypeError(f"{_NAME}: q must be float32, float16 or bfloat16, got {q.dtype}; cast it, or use reference")
     if k.dtype != q.dtype:
         raise TypeError(f"{_NAME}: k is {k.dtype} but q is {q.dtype}; cast one of them")

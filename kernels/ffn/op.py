@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _runtime
+from .. import _checks, _runtime, support
 from .._library import below_autograd, define, plain
 from .._random import check_dropout, new_seed
+from ..support import KERNEL_DTYPES
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _PATHS = ("auto", "triton", "cublas")
 
 
@@ -38,12 +38,12 @@ def linear_gelu(
         TypeError: dtypes that are not supported or not the same.
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
-    _runtime.check_dense("linear_gelu", 2, x=x, w=w, b=b)
+    _checks.check_dense("linear_gelu", 2, x=x, w=w, b=b)
     x, w, b = _autocast(x, w, b)
     _check_choice("linear_gelu", "approximate", approximate, ("none", "tanh"))
     _check_choice("linear_gelu", "path", path, _PATHS)
     _check_linear("linear_gelu", x, "x", w, "w", b, "b")
-    _runtime.check_launchable("linear_gelu", x=x, w=w, b=b)
+    support.check_launchable("linear_gelu", x=x, w=w, b=b)
     save_pre = _needs_grad(x, w, b)
     return _linear_gelu_fwd(x, w, b, approximate, save_pre, path)[0]
 
@@ -85,7 +85,7 @@ def gelu_ffn(
         TypeError: dtypes that are not supported or not the same.
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
-    _runtime.check_dense("gelu_ffn", 3, x=x, w1=w1, w2=w2, b1=b1, b2=b2, residual=residual)
+    _checks.check_dense("gelu_ffn", 3, x=x, w1=w1, w2=w2, b1=b1, b2=b2, residual=residual)
     x, w1, b1, w2, b2 = _autocast(x, w1, b1, w2, b2)
     _check_choice("gelu_ffn", "approximate", approximate, ("none", "tanh"))
     _check_choice("gelu_ffn", "path", path, _PATHS)
@@ -100,7 +100,7 @@ def gelu_ffn(
             )
         if residual.dtype not in (x.dtype, torch.float32):
             raise TypeError(f"gelu_ffn: residual is {residual.dtype}; give it in x's {x.dtype} or in float32")
-    _runtime.check_launchable("gelu_ffn", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
+    support.check_launchable("gelu_ffn", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
     save_pre = not recompute and _needs_grad(x, w1, b1, w2)
     seed = new_seed(x.device) if dropout_p > 0.0 else None
     return _gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, float(dropout_p), approximate, save_pre, True, path)[0]
@@ -126,7 +126,7 @@ def _check_choice(function: str, name: str, value: str, choices: tuple[str, ...]
 
 def _check_linear(function: str, x: Tensor, x_name: str, w: Tensor, w_name: str, b: Tensor | None, b_name: str) -> None:
     """Raise unless w is a matrix that multiplies x's last dimension, b fits it, and all have one supported dtype."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in KERNEL_DTYPES:
         raise TypeError(
             f"{function}: {x_name} is {x.dtype}; supported are float32, float16 and bfloat16. For float64 use "
             f"fastgpt.kernels.reference.{function}"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import _runtime
+from .. import _runtime, support
 
 
 class OutOfBounds(RuntimeError):
@@ -36,7 +36,7 @@ def interpret(*, check_bounds: bool = True, target: _runtime.Target | None = Non
     Raises:
         RuntimeError: triton is not installed.
     """
-    if not _runtime.has_triton():
+    if not support.has_triton():
         raise RuntimeError("interpret: triton is not installed; `pip install triton` (Linux)")
     pretended = contextlib.nullcontext() if target is None else _runtime.pretend(target)
     if _runtime.INTERPRETED_PROCESS:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _library, _runtime
+from .. import _checks, _library, _runtime, support
 from .._random import check_dropout, new_seed
+from ..support import KERNEL_DTYPES
 from .recompute import offer
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def layer_norm(
@@ -47,9 +46,9 @@ def layer_norm(
         ValueError: shapes that do not fit, eps < 0, tensors on different devices.
         RuntimeError: Triton cannot run on x's device.
     """
-    _runtime.check_dense("layer_norm", 1, x=x, weight=weight, bias=bias)
+    _checks.check_dense("layer_norm", 1, x=x, weight=weight, bias=bias)
     d = _check("layer_norm", x, normalized_shape, weight, bias, eps, out_dtype)
-    _runtime.check_launchable("layer_norm", x=x, weight=weight, bias=bias)
+    support.check_launchable("layer_norm", x=x, weight=weight, bias=bias)
     y, stats = _layer_norm_fwd(x, weight, bias, d, float(eps), out_dtype or _torch_out_dtype(x))
     if recompute:
         offer("layer_norm", ("x", "weight", "bias"), y, x, stats, weight, bias, d)
@@ -87,17 +86,19 @@ def add_layer_norm(
     Raises:
         As `layer_norm`; ValueError also for dropout_p outside [0, 1) and a residual of another shape.
     """
-    _runtime.check_dense("add_layer_norm", 2, x=x, residual=residual, weight=weight, bias=bias)
+    _checks.check_dense("add_layer_norm", 2, x=x, residual=residual, weight=weight, bias=bias)
     shape = weight.shape if weight is not None else None
     d = _check("add_layer_norm", x, shape, weight, bias, eps, out_dtype)
-    if residual.dtype not in DTYPES:
-        raise TypeError(f"add_layer_norm: residual has dtype {residual.dtype}; cast it to one of {_names(DTYPES)}")
+    if residual.dtype not in KERNEL_DTYPES:
+        raise TypeError(
+            f"add_layer_norm: residual has dtype {residual.dtype}; cast it to one of {_names(KERNEL_DTYPES)}"
+        )
     if residual.shape != x.shape:
         raise ValueError(
             f"add_layer_norm: residual has shape {tuple(residual.shape)}, x {tuple(x.shape)}; expand one to the other"
         )
     check_dropout("add_layer_norm", dropout_p)
-    _runtime.check_launchable("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
+    support.check_launchable("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
     seed = new_seed(x.device) if dropout_p > 0.0 else None
     normed, new_residual, stats = _add_layer_norm_fwd(
         x, residual, weight, bias, seed, d, float(eps), float(dropout_p), out_dtype or _torch_out_dtype(x)
@@ -132,7 +133,7 @@ def _check(
         given = weight if weight is not None else bias
         shape = tuple(x.shape[-1:] if given is None else given.shape)
     else:
-        shape = _runtime.check_sizes(function, "normalized_shape", normalized_shape)
+        shape = _checks.check_sizes(function, "normalized_shape", normalized_shape)
     d = len(shape)
     if d == 0 or d > x.dim() or tuple(x.shape[x.dim() - d :]) != shape:
         raise ValueError(
@@ -140,18 +141,18 @@ def _check(
             f"{tuple(x.shape)}"
         )
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
             raise TypeError(
-                f"{function}: {name} has dtype {tensor.dtype}; cast it to one of {_names(DTYPES)}, or use "
+                f"{function}: {name} has dtype {tensor.dtype}; cast it to one of {_names(KERNEL_DTYPES)}, or use "
                 f"fastgpt.kernels.reference.{function}"
             )
         if tensor is not None and tensor is not x and tuple(tensor.shape) != shape:
             raise ValueError(f"{function}: {name} has shape {tuple(tensor.shape)}, normalized_shape is {shape}")
-    if out_dtype is not None and out_dtype not in DTYPES:
-        raise TypeError(f"{function}: out_dtype is {out_dtype}; choose one of {_names(DTYPES)}")
+    if out_dtype is not None and out_dtype not in KERNEL_DTYPES:
+        raise TypeError(f"{function}: out_dtype is {out_dtype}; choose one of {_names(KERNEL_DTYPES)}")
     if eps is None:
         raise TypeError(f"{function}: eps is None, expected a number; torch's default is 1e-5")
-    _runtime.check_numbers(function, eps=eps)
+    _checks.check_numbers(function, eps=eps)
     if not eps >= 0.0:
         raise ValueError(f"{function}: eps must be >= 0, got {eps}")
     return d

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._runtime import check_numbers
+from .._checks import check_numbers
+from ..support import KERNEL_DTYPES
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 REDUCTIONS = ("mean", "sum", "none")
 # The kernels take settings in float32, without subnormal numbers: outside of these a GPU sees 0 or infinity.
 _FLOAT32 = torch.finfo(torch.float32)
@@ -16,7 +16,7 @@ _FLOAT32 = torch.finfo(torch.float32)
 def check_floating(function: str, **tensors: Tensor | None) -> None:
     """Raise TypeError unless every tensor has a dtype that the kernels take."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
             raise TypeError(
                 f"{function}: {name} is {tensor.dtype}, and the kernels take float32, float16 and bfloat16; convert "
                 f"it, or use fastgpt.kernels.reference.{function}"

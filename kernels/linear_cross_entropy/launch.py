@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import check_range
 from .._runtime import on_device_of, target_of
-from .._targets import check_range
 from . import scalars, softmax, tiles
 
 # Kernels number rows and columns in 32 bits, and their last tile looks a little past the end.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._runtime import autocast_dtype, check_dense, check_launchable
-from .._targets import check_target
+from .._checks import check_dense, check_target
+from .._runtime import autocast_dtype
+from ..support import check_launchable
 from .checks import (
     check_floating,
     check_settings,

@@ -79,7 +79,7 @@ def test_demo_without_matplotlib_or_triton(small_demo, tmp_path, monkeypatch):
         raise ImportError
 
     monkeypatch.setattr(attention_maps, "import_figure", missing)
-    monkeypatch.setattr(demo._runtime, "has_triton", lambda: False)
+    monkeypatch.setattr(demo.support, "has_triton", lambda: False)
     said = []
     result = run_demo(small_demo, said.append)
     assert result.picture is None

@@ -7,7 +7,7 @@ import torch
 
 import fastgpt
 from fastgpt import GPT, GPTConfig, impl
-from fastgpt.kernels import _runtime
+from fastgpt.kernels import _runtime, support
 from tests.support.modules import assert_same_module
 
 TINY = {"vocab_size": 128, "max_len": 16, "n_layers": 2, "n_heads": 2, "d_model": 16}
@@ -157,7 +157,7 @@ def test_auto_without_a_gpu_falls_back_and_says_why_once(caplog):
 
 
 def pretend_gpu(monkeypatch):
-    monkeypatch.setattr(_runtime, "why_not", lambda tensor: None if tensor.device.type == "meta" else "no")
+    monkeypatch.setattr(support, "why_not", lambda tensor: None if tensor.device.type == "meta" else "no")
     impl._explain.cache_clear()
     return torch.device("meta")
 
@@ -235,7 +235,7 @@ def test_table_of_a_foreign_model_is_refused():
 
 
 def test_without_triton_only_triton_raises(monkeypatch):
-    monkeypatch.setattr(_runtime, "has_triton", lambda: False)
+    monkeypatch.setattr(support, "has_triton", lambda: False)
     impl._explain.cache_clear()
     idx, targets = text_batches(1)[0]
     GPT(GPTConfig(**TINY))(idx, targets)

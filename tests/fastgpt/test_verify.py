@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastgpt import cli, kernels, verify
-from fastgpt.kernels import _random, _runtime
+from fastgpt.kernels import _random, support
 from fastgpt.settings import SettingError
 from tests.support import philox
 
@@ -144,7 +144,7 @@ def test_unknown_kernel():
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setattr(_runtime, "has_triton", lambda: False)
+    monkeypatch.setattr(support, "has_triton", lambda: False)
     with pytest.raises(RuntimeError, match="pip install triton"):
         verify.verify()
 

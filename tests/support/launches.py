@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastgpt.kernels import _runtime
+from fastgpt.kernels import support
 
 
 @contextlib.contextmanager
@@ -28,5 +28,5 @@ def launches_skipped() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", run)
         patch.setattr(interpreter.InterpretedFunction, "run", run)  # in a TRITON_INTERPRET=1 process
-        patch.setattr(_runtime, "why_not", lambda tensor: None)
+        patch.setattr(support, "why_not", lambda tensor: None)
         yield names

@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     Mutant(
         "guard-of-values-off-under-transforms",
-        "kernels/_runtime.py",
+        "kernels/support.py",
         "not torch._C._functorch.is_functorch_wrapped_tensor(tensor)",
         "True",
         _TRANSFORMS + "grad_and_per_sample_gradients",

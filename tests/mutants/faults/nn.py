@@ -201,7 +201,7 @@ MUTANTS = (
     Mutant(
         "nn-norm-tangents-are-lost-in-the-kernel",
         "fastgpt/nn/layer_norm.py",
-        "_runtime.forward_mode_is_on()",
+        "support.forward_mode_is_on()",
         "False",
         _EFFECTS + "a_layer_norm_has_a_derivative_in_forward_mode_where_kernels_run",
     ),
