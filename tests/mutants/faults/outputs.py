@@ -214,7 +214,7 @@ MUTANTS = (
     Mutant(
         "impl-float64-goes-to-the-kernels",
         "fastgpt/impl.py",
-        "dtype not in _TRITON_DTYPES",
+        "dtype not in KERNEL_DTYPES",
         "False",
         _IMPL + "auto_on_a_gpu_passes_over_what_kernels_cannot_take",
     ),
