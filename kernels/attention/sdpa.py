@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _checks, _runtime, _transforms, reference, support
+from .. import _checks, _runtime, _transforms, support
 from .._notice import say_once
 from ..support import KERNEL_DTYPES, MAX_HEAD_DIM
 from .op import attend
@@ -64,9 +64,12 @@ def scaled_dot_product_attention(
         say_once(f"scaled_dot_product_attention: torch's own function is used, because {reason}")
         if causal is not None and not is_causal:  # a CausalBias knows torch's function by its public name only
             attn_mask, is_causal = _without_causal_bias(query, key, causal)
+        tensors, options = (query, key, value, attn_mask), {"scale": scale, "enable_gqa": enable_gqa}
+        if not _transforms.are_on():
+            return _runtime.torch_attention(*tensors, dropout_p, is_causal, **options)
         # Of torch's own, only the one that materialises the scores has a forward mode and second derivatives.
-        function = reference.scaled_dot_product_attention if _transforms.are_on() else _runtime.torch_attention
-        return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return _runtime.torch_attention(*tensors, dropout_p, is_causal, **options)
 
     T_q, T_k, head_dim, value_dim = query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1]
     if head_dim != value_dim:
