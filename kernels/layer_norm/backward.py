@@ -84,22 +84,3 @@ def layer_norm_backward(
     if need_dbias:
         which = need_dweight * programs + program  # dbias lies behind dweight, if that is there
         tl.store(Partials + which * N + column, tl.sum(dbias, axis=0), mask=column < N)
-
-
-@triton.jit(do_not_specialize=["P"])
-def reduce_partials(
-    Partials, Out0, Out1, P, N: tl.constexpr, block_p: tl.constexpr, block_n: tl.constexpr
-):  # fmt: skip
-    """Sum (k, P, N) float32 partials over P, always in the same order, into Out0 (and Out1), (N,) in their dtypes."""
-    which = tl.program_id(1)
-    cols = tl.program_id(0) * block_n + tl.arange(0, block_n)  # (block_n,)
-    total = tl.zeros((block_p, block_n), tl.float32)
-    for start in tl.range(0, P, block_p):
-        p = start + tl.arange(0, block_p)  # (block_p,)
-        mask = (p < P)[:, None] & (cols < N)[None, :]
-        total += tl.load(Partials + (which * P + p)[:, None] * N + cols[None, :], mask=mask, other=0.0)
-    out = tl.sum(total, axis=0)  # (block_n,)
-    if which == 0:
-        tl.store(Out0 + cols, out.to(Out0.dtype.element_ty), mask=cols < N)
-    else:
-        tl.store(Out1 + cols, out.to(Out1.dtype.element_ty), mask=cols < N)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from .. import _runtime
+from .._partials import sum_partials
 from .._random import drop_threshold
+from .._runtime import cdiv
 from . import tiles
-from .backward import layer_norm_backward, reduce_partials
+from .backward import layer_norm_backward
 from .forward import layer_norm_forward, normalise_rows_again
 from .held_rows import layer_norm_backward_held, layer_norm_forward_held
 from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_forward_long
-from .tiles import cdiv
 
 
 def as_rows(x: Tensor, M: int, N: int) -> tuple[Tensor, int]:
@@ -160,7 +161,10 @@ def backward(
         summed = bool(sums) and N <= tiles.LONGEST_SUMMED  # on the way, by the kernel that computes dh
         which = {"need_dweight": summed and dweight is not None, "need_dbias": summed and dbias is not None}
         programs = min(tile.programs or 2**31 - 1, cdiv(M, tile.block_m))
-        partials = torch.empty((len(sums), programs, N), dtype=torch.float32, device=h.device) if summed else None
+        partials = None
+        if summed:
+            shape = (programs, N) if len(sums) == 1 else (2, programs, N)
+            partials = torch.empty(shape, dtype=torch.float32, device=h.device)
         if tile.long:
             if rows_wanted:
                 layer_norm_dh_long[(M,)](
@@ -177,11 +181,7 @@ def backward(
                 block_m=tile.block_m, block_n=tile.block_n, stages=tile.stages, num_warps=tile.num_warps,
             )  # fmt: skip
         if summed:
-            block = tiles.REDUCE_PARTIALS
-            reduce_partials[(cdiv(N, block.block_n), len(sums))](
-                partials, sums[0], sums[-1], programs,
-                N=N, block_p=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
-            )  # fmt: skip
+            sum_partials(partials, *sums)
         elif sums:
             block = tiles.DWEIGHT_LONG
             layer_norm_dweight_long[(cdiv(N, block.block_n),)](

@@ -31,7 +31,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from .._runtime import Target
+from .._runtime import Target, cdiv
 
 # Longest row that fits into a program's registers without spilling (compiled for sm_80, sm_90 and sm_100). A program
 # has 65536 registers at most: 32768 float32 elements and what it takes to compute with them.
@@ -69,7 +69,6 @@ class Tile:
     long: bool = False
 
 
-REDUCE_PARTIALS = Tile(64, 32, 4)  # partials x columns
 DWEIGHT_LONG = Tile(64, 64, 8)  # rows x columns: 128 bytes of each row, so that whole cache lines are read
 
 
@@ -133,11 +132,6 @@ def _shared_memory_kb(target: Target) -> int:
 def power_of_two(n: int) -> int:
     """The smallest power of two that is >= n, and at least 16."""
     return max(16, 1 << (n - 1).bit_length())
-
-
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up. triton.cdiv, which kernels can call too, takes microseconds here."""
-    return -(-a // b)
 
 
 def between(low: int, value: int, high: int) -> int:

@@ -107,16 +107,17 @@ class count_launches:
     """Names of the kernels launched inside the block, in order; whatever runs them."""
 
     def __init__(self, monkeypatch) -> None:
+        from fastgpt.kernels import _partials
         from fastgpt.kernels.layer_norm import launch
 
         self.names: list[str] = []
         kernels = (
-            "layer_norm_forward", "normalise_rows_again", "layer_norm_backward", "reduce_partials",
+            "layer_norm_forward", "normalise_rows_again", "layer_norm_backward",
             "layer_norm_forward_held", "layer_norm_backward_held",
             "layer_norm_forward_long", "layer_norm_dh_long", "layer_norm_dweight_long",
         )  # fmt: skip
-        for name in kernels:
-            monkeypatch.setattr(launch, name, _Counted(name, getattr(launch, name), self.names))
+        for module, name in [(launch, name) for name in kernels] + [(_partials, "sum_partials_kernel")]:
+            monkeypatch.setattr(module, name, _Counted(name, getattr(module, name), self.names))
 
 
 class _Counted:
