@@ -1,0 +1,122 @@
+"""What attention's kernels hand on together: NamedTuples, made by the launch or at a kernel's head.
+
+Q, K, V, Out and their gradients are (B, heads, T, head_dim) with any strides; K and V have H_kv = H / group heads.
+TMA descriptors come as arguments of their own: Triton's launcher finds them nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Config(NamedTuple):
+    """What a kernel is compiled for, all of it as one constexpr. Plain Python numbers."""
+
+    head_dim: int
+    d_low: int  # columns of the two tiles that hold a row of head_dim numbers,
+    d_high: int  # powers of two; 0: one tile is enough
+    block_m: int  # queries of a tile
+    block_n: int  # keys of a tile
+    edge: int  # queries or keys of a streamed tile that a mask cuts
+    group: int  # query heads that share a key head
+    is_wide: bool  # offsets inside a tile need int64
+    precision: str  # of products: tl.dot's input_precision
+
+
+class Matrix(NamedTuple):
+    """A tensor (B, heads, T, head_dim) in memory; once advanced to a head, its (T, head_dim) matrix."""
+
+    Base: Any  # pointer to its first element
+    stride: Any  # its four strides, in elements
+
+
+class QKV(NamedTuple):
+    """The three inputs."""
+
+    Q: Matrix  # (B, H, T_q, head_dim)
+    K: Matrix  # (B, H_kv, T_k, head_dim)
+    V: Matrix  # (B, H_kv, T_k, head_dim)
+
+
+class Masks(NamedTuple):
+    """Pointers to what hides keys beside the band; None: nothing does."""
+
+    KeyStarts: Any  # (B,) any integer
+    KeyLengths: Any  # (B,) any integer
+    Documents: Any  # (B, T_k) any integer, contiguous
+    Ranges: Any  # (B, tiles, 3) int32, what `document_ranges` found for the kernel's tiles
+
+
+class Dropout(NamedTuple):
+    """Dropout of the weights."""
+
+    Seed: Any  # (2,) int64, seed and offset of `new_seed`; None: no dropout
+    threshold: Any  # round(dropout_p * 2^32)
+    scale: Any  # 1 / (1 - dropout_p)
+
+
+class HeadDropout(NamedTuple):
+    """Dropout of one head's weights, in registers."""
+
+    seed: Any
+    offset: Any
+    head: Any  # b * H + h
+    threshold: Any
+    scale: Any
+
+
+class Band(NamedTuple):
+    """Row i of the score matrix meets the columns i + lower <= j <= i + upper; None: no bound."""
+
+    lower: Any
+    upper: Any
+
+
+class Mask(NamedTuple):
+    """Which keys the queries of one sequence see, for one tile that is held (of queries, or of keys in dK/dV)."""
+
+    first_key: Any
+    end_key: Any
+    band: Band  # in terms of queries i and keys j
+    held: Any  # document ids of the tile that is held, shaped to broadcast; None: no documents
+    Streamed: Any  # pointer to the document ids of the tokens that are streamed, or None
+
+
+class Runs(NamedTuple):
+    """The tiles to stream: three runs, a first column and a count of tiles each. Those of `full` need no mask."""
+
+    left: Any
+    num_left: Any
+    full: Any
+    num_full: Any
+    right: Any
+    num_right: Any
+
+
+class Pair(NamedTuple):
+    """Two tiles side by side that hold the columns [0, d_low) and [d_low, d_low + d_high) of head_dim.
+
+    With d_high = 0, `high` is there and no one looks at it: what a loop carries may not be None.
+    """
+
+    low: Any
+    high: Any
+
+
+class Stream(NamedTuple):
+    """The (T, head_dim) matrix of one head, read tile by tile: by descriptors, or by pointers where they are None."""
+
+    Base: Any  # pointer to the head's first row
+    stride: Any
+    Low: Any  # descriptors of the whole tensor, one for each tile of a Pair
+    High: Any
+    b: Any
+    h: Any
+
+
+class Softmax(NamedTuple):
+    """The online softmax of a tile of queries."""
+
+    acc: Pair  # sum of p v so far, each (block_m, columns) float32
+    l: Any  # (block_m,) sum of p
+    m: Any  # (block_m,) maximum of the scaled scores, in base 2
