@@ -3,8 +3,7 @@
 `torch.library.custom_op` and `register_autograd` cost two to three times the Python time per call of registering the
 kernels under their dispatch keys directly, which is what this module does. The result still passes
 `torch.library.opcheck` in full and traces under `torch.compile(fullgraph=True)` and `torch.export`. Where nobody traces
-or watches, a call does not pass through torch's dispatcher at all: the way through it and back, twice where gradients
-are wanted, takes as long as everything else that Python does for a launch.
+or watches, a call does not pass through torch's dispatcher at all: `takes_detour` decides, and has the switch.
 
 Kernels read a tensor's storage. Whatever has no storage, or says one thing and stores another (lazily negated and
 conjugated views, zero tensors, subclasses, fake and functional tensors), is left to the dispatcher, which resolves it;
@@ -14,6 +13,7 @@ so that no family and no launch has to think of it. What torch.func does with an
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -107,7 +107,7 @@ class Operator:
         self.op, self.launch, self.differentiable, self.results = op, launch, differentiable, results
 
     def __call__(self, *args: Any) -> Any:
-        if not unwatched(args):
+        if not takes_detour(args):
             return self.op(*args)
         if self.records(args):
             return self.recorded(args)
@@ -132,18 +132,24 @@ class Operator:
 def below_autograd(operator: Operator, *args: Any) -> Any:
     """Call the launch (or fake) implementation of `operator` from inside its autograd Function."""
     with torch._C._AutoDispatchBelowAutograd():
-        return operator.launch(*args) if unwatched(args) else operator.op(*args)
+        return operator.launch(*args) if takes_detour(args) else operator.op(*args)
 
 
-def unwatched(args: tuple[Any, ...]) -> bool:
-    """True if these arguments are plain tensors with data and nobody sees operator calls.
+# The switch: FASTGPT_DETOUR=0, or this flag, sends every call through torch's dispatcher. What the detour saves a call
+# is in benchmarks/results/call_cost.md, by `python -m benchmarks.call_cost`; no GPU has confirmed it.
+detour = os.environ.get("FASTGPT_DETOUR", "1") != "0"
 
-    Who sees them: torch.compile, export and jit.trace; modes (fake tensors, FLOP counters, selective checkpointing);
-    torch.func's transforms; forward-mode AD; the profiler; tensor subclasses (DTensor). Which tensors are not plain:
-    all but dense ones whose storage holds what they say.
+
+def takes_detour(args: tuple[Any, ...]) -> bool:
+    """True if a call with these arguments may pass by torch's dispatcher: plain tensors with data, and nobody watches.
+
+    Who sees operator calls: torch.compile, export and jit.trace; modes (fake tensors, FLOP counters, selective
+    checkpointing); torch.func's transforms; forward-mode AD; the profiler; tensor subclasses (DTensor). Which tensors
+    are not plain: all but dense ones whose storage holds what they say.
     """
     if (
-        torch.compiler.is_compiling()
+        not detour
+        or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._are_functorch_transforms_active()

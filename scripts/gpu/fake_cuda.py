@@ -45,7 +45,7 @@ def install() -> None:
 
     load_driver()
     _patch_tensor()
-    _patch_cuda()
+    patch_cuda()
     _patch_autocast()
     torch.nn.attention._sdpa_kernel = lambda *_, **__: None  # the CPU has none of CUDA's backends to choose from
     _patch_profiler()
@@ -249,7 +249,7 @@ class FakeGraph:
     def reset(self) -> None: ...
 
 
-def _patch_cuda() -> None:
+def patch_cuda() -> None:
     cuda = torch.cuda
     context = lambda *_, **__: contextlib.nullcontext()  # noqa: E731
     nothing = lambda *_, **__: None  # noqa: E731

@@ -54,6 +54,16 @@ def test_plain_tensors_go_straight_to_the_launch(x, through_torch):
     assert_within_budget("y", y, plain(x), *exactly(plain, x))
 
 
+def test_the_switch_sends_every_call_through_torch(x, through_torch, monkeypatch):
+    y = layer_norm(x)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    monkeypatch.setattr(_library, "detour", False)
+    again = layer_norm(x)
+    assert torch.equal(again, y)
+    assert torch.equal(torch.autograd.grad(again, x, torch.ones_like(y))[0], dx)
+    assert {*through_torch} == {"fastgpt::layer_norm_fwd", "fastgpt::layer_norm_bwd"}
+
+
 @pytest.mark.parametrize("watcher", [Watching, torch.profiler.profile])
 def test_modes_and_the_profiler_see_forward_and_backward(x, through_torch, watcher):
     expected = layer_norm(x)
@@ -86,6 +96,6 @@ def test_other_tensors_are_dispatched(x, through_torch, kind):
 
 
 def test_arguments_alone_decide(x):
-    assert _library.unwatched((x, None, 1, 1e-5, torch.float32))
-    assert not _library.unwatched((x, x.detach().to("meta")))
-    assert not _library.unwatched((None, x.as_subclass(Subclass)))
+    assert _library.takes_detour((x, None, 1, 1e-5, torch.float32))
+    assert not _library.takes_detour((x, x.detach().to("meta")))
+    assert not _library.takes_detour((None, x.as_subclass(Subclass)))

@@ -84,7 +84,15 @@ MUTANTS = (
         "torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0",
         "torch._C._are_functorch_transforms_active()",
         _TRANSFORMS + "forward_mode_is_refused",
-        where="unwatched",
+        where="takes_detour",
+    ),
+    Mutant(
+        "operator-detours-though-switched-off",
+        "kernels/_library.py",
+        "not detour",
+        "False",
+        "tests/kernels/test_library.py::test_the_switch_sends_every_call_through_torch",
+        where="takes_detour",
     ),
     Mutant(
         "operator-batches-along-the-wrong-dimension",
