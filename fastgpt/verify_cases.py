@@ -9,11 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from . import kernels
 from .kernels import _random, reference
 
 SEED = 2022  # of torch's generator, before each call, so that the mask that dropout will draw is known
@@ -235,31 +233,6 @@ def _add_layer_norm(scale: int) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def _recompute_normed(scale: int) -> Iterator[Case]:
-    """What a reader of the output needs in its backward is written again."""
-
-    def layer_norm(functions: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, w: Tensor) -> Tensor:
-        with kernels.recompute_normed():
-            return F.linear(functions.layer_norm(x, weight=weight, bias=bias, recompute=True), w)
-
-    def add_layer_norm(functions: ModuleType, x: Tensor, residual: Tensor, weight: Tensor, w: Tensor, **drop: Any):
-        with kernels.recompute_normed():
-            normed, stream = functions.add_layer_norm(x, residual=residual, weight=weight, recompute=True, **drop)
-            return F.linear(normed, w), stream
-
-    rows, d = 3 * scale, 2100  # of several tiles
-    tensors = {"x": _normal(rows, d) + 1.0, "weight": _normal(d), "bias": _normal(d), "w": _normal(16, d) / d**0.5}
-    yield Case("recompute_normed", "layer_norm, linear", tensors, tuple(tensors), call=layer_norm)
-    rows, d = 5 * scale, 48
-    tensors = {
-        "x": _normal(rows, d), "residual": _normal(rows, d), "weight": _normal(d), "w": _normal(16, d) / d**0.5
-    }  # fmt: skip
-    yield Case(
-        "recompute_normed", "add, dropout, linear", tensors, tuple(tensors), call=add_layer_norm, dropped=(rows, d),
-        dropout_p=0.3,
-    )  # fmt: skip
-
-
 def _linear_gelu(scale: int) -> Iterator[Case]:
     rows, d_in, d_out = 17 * scale, 32 * scale, 48 * scale
     tensors = {"x": _normal(rows, d_in), "w": _normal(d_out, d_in) / d_in**0.5, "b": _normal(d_out)}
@@ -340,7 +313,6 @@ CASES: dict[str, Callable[[int], Iterator[Case]]] = {
     "attention_weights": _attention_weights,
     "layer_norm": _layer_norm,
     "add_layer_norm": _add_layer_norm,
-    "recompute_normed": _recompute_normed,
     "linear_gelu": _linear_gelu,
     "gelu_ffn": _gelu_ffn,
     "linear_cross_entropy": _linear_cross_entropy,

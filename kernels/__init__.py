@@ -14,7 +14,6 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "linear_gelu",
-    "recompute_normed",
     "reference",
     "scaled_dot_product_attention",
 ]
@@ -28,7 +27,7 @@ if __name__ != "kernels":
     from .attention.weights import attention_weights
     from .ffn.op import gelu_ffn, linear_gelu
     from .interpreter import interpret
-    from .layer_norm import add_layer_norm, layer_norm, recompute_normed
+    from .layer_norm import add_layer_norm, layer_norm
     from .linear_cross_entropy import cross_entropy, linear_cross_entropy
 
     if _runtime.INTERPRETED_PROCESS:

@@ -206,11 +206,10 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     out_dtype: torch.dtype | None = None,
-    recompute: bool = False,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) · weight + bias over the trailing `normalized_shape` dims (default: last).
 
-    Computed in float32 or better; the result has x's dtype, or out_dtype. `recompute` changes nothing here.
+    Computed in float32 or better; the result has x's dtype, or out_dtype.
     """
     _check_tensors("layer_norm", 1, x=x, weight=weight, bias=bias)
     affine = weight if weight is not None else bias
@@ -235,7 +234,6 @@ def add_layer_norm(
     dropout_p: float = 0.0,
     *,
     out_dtype: torch.dtype | None = None,
-    recompute: bool = False,
     dropout_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """new = residual + dropout(x), in residual's dtype; returns (layer_norm(new) in x's dtype or out_dtype, new)."""

@@ -45,9 +45,6 @@ def rows() -> Iterator[Row]:
     yield _row("fwd", 65536, fp32, fp32, WIDE - NO_SPILLS)  # a row as large as the register file
     yield _row("fwd", 65544, bf16, bf16, WIDE)
     yield from _both(65536, bf16, bf16, WIDE, residual=fp32, p=0.1)
-    yield _row("again", 768, bf16, bf16, WIDE)
-    yield _row("again", 768, fp32, fp32, WIDE)
-    yield _row("again", 17, bf16, bf16, NO_SPILLS)
     # Rows that begin 2 bytes too late for 16-byte loads: slow, but it must compile.
     yield Row("layer_norm", "fwd-n768-bf16-unaligned", _call(768, bf16, bf16, "fwd", None, 0.0, stride=769), NO_SPILLS)
 
@@ -79,9 +76,6 @@ def _call(n, dtype, weight_dtype, direction, residual_dtype, p, stride=None):
         seed = meta(2, dtype=torch.int64) if p else None
         if direction == "fwd":
             launch.forward(x, residual, weight, bias, seed, 1, 1e-5, p, dtype)
-            return
-        if direction == "again":  # what recompute_normed writes in the backward
-            launch.normalise_again(x, meta(2, M, dtype=fp32), weight, bias, 1, dtype)
             return
         dh_dtype, h = (dtype, x) if residual is None else (residual_dtype, residual)
         dx_dtype = dtype if residual is not None and (p or dtype != residual_dtype) else None

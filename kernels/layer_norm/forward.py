@@ -95,24 +95,3 @@ def layer_norm_forward(
     tl.store(Stats + row, mean, mask=row < M)
     tl.store(Stats + M + row, rstd, mask=row < M)
     store_y(Y, Weight, Bias, row * N + cols, cols, centred * rstd, mask, N)
-
-
-@triton.jit(do_not_specialize=["M"])
-def normalise_rows_again(
-    H, Weight, Bias, Y, Stats, M, stride_hm,
-    N: tl.constexpr, aligned: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
-):  # fmt: skip
-    """The same y once more, from the mean and rstd that were kept: one tile of it a program, those of a row in turn.
-
-    The grid has one dimension, since CUDA's others end at 65535, fewer than the tiles of the longest rows.
-    """
-    program = tl.program_id(0)
-    tiles = (N - 1) // block_n + 1  # of a row
-    row = row_indices(program // tiles, block_m)  # (block_m, 1)
-    cols = (program % tiles) * block_n + tl.arange(0, block_n)[None, :]  # (1, block_n)
-    mask = (row < M) & (cols < N)  # (block_m, block_n)
-    stride_hm = in_elements(stride_hm, aligned)
-    h = tl.load(H + row * stride_hm + cols, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.load(Stats + row, mask=row < M, other=0.0)  # (block_m, 1)
-    rstd = tl.load(Stats + M + row, mask=row < M, other=0.0)
-    store_y(Y, Weight, Bias, row * N + cols, cols, (h - mean) * rstd, mask, N)

@@ -16,7 +16,7 @@ from .._random import drop_threshold
 from .._runtime import cdiv
 from . import tiles
 from .backward import layer_norm_backward
-from .forward import layer_norm_forward, normalise_rows_again
+from .forward import layer_norm_forward
 from .held_rows import layer_norm_backward_held, layer_norm_forward_held
 from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_forward_long
 
@@ -95,24 +95,6 @@ def forward(
                 *arguments, N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps
             )
     return y, new_residual, stats
-
-
-def normalise_again(
-    h: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, d: int, dtype: torch.dtype
-) -> Tensor:  # fmt: skip
-    """y as `forward` made it from h (x, or the new residual), given the stats of that time. One launch."""
-    M, N = rows_and_columns(h, d)
-    y = torch.empty(h.shape, dtype=dtype, device=h.device)
-    if y.numel() == 0:
-        return y
-    (H, stride_hm), tile = as_rows(h, M, N), tiles.normalise_again_tile(N)
-    aligned = alignment(N, (H, stride_hm))
-    with _runtime.on_device_of(h):
-        normalise_rows_again[(cdiv(M, tile.block_m) * cdiv(N, tile.block_n),)](
-            H, contiguous(weight), contiguous(bias), y, stats, M, stride_hm // aligned,
-            N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps,
-        )  # fmt: skip
-    return y
 
 
 def backward(

@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import _checks, _library, _runtime, support
 from .._random import check_dropout, new_seed
 from ..support import KERNEL_DTYPES
-from .recompute import offer
 
 
 def layer_norm(
@@ -22,7 +21,6 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     out_dtype: torch.dtype | None = None,
-    recompute: bool = False,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) · weight + bias over the trailing dimensions, as `torch.nn.functional.layer_norm`.
 
@@ -36,7 +34,6 @@ def layer_norm(
         weight, bias: of shape normalized_shape, of any of the three dtypes, or None.
         eps: added to the variance, >= 0.
         out_dtype: dtype of the result. Default: as torch does, x's dtype, or float32 under CUDA autocast.
-        recompute: inside `recompute_normed()`, let no operator keep the result for its backward, but write it again.
 
     Returns:
         The normalised tensor, contiguous, of x's shape.
@@ -49,10 +46,7 @@ def layer_norm(
     _checks.check_dense("layer_norm", 1, x=x, weight=weight, bias=bias)
     d = _check("layer_norm", x, normalized_shape, weight, bias, eps, out_dtype)
     support.check_launchable("layer_norm", x=x, weight=weight, bias=bias)
-    y, stats = _layer_norm_fwd(x, weight, bias, d, float(eps), out_dtype or _torch_out_dtype(x))
-    if recompute:
-        offer("layer_norm", ("x", "weight", "bias"), y, x, stats, weight, bias, d)
-    return y
+    return _layer_norm_fwd(x, weight, bias, d, float(eps), out_dtype or _torch_out_dtype(x))[0]
 
 
 def add_layer_norm(
@@ -64,7 +58,6 @@ def add_layer_norm(
     dropout_p: float = 0.0,
     *,
     out_dtype: torch.dtype | None = None,
-    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """residual + dropout(x) and its LayerNorm in one kernel: what a pre-LN block does between two sub-layers.
 
@@ -78,7 +71,6 @@ def add_layer_norm(
         eps: added to the variance, >= 0.
         dropout_p: probability of dropping an element of x, in [0, 1); those kept are divided by 1 - dropout_p.
         out_dtype: dtype of `normed`. Default: x's, or float32 under CUDA autocast.
-        recompute: inside `recompute_normed()`, let no operator keep `normed` for its backward, but write it again.
 
     Returns:
         (normed, new_residual): contiguous, of x's shape; normed in out_dtype, new_residual in residual's dtype.
@@ -100,13 +92,9 @@ def add_layer_norm(
     check_dropout("add_layer_norm", dropout_p)
     support.check_launchable("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
     seed = new_seed(x.device) if dropout_p > 0.0 else None
-    normed, new_residual, stats = _add_layer_norm_fwd(
+    return _add_layer_norm_fwd(
         x, residual, weight, bias, seed, d, float(eps), float(dropout_p), out_dtype or _torch_out_dtype(x)
-    )
-    if recompute:
-        names = "new_residual", "weight", "bias"
-        offer("add_layer_norm", names, normed, new_residual, stats, weight, bias, d)
-    return normed, new_residual
+    )[:2]
 
 
 def _torch_out_dtype(x: Tensor) -> torch.dtype:

@@ -85,12 +85,6 @@ def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Targ
     return Tile(between(1, per_warp // block_n, 16), block_n, _warps(between(1, block_n // per_warp, 32), target))
 
 
-def normalise_again_tile(N: int) -> Tile:
-    """4096 elements, of many rows where these are short: no GPU holds so many that the grid would pass 2^31 - 1."""
-    block_n = min(1024, power_of_two(N))
-    return Tile(4096 // block_n, block_n, 4)
-
-
 @functools.cache
 def backward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Target) -> Tile:
     """As `forward_tile`. Of NVIDIA's GPUs only `stages` depends on the target, and that does not change results."""

@@ -309,7 +309,7 @@ BEYOND_THE_FAKE = {
         "a run with roundings (fastgpt.rounding) sets modes aside, the fake GPU's too",
     r"(is on cpu but|but \w+ is on cpu;)": "pickles, traces and zero tensors lose the fake GPU's mark",
     r"does nothing on a GPU that is not there": "flex_attention is not compiled",
-    r"crashed while running '.*(-wrapper\]|::test_fake_(and_meta_)?tensors|::test_recompute_normed_is_traced)":
+    r"crashed while running '.*(-wrapper\]|::test_fake_(and_meta_)?tensors)":
         "autograd meets a tensor without storage on CUDA, and aborts where there is none",
 }  # fmt: skip
 

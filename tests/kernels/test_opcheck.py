@@ -105,10 +105,6 @@ def norm_backward():
     }  # fmt: skip
 
 
-def norm_again():
-    return {"h": f(2, 3, 17), "stats": torch.rand(2, 6), "weight": f(17), "bias": f(17), "d": 1, "dtype": fp32}
-
-
 def add_norm():
     return {**norm(), "residual": f(2, 3, 17), "seed": KEY, "dropout_p": 0.5}
 
@@ -221,11 +217,6 @@ CASES = {
         dbias_only={"need_dx": False, "need_dweight": False},
         nothing={"need_dx": False, "need_dweight": False, "dbias_dtype": None}, dbias_in_half={"dbias_dtype": fp16},
         empty={"x": empty(), "dy": empty(), "stats": empty(1)}, **LOW,
-    ),
-    "layer_norm_again": Case(
-        norm_again, bare={"weight": None, "bias": None}, scale={"bias": None}, shift={"weight": None},
-        to_bfloat16={"dtype": bf16}, empty={"h": empty(), "stats": empty(1)},
-        two_dimensions={"stats": torch.rand(2, 2), "weight": f(3, 17), "bias": f(3, 17), "d": 2}, **LOW,
     ),
     "add_layer_norm_fwd": Case(
         add_norm, bare={"weight": None, "bias": None}, recorded_no_dropout=NO_DROPOUT, to_half={"out_dtype": fp16},

@@ -112,7 +112,7 @@ class count_launches:
 
         self.names: list[str] = []
         kernels = (
-            "layer_norm_forward", "normalise_rows_again", "layer_norm_backward",
+            "layer_norm_forward", "layer_norm_backward",
             "layer_norm_forward_held", "layer_norm_backward_held",
             "layer_norm_forward_long", "layer_norm_dh_long", "layer_norm_dweight_long",
         )  # fmt: skip

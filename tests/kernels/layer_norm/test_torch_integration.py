@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
-from fastgpt.kernels import _runtime, add_layer_norm, layer_norm, recompute_normed, reference
+from fastgpt.kernels import _runtime, add_layer_norm, layer_norm, reference
 
 from .cases import bf16, fp16, fp32, parameters
 
@@ -167,136 +167,6 @@ def _grads(out, inputs):
         t.grad = None
     out.sin().sum().backward()
     return [t.grad for t in inputs]
-
-
-@pytest.mark.parametrize("under_checkpoint", [False, True])
-def test_recompute_normed_keeps_nothing_and_changes_nothing(device, seed, under_checkpoint):
-    x, residual, weight, bias = leaves(device, 2, 5, N=24)
-    w1, w2 = (torch.randn(24, 24, device=device, requires_grad=True) for _ in range(2))
-
-    def block(recompute):
-        torch.manual_seed(3)
-        h, new = add_layer_norm(x, residual, weight, bias, dropout_p=0.3, recompute=recompute)
-        first = F.linear(h, w1).relu()
-        h = layer_norm(new, None, weight, bias, recompute=recompute)
-        second = h.view(10, 24) @ w2  # saves a view of h
-        return first.sum() + second.view(2, 5, 24).sin().sum() + new.sum()
-
-    def run(recompute):
-        kept = []
-        run_block = (lambda r: checkpoint(block, r, use_reentrant=False)) if under_checkpoint else block
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
-            if recompute:
-                with recompute_normed():
-                    out = run_block(True)
-            else:
-                out = run_block(False)
-        return torch.autograd.grad(out, (x, residual, weight, bias, w1, w2)), len(kept)
-
-    (ours, kept), (expected, usual) = run(True), run(False)
-    for a, b in zip(ours, expected):
-        assert torch.equal(a, b)
-    assert under_checkpoint or kept < usual
-
-
-@pytest.mark.parametrize(
-    ("function", "changed"),
-    [(layer_norm, name) for name in ("x", "weight", "bias")]
-    + [(add_layer_norm, name) for name in ("new_residual", "weight", "bias")],
-)
-def test_recompute_normed_notices_what_was_modified_in_place(device, seed, function, changed):
-    """Frozen tensors, of which LayerNorm's own backward needs nothing: the output that is gone is made of them."""
-    tensors = dict(zip(("x", "residual", "weight", "bias"), (t.detach().clone() for t in leaves(device, 3))))
-    if function is layer_norm:
-        del tensors["residual"]
-    w = torch.randn(32, 32, device=device, requires_grad=True)
-
-    def normed():
-        y = function(**tensors, recompute=True)
-        if function is layer_norm:
-            return y
-        tensors["new_residual"] = y[1]
-        return y[0]
-
-    with recompute_normed():
-        out = F.linear(normed(), w)
-    tensors[changed].add_(1.0)
-    with pytest.raises(RuntimeError, match=f"recompute_normed: {changed} of {function.__name__} was modified in place"):
-        out.sum().backward()
-
-
-@pytest.mark.parametrize("changed", ["x", "weight", "bias"])
-def test_recompute_normed_keeps_what_it_could_not_write_again(device, seed, changed):
-    """Whatever was modified before anyone saved the output: the output is as right as it was."""
-    tensors = dict(zip(("x", "weight", "bias"), (t.detach().clone() for t in leaves(device, 3)[1:])))
-    w = torch.randn(32, 32, device=device, requires_grad=True)
-    with recompute_normed():
-        y = layer_norm(**tensors, recompute=True)
-        tensors[changed].add_(1.0)
-        out = F.linear(y, w)
-    (dw,) = torch.autograd.grad(out.sum(), w)
-    assert torch.equal(dw, torch.autograd.grad(F.linear(y, w).sum(), w)[0])
-
-
-def test_recompute_normed_keeps_an_output_that_was_changed_or_not_offered(device, seed):
-    x, _, weight, _ = (t.detach() for t in leaves(device, 3))
-    w = torch.randn(32, 32, device=device, requires_grad=True)
-    with recompute_normed():
-        changed = layer_norm(x, recompute=True)
-        changed.add_(1.0)
-        usual = layer_norm(x, 32, weight)
-        out = F.linear(changed, w) + F.linear(usual, w)
-    x.zero_()
-    (dw,) = torch.autograd.grad(out.sum(), w)
-    torch.testing.assert_close(dw, (changed + usual).sum(0).expand(32, 32))
-
-
-@pytest.mark.parametrize("which", ["x", "weight", "bias"])
-def test_recompute_normed_keeps_what_comes_of_inference_tensors(device, seed, which):
-    """torch does not count what happens to these in place."""
-    tensors = dict(zip(("x", "weight", "bias"), (t.detach() for t in leaves(device, 3)[1:])))
-    with torch.inference_mode():
-        tensors[which] = tensors[which].clone()
-    w = torch.randn(32, 32, device=device, requires_grad=True)
-    with recompute_normed():
-        y = layer_norm(**tensors, recompute=True)
-        out = F.linear(y, w)
-    with torch.inference_mode():
-        tensors[which].zero_()
-    (dw,) = torch.autograd.grad(out.sum(), w)
-    assert torch.equal(dw, torch.autograd.grad(F.linear(y, w).sum(), w)[0])
-
-
-@pytest.mark.parametrize("mode", ["real", "symbolic"])
-def test_recompute_normed_is_traced(device, seed, mode):
-    """make_fx calls backward with hooks and all: what they do must be operators that it sees."""
-
-    def gradient(x, weight, bias, w):
-        leaf = w.detach().requires_grad_()
-        with recompute_normed():
-            out = F.linear(layer_norm(x, None, weight, bias, recompute=True), leaf)
-        return torch.autograd.grad(out.square().sum(), leaf)[0]
-
-    inputs = [torch.randn(s, device=device) for s in ((3, 16), (16,), (16,), (8, 16))]
-    graph = make_fx(gradient, tracing_mode=mode)(*(torch.randn_like(t) for t in inputs))
-    assert OPS.layer_norm_again.default in {node.target for node in graph.graph.nodes}
-    torch.testing.assert_close(graph(*inputs), gradient(*inputs))
-
-
-@pytest.mark.parametrize("kind", ["meta", "fake"])
-def test_recompute_normed_without_values(kind):
-    with FakeTensorMode() if kind == "fake" else torch.device("meta"):
-        x, _, weight, bias = leaves("meta" if kind == "meta" else "cpu", 2, 3, dtype=bf16)
-        w = torch.randn(8, 32, requires_grad=True)
-        with recompute_normed():
-            out = F.linear(layer_norm(x, None, weight, bias, out_dtype=fp32, recompute=True), w)
-        out.sum().backward()
-    assert all(t.grad.shape == t.shape for t in (x, weight, bias, w))
-
-
-def test_recompute_outside_of_its_context_is_harmless(device, seed):
-    x, _, weight, bias = leaves(device, 3)
-    assert torch.equal(layer_norm(x, 32, weight, bias, recompute=True), layer_norm(x, 32, weight, bias))
 
 
 def test_functional_call_and_grad(device, seed):
