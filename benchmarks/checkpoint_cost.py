@@ -21,9 +21,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from fastgpt import GPT, GPTConfig, checkpoint, checksums
-from fastgpt.optim import build_adamw
-from fastgpt.training_state import optimizer_tensors
+from fastgpt import GPT, GPTConfig
+from fastgpt.base import checksums
+from fastgpt.train import checkpoint
+from fastgpt.train.optim import build_adamw
+from fastgpt.train.training_state import optimizer_tensors
 
 SMALL = GPTConfig(vocab_size=50304, max_len=256, n_layers=4, n_heads=4, d_model=256)
 STATE = {"step": 1, "sampler": {}, "settings": {}, "tokenizer_sha256": ""}

@@ -207,7 +207,7 @@ def _text(shape: dict[str, int]) -> str:
 
 
 def verify(session: Session) -> None:
-    from fastgpt.verify import verify
+    from fastgpt.tools.verify import verify
 
     report = verify(measure.device())
     print(report)
@@ -227,7 +227,7 @@ BATCH = 16
 def train_step(session: Session) -> None:
     """Forward, backward and AdamW of GPT-2 124M, bf16 autocast: ours, and torch's own modules uncompiled."""
     from fastgpt import GPTConfig
-    from fastgpt.config import IMPLEMENTATION_SETS
+    from fastgpt.model.config import IMPLEMENTATION_SETS
 
     config = GPTConfig(**GPT2_124M)
     size = {"layers": config.n_layers, "d": config.d_model, "T": config.max_len, "B": BATCH}

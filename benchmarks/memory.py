@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--write]       --write: benchmarks/results/memory.json, which the README's table shows
 
-Bytes are counted on meta tensors (`fastgpt.memory`), workspaces included, so any machine gives the same figures.
+Bytes are counted on meta tensors (`fastgpt.tools.memory`), workspaces included, so any machine gives the same figures.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fastgpt import GPT, GPTConfig
-from fastgpt.config import IMPLEMENTATION_SETS
 from fastgpt.kernels import flash_attention, linear_cross_entropy, reference
-from fastgpt.memory import peak_bytes, saved_bytes, training_step
+from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.tools.memory import peak_bytes, saved_bytes, training_step
 
 LENGTHS = [2**i for i in range(8, 18)]  # 256 ... 131072
 RESULTS = Path(__file__).parent / "results" / "memory.json"

@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.measure import Work, device
 from fastgpt import GPT, GPTConfig
-from fastgpt.config import IMPLEMENTATION_SETS
+from fastgpt.model.config import IMPLEMENTATION_SETS
 
 COMPILE = "-compile"  # the suffix of what runs under torch.compile; the reference stays plain
 NAMES = [peers.OURS, peers.OURS + COMPILE, "torch", "torch" + COMPILE, "reference"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import nn
 
 import fastgpt
-from fastgpt.modules import FeedForward, why_head_runs
+from fastgpt.model.blocks import FeedForward, why_head_runs
 from fastgpt.nn import _exact, attention
 
 BUDGET = 2.0  # microseconds a call

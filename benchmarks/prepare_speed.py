@@ -33,7 +33,7 @@ def write_texts(folder: Path, sources: list[str], megabytes: float) -> int:
     The corpus is repeated if it is too short, so that every size can be asked for.
     """
     from fastgpt.data import shakespeare
-    from fastgpt.sources import read_pieces
+    from fastgpt.data.sources import read_pieces
 
     def documents() -> Iterable[str]:
         while True:
@@ -70,10 +70,10 @@ def alone(path: str, threads: int) -> tuple[float, float, float]:
         import tiktoken
         from tiktoken_ext.openai_public import r50k_pat_str
 
-        from fastgpt.tokenizer import Tokenizer
+        from fastgpt.data.tokenizer import Tokenizer
     except ImportError as error:
         raise SystemExit(f"benchmarks.prepare_speed needs tiktoken ({error}): pip install tiktoken") from None
-    from fastgpt.preparation import prepare
+    from fastgpt.data.preparation import prepare
 
     tokenizer = Tokenizer.named("gpt2")
     if threads:

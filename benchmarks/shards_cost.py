@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fastgpt.data import TokenDataset
-from fastgpt.shard_writing import ShardWriter
+from fastgpt.data.shard_writing import ShardWriter
 
 WINDOW, READS, VOCAB_SIZE = 1025, 20_000, 50_257
 

@@ -199,7 +199,7 @@ def make(work: Workload, where: torch.device) -> Callable[[], object]:
 def _compile(work: Workload, tile: Any, arch: str) -> str | None:
     """Compile what `work` launches with `tile`, in this process; an error message if that fails."""
     from benchmarks.gate.offline import offline
-    from fastgpt.memory import PeakMemory
+    from fastgpt.tools.memory import PeakMemory
 
     try:
         # PeakMemory makes our operators run their launch code on meta tensors, in place of their shape functions.
@@ -223,7 +223,7 @@ class Candidate:
 
 def own_tile(work: Workload, arch: str) -> Any:
     """What the table answers for this workload; nothing is compiled or launched: that could end this process."""
-    from fastgpt.memory import on_paper
+    from fastgpt.tools.memory import on_paper
 
     with answering(work, None) as given, on_paper(arch):
         make(work, torch.device("meta"))()

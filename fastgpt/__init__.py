@@ -11,10 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import _moved
+
 # In a source tree the kernels lie beside this folder, not in it. Who starts Python or pytest at the root of the tree
 # imports this folder whatever is installed, and gets the kernels of the same tree.
 if not (_here := Path(__file__).parent).joinpath("kernels").exists():
     __path__.append(str(_here.parent))
+
+_moved.install()
 
 
 def _is_the_command() -> bool:
@@ -28,18 +32,19 @@ def _is_the_command() -> bool:
 # The command loads torch when it needs it: its help comes at once, and Ctrl-C finds a handler from the first moment.
 # Everyone else has all of it by `import fastgpt`, the operators of torch.ops.fastgpt among it.
 if TYPE_CHECKING or not _is_the_command():
-    from . import kernels, nn, presets
-    from .config import GPTConfig
-    from .impl import implementations
+    from . import kernels, nn
     from .interop.patch import patch
-    from .model import GPT
-    from .one_head import OneHeadLM
-    from .output import GPTOutput
+    from .model import presets
+    from .model.config import GPTConfig
+    from .model.gpt import GPT
+    from .model.one_head import OneHeadLM
+    from .model.output import GPTOutput
+    from .nn.impl import implementations
 
 if TYPE_CHECKING:
     from .data import TokenDataset, prepare
-    from .tokenizer import Tokenizer
-    from .trainer import TrainConfig, Trainer
+    from .data.tokenizer import Tokenizer
+    from .train.trainer import TrainConfig, Trainer
 
 __version__ = "0.1.0"
 
@@ -61,9 +66,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GPT": ".model", "GPTConfig": ".config", "GPTOutput": ".output", "OneHeadLM": ".one_head",
-    "TokenDataset": ".data", "Tokenizer": ".tokenizer", "TrainConfig": ".trainer", "Trainer": ".trainer",
-    "implementations": ".impl", "patch": ".interop.patch", "prepare": ".data",
+    "GPT": ".model.gpt", "GPTConfig": ".model.config", "GPTOutput": ".model.output", "OneHeadLM": ".model.one_head",
+    "TokenDataset": ".data", "Tokenizer": ".data.tokenizer", "TrainConfig": ".train.trainer",
+    "Trainer": ".train.trainer", "implementations": ".nn.impl", "patch": ".interop.patch", "prepare": ".data",
 }  # fmt: skip
 
 
@@ -71,9 +76,13 @@ def __getattr__(name: str) -> Any:
     """Training and tokenizing load what they need when they are first used, so that `import fastgpt` stays quick."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)
-    if name in ("kernels", "nn", "presets"):
+    if name in ("kernels", "nn"):
         return import_module(f".{name}", __name__)
-    from .settings import nearest
+    if name == "presets":
+        return import_module(".model.presets", __name__)
+    if f"{__name__}.{name}" in _moved.MOVED:
+        return import_module(f".{name}", __name__)
+    from .base.settings import nearest
 
     meant = nearest(name, __all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}" + (f"; {meant}" if meant else ""))

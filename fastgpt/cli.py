@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from .base.settings import nearest, shown
 from .commands import _terminal
 from .commands._signals import Signals
-from .settings import nearest, shown
 
 # name -> what `fastgpt --help` says about it; the module is fastgpt.commands.<name>
 COMMANDS = {
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # stdout goes to a disk that is full
         if os.environ.get("FASTGPT_DEBUG"):
             raise
-        from .files import reason
+        from .base.files import reason
 
         if not status:
             with contextlib.suppress(OSError):

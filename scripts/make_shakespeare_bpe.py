@@ -1,4 +1,4 @@
-"""Write fastgpt/assets/shakespeare-4096.tiktoken.xz: the byte-pair vocabulary that `fastgpt demo` uses.
+"""Write fastgpt/data/assets/shakespeare-4096.tiktoken.xz: the byte-pair vocabulary that `fastgpt demo` uses.
 
     python scripts/make_shakespeare_bpe.py
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from fastgpt import data, tokenizer
+from fastgpt import data
+from fastgpt.data import tokenizer
 
 VOCAB_SIZE = 4096
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastgpt.budget import REPORT
+from fastgpt.tools.budget import REPORT
 from tests.support.dead_gpu import pytest_runtest_logfinish, pytest_runtest_logreport  # noqa: F401 (hooks)
 
 # The interpreter's many small matrix products run slower, not faster, on contending BLAS threads.
@@ -79,7 +79,7 @@ def _uses_the_budget(module: ModuleType) -> bool:
     for value in vars(module).values():
         home = str(getattr(value, "__module__", None))
         called = getattr(getattr(value, "__code__", None), "co_names", ())
-        if home == "fastgpt.budget" or (home.startswith("tests.") and not JUDGES.isdisjoint(called)):
+        if home == "fastgpt.tools.budget" or (home.startswith("tests.") and not JUDGES.isdisjoint(called)):
             return True
     return False
 

@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from fastgpt.budget import REPORT
+from fastgpt.tools.budget import REPORT
 
 # In rising order: what tells torch, and the three libraries under it and under numpy, which instructions to use.
 SETS = {
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tests.cpus", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=list(SETS), action="append", help="this set; may be given again")
     args, for_pytest = parser.parse_known_args(argv)
-    # With a report asked for (fastgpt.budget), no verdict would fail.
+    # With a report asked for (fastgpt.tools.budget), no verdict would fail.
     environment = {k: v for k, v in os.environ.items() if k not in ("ATEN_CPU_CAPABILITY", REPORT)}
     ask = [sys.executable, "-c", "import torch; print(torch.backends.cpu.get_cpu_capability())"]
     capability = subprocess.run(ask, env=environment, capture_output=True, text=True, check=True).stdout.strip()

@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from fastgpt.budget import REPORT
+from fastgpt.tools.budget import REPORT
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "matrix.md"
@@ -90,7 +90,7 @@ def run(name: str, arguments: list[str], environment: dict[str, str], jobs: int)
         command += ["-p", "tests.support.as_it_goes", "--as-it-goes", f"{folder}/as_it_goes.jsonl"]  # failures show now
         if jobs > 1:
             command += ["-n", str(jobs), "--dist", "worksteal"]
-        # A test of this is a run in a run. And where a report is asked for (fastgpt.budget), no verdict would fail.
+        # A test of this is a run in a run. And where a report is asked for (tools/budget.py), no verdict would fail.
         outside = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_") and k != REPORT}
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         start = time.monotonic()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastgpt.budget import REPORT
+from fastgpt.tools.budget import REPORT
 from tests import cpus
 
 
@@ -44,7 +44,8 @@ def test_each_set_is_run_or_said_to_be_skipped(monkeypatch, capsys):
 
 def test_files_that_use_the_budget_are_marked():
     from tests import conftest
-    from tests.fastgpt import test_data, test_nn_ffn
+    from tests.fastgpt.data import test_data
+    from tests.fastgpt.nn import test_nn_ffn
     from tests.kernels.layer_norm import test_accuracy, test_traffic
 
     assert [conftest._uses_the_budget(m) for m in (test_nn_ffn, test_accuracy)] == [True, True]

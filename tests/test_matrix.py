@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = """
 import pytest
 import torch
-from fastgpt.budget import assert_within_budget, exactly
+from fastgpt.tools.budget import assert_within_budget, exactly
 
 def test_passes(): pass
 def test_fails():

@@ -4,6 +4,6 @@ To add one: write `fastgpt/commands/<name>.py` with a dataclass `Command` whose 
 default, and a docstring that gives its unit) and whose `run()` returns the exit status; and add a line to
 `fastgpt.cli.COMMANDS`. Heavy imports belong inside `run`: the help and most mistakes then come without torch.
 
-A wrong setting is a `SettingError` with the option's name (`fastgpt.settings`), wherever it is found; `_mistakes.py`
+A wrong setting is a `SettingError` with the option's name (`base/settings.py`), wherever it is found; `_mistakes.py`
 says it as typed. What was kept when Ctrl-C comes is the text of the KeyboardInterrupt that `run` raises: `_signals.py`.
 """

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..settings import SettingError, SettingTypeError, check_integer
+from ..base.settings import SettingError, SettingTypeError, check_integer
 
 if TYPE_CHECKING:
     import torch
 
-    from ..config import GPTConfig
     from ..data import TokenDataset
-    from ..model import GPT
-    from ..one_head import OneHeadLM
-    from ..tokenizer import Tokenizer
+    from ..data.tokenizer import Tokenizer
+    from ..model.config import GPTConfig
+    from ..model.gpt import GPT
+    from ..model.one_head import OneHeadLM
 
 
 def open_data(
@@ -27,15 +27,14 @@ def open_data(
 ) -> TokenDataset:  # fmt: skip
     """The data that `paths`, the values of `option`, name: ("shakespeare",), a folder of token shards, or texts.
 
-    Its name is the paths as they were typed. Texts are tokenized once, see `fastgpt.token_cache`. `verify`: compare
+    Its name is the paths as they were typed. Texts are tokenized once, see `data/token_cache.py`. `verify`: compare
     every byte of shards with their hashes.
 
     Raises:
         ValueError: shards made with another tokenizer, paths that hold no data, and whatever `prepare` raises.
         FileNotFoundError: no such path. Every message begins with `option`.
     """
-    from .. import shards
-    from ..data import SourceError, shakespeare_tokens
+    from ..data import SourceError, shakespeare_tokens, shards
 
     with of_option(option):
         if list(paths) == ["shakespeare"] and not os.path.exists("shakespeare"):
@@ -44,7 +43,7 @@ def open_data(
             raise SourceError("shakespeare: the embedded corpus stands alone; name it without other data")
         if len(paths) == 1 and shards.were_shards(paths[0]):
             return _open_shards(paths[0], tokenizer, verify=verify, progress=progress)
-        from .. import token_cache
+        from ..data import token_cache
 
         return token_cache.tokenized(paths, tokenizer, progress=progress, verify=verify)
 
@@ -88,9 +87,9 @@ def model_folder(path: str) -> Path:
     Raises:
         FileNotFoundError: there is no such path, or a run without a checkpoint.
     """
-    from .. import overwritten
-    from ..checkpoint import latest
-    from ..presets import names
+    from ..model.presets import names
+    from ..train import overwritten
+    from ..train.checkpoint import latest
 
     folder = Path(path)
     if not os.path.exists(path):
@@ -118,8 +117,8 @@ def read_config(model: str) -> GPTConfig:
         FileNotFoundError, ValueError: neither, a folder that holds no model, or a config that GPT cannot express.
     """
     from .. import interop
-    from ..config import GPTConfig
-    from ..presets import ONE_HEAD, described, names
+    from ..model.config import GPTConfig
+    from ..model.presets import ONE_HEAD, described, names
 
     if os.path.exists(model):
         return interop.read_config(model_folder(model))
@@ -144,8 +143,9 @@ def open_model(
         ValueError: the folder holds no tokenizer and none is named, or its vocabulary is larger than the model's.
         SettingError: a tokenizer is named, and the folder holds another one.
     """
-    from .. import checksums, interop
-    from ..tokenizer import Tokenizer
+    from .. import interop
+    from ..base import checksums
+    from ..data.tokenizer import Tokenizer
 
     folder = model_folder(path)
     with _pointing_back(folder):
@@ -173,7 +173,7 @@ def open_model(
 @contextlib.contextmanager
 def _pointing_back(folder: Path) -> Iterator[None]:
     """Errors about a run's damaged checkpoint name the one before it."""
-    from ..checkpoint import all_checkpoints
+    from ..train.checkpoint import all_checkpoints
 
     try:
         yield
@@ -219,7 +219,7 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[], bool]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..progress import has_bars
+    from ..base.progress import has_bars
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from ..settings import SettingError, SettingTypeError, shown
+from ..base.settings import SettingError, SettingTypeError, shown
 from ._options import Given, Option
 
 # A user's mistake, or something about this machine. All else is a mistake of ours.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from ..settings import shown
+from ..base.settings import shown
 
 T = TypeVar("T")
 

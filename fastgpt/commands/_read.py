@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ..settings import shown
+from ..base.settings import shown
 from ._options import Given, UsageError, options_of
 from ._settings_file import read_settings
 from ._words import Reader

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..settings import shown
+from ..base.settings import shown
 from ._options import Given, Option, UsageError
 
 

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from ..settings import shown
+from ..base.settings import shown
 from ._options import Given, Option, UsageError
 
 _BOOLS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # what other programs take for a flag

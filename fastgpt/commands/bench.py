@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from ..settings import check_integer
+from ..base.settings import check_integer
 
 if TYPE_CHECKING:
     import torch
 
-    from ..config import GPTConfig
+    from ..model.config import GPTConfig
 
 WARM_UP = 3
 ON_A_CPU = "On a CPU the Triton kernels run only in the interpreter, whose speed means nothing: they are left out."
@@ -47,9 +47,9 @@ class Command:
 
         import torch
 
-        from ..config import IMPLEMENTATION_SETS
-        from ..devices import autocast, resolve_device, resolve_dtype
-        from ..train_config import MOST_SEQUENCES
+        from ..model.config import IMPLEMENTATION_SETS
+        from ..train.devices import autocast, resolve_device, resolve_dtype
+        from ..train.train_config import MOST_SEQUENCES
         from ._inputs import read_config
         from ._status import status
 
@@ -124,8 +124,8 @@ def _time_steps(
 
     import torch
 
-    from ..model import GPT
-    from ..optim import build_adamw
+    from ..model.gpt import GPT
+    from ..train.optim import build_adamw
 
     torch.manual_seed(0)
     model = GPT(config).to(device)

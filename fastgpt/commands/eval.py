@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ..settings import SettingError
+from ..base.settings import SettingError
 
 if TYPE_CHECKING:
-    from ..evaluation import Validation
+    from ..train.evaluation import Validation
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Command:
     """Print one JSON object."""
 
     def run(self) -> int:
-        from ..devices import resolve_device, resolve_dtype
-        from ..evaluation import evaluate
+        from ..train.devices import resolve_device, resolve_dtype
+        from ..train.evaluation import evaluate
         from . import _inputs
 
         device = resolve_device(self.device)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..settings import SettingError
+from ..base.settings import SettingError
 
 
 @dataclass
@@ -37,9 +37,9 @@ class Command:
     def run(self) -> int:
         import torch
 
-        from ..devices import resolve_device
-        from ..files import check_folder
+        from ..base.files import check_folder
         from ..study import attention_maps
+        from ..train.devices import resolve_device
         from . import _inputs
 
         device = resolve_device(self.device)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from ..settings import SettingError, check_choice, check_integer, check_number
+from ..base.settings import SettingError, check_choice, check_integer, check_number
 
 if TYPE_CHECKING:
-    from ..config import GPTConfig
-    from ..gpus import GPU
+    from ..model.config import GPTConfig
+    from ..tools.gpus import GPU
 
 PARTS = {
     "parameters": "parameters",
@@ -58,8 +58,8 @@ class Command:
     def run(self) -> int:
         import json
 
-        from ..devices import DTYPES
-        from ..gpus import find_gpu
+        from ..tools.gpus import find_gpu
+        from ..train.devices import DTYPES
         from ._inputs import read_config
 
         check_integer("plan", "batch_size", self.batch_size, least=1, most=2**62)  # torch counts in 64 bits
@@ -79,8 +79,8 @@ class Command:
         return 0
 
     def _count(self, config: GPTConfig, seq_len: int, dtype: str, gpu: GPU) -> dict[str, dict[str, Any]]:
-        from .. import memory
-        from ..config import IMPLEMENTATION_SETS
+        from ..model.config import IMPLEMENTATION_SETS
+        from ..tools import memory
         from ._status import status
 
         options = {"autocast": dtype == "bfloat16", "arch": gpu.arch if gpu.runs_kernels else "sm_90"}

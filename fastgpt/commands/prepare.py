@@ -32,7 +32,7 @@ class Command:
 
     def run(self) -> int:
         from ..data import prepare
-        from ..tokenizer import Tokenizer
+        from ..data.tokenizer import Tokenizer
 
         there = os.path.exists(self.out)
         try:

@@ -37,7 +37,7 @@ class Command:
     def run(self) -> int:
         import torch
 
-        from ..devices import resolve_device
+        from ..train.devices import resolve_device
         from . import _inputs
 
         device = resolve_device(self.device)

@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import presets
-from ..config import may_change
-from ..settings import SettingError, check_integer, check_number, shown
-from ..train_config import TrainConfig
+from ..base.settings import SettingError, check_integer, check_number, shown
+from ..model import presets
+from ..model.config import may_change
+from ..train.train_config import TrainConfig
 from ._signals import STATUS
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..config import GPTConfig
     from ..data import TokenDataset
-    from ..one_head_base import OneHeadConfig
-    from ..tokenizer import Tokenizer
-    from ..trainer import TrainResult
+    from ..data.tokenizer import Tokenizer
+    from ..model.config import GPTConfig
+    from ..model.one_head_base import OneHeadConfig
+    from ..train.trainer import TrainResult
 
 DEFAULT_PRESET = "depth-4x256x4"
 DEFAULT_TOKENIZER = "gpt2"
@@ -159,7 +159,7 @@ class Command:
         Raises:
             FileNotFoundError: no such run.
         """
-        from .. import run_folder
+        from ..train import run_folder
 
         if values.get("overwrite"):  # which `_check` refuses beside --resume
             return None
@@ -187,7 +187,7 @@ class Command:
         return path
 
     def run(self) -> int:
-        from ..run_folder import SettingsChanged
+        from ..train.run_folder import SettingsChanged
 
         try:
             return self._run()
@@ -209,9 +209,9 @@ class Command:
     def _run(self) -> int:
         import torch
 
-        from .. import metrics
-        from ..devices import threads_hint
-        from ..trainer import Trainer
+        from ..train import metrics
+        from ..train.devices import threads_hint
+        from ..train.trainer import Trainer
 
         start = self._check()
         tokenizer, make_model = self._model(start)
@@ -255,8 +255,8 @@ class Command:
         """What can be told before the work. Returns the checkpoint to go on from, of a run that is resumed."""
         import torch
 
-        from .. import checkpoint, run_folder
-        from ..devices import resolve_device
+        from ..train import checkpoint, run_folder
+        from ..train.devices import resolve_device
 
         if run_folder.ranks() > 1:
             raise ValueError(f"this is one of WORLD_SIZE={run_folder.ranks()} processes: {run_folder.ONE_DEVICE}")
@@ -279,7 +279,8 @@ class Command:
 
     def _model(self, start: Path | None) -> tuple[Tokenizer, Callable[[], nn.Module]]:
         """The tokenizer, and what makes the model when the data is there."""
-        from .. import checksums, interop
+        from .. import interop
+        from ..base import checksums
         from . import _inputs
 
         if self.init_from is None:
@@ -306,7 +307,7 @@ class Command:
         return tokenizer, lambda: interop.open_model(folder, **overrides)
 
     def _check_same_start(self) -> None:
-        from ..files import read_json
+        from ..base.files import read_json
 
         saved = read_json(self.train.folder / "settings.json").get("init_from")
         if self.init_from != saved:
@@ -315,7 +316,7 @@ class Command:
 
     def _tokenizer_of(self, folder: Path | None) -> Tokenizer:
         """That of the model in `folder`; where there is none, the one that was asked for."""
-        from ..tokenizer import Tokenizer
+        from ..data.tokenizer import Tokenizer
 
         beside = folder if folder is None or folder.is_dir() else folder.parent
         has_own = beside is not None and os.path.lexists(beside / "fastgpt_tokenizer.json")
@@ -358,7 +359,7 @@ class Command:
 
     def _kept(self) -> str:
         """What is safe when the run is interrupted, and how to go on."""
-        from .. import checkpoint
+        from ..train import checkpoint
 
         root = self.train.folder / "checkpoints"
         if checkpoint.latest(root) is None:

@@ -20,8 +20,8 @@ class Command:
     def run(self) -> int:
         import json
 
-        from ..devices import resolve_device
-        from ..verify import verify
+        from ..tools.verify import verify
+        from ..train.devices import resolve_device
         from ._status import status
 
         with status() as say:

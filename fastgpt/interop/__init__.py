@@ -6,9 +6,9 @@ hf                 what transformers' GPT2LMHeadModel.save_pretrained writes
 nanogpt            ckpt.pt: a dict with "model" and "model_args"
 """
 
+from ..model.formats.folder import filled, load, model_type, read_config, save, skeleton
+from ..model.formats.one_head import load_one_head, save_one_head
 from .any_model import open_config, open_model
-from .folder import filled, load, model_type, read_config, save, skeleton
-from .one_head import load_one_head, save_one_head
 
 __all__ = [
     "filled",

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..settings import SettingError
-from .folder import model_type, read_config
-from .one_head import MODEL_TYPE, read_one_head_config
+from ..base.settings import SettingError
+from ..model.formats.folder import model_type, read_config
+from ..model.formats.one_head import MODEL_TYPE, read_one_head_config
 
 if TYPE_CHECKING:
-    from ..config import GPTConfig
-    from ..model import GPT
-    from ..one_head import OneHeadLM
-    from ..one_head_base import OneHeadConfig
+    from ..model.config import GPTConfig
+    from ..model.gpt import GPT
+    from ..model.one_head import OneHeadLM
+    from ..model.one_head_base import OneHeadConfig
 
 
 def open_config(path: str | os.PathLike[str]) -> GPTConfig | OneHeadConfig:
@@ -32,8 +32,8 @@ def open_model(
     Raises:
         FileNotFoundError, ValueError: as `GPT.from_pretrained`. SettingError: `overrides` for a OneHeadLM.
     """
-    from ..model import GPT
-    from ..one_head import OneHeadLM
+    from ..model.gpt import GPT
+    from ..model.one_head import OneHeadLM
 
     if model_type(path) != MODEL_TYPE:
         return GPT.from_pretrained(path, device=device, dtype=dtype, **overrides)

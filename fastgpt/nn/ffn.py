@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..impl import check_constructible, choose
 from ..kernels import _checks, gelu_ffn, reference
 from ..kernels._notice import say_once
 from . import _exact
+from .impl import check_constructible, choose
 
 # Where torch defines them: what torch.nn calls Linear may be anybody's by the time that this is imported.
 _LAYERS = nn.modules.linear.Linear, nn.modules.activation.GELU, nn.modules.linear.Linear

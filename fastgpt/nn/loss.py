@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..impl import check_constructible, choose, explain
 from ..kernels import _checks, cross_entropy, linear_cross_entropy, reference
 from ..kernels._notice import say_once
 from . import _exact
+from .impl import check_constructible, choose, explain
 
 _LINEAR = _exact.exactly(nn.modules.linear.Linear)
 _SETTINGS = "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap"

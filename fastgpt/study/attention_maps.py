@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import files
+from ..base import files
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..data.tokenizer import Tokenizer
 
 
 MARK = "fastgpt attention maps"  # in the files' own words for what made them

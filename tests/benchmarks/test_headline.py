@@ -49,7 +49,7 @@ def tiny(monkeypatch):
     size = {"vocab_size": 61, "max_len": 8, "n_layers": 1, "n_heads": 2, "d_model": 32}
     monkeypatch.setattr(headline, "GPT2_124M", size)
     monkeypatch.setattr(headline, "BATCH", 2)
-    from fastgpt import config
+    from fastgpt.model import config
 
     monkeypatch.setitem(config.IMPLEMENTATION_SETS, peers.OURS, config.IMPLEMENTATION_SETS["torch"])
     monkeypatch.setattr(measure, "_ceilings", {"copy": 4e12, "bfloat16": 8e14, "float32": 4e13})
@@ -95,7 +95,7 @@ def test_a_profiler_that_fails_costs_no_figure(tiny, monkeypatch, tmp_path, caps
 
 def test_every_figure_of_a_file_has_the_floor_that_the_file_tells(monkeypatch, tmp_path, capsys):
     """The self-check writes first, in a process and on a GPU that measure nothing; a second process goes on."""
-    from fastgpt import verify
+    from fastgpt.tools import verify
 
     monkeypatch.setattr(measure, "_ceilings", {})
     monkeypatch.setattr(verify, "verify", lambda device: verify.Report((), "here", 1.0))
@@ -276,7 +276,7 @@ def test_a_figure_takes_gradients_of_every_floating_input():
 
 
 def test_the_self_check_of_a_kernel_that_gives_nan_is_told(tmp_path, monkeypatch):
-    from fastgpt import verify
+    from fastgpt.tools import verify
 
     rows = (verify.Row("ffn", "a", "float32", used=float("inf")), verify.Row("ffn", "b", "float32", problem="E: no"))
     monkeypatch.setattr(verify, "verify", lambda device: verify.Report(rows, "here", 1.0))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks import models, peers
 from fastgpt import GPT, GPTConfig
-from fastgpt.config import IMPLEMENTATION_SETS
+from fastgpt.model.config import IMPLEMENTATION_SETS
 
 BF16 = torch.bfloat16
 CASES = 10  # of each peer: more than dynamo's own limit on the compilations of one function

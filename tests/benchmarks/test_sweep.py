@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("triton")
 from benchmarks import sweep
 from fastgpt.kernels import layer_norm
-from fastgpt.memory import on_paper
+from fastgpt.tools.memory import on_paper
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fold_results.py"
 

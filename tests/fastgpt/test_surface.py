@@ -30,7 +30,7 @@ def test_names_say_what_they_are():
 
 
 def test_no_module_reads_like_a_function():
-    import fastgpt.sampling
+    import fastgpt.model.sampling
 
     with pytest.raises(AttributeError, match="no attribute 'generate'"):
         fastgpt.generate  # noqa: B018

@@ -68,7 +68,7 @@ class Scenario:
         return self.work.words.startswith("train")
 
 
-_STEP_6 = ("fastgpt.trainer:Trainer.train_step", 6, ("SIGKILL",))
+_STEP_6 = ("fastgpt.train.trainer:Trainer.train_step", 6, ("SIGKILL",))
 
 _OUT = "--out tokens"
 _OLDER = "prepare older.txt --tokenizer bytes.tiktoken --shard-tokens 1000"
@@ -110,7 +110,7 @@ def _model(seed: int) -> Any:
 
 
 def _tokenizer(folder: str = ".", reverse: bool = False) -> Any:
-    from fastgpt.tokenizer import Tokenizer
+    from fastgpt.data.tokenizer import Tokenizer
 
     ranks = Path(folder, "bytes.tiktoken").read_bytes()
     if reverse:
@@ -120,7 +120,7 @@ def _tokenizer(folder: str = ".", reverse: bool = False) -> Any:
 
 
 def _token_cache() -> None:
-    from fastgpt import token_cache
+    from fastgpt.data import token_cache
 
     print(len(token_cache.tokenized(["text.txt"], _tokenizer(), progress=False)))
 
@@ -219,15 +219,15 @@ _SHRINKS = ("unlink", "rmdir", "rename")  # what a folder that may not be writte
 # (function, which calls of it): the phases of a run of which the calls about files say nothing.
 MOMENTS = (
     ("fastgpt.commands._inputs:open_data", (1,)),
-    ("fastgpt.trainer:Trainer.fit", (1,)),
-    ("fastgpt.run_folder:write_settings", (1,)),
-    ("fastgpt.trainer:Trainer.train_step", (1, 2, 3, 6)),
+    ("fastgpt.train.trainer:Trainer.fit", (1,)),
+    ("fastgpt.train.run_folder:write_settings", (1,)),
+    ("fastgpt.train.trainer:Trainer.train_step", (1, 2, 3, 6)),
     ("torch.optim:AdamW.step", (1, 2, 6)),
-    ("fastgpt.checkpoint:save", (1, 3)),
-    ("fastgpt.trainer:evaluate", (1, 2)),
+    ("fastgpt.train.checkpoint:save", (1, 3)),
+    ("fastgpt.train.trainer:evaluate", (1, 2)),
     ("torch.nn.functional:cross_entropy", (1, 4, 5, 6, 12)),
-    ("fastgpt.checkpoint:prune", (1, 3)),
-    ("fastgpt.metrics:MetricsLog.close", (1,)),
+    ("fastgpt.train.checkpoint:prune", (1, 3)),
+    ("fastgpt.train.metrics:MetricsLog.close", (1,)),
 )
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from fastgpt import GPT, checkpoint, files, run_folder
+from fastgpt import GPT
+from fastgpt.base import files
 from fastgpt.data import TokenDataset
-from fastgpt.tokenizer import Tokenizer
+from fastgpt.data.tokenizer import Tokenizer
+from fastgpt.train import checkpoint, run_folder
 
 from .cases import Case, Scenario, Work
 from .shim import EVER

@@ -31,8 +31,8 @@ from .cases import SCENARIOS, Case, phase_of, write_texts
 _ROOT = Path(__file__).parents[2]
 _MODULES = (
     "tyro torch torch._dynamo rich.progress rich.table safetensors.torch tiktoken tensorboard.compat.proto.event_pb2 "
-    "tensorboard.summary.writer.record_writer fastgpt.cli fastgpt.model fastgpt.trainer fastgpt.interop "
-    "fastgpt.token_cache fastgpt.commands.train fastgpt.commands.prepare"
+    "tensorboard.summary.writer.record_writer fastgpt.cli fastgpt.model.gpt fastgpt.train.trainer fastgpt.interop "
+    "fastgpt.data.token_cache fastgpt.commands.train fastgpt.commands.prepare"
 )
 _SECONDS = 60  # a run that takes longer hangs
 

@@ -6,10 +6,10 @@ pytest.importorskip("hypothesis", reason="property-based tests need hypothesis")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgpt import pretokens
-from fastgpt.pretokens import END_OF_TEXT
-from fastgpt.tokenizer import BUNDLED, Tokenizer
-from tests.fastgpt.published import published_encoding
+from fastgpt.data import pretokens
+from fastgpt.data.pretokens import END_OF_TEXT
+from fastgpt.data.tokenizer import BUNDLED, Tokenizer
+from tests.support.published import published_encoding
 
 from .harness import fuzz
 

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import fastgpt
-from fastgpt import kernels, memory
+from fastgpt import kernels
 from fastgpt.kernels import reference
+from fastgpt.tools import memory
 from tests.kernels.calls import CALLS
 
 NO_TENSORS = {

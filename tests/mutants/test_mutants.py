@@ -98,7 +98,11 @@ def test_what_cannot_run_is_not_caught():
     """Whatever a test looks at, it fails on that."""
     faults = [
         Mutant(
-            "cannot-run", "fastgpt/optim.py", "step + 1", new, "tests/fastgpt/test_optim.py::test_learning_rate_curve"
+            "cannot-run",
+            "fastgpt/train/optim.py",
+            "step + 1",
+            new,
+            "tests/fastgpt/train/test_optim.py::test_learning_rate_curve",
         )
         for new in ("no_such_name", "__import__('no_such_module')")
     ]
@@ -146,8 +150,8 @@ def test_what_would_be_planted_is_listed(capsys):
 
 
 def test_the_table_counts_each_file():
-    other = dataclasses.replace(HARMLESS, name="other", path="fastgpt/trainer.py")
+    other = dataclasses.replace(HARMLESS, name="other", path="fastgpt/train/trainer.py")
     verdicts = [plant.Verdict(m, "caught", "a test", 1.0) for m in (HARMLESS, other)]
     kernels, fastgpt = cli.table(verdicts).split("## fastgpt")
     assert "| kernels/device/dropout.py | 1 | 1 |\n| all | 1 | 1 |" in kernels
-    assert "| other | fastgpt/trainer.py | caught | `a test` |" in fastgpt
+    assert "| other | fastgpt/train/trainer.py | caught | `a test` |" in fastgpt

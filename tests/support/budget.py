@@ -1,6 +1,6 @@
-"""The error budget that every kernel is held to: `fastgpt.budget`, which `fastgpt verify` uses as well."""
+"""The error budget that every kernel is held to: `fastgpt.tools.budget`, which `fastgpt verify` uses as well."""
 
-from fastgpt.budget import (
+from fastgpt.tools.budget import (
     GRADIENT,
     OUTPUT,
     Errors,

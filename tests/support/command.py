@@ -79,7 +79,7 @@ def _server() -> subprocess.Popen[str]:
 def _serve() -> None:
     import importlib
 
-    modules = "tyro torch torch._dynamo rich.progress rich.table safetensors.torch fastgpt.cli fastgpt.model"
+    modules = "tyro torch torch._dynamo rich.progress rich.table safetensors.torch fastgpt.cli fastgpt.model.gpt"
     for module in modules.split():  # torch._dynamo: an optimizer imports it
         importlib.import_module(module)
     answers = os.fdopen(os.dup(1), "w")

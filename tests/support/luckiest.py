@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-from fastgpt import budget
+from fastgpt.tools import budget
 
 _judged = budget.assert_within_budget
 

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.memory import slope as growth
 from fastgpt.kernels import attention_weights, flash_attention, reference
-from fastgpt.memory import PeakMemory
+from fastgpt.tools.memory import PeakMemory
 from tests.support.launches import launches_skipped
 
 LENGTHS = [2**i for i in range(8, 18)]  # 256 ... 131072

@@ -6,7 +6,7 @@ from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from fastgpt.kernels import gelu_ffn, linear_gelu, reference
-from fastgpt.memory import PeakMemory
+from fastgpt.tools.memory import PeakMemory
 from tests.kernels.ffn.cases import ffn_inputs
 from tests.support.launches import launches_skipped
 

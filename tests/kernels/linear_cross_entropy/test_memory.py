@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastgpt.kernels import _runtime
-from fastgpt.memory import PeakMemory
+from fastgpt.tools.memory import PeakMemory
 from tests.support.launches import launches_skipped
 
 pytest.importorskip("triton")

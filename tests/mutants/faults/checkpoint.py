@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_CHECKPOINT = "fastgpt/checkpoint.py"
-_FILES = "fastgpt/files.py"
-_SAVED = "tests/fastgpt/test_checkpoint.py::test_"
-_ON_DISK = "tests/fastgpt/test_files.py::test_"
-_WHOLE = "tests/fastgpt/test_checkpoint_state.py::test_"
-_RESUMED = "tests/fastgpt/test_trainer.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit"
-_CHECKSUMS = "fastgpt/checksums.py"
-_TENSOR_FILE = "fastgpt/interop/tensor_file.py"
+_CHECKPOINT = "fastgpt/train/checkpoint.py"
+_FILES = "fastgpt/base/files.py"
+_SAVED = "tests/fastgpt/train/test_checkpoint.py::test_"
+_ON_DISK = "tests/fastgpt/base/test_files.py::test_"
+_WHOLE = "tests/fastgpt/train/test_checkpoint_state.py::test_"
+_RESUMED = "tests/fastgpt/train/test_trainer.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit"
+_CHECKSUMS = "fastgpt/base/checksums.py"
+_TENSOR_FILE = "fastgpt/model/formats/tensor_file.py"
 
 MUTANTS = (
     # --- hashes -------------------------------------------------------------------------------------------------------
@@ -20,7 +20,7 @@ MUTANTS = (
         _CHECKSUMS,
         "lacking or not found",
         "False",
-        "tests/fastgpt/test_checksums.py::test_a_record_of_nothing_verifies_nothing",
+        "tests/fastgpt/base/test_checksums.py::test_a_record_of_nothing_verifies_nothing",
     ),
     Mutant(
         "checksums-not-compared",
@@ -67,28 +67,28 @@ MUTANTS = (
         _CHECKSUMS,
         "None if name in hashed else stamps.get(name)",
         "stamps.get(name)",
-        "tests/fastgpt/test_checksums.py::test_damage_behind_an_unchanged_stamp_is_seen_by_who_reads_and_by_a_whole_look",
+        "tests/fastgpt/base/test_checksums.py::test_damage_behind_an_unchanged_stamp_is_seen_by_who_reads_and_by_a_whole_look",
     ),
     Mutant(
         "checksums-stamps-altered",
         _CHECKSUMS,
         "not isinstance(stamps, dict) or stamps.pop('sha256', None) != _hash(stamps)",
         "stamps.pop('sha256', None) is None",
-        "tests/fastgpt/test_checksums.py::test_any_bit_of_the_files_of_text",
+        "tests/fastgpt/base/test_checksums.py::test_any_bit_of_the_files_of_text",
     ),
     Mutant(
         "checksums-a-known-file-by-its-name",
         _CHECKSUMS,
         "(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)",
         "(found.st_dev, found.st_ino)",
-        "tests/fastgpt/test_checksums.py::test_what_is_not_read_is_believed_by_its_stamp",
+        "tests/fastgpt/base/test_checksums.py::test_what_is_not_read_is_believed_by_its_stamp",
     ),
     Mutant(
         "checksums-time-stamp-alone",
         _CHECKSUMS,
         "found.st_size >= _QUICK_FROM and _stamp(found) == stamp",
         "found.st_size >= _QUICK_FROM and stamp is not None",
-        "tests/fastgpt/test_checksums.py::test_what_is_not_read_is_believed_by_its_stamp",
+        "tests/fastgpt/base/test_checksums.py::test_what_is_not_read_is_believed_by_its_stamp",
     ),
     Mutant(
         "interop-hash-not-compared",
@@ -120,10 +120,10 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoint-the-way-out-is-damaged-too",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "_is_whole(other)",
         "True",
-        "tests/fastgpt/test_train_command.py::test_every_checkpoint_damaged",
+        "tests/fastgpt/commands/test_train_command.py::test_every_checkpoint_damaged",
     ),
     # --- what is in it ------------------------------------------------------------------------------------------------
     Mutant(
@@ -156,56 +156,56 @@ MUTANTS = (
         model.load_state_dict(weights, strict=False)
         moments = fitting_moments(folder, model, optimizer, tensors, trained)
         """,
-        "tests/fastgpt/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
+        "tests/fastgpt/train/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
     ),
     Mutant(
         "checkpoint-moments-in-bfloat16",
-        "fastgpt/training_state.py",
+        "fastgpt/train/training_state.py",
         "value.detach()",
         "value.detach().bfloat16()",
         _WHOLE + "all_of_the_state_comes_back",
     ),
     Mutant(
         "checkpoint-moments-without-the-step",
-        "fastgpt/training_state.py",
+        "fastgpt/train/training_state.py",
         "optimizer.state.get(parameter, {}).items()",
         "list(optimizer.state.get(parameter, {}).items())[1:]",
         _WHOLE + "all_of_the_state_comes_back",
     ),
     Mutant(
         "checkpoint-moments-of-another-shape",
-        "fastgpt/training_state.py",
+        "fastgpt/train/training_state.py",
         "value.shape != shape",
         "False",
-        "tests/fastgpt/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
+        "tests/fastgpt/train/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
     ),
     Mutant(
         "checkpoint-moments-of-another-dtype",
-        "fastgpt/training_state.py",
+        "fastgpt/train/training_state.py",
         "value.dtype != dtype",
         "False",
-        "tests/fastgpt/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
+        "tests/fastgpt/train/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
     ),
     Mutant(
         "checkpoint-moments-that-are-not-finite",
-        "fastgpt/training_state.py",
+        "fastgpt/train/training_state.py",
         "not value.isfinite().all()",
         "False",
-        "tests/fastgpt/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
+        "tests/fastgpt/train/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
     ),
     Mutant(
         "checkpoint-of-another-model-of-the-same-shapes",
         _CHECKPOINT,
         "_check_config(folder, model)",
         "",
-        "tests/fastgpt/test_resume_fits.py::test_a_model_that_computes_something_else_is_refused_whatever_is_allowed",
+        "tests/fastgpt/train/test_resume_fits.py::test_a_model_that_computes_something_else_is_refused_whatever_is_allowed",
     ),
     Mutant(
         "checkpoint-of-other-frozen-parameters",
-        "fastgpt/training_state.py",
+        "fastgpt/train/training_state.py",
         "only_before or only_now",
         "False",
-        "tests/fastgpt/test_resume_fits.py::test_other_frozen_parameters_are_refused",
+        "tests/fastgpt/train/test_resume_fits.py::test_other_frozen_parameters_are_refused",
     ),
     Mutant(
         "checkpoint-of-other-shapes",
@@ -230,7 +230,7 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoint-lives-in-its-files",
-        "fastgpt/training_state.py",
+        "fastgpt/train/training_state.py",
         "value.clone()",
         "value",
         _WHOLE + "what_was_loaded_does_not_change_with_the_files",
@@ -240,7 +240,7 @@ MUTANTS = (
         _CHECKPOINT,
         "name not in names",
         "False",
-        "tests/fastgpt/test_resume_fits.py::test_a_checkpoint_without_a_file_and_its_hash_is_none",
+        "tests/fastgpt/train/test_resume_fits.py::test_a_checkpoint_without_a_file_and_its_hash_is_none",
         "verify",
     ),
     Mutant(
@@ -248,6 +248,6 @@ MUTANTS = (
         _CHECKPOINT,
         "(dtype_name(own[name].dtype), *own[name].shape)",
         "(stored[name][0], *own[name].shape)",
-        "tests/fastgpt/test_resume_fits.py::test_weights_of_another_dtype_are_refused",
+        "tests/fastgpt/train/test_resume_fits.py::test_weights_of_another_dtype_are_refused",
     ),
 )

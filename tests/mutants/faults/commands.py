@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_EFFECTS = "tests/fastgpt/test_command_effects.py::test_"
-_CLI = "tests/fastgpt/test_cli.py::test_"
-_LINE = "tests/fastgpt/test_command_line.py::test_"
-_SETTINGS = "tests/fastgpt/test_settings.py::test_"
-_VERIFY = "tests/fastgpt/test_verify.py::test_"
-_DEMO = "tests/fastgpt/test_demo_command.py::test_"
+_EFFECTS = "tests/fastgpt/commands/test_command_effects.py::test_"
+_CLI = "tests/fastgpt/commands/test_cli.py::test_"
+_LINE = "tests/fastgpt/commands/test_command_line.py::test_"
+_SETTINGS = "tests/fastgpt/base/test_settings.py::test_"
+_VERIFY = "tests/fastgpt/tools/test_verify.py::test_"
+_DEMO = "tests/fastgpt/tools/test_demo_command.py::test_"
 _SAMPLE = _EFFECTS + "sample_is_generate_with_the_same_settings"
 _EVAL = _EFFECTS + "eval_is_evaluate_of_the_validation_split"
 _INSPECT = _EFFECTS + "inspect_draws_the_layers_and_heads_asked_for_under_their_names"
@@ -263,7 +263,7 @@ MUTANTS = (
     ),
     Mutant(
         "verify-gradients-not-compared",
-        "fastgpt/verify_cases.py",
+        "fastgpt/tools/verify_cases.py",
         "not self.wanted",
         "True",
         _VERIFY + "a_wrong_kernel_is_noticed",
@@ -286,7 +286,7 @@ MUTANTS = (
     ),
     Mutant(
         "demo-steps-do-not-follow-the-time",
-        "fastgpt/demo.py",
+        "fastgpt/tools/demo.py",
         "int(config.seconds / typical)",
         "config.max_steps",
         _DEMO + "demo_fits_its_steps_into_the_time",
@@ -410,28 +410,28 @@ MUTANTS = (
     # --- checks of settings -------------------------------------------------------------------------------------------
     Mutant(
         "settings-true-is-an-integer",
-        "fastgpt/settings.py",
+        "fastgpt/base/settings.py",
         "if isinstance(value, bool):\n    raise SettingTypeError(owner, name, value, need)",
         "",
         _SETTINGS + "integers",
     ),
     Mutant(
         "settings-nan-is-a-number",
-        "fastgpt/settings.py",
+        "fastgpt/base/settings.py",
         "not math.isfinite(number)",
         "math.isinf(number)",
         _SETTINGS + "numbers",
     ),
     Mutant(
         "settings-below-is-at-most",
-        "fastgpt/settings.py",
+        "fastgpt/base/settings.py",
         "number >= below",
         "number > below",
         _SETTINGS + "numbers",
     ),
     Mutant(
         "settings-most-is-not-looked-at",
-        "fastgpt/settings.py",
+        "fastgpt/base/settings.py",
         "most is not None and number > most",
         "False",
         _SETTINGS + "integers",
@@ -439,7 +439,7 @@ MUTANTS = (
     ),
     Mutant(
         "settings-any-choice-passes",
-        "fastgpt/settings.py",
+        "fastgpt/base/settings.py",
         "value not in choices",
         "False",
         _SETTINGS + "choices",

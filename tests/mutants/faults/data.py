@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_SAMPLER = "fastgpt/sampler.py"
-_DATASET = "fastgpt/dataset.py"
-_SHARDS = "fastgpt/shards.py"
-_CACHE = "fastgpt/token_cache.py"
-_BATCHES = "tests/fastgpt/test_sampler.py::test_"
-_DATA = "tests/fastgpt/test_data.py::test_"
-_STREAM = "tests/fastgpt/test_token_stream.py::test_"
-_CACHED = "tests/fastgpt/test_token_cache.py::test_"
+_SAMPLER = "fastgpt/data/sampler.py"
+_DATASET = "fastgpt/data/dataset.py"
+_SHARDS = "fastgpt/data/shards.py"
+_CACHE = "fastgpt/data/token_cache.py"
+_BATCHES = "tests/fastgpt/data/test_sampler.py::test_"
+_DATA = "tests/fastgpt/data/test_data.py::test_"
+_STREAM = "tests/fastgpt/data/test_token_stream.py::test_"
+_CACHED = "tests/fastgpt/data/test_token_cache.py::test_"
 
 MUTANTS = (
     # --- batches ------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ MUTANTS = (
         _SAMPLER,
         "self.position / self.n_windows",
         "self.position // self.n_windows",
-        "tests/fastgpt/test_trainer.py::test_metrics_lines",
+        "tests/fastgpt/train/test_trainer.py::test_metrics_lines",
     ),
     Mutant(
         "sampler-validation-without-its-last-batch",
@@ -292,14 +292,14 @@ MUTANTS = (
         _DATASET,
         "other._known_as(None, part_of=(self, start, stop))",
         "other._known_as(self._known_sha256)",
-        "tests/fastgpt/test_shards.py::test_slices_have_an_identity_of_their_own",
+        "tests/fastgpt/data/test_shards.py::test_slices_have_an_identity_of_their_own",
     ),
     Mutant(
         "dataset-a-cut-file-is-read",
         _DATASET,
         "check_whole(shard)",
         "pass",
-        "tests/fastgpt/test_shards.py::test_a_file_that_is_cut_while_in_use_is_an_error",
+        "tests/fastgpt/data/test_shards.py::test_a_file_that_is_cut_while_in_use_is_an_error",
     ),
     # --- the cache of tokens ------------------------------------------------------------------------------------------
     Mutant(
@@ -363,13 +363,13 @@ MUTANTS = (
         _DATASET,
         "part.max() >= self.vocab_size",
         "part.max() > self.vocab_size",
-        "tests/fastgpt/test_shards.py::test_the_first_id_that_the_tokenizer_has_not_is_refused",
+        "tests/fastgpt/data/test_shards.py::test_the_first_id_that_the_tokenizer_has_not_is_refused",
     ),
     Mutant(
         "cache-old-folders-of-others-go",
         _CACHE,
         "entry == new or not _ENTRY.fullmatch(entry.name)",
         "entry == new",
-        "tests/fastgpt/test_files_commands.py::test_entries_that_nobody_used_for_long_go_and_foreign_files_stay",
+        "tests/fastgpt/commands/test_files_commands.py::test_entries_that_nobody_used_for_long_go_and_foreign_files_stay",
     ),
 )

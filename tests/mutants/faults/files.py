@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_CHECKPOINT = "fastgpt/checkpoint.py"
-_FILES = "fastgpt/files.py"
-_FOLDER = "fastgpt/interop/folder.py"
-_RUN_FOLDER = "fastgpt/run_folder.py"
-_DURABLE = "tests/fastgpt/test_durability.py::test_"
-_SAVED = "tests/fastgpt/test_checkpoint.py::test_"
-_ON_DISK = "tests/fastgpt/test_files.py::test_"
-_WHOLE = "tests/fastgpt/test_checkpoint_state.py::test_"
+_CHECKPOINT = "fastgpt/train/checkpoint.py"
+_FILES = "fastgpt/base/files.py"
+_FOLDER = "fastgpt/model/formats/folder.py"
+_RUN_FOLDER = "fastgpt/train/run_folder.py"
+_DURABLE = "tests/fastgpt/train/test_durability.py::test_"
+_SAVED = "tests/fastgpt/train/test_checkpoint.py::test_"
+_ON_DISK = "tests/fastgpt/base/test_files.py::test_"
+_WHOLE = "tests/fastgpt/train/test_checkpoint_state.py::test_"
 
 MUTANTS = (
     # --- to the disk --------------------------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoint-fsync-of-the-folder-removed",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "files.flush(target.parent)",
         "",
         _DURABLE + "a_checkpoint",
@@ -107,63 +107,63 @@ MUTANTS = (
     # --- folders and names --------------------------------------------------------------------------------------------
     Mutant(
         "checkpoint-newest-by-name",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "key=step_of",
         "key=str",
         _WHOLE + "checkpoints_go_by_their_number",
     ),
     Mutant(
         "checkpoint-oldest-is-newest",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "found[-1]",
         "found[0]",
         _SAVED + "layout",
     ),
     Mutant(
         "checkpoint-files-are-checkpoints",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "_STEP.fullmatch(p.name) and p.is_dir() and _holds_any(p)",
         "_STEP.fullmatch(p.name) and (p.is_file() or _holds_any(p))",
         _WHOLE + "checkpoints_go_by_their_number",
     ),
     Mutant(
         "checkpoint-what-begins-so-is-one",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "_STEP.fullmatch(p.name) and p.is_dir() and _holds_any(p)",
         "_STEP.match(p.name) and p.is_dir() and _holds_any(p)",
         _WHOLE + "checkpoints_go_by_their_number",
     ),
     Mutant(
         "checkpoint-empty-folders-are-checkpoints",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "_STEP.fullmatch(p.name) and p.is_dir() and _holds_any(p)",
         "_STEP.fullmatch(p.name) and p.is_dir()",
-        "tests/fastgpt/test_step_folders.py::test_what_is_no_checkpoint_is_not_taken_for_the_newest",
+        "tests/fastgpt/train/test_step_folders.py::test_what_is_no_checkpoint_is_not_taken_for_the_newest",
     ),
     Mutant(
         "checkpoint-prune-keeps-one-fewer",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "keep - 1",
         "keep - 2",
         _SAVED + "only_the_newest_are_kept",
     ),
     Mutant(
         "checkpoint-prune-keeps-one-more",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "keep - 1",
         "keep",
         _SAVED + "only_the_newest_are_kept",
     ),
     Mutant(
         "checkpoint-prune-takes-the-newest-first",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "before[: max(0, len(before) - (keep - 1))]",
         "before[::-1][: max(0, len(before) - (keep - 1))]",
         _SAVED + "only_the_newest_are_kept",
     ),
     Mutant(
         "checkpoint-prune-takes-what-was-just-saved",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "step_of(path) < step_of(newest)",
         "step_of(path) <= step_of(newest)",
         _SAVED + "only_the_newest_are_kept",
@@ -171,59 +171,59 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoint-prune-takes-later-steps",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "step_of(path) < step_of(newest)",
         "path != newest",
-        "tests/fastgpt/test_step_folders.py::test_pruning_deletes_nothing_of_later_steps",
+        "tests/fastgpt/train/test_step_folders.py::test_pruning_deletes_nothing_of_later_steps",
     ),
     Mutant(
         "checkpoint-prune-that-fails-ends-the-run",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "say_once(f'could not delete the old checkpoint {folder} ({files.reason(error)}); training goes on')",
         "raise",
-        "tests/fastgpt/test_step_folders.py::test_pruning_forgives_what_it_cannot_delete",
+        "tests/fastgpt/train/test_step_folders.py::test_pruning_forgives_what_it_cannot_delete",
     ),
     Mutant(
         "checkpoint-sets-itself-aside",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "step_of(path) > step",
         "step_of(path) >= step",
         _SAVED + "corrupted_file_is_named_with_the_way_out",
     ),
     Mutant(
         "checkpoint-sets-nothing-aside",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "step_of(path) > step",
         "False",
         _SAVED + "corrupted_file_is_named_with_the_way_out",
     ),
     Mutant(
         "checkpoint-failed-save-leaves-the-old-one-away",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "replaced.rename(target)",
         "pass",
         _WHOLE + "a_rename_that_fails_puts_the_old_one_back",
     ),
     Mutant(
         "overwritten-metrics-are-left-behind",
-        "fastgpt/overwritten.py",
+        "fastgpt/train/overwritten.py",
         '("settings.json", "metrics.jsonl")',
         '("settings.json",)',
-        "tests/fastgpt/test_overwrite.py::test_a_new_run_that_comes_to_nothing_leaves_the_old_one",
+        "tests/fastgpt/train/test_overwrite.py::test_a_new_run_that_comes_to_nothing_leaves_the_old_one",
     ),
     Mutant(
         "overwritten-the-old-run-stays-for-ever",
-        "fastgpt/overwritten.py",
+        "fastgpt/train/overwritten.py",
         "(run / _ASIDE).is_dir() and all_checkpoints(run / _CHECKPOINTS)",
         "False",
-        "tests/fastgpt/test_overwrite.py::test_the_new_run_takes_the_place_of_the_old_one_and_of_nothing_else",
+        "tests/fastgpt/train/test_overwrite.py::test_the_new_run_takes_the_place_of_the_old_one_and_of_nothing_else",
     ),
     Mutant(
         "overwritten-the-old-run-goes-at-once",
-        "fastgpt/overwritten.py",
+        "fastgpt/train/overwritten.py",
         "(run / _ASIDE).is_dir() and all_checkpoints(run / _CHECKPOINTS)",
         "(run / _ASIDE).is_dir()",
-        "tests/fastgpt/test_overwrite.py::test_a_new_run_that_comes_to_nothing_leaves_the_old_one",
+        "tests/fastgpt/train/test_overwrite.py::test_a_new_run_that_comes_to_nothing_leaves_the_old_one",
     ),
     Mutant(
         "checkpoint-a-full-disk-is-swallowed",
@@ -239,14 +239,14 @@ MUTANTS = (
         _FILES,
         "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "",
-        "tests/fastgpt/test_trainer.py::test_no_two_train_in_one_folder",
+        "tests/fastgpt/train/test_trainer.py::test_no_two_train_in_one_folder",
     ),
     Mutant(
         "files-lock-is-shared",
         _FILES,
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
-        "tests/fastgpt/test_trainer.py::test_no_two_train_in_one_folder",
+        "tests/fastgpt/train/test_trainer.py::test_no_two_train_in_one_folder",
     ),
     Mutant(
         "files-lock-is-not-let-go",
@@ -289,7 +289,7 @@ MUTANTS = (
         _FILES,
         "(folder / name).unlink(missing_ok=True)",
         "pass",
-        "tests/fastgpt/test_replacing.py::test_a_rename_that_fails_or_ctrl_c_between_two_undoes_those_before",
+        "tests/fastgpt/base/test_replacing.py::test_a_rename_that_fails_or_ctrl_c_between_two_undoes_those_before",
     ),
     Mutant(
         "files-replacing-is-not-undone",
@@ -301,7 +301,7 @@ MUTANTS = (
             (folder / name).unlink(missing_ok=True)
         """,
         "pass",
-        "tests/fastgpt/test_replacing.py::test_a_rename_that_fails_or_ctrl_c_between_two_undoes_those_before",
+        "tests/fastgpt/base/test_replacing.py::test_a_rename_that_fails_or_ctrl_c_between_two_undoes_those_before",
     ),
     Mutant(
         "files-working-folder-stays",
@@ -319,25 +319,25 @@ MUTANTS = (
     ),
     Mutant(
         "step-folders-set-aside-under-one-name",
-        "fastgpt/step_folders.py",
+        "fastgpt/train/step_folders.py",
         "not os.path.lexists(new)",
         "True",
-        "tests/fastgpt/test_step_folders.py::test_what_is_set_aside_takes_no_others_name",
+        "tests/fastgpt/train/test_step_folders.py::test_what_is_set_aside_takes_no_others_name",
     ),
     Mutant(
         "overwritten-stays-half-aside",
-        "fastgpt/overwritten.py",
+        "fastgpt/train/overwritten.py",
         "settle(run)",
         "pass",
-        "tests/fastgpt/test_overwrite.py::test_a_file_that_cannot_be_set_aside_leaves_all_where_they_were",
+        "tests/fastgpt/train/test_overwrite.py::test_a_file_that_cannot_be_set_aside_leaves_all_where_they_were",
         "set_aside",
     ),
     Mutant(
         "overwritten-scalars-of-nothing-stay",
-        "fastgpt/overwritten.py",
+        "fastgpt/train/overwritten.py",
         "path.unlink()",
         "pass",
-        "tests/fastgpt/test_overwrite.py::test_scalars_of_a_new_run_that_comes_to_nothing_are_gone",
+        "tests/fastgpt/train/test_overwrite.py::test_scalars_of_a_new_run_that_comes_to_nothing_are_gone",
         "settle",
     ),
 )

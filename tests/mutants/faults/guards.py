@@ -6,7 +6,7 @@ from ..plant import Mutant
 
 _WIDE = "tests/kernels/attention/test_extremes.py::test_every_wide_argument_makes_offsets_inside_a_tile_int64"
 _CAPTURED = "tests/kernels/test_transforms.py::test_a_result_of_captured_tensors_may_be_written_into"
-_TRANSFORMS = "tests/fastgpt/test_transforms.py::test_"
+_TRANSFORMS = "tests/fastgpt/model/test_transforms.py::test_"
 
 MUTANTS = (
     # --- offsets inside a tile that pass 2^31 -------------------------------------------------------------------------
@@ -76,7 +76,7 @@ MUTANTS = (
     ),
     Mutant(
         "guard-of-transforms-off-in-a-gpt",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "_transforms.are_on()",
         "False",
         _TRANSFORMS + "forward_mode",
@@ -90,9 +90,9 @@ MUTANTS = (
     ),
     Mutant(
         "guard-of-logits-of-a-transform-that-is-over-off",
-        "fastgpt/output.py",
+        "fastgpt/model/output.py",
         "torch._C._functorch.is_functorch_wrapped_tensor(tensor)",
         "False",
-        "tests/fastgpt/test_output.py::test_inside_of_torch_func_and_after",
+        "tests/fastgpt/model/test_output.py::test_inside_of_torch_func_and_after",
     ),
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_ATTENTION = "tests/fastgpt/test_hf_attention.py::test_"
-_HF_PATCH = "tests/fastgpt/test_hf_patch.py::test_"
-_PATCH = "tests/fastgpt/test_patch.py::test_"
-_INTEROP = "tests/fastgpt/test_interop.py::test_"
-_PEFT = "tests/fastgpt/test_exact_peft.py::test_"
-_EFFECTS = "tests/fastgpt/test_nn_effects.py::test_"
-_FIELDS = "tests/fastgpt/test_interop_fields.py::test_"
+_ATTENTION = "tests/fastgpt/interop/test_hf_attention.py::test_"
+_HF_PATCH = "tests/fastgpt/interop/test_hf_patch.py::test_"
+_PATCH = "tests/fastgpt/interop/test_patch.py::test_"
+_INTEROP = "tests/fastgpt/model/test_interop.py::test_"
+_PEFT = "tests/fastgpt/nn/test_exact_peft.py::test_"
+_EFFECTS = "tests/fastgpt/nn/test_nn_effects.py::test_"
+_FIELDS = "tests/fastgpt/model/test_interop_fields.py::test_"
 _MASKS = _ATTENTION + "every_mask_is_the_one_that_transformers_builds"
 
 MUTANTS = (
@@ -158,84 +158,84 @@ MUTANTS = (
     # --- transformers' GPT-2 ------------------------------------------------------------------------------------------
     Mutant(
         "hf-conv1d-not-transposed",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         '("attn.out_proj.{}", "attn.c_proj.{}", True)',
         '("attn.out_proj.{}", "attn.c_proj.{}", False)',
         _INTEROP + "equals_transformers",
     ),
     Mutant(
         "hf-norms-change-places",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         '"ln_1.{}"',
         '"ln_2.{}"',
         _INTEROP + "equals_transformers",
     ),
     Mutant(
         "hf-eps-ignored",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         'layer_norm_eps=fields.get("layer_norm_epsilon", 1e-5)',
         "",
         _INTEROP + "equals_transformers",
     ),
     Mutant(
         "hf-inner-width-ignored",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         'd_ff=fields.get("n_inner")',
         "",
         _INTEROP + "equals_transformers",
     ),
     Mutant(
         "hf-activation-ignored",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         "gelu=_GELU[activation]",
         'gelu="tanh"',
         _INTEROP + "equals_transformers",
     ),
     Mutant(
         "hf-scale-by-layer-passes",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         '("scale_attn_by_inverse_layer_idx", False)',
         '("scale_attn_by_inverse_layer_idx_", False)',
         _INTEROP + "variants_of_gpt2_that_we_do_not_have",
     ),
     Mutant(
         "hf-head-taken-for-tied",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         'tie_weights=fields.get("tie_word_embeddings", True)',
         "",
         _INTEROP + "equals_transformers",
     ),
     Mutant(
         "hf-dropout-of-attention-for-all",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         'dropout=dropouts["resid_pdrop"]',
         'dropout=dropouts["attn_pdrop"]',
         _INTEROP + "different_dropouts_become_one_and_it_says_so",
     ),
     Mutant(
         "hf-eps-not-written",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         "config.layer_norm_eps",
         "1e-5",
         _FIELDS + "transformers_reads_every_field_that_we_write_and_computes_the_same",
     ),
     Mutant(
         "hf-inner-width-not-written",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         "config.d_ff",
         "None",
         _FIELDS + "transformers_reads_every_field_that_we_write_and_computes_the_same",
     ),
     Mutant(
         "hf-exact-gelu-written-as-the-other",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         '"gelu_new" if config.gelu == "tanh" else "gelu"',
         '"gelu_new"',
         _FIELDS + "transformers_reads_every_field_that_we_write_and_computes_the_same",
     ),
     Mutant(
         "hf-untied-head-not-written",
-        "fastgpt/interop/hf_gpt2.py",
+        "fastgpt/model/formats/hf_gpt2.py",
         'theirs["lm_head.weight"] = state["head.weight"]',
         "pass",
         _INTEROP + "transformers_round_trip_is_exact_both_ways",
@@ -243,49 +243,49 @@ MUTANTS = (
     # --- nanoGPT, nn.TransformerEncoder -------------------------------------------------------------------------------
     Mutant(
         "nanogpt-context-is-its-width",
-        "fastgpt/interop/nanogpt.py",
+        "fastgpt/model/formats/nanogpt.py",
         '"block_size"',
         '"n_embd"',
         _INTEROP + "nanogpt_checkpoint",
     ),
     Mutant(
         "nanogpt-gelu-taken-for-gpt2s",
-        "fastgpt/interop/nanogpt.py",
+        "fastgpt/model/formats/nanogpt.py",
         'GPTConfig(**fields, gelu="none", tie_weights=True)',
         'GPTConfig(**fields, gelu="tanh", tie_weights=True)',
         _INTEROP + "nanogpt_checkpoint",
     ),
     Mutant(
         "nanogpt-biases-by-habit",
-        "fastgpt/interop/nanogpt.py",
+        "fastgpt/model/formats/nanogpt.py",
         '"ln_f.bias" in theirs',
         "True",
         _FIELDS + "nanogpts_of_before_it_had_a_bias_to_choose",
     ),
     Mutant(
         "nanogpt-dropout-forgotten",
-        "fastgpt/interop/nanogpt.py",
+        "fastgpt/model/formats/nanogpt.py",
         "{ours: arguments[name] for ours, name in _ARGUMENTS.items() if name in arguments}",
         "{ours: arguments[name] for ours, name in _ARGUMENTS.items() if name in arguments and name != 'dropout'}",
         _FIELDS + "nanogpts_of_before_it_had_a_bias_to_choose",
     ),
     Mutant(
         "nanogpt-another-ffn-width-is-written",
-        "fastgpt/interop/nanogpt.py",
+        "fastgpt/model/formats/nanogpt.py",
         "4 * config.d_model",
         "config.d_ff",
         _INTEROP + "models_that_others_cannot_express",
     ),
     Mutant(
         "encoder-norms-change-places",
-        "fastgpt/interop/transformer_encoder.py",
+        "fastgpt/model/formats/transformer_encoder.py",
         '{"norm1": "ln1", "self_attn": "attn", "norm2": "ln2", "linear1": "ffn.0", "linear2": "ffn.2"}',
         '{"norm1": "ln2", "self_attn": "attn", "norm2": "ln1", "linear1": "ffn.0", "linear2": "ffn.2"}',
         _INTEROP + "transformer_encoder_stack",
     ),
     Mutant(
         "encoder-layers-of-two-digits-lost",
-        "fastgpt/interop/transformer_encoder.py",
+        "fastgpt/model/formats/transformer_encoder.py",
         r'''rf"{re.escape(prefix)}layers\.(\d+)\.({'|'.join(_PARTS)})\.(.+)"''',
         r'''rf"{re.escape(prefix)}layers\.(\d)\.({'|'.join(_PARTS)})\.(.+)"''',
         _FIELDS + "encoders_of_more_than_ten_layers",
@@ -293,31 +293,31 @@ MUTANTS = (
     # --- files --------------------------------------------------------------------------------------------------------
     Mutant(
         "folder-head-of-a-tied-file-not-found",
-        "fastgpt/interop/folder.py",
+        "fastgpt/model/formats/folder.py",
         "state.setdefault(name, state[other])",
         "pass",
         _FIELDS + "a_file_of_a_tied_model_holds_the_weight_once_under_either_name",
     ),
     Mutant(
         "folder-shapes-not-compared",
-        "fastgpt/interop/folder.py",
+        "fastgpt/model/formats/folder.py",
         "state[name].shape != tensor.shape",
         "False",
         _INTEROP + "a_damaged_or_foreign_checkpoint_is_named",
     ),
     Mutant(
         "folder-names-that-nobody-asked-for-pass",
-        "fastgpt/interop/folder.py",
+        "fastgpt/model/formats/folder.py",
         "missing or unexpected",
         "missing",
         _INTEROP + "a_damaged_or_foreign_checkpoint_is_named",
     ),
     Mutant(
         "folder-weights-not-checked-for-numbers",
-        "fastgpt/interop/folder.py",
+        "fastgpt/model/formats/folder.py",
         'check_finite(tensor, f"{source}: {name}")',
         "pass",
-        "tests/fastgpt/test_files_commands.py::test_weights_that_are_not_finite_are_refused",
+        "tests/fastgpt/commands/test_files_commands.py::test_weights_that_are_not_finite_are_refused",
     ),
     # --- patch --------------------------------------------------------------------------------------------------------
     Mutant(

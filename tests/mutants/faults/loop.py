@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_TRAINER = "fastgpt/trainer.py"
-_PLAIN = "tests/fastgpt/test_plain_loop.py::test_"
+_TRAINER = "fastgpt/train/trainer.py"
+_PLAIN = "tests/fastgpt/model/test_plain_loop.py::test_"
 _STEPS = _PLAIN + "every_step_is_the_plain_loops"
 _VALIDATIONS = _PLAIN + "the_validations_are_the_plain_loops"
-_TESTS = "tests/fastgpt/test_trainer.py::test_"
-_GUARDS = "tests/fastgpt/test_trainer_guards.py::test_"
-_SETTINGS = "tests/fastgpt/test_trainer_settings.py::test_"
-_RUN_FOLDER = "fastgpt/run_folder.py"
-_EVALUATION = "fastgpt/evaluation.py"
-_METRICS = "fastgpt/metrics.py"
+_TESTS = "tests/fastgpt/train/test_trainer.py::test_"
+_GUARDS = "tests/fastgpt/train/test_trainer_guards.py::test_"
+_SETTINGS = "tests/fastgpt/train/test_trainer_settings.py::test_"
+_RUN_FOLDER = "fastgpt/train/run_folder.py"
+_EVALUATION = "fastgpt/train/evaluation.py"
+_METRICS = "fastgpt/train/metrics.py"
 
 MUTANTS = (
     # --- validation ---------------------------------------------------------------------------------------------------
@@ -55,26 +55,26 @@ MUTANTS = (
     ),
     Mutant(
         "modes-model-left-in-eval-mode",
-        "fastgpt/modes.py",
+        "fastgpt/model/modes.py",
         "[(module, module.training) for module in model.modules()]",
         "[(module, module.training and module is model) for module in model.modules()]",
         _GUARDS + "parts_in_eval_mode_stay_so",
     ),
     Mutant(
         "modes-what-a-method-would-not-set",
-        "fastgpt/modes.py",
+        "fastgpt/model/modes.py",
         "module.training = training",
         "pass",
-        "tests/fastgpt/test_modes.py::test_a_flag_that_the_method_would_not_set_is_set_back",
+        "tests/fastgpt/model/test_modes.py::test_a_flag_that_the_method_would_not_set_is_set_back",
     ),
     Mutant(
         "modes-methods-are-not-called",
-        "fastgpt/modes.py",
+        "fastgpt/model/modes.py",
         """
         module.train(training)
         """,
         "pass",
-        "tests/fastgpt/test_modes.py::test_methods_that_do_more_than_set_the_flag_are_called",
+        "tests/fastgpt/model/test_modes.py::test_methods_that_do_more_than_set_the_flag_are_called",
     ),
     Mutant(
         "evaluation-mean-of-means",
@@ -123,54 +123,54 @@ MUTANTS = (
         _METRICS,
         "math.log(2)",
         "math.log(10)",
-        "tests/fastgpt/test_metrics_log.py::test_per_token_and_per_byte",
+        "tests/fastgpt/train/test_metrics_log.py::test_per_token_and_per_byte",
     ),
     Mutant(
         "metrics-perplexity-of-bits",
         _METRICS,
         "math.exp(loss)",
         "2.0**loss",
-        "tests/fastgpt/test_metrics_log.py::test_per_token_and_per_byte",
+        "tests/fastgpt/train/test_metrics_log.py::test_per_token_and_per_byte",
     ),
     # --- the loop -----------------------------------------------------------------------------------------------------
     Mutant(
         "trainer-due-one-step-early",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "step % every == 0",
         "(step + 1) % every == 0",
         _VALIDATIONS,
     ),
     Mutant(
         "trainer-no-validation-at-the-end",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "is_last or _due(trainer.step, config.eval_every)",
         "_due(trainer.step, config.eval_every)",
         _VALIDATIONS,
     ),
     Mutant(
         "trainer-never-saves-on-the-way",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "is_last or _due(trainer.step, config.save_every)",
         "is_last",
-        "tests/fastgpt/test_checkpoint.py::test_only_the_newest_are_kept",
+        "tests/fastgpt/train/test_checkpoint.py::test_only_the_newest_are_kept",
     ),
     Mutant(
         "trainer-one-step-too-few",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "trainer.step < self.config.steps and self.signals.stopped_by is None",
         "trainer.step < self.config.steps - 1 and self.signals.stopped_by is None",
         _STEPS,
     ),
     Mutant(
         "trainer-signals-unheard",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "self.signals.stopped_by is None",
         "True",
         _TESTS + "interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
     ),
     Mutant(
         "trainer-stop-not-saved",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "path = self._save()",
         "pass",
         _TESTS + "interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
@@ -185,14 +185,14 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-validation-of-nan-is-a-success",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "found is not None and not found.is_finite",
         "False",
         _TESTS + "old_checkpoints_stay_until_the_new_one_is_seen_to_be_a_number",
     ),
     Mutant(
         "trainer-prunes-before-it-validates",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "self._save() if saves is True else saves or None",
         "(self.trainer.owed, trainer.save())[1] if saves is True else saves or None",
         _TESTS + "old_checkpoints_stay_until_the_new_one_is_seen_to_be_a_number",
@@ -217,14 +217,14 @@ MUTANTS = (
         _TRAINER,
         "updated + moments",
         "updated",
-        "tests/fastgpt/test_trainer_guards.py::test_moments_that_are_not_finite_are_not_saved",
+        "tests/fastgpt/train/test_trainer_guards.py::test_moments_that_are_not_finite_are_not_saved",
     ),
     Mutant(
         "trainer-starts-over-half-way",
         _TRAINER,
         "overwrite or self.step >= self.config.steps",
         "self.step >= self.config.steps",
-        "tests/fastgpt/test_overwrite.py::test_a_model_that_is_trained_already_does_not_start_over",
+        "tests/fastgpt/train/test_overwrite.py::test_a_model_that_is_trained_already_does_not_start_over",
         "Trainer.fit",
     ),
     Mutant(
@@ -232,19 +232,19 @@ MUTANTS = (
         _TRAINER,
         "root.resolve() not in (folder.resolve().parent, Path(os.path.abspath(folder)).parent.resolve())",
         "root.resolve() != folder.resolve().parent",
-        "tests/fastgpt/test_step_folders.py::test_a_link_to_a_checkpoint_kept_elsewhere_is_gone_on_from",
+        "tests/fastgpt/train/test_step_folders.py::test_a_link_to_a_checkpoint_kept_elsewhere_is_gone_on_from",
     ),
     Mutant(
         "trainer-checkpoints-cannot-be-written",
-        "fastgpt/run_folder.py",
+        "fastgpt/train/run_folder.py",
         "(config.folder, config.folder / 'checkpoints')",
         "(config.folder,)",
-        "tests/fastgpt/test_step_folders.py::test_a_place_of_checkpoints_that_takes_none_is_said_before_the_first_step",
+        "tests/fastgpt/train/test_step_folders.py::test_a_place_of_checkpoints_that_takes_none_is_said_before_the_first_step",
         "make",
     ),
     Mutant(
         "trainer-rescue-saves-nothing",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "newest = self._save()",
         "pass",
         _TESTS + "an_error_costs_no_whole_update",
@@ -258,21 +258,21 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-epoch-of-the-step-before",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "trainer.sampler.epoch",
         "(trainer.sampler.position - self.config.batch_size * self.config.grad_accum) / trainer.sampler.n_windows",
         _TESTS + "metrics_lines",
     ),
     Mutant(
         "trainer-speed-without-accumulation",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "self.config.batch_size * self.config.grad_accum * trainer.seq_len",
         "self.config.batch_size * trainer.seq_len",
         _SETTINGS + "speed_counts_the_tokens_of_the_update",
     ),
     Mutant(
         "trainer-losses-of-a-finished-run",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "TrainResult(trainer.step, self.losses, self.validation, stopped_by, path)",
         "TrainResult(trainer.step, self.losses[:-1], self.validation, stopped_by, path)",
         _TESTS + "interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
@@ -297,7 +297,7 @@ MUTANTS = (
         _TRAINER,
         'state["tokenizer_sha256"] != self.train_data.tokenizer_sha256',
         "False",
-        "tests/fastgpt/test_checkpoint.py::test_other_data_is_refused",
+        "tests/fastgpt/train/test_checkpoint.py::test_other_data_is_refused",
     ),
     Mutant(
         "trainer-resume-compares-nothing",
@@ -326,11 +326,11 @@ MUTANTS = (
         _TRAINER,
         "checkpoint.set_aside_after(root, self.step)",
         "()",
-        "tests/fastgpt/test_checkpoint.py::test_corrupted_file_is_named_with_the_way_out",
+        "tests/fastgpt/train/test_checkpoint.py::test_corrupted_file_is_named_with_the_way_out",
     ),
     Mutant(
         "trainer-log-of-lost-steps-stays",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         "first=trainer.step - (again is not None)",
         "first=self.config.steps",
         _TESTS + "log_of_steps_after_the_checkpoint_is_dropped_on_resume",
@@ -340,24 +340,24 @@ MUTANTS = (
         _TRAINER,
         "self.train_data.sha256",
         "''",
-        "tests/fastgpt/test_changed_data.py::test_other_data_of_the_same_length_is_refused",
+        "tests/fastgpt/data/test_changed_data.py::test_other_data_of_the_same_length_is_refused",
     ),
     Mutant(
         "trainer-what-is-owed-is-not-saved",
         _TRAINER,
         "self.owed.state()",
         "{}",
-        "tests/fastgpt/test_made_up.py::test_a_signal_in_a_validation",
+        "tests/fastgpt/tools/test_made_up.py::test_a_signal_in_a_validation",
     ),
     Mutant(
         "trainer-what-was-due-is-not-made-up",
-        "fastgpt/training_loop.py",
+        "fastgpt/train/training_loop.py",
         """
         if again is not None:
             self._account(again, checkpoint.folder_of(self.root, trainer.step))
         """,
         "",
-        "tests/fastgpt/test_made_up.py::test_a_signal_in_a_validation",
+        "tests/fastgpt/tools/test_made_up.py::test_a_signal_in_a_validation",
     ),
     Mutant(
         "run-folder-a-setting-is-free",
@@ -392,20 +392,20 @@ MUTANTS = (
         _RUN_FOLDER,
         "before | settings",
         "settings",
-        "tests/fastgpt/test_train_command.py::test_a_script_that_goes_on_leaves_the_other_settings",
+        "tests/fastgpt/commands/test_train_command.py::test_a_script_that_goes_on_leaves_the_other_settings",
     ),
     Mutant(
         "run-folder-compares-implementations",
         _RUN_FOLDER,
         'not k.endswith("_impl")',
         "True",
-        "tests/fastgpt/test_resume_fits.py::test_another_implementation_is_no_other_model",
+        "tests/fastgpt/train/test_resume_fits.py::test_another_implementation_is_no_other_model",
     ),
     Mutant(
         "run-folder-settings-of-others-are-ours",
         _RUN_FOLDER,
         "bool(read_settings(folder))",
         "True",
-        "tests/fastgpt/test_train_command.py::test_a_folder_that_is_no_run_is_left_alone",
+        "tests/fastgpt/commands/test_train_command.py::test_a_folder_that_is_no_run_is_left_alone",
     ),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_MEMORY = "fastgpt/memory.py"
-_AUTOCAST = "tests/fastgpt/test_memory_autocast.py::test_"
+_MEMORY = "fastgpt/tools/memory.py"
+_AUTOCAST = "tests/fastgpt/tools/test_memory_autocast.py::test_"
 
 MUTANTS = (
     # --- memory on paper ----------------------------------------------------------------------------------------------
@@ -49,14 +49,14 @@ MUTANTS = (
         _MEMORY,
         "range(2)",
         "range(1)",
-        "tests/fastgpt/test_memory.py::test_paper_equals_a_real_step",
+        "tests/fastgpt/tools/test_memory.py::test_paper_equals_a_real_step",
     ),
     Mutant(
         "memory-what-is-freed-stays",
         _MEMORY,
         "self.live -= size",
         "",
-        "tests/fastgpt/test_memory.py::test_storages_are_counted_once_and_forgotten",
+        "tests/fastgpt/tools/test_memory.py::test_storages_are_counted_once_and_forgotten",
     ),
     Mutant(
         "memory-workspaces-forgotten",
@@ -70,7 +70,7 @@ MUTANTS = (
         _MEMORY,
         "return low",
         "return low + 1",
-        "tests/fastgpt/test_memory.py::test_largest_batch_is_the_largest",
+        "tests/fastgpt/tools/test_memory.py::test_largest_batch_is_the_largest",
     ),
     Mutant(
         "memory-sdpa-by-the-plain-formula",
@@ -84,6 +84,6 @@ MUTANTS = (
         _MEMORY,
         "p.grad is not None",
         "p.grad is None",
-        "tests/fastgpt/test_memory.py::test_where_activations_are_few_the_peak_is_at_the_end_of_the_backward",
+        "tests/fastgpt/tools/test_memory.py::test_where_activations_are_few_the_peak_is_at_the_end_of_the_backward",
     ),
 )

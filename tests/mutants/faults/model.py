@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_MODEL = "tests/fastgpt/test_model.py::test_"
-_IMPL = "tests/fastgpt/test_impl.py::test_"
-_SAMPLING = "tests/fastgpt/test_sampling.py::test_"
-_INTEROP = "tests/fastgpt/test_interop.py::test_"
-_TIED = "tests/fastgpt/test_tied.py::test_"
-_EFFECTS = "tests/fastgpt/test_model_effects.py::test_"
+_MODEL = "tests/fastgpt/model/test_model.py::test_"
+_IMPL = "tests/fastgpt/nn/test_impl.py::test_"
+_SAMPLING = "tests/fastgpt/model/test_sampling.py::test_"
+_INTEROP = "tests/fastgpt/model/test_interop.py::test_"
+_TIED = "tests/fastgpt/model/test_tied.py::test_"
+_EFFECTS = "tests/fastgpt/model/test_model_effects.py::test_"
 
 MUTANTS = (
     # --- what a GPT computes ------------------------------------------------------------------------------------------
     Mutant(
         "model-residual-dropped",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "residual = residual + F.dropout(x, dropout_p)",
         "residual = F.dropout(x, dropout_p)",
         _MODEL + "equals_the_reference_model",
     ),
     Mutant(
         "model-residual-is-the-normed",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "h, residual = self.ln2(x, residual)",
         "h, residual = self.ln2(x, residual)\nresidual = h",
         _MODEL + "equals_the_reference_model",
     ),
     Mutant(
         "model-attention-sees-the-future",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "is_causal=True",
         "is_causal=False",
         _MODEL + "nothing_leaks_from_the_future",
@@ -37,21 +37,21 @@ MUTANTS = (
     ),
     Mutant(
         "model-keys-for-values",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)",
         "return q.transpose(1, 2), v.transpose(1, 2), k.transpose(1, 2)",
         _MODEL + "equals_the_reference_model",
     ),
     Mutant(
         "model-grouped-queries-not-said-to-torch",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "grouped = q.shape[1] != k.shape[1]",
         "grouped = False",
         _MODEL + "grouped_queries_equal_repeated_keys",
     ),
     Mutant(
         "model-dropout-of-attention-in-evaluation",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "self.dropout if self.training else 0.0",
         "self.dropout",
         _MODEL + "dropout_only_in_training",
@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     Mutant(
         "model-dropout-of-sub-layers-in-evaluation",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "self.dropout if self.training else 0.0",
         "self.dropout",
         _MODEL + "dropout_only_in_training",
@@ -67,98 +67,98 @@ MUTANTS = (
     ),
     Mutant(
         "model-dropout-of-embeddings-in-evaluation",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "F.dropout(residual, self.config.dropout, self.training)",
         "F.dropout(residual, self.config.dropout)",
         _MODEL + "dropout_only_in_training",
     ),
     Mutant(
         "model-dropout-of-embeddings-forgotten",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "residual = F.dropout(residual, self.config.dropout, self.training)",
         "",
         _MODEL + "dropout_in_every_place",
     ),
     Mutant(
         "model-eps-ignored",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "eps=config.layer_norm_eps",
         "",
         _INTEROP + "equals_transformers",
     ),
     Mutant(
         "model-gelu-kind-ignored",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "approximate=config.gelu",
         "",
         _MODEL + "equals_the_reference_model",
     ),
     Mutant(
         "model-gelu-kind-not-told-the-fused-ffn",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "gelu.approximate",
         "'none'",
         _EFFECTS + "fused_logits_are_those_of_the_formulas",
     ),
     Mutant(
         "model-weight-of-the-first-product-biased-only",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "nn.Linear(config.d_ff, config.d_model, bias=config.bias)",
         "nn.Linear(config.d_ff, config.d_model)",
         _MODEL + "equals_the_reference_model",
     ),
     Mutant(
         "model-fused-norm-keeps-autocast-out",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "return _runtime.autocast_dtype(x) or x.dtype",
         "return x.dtype",
         _IMPL + "autocast_keeps_the_residual_stream_in_float32",
     ),
     Mutant(
         "model-fused-norm-without-dropout",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "kernels.add_layer_norm(x, residual, *affine, dropout_p, out_dtype=out_dtype)",
         "kernels.add_layer_norm(x, residual, *affine, 0.0, out_dtype=out_dtype)",
         _EFFECTS + "fused_dropout_in_every_place",
     ),
     Mutant(
         "model-fused-attention-without-dropout",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "kernels.flash_attention(q, k, v, causal=True, dropout_p=dropout_p)",
         "kernels.flash_attention(q, k, v, causal=True)",
         _EFFECTS + "fused_dropout_in_every_place",
     ),
     Mutant(
         "model-fused-loss-is-always-a-mean",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "kernels.linear_cross_entropy(hidden, head.weight, targets, ignore_index=IGNORE_INDEX, reduction=reduction)",
         "kernels.linear_cross_entropy(hidden, head.weight, targets, ignore_index=IGNORE_INDEX)",
         _EFFECTS + "fused_losses_of_every_reduction",
     ),
     Mutant(
         "model-loss-of-half-precision-logits",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "wide = logits if logits.dtype == torch.float64 else logits.float()",
         "wide = logits",
         _EFFECTS + "torchs_loss_of_half_precision_logits_is_taken_in_float32",
     ),
     Mutant(
         "model-head-with-a-bias-taken-for-one-without",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         'return "the Head has a bias" if reason is None and head._parameters.get("bias") is not None else reason',
         "return reason",
         _EFFECTS + "a_head_with_a_bias_is_called",
     ),
     Mutant(
         "model-initial-weights-of-the-residual-stream-too-large",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "0.02 / math.sqrt(2 * self.config.n_layers)",
         "0.02 / math.sqrt(self.config.n_layers)",
         _MODEL + "initialisation_is_gpt2s",
     ),
     Mutant(
         "model-logits-dropped-with-the-fused-loss",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "head(hidden) if return_logits else None",
         "None",
         _IMPL + "fused_loss_makes_no_logits_unless_asked",
@@ -166,14 +166,14 @@ MUTANTS = (
     # --- the cache ----------------------------------------------------------------------------------------------------
     Mutant(
         "model-positions-behind-the-cache",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "0 if cache is None else cache.length",
         "0 if cache is None else max(0, cache.length - 1)",
         _SAMPLING + "cached_hidden_states_are_those_of_one_pass",
     ),
     Mutant(
         "model-cache-counts-calls",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "self.length = end",
         "self.length += 1",
         _SAMPLING + "cached_hidden_states_are_those_of_one_pass",
@@ -181,14 +181,14 @@ MUTANTS = (
     ),
     Mutant(
         "model-mask-of-a-cached-chunk-aligned-top-left",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "torch.ones(T_q, T_k, dtype=torch.bool, device=q.device).tril(T_k - T_q)",
         "torch.ones(T_q, T_k, dtype=torch.bool, device=q.device).tril()",
         _SAMPLING + "cached_hidden_states_are_those_of_one_pass",
     ),
     Mutant(
         "model-one-cache-for-all-layers",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "cache.layers[i]",
         "cache.layers[0]",
         _SAMPLING + "cached_hidden_states_are_those_of_one_pass",
@@ -196,77 +196,77 @@ MUTANTS = (
     # --- what a GPT tells ---------------------------------------------------------------------------------------------
     Mutant(
         "model-attention-maps-of-a-training-model",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "with evaluating(self):\n    self.hidden_states(idx)",
         "self.hidden_states(idx)",
         _EFFECTS + "attention_maps_of_a_model_in_training_are_without_dropout",
     ),
     Mutant(
         "model-attention-maps-of-all-heads",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "attn.weights(args[0], heads)",
         "attn.weights(args[0], None)",
         _MODEL + "attention_maps",
     ),
     Mutant(
         "model-negative-layers-count-from-the-front",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "n % count",
         "abs(n)",
         _MODEL + "attention_maps",
     ),
     Mutant(
         "model-fused-attention-maps-of-all-heads",
-        "fastgpt/modules.py",
+        "fastgpt/model/blocks.py",
         "kernels.attention_weights(q, k, lse, heads=heads, causal=True)",
         "kernels.attention_weights(q, k, lse, causal=True)",
         _IMPL + "attention_maps_and_generation_in_triton",
     ),
     Mutant(
         "model-flops-of-the-forward-only",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "6 * multiplying",
         "2 * multiplying",
         _MODEL + "flops_per_token_by_hand",
     ),
     Mutant(
         "model-tied-head-counted-out",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "0 if self.config.tie_weights else self.token_emb.weight.numel()",
         "self.token_emb.weight.numel()",
         _MODEL + "num_parameters",
     ),
     Mutant(
         "model-config-does-not-follow-its-implementations",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "self.config = self.config.replace(**requests)",
         "",
         _IMPL + "swapping_changes_no_parameter",
     ),
     Mutant(
         "model-implementations-of-the-head-unchanged",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "module.impl = request",
         "module.impl = request if module is not self.head else module.impl",
         _EFFECTS + "implementations_are_changed_in_every_part_and_in_the_config",
     ),
     Mutant(
         "model-overrides-ignored-on-reading",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "cls(config.replace(**overrides))",
         "cls(config)",
         _INTEROP + "overrides_dtype_and_device",
     ),
     Mutant(
         "model-read-in-training-mode",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "filled(lambda: cls(config.replace(**overrides)), state, device=device, dtype=dtype).eval()",
         "filled(lambda: cls(config.replace(**overrides)), state, device=device, dtype=dtype)",
         _INTEROP + "own_round_trip_is_exact",
     ),
     Mutant(
         "model-reading-in-another-dtype-ignored",
-        "fastgpt/interop/folder.py",
+        "fastgpt/model/formats/folder.py",
         "dtype or next(iter(state.values())).dtype",
         "next(iter(state.values())).dtype",
         _INTEROP + "overrides_dtype_and_device",
@@ -274,21 +274,21 @@ MUTANTS = (
     # --- tied weights -------------------------------------------------------------------------------------------------
     Mutant(
         "tied-weights-apart-from-the-start",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         'self.head._parameters["weight"] = self.token_emb._parameters["weight"]',
         "",
         _TIED + "moves_keep_the_tie",
     ),
     Mutant(
         "tied-weights-apart-after-a-move",
-        "fastgpt/tied.py",
+        "fastgpt/model/tied.py",
         "_tie(shared, shared[0].parameter if shared else None)",
         "",
         _TIED + "moves_that_make_new_parameters",
     ),
     Mutant(
         "model-hooks-of-attention-maps-stay",
-        "fastgpt/model.py",
+        "fastgpt/model/gpt.py",
         "hook.remove()",
         "pass",
         _EFFECTS + "a_look_at_attention_leaves_no_hooks",

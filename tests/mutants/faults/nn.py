@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_ATTENTION = "tests/fastgpt/test_nn_attention.py::test_"
-_FFN = "tests/fastgpt/test_nn_ffn.py::test_"
-_NORM = "tests/fastgpt/test_nn_layer_norm.py::test_"
-_LOSS = "tests/fastgpt/test_nn_loss.py::test_"
-_EXACT = "tests/fastgpt/test_exact.py::test_"
-_TRANSFORMS = "tests/fastgpt/test_transforms.py::test_"
-_EFFECTS = "tests/fastgpt/test_nn_effects.py::test_"
+_ATTENTION = "tests/fastgpt/nn/test_nn_attention.py::test_"
+_FFN = "tests/fastgpt/nn/test_nn_ffn.py::test_"
+_NORM = "tests/fastgpt/nn/test_nn_layer_norm.py::test_"
+_LOSS = "tests/fastgpt/nn/test_nn_loss.py::test_"
+_EXACT = "tests/fastgpt/nn/test_exact.py::test_"
+_TRANSFORMS = "tests/fastgpt/model/test_transforms.py::test_"
+_EFFECTS = "tests/fastgpt/nn/test_nn_effects.py::test_"
 
 MUTANTS = (
     # --- attention ----------------------------------------------------------------------------------------------------

@@ -4,63 +4,63 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_SHARDS = "fastgpt/shards.py"
-_PREPARATION = "fastgpt/preparation.py"
-_SOURCES = "fastgpt/sources.py"
-_DATA = "tests/fastgpt/test_data.py::test_"
-_STREAM = "tests/fastgpt/test_token_stream.py::test_"
-_DURABLE = "tests/fastgpt/test_durability.py::test_"
+_SHARDS = "fastgpt/data/shards.py"
+_PREPARATION = "fastgpt/data/preparation.py"
+_SOURCES = "fastgpt/data/sources.py"
+_DATA = "tests/fastgpt/data/test_data.py::test_"
+_STREAM = "tests/fastgpt/data/test_token_stream.py::test_"
+_DURABLE = "tests/fastgpt/train/test_durability.py::test_"
 
 MUTANTS = (
     # --- shards -------------------------------------------------------------------------------------------------------
     Mutant(
         "shards-hash-not-compared",
-        "fastgpt/shard_checks.py",
+        "fastgpt/data/shard_checks.py",
         "found != expected",
         "False",
-        "tests/fastgpt/test_shards.py::test_a_flipped_bit_is_noticed_wherever_it_is",
+        "tests/fastgpt/data/test_shards.py::test_a_flipped_bit_is_noticed_wherever_it_is",
     ),
     Mutant(
         "shards-documents-hash-not-compared",
-        "fastgpt/shard_checks.py",
+        "fastgpt/data/shard_checks.py",
         '[manifest["documents"]] if "documents" in manifest else []',
         "[]",
         _STREAM + "other_documents_than_were_written_are_refused",
     ),
     Mutant(
         "shards-remembered-by-size-alone",
-        "fastgpt/shard_checks.py",
+        "fastgpt/data/shard_checks.py",
         '[entry["sha256"], found.st_size, found.st_mtime_ns, found.st_ctime_ns]',
         '[entry["sha256"], found.st_size]',
-        "tests/fastgpt/test_shards.py::test_what_is_remembered_is_of_these_bytes",
+        "tests/fastgpt/data/test_shards.py::test_what_is_remembered_is_of_these_bytes",
     ),
     Mutant(
         "shards-remembered-whatever-its-hash",
-        "fastgpt/shard_checks.py",
+        "fastgpt/data/shard_checks.py",
         '[entry["sha256"], found.st_size, found.st_mtime_ns, found.st_ctime_ns]',
         '["", found.st_size, found.st_mtime_ns, found.st_ctime_ns]',
         _STREAM + "what_is_remembered_is_a_hash_and_not_a_file",
     ),
     Mutant(
         "shards-what-is-remembered-is-forgotten",
-        "fastgpt/shard_checks.py",
+        "fastgpt/data/shard_checks.py",
         "_remember(folder, remembered | new)",
         "",
-        "tests/fastgpt/test_shards.py::test_a_copy_is_read_once_and_remembered",
+        "tests/fastgpt/data/test_shards.py::test_a_copy_is_read_once_and_remembered",
     ),
     Mutant(
         "shards-whole-is-ignored",
-        "fastgpt/shard_checks.py",
+        "fastgpt/data/shard_checks.py",
         'whole or entry["file"] not in believed & large',
         'entry["file"] not in believed & large',
-        "tests/fastgpt/test_shards.py::test_a_bit_that_flipped_on_the_disk_is_found_by_verify",
+        "tests/fastgpt/data/test_shards.py::test_a_bit_that_flipped_on_the_disk_is_found_by_verify",
     ),
     Mutant(
         "shards-time-stamp-not-compared",
-        "fastgpt/shard_checks.py",
+        "fastgpt/data/shard_checks.py",
         'entry.get("mtime_ns") == states[entry["file"]][2]',
         "True",
-        "tests/fastgpt/test_shards.py::test_a_flipped_bit_is_noticed_wherever_it_is",
+        "tests/fastgpt/data/test_shards.py::test_a_flipped_bit_is_noticed_wherever_it_is",
     ),
     Mutant(
         "shards-size-not-compared",
@@ -131,67 +131,67 @@ MUTANTS = (
         _SHARDS,
         '_check_count("n_tokens", manifest["n_tokens"]) != together',
         "False",
-        "tests/fastgpt/test_shards.py::test_a_value_that_cannot_be_is_refused",
+        "tests/fastgpt/data/test_shards.py::test_a_value_that_cannot_be_is_refused",
     ),
     Mutant(
         "shards-manifest-altered-by-hand",
         _SHARDS,
         'version > 1 and manifest["manifest_sha256"] != manifest_sha256(manifest)',
         "False",
-        "tests/fastgpt/test_shards.py::test_a_manifest_altered_by_hand_is_refused",
+        "tests/fastgpt/data/test_shards.py::test_a_manifest_altered_by_hand_is_refused",
     ),
     Mutant(
         "shards-one-token-too-many",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "self._count == self.shard_tokens",
         "self._count > self.shard_tokens",
         _STREAM + "shards_are_full_and_hashed",
     ),
     Mutant(
         "shards-hash-of-the-last-part",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "self._hash.update(data)",
         "self._hash = hashlib.sha256(data)",
         _STREAM + "shards_are_full_and_hashed",
     ),
     Mutant(
         "shards-count-of-the-last-part",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "self._count += len(part)",
         "self._count = len(part)",
         _STREAM + "shards_are_full_and_hashed",
     ),
     Mutant(
         "shards-fsync-of-the-files-removed",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "files.flush_all(work)",
         "",
         _DURABLE + "token_shards",
     ),
     Mutant(
         "shards-fsync-of-the-folder-above-removed",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "files.flush(folder.parent)",
         "",
         _DURABLE + "token_shards",
     ),
     Mutant(
         "shards-fsync-of-a-replaced-set-removed",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "files.flush(folder)",
         "",
         _DURABLE + "token_shards",
     ),
     Mutant(
         "shards-of-the-old-set-stay",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "[name for name in old if name not in new]",
         "[]",
         _DATA + "only_files_that_the_manifest_names_are_replaced",
     ),
     Mutant(
         "shards-a-foreign-folder-is-overwritten",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "not is_shards(folder)",
         "False",
         _DATA + "a_folder_that_is_not_ours_is_never_touched",
@@ -199,7 +199,7 @@ MUTANTS = (
     ),
     Mutant(
         "shards-overwrite-without-being-asked",
-        "fastgpt/shard_writing.py",
+        "fastgpt/data/shard_writing.py",
         "not overwrite",
         "False",
         _DATA + "existing_folder_is_kept_unless_overwritten",
@@ -269,7 +269,7 @@ MUTANTS = (
         _PREPARATION,
         "waiting.popleft()",
         "waiting.pop()",
-        "tests/fastgpt/test_preparation.py::test_the_tokens_are_those_of_each_document_alone",
+        "tests/fastgpt/data/test_preparation.py::test_the_tokens_are_those_of_each_document_alone",
     ),
     Mutant(
         "preparation-no-text-is-a-dataset",
@@ -298,17 +298,17 @@ MUTANTS = (
     ),
     Mutant(
         "pretokens-cut-inside-a-word",
-        "fastgpt/pretokens.py",
+        "fastgpt/data/pretokens.py",
         "before not in ('space', after) and not (text[at - 1] == \"'\" and after == 'letter')",
         "before != 'space'",
-        "tests/fastgpt/test_pretokens.py::test_every_place_that_may_be_cut",
+        "tests/fastgpt/data/test_pretokens.py::test_every_place_that_may_be_cut",
     ),
     Mutant(
         "pretokens-contractions-are-cut",
-        "fastgpt/pretokens.py",
+        "fastgpt/data/pretokens.py",
         "not (text[at - 1] == \"'\" and after == 'letter')",
         "True",
-        "tests/fastgpt/test_pretokens.py::test_every_place_that_may_be_cut",
+        "tests/fastgpt/data/test_pretokens.py::test_every_place_that_may_be_cut",
     ),
     Mutant(
         "sources-byte-order-mark-is-text",
@@ -374,7 +374,7 @@ MUTANTS = (
         _SOURCES,
         '"\\0" in text',
         "False",
-        "tests/fastgpt/test_sources.py::test_a_line_that_is_refused_is_named",
+        "tests/fastgpt/data/test_sources.py::test_a_line_that_is_refused_is_named",
         "_json_text",
     ),
     Mutant(
@@ -382,7 +382,7 @@ MUTANTS = (
         _SOURCES,
         "data[used:] + block",
         "block",
-        "tests/fastgpt/test_sources.py::test_plain_text_is_kept_byte_for_byte",
+        "tests/fastgpt/data/test_sources.py::test_plain_text_is_kept_byte_for_byte",
     ),
     Mutant(
         "sources-a-damaged-archive-is-its-beginning",

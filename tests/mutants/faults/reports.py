@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_TESTS = "tests/fastgpt/test_trainer.py::test_"
-_SETTINGS = "tests/fastgpt/test_trainer_settings.py::test_"
-_STOPPING = "tests/fastgpt/test_stopping.py::test_"
-_METRICS = "fastgpt/metrics.py"
-_REPORTS = "fastgpt/reports.py"
-_PROGRESS = "fastgpt/progress.py"
-_PROGRESS_TESTS = "tests/fastgpt/test_progress.py::test_"
-_CONFIG = "fastgpt/train_config.py"
-_CONFIG_TESTS = "tests/fastgpt/test_train_config.py::test_"
+_TESTS = "tests/fastgpt/train/test_trainer.py::test_"
+_SETTINGS = "tests/fastgpt/train/test_trainer_settings.py::test_"
+_STOPPING = "tests/fastgpt/train/test_stopping.py::test_"
+_METRICS = "fastgpt/train/metrics.py"
+_REPORTS = "fastgpt/train/reports.py"
+_PROGRESS = "fastgpt/base/progress.py"
+_PROGRESS_TESTS = "tests/fastgpt/base/test_progress.py::test_"
+_CONFIG = "fastgpt/train/train_config.py"
+_CONFIG_TESTS = "tests/fastgpt/train/test_train_config.py::test_"
 
 MUTANTS = (
     # --- reports and signals ------------------------------------------------------------------------------------------
@@ -21,21 +21,21 @@ MUTANTS = (
         _METRICS,
         "isinstance(v, float) and not math.isfinite(v)",
         "False",
-        "tests/fastgpt/test_metrics_log.py::test_what_was_written_is_read",
+        "tests/fastgpt/train/test_metrics_log.py::test_what_was_written_is_read",
     ),
     Mutant(
         "metrics-lines-of-later-steps-are-kept",
         _METRICS,
         'line["step"] <= keep_steps',
         'line["step"] <= keep_steps + 1',
-        "tests/fastgpt/test_metrics_log.py::test_lines_after_the_checkpoint_are_dropped",
+        "tests/fastgpt/train/test_metrics_log.py::test_lines_after_the_checkpoint_are_dropped",
     ),
     Mutant(
         "metrics-lines-of-the-last-step-are-dropped",
         _METRICS,
         'line["step"] <= keep_steps',
         'line["step"] < keep_steps',
-        "tests/fastgpt/test_metrics_log.py::test_lines_after_the_checkpoint_are_dropped",
+        "tests/fastgpt/train/test_metrics_log.py::test_lines_after_the_checkpoint_are_dropped",
     ),
     Mutant(
         "metrics-a-garbled-line-ends-the-reading",
@@ -49,14 +49,14 @@ MUTANTS = (
         _METRICS,
         "self.waiting.append(line)",
         "self.waiting = [line]",
-        "tests/fastgpt/test_metrics_log.py::test_half_written_lines_become_whole_ones",
+        "tests/fastgpt/train/test_metrics_log.py::test_half_written_lines_become_whole_ones",
     ),
     Mutant(
         "metrics-fsync-removed",
         _METRICS,
         "os.fsync(self._file.fileno())",
         "",
-        "tests/fastgpt/test_metrics_log.py::test_sync_has_it_on_the_disk",
+        "tests/fastgpt/train/test_metrics_log.py::test_sync_has_it_on_the_disk",
     ),
     Mutant(
         "metrics-half-a-line-stays-half",
@@ -66,14 +66,14 @@ MUTANTS = (
         self._file.write(data[self._begun:])
         self._begun = len(data)
         """,
-        "tests/fastgpt/test_metrics_log.py::test_half_written_lines_become_whole_ones",
+        "tests/fastgpt/train/test_metrics_log.py::test_half_written_lines_become_whole_ones",
     ),
     Mutant(
         "metrics-mfu-over-the-wrong-peak",
         _METRICS,
         "tokens_per_second * flops_per_token / peak",
         "tokens_per_second * flops_per_token / (2 * peak)",
-        "tests/fastgpt/test_metrics.py::test_mfu_formula",
+        "tests/fastgpt/train/test_metrics.py::test_mfu_formula",
     ),
     Mutant(
         "reports-an-error-ends-the-run",
@@ -104,42 +104,42 @@ MUTANTS = (
     ),
     Mutant(
         "stopping-handlers-not-restored",
-        "fastgpt/stopping.py",
+        "fastgpt/train/stopping.py",
         "signal.signal(number, handler)",
         "pass",
         _STOPPING + "signals_are_handled_as_before_afterwards",
     ),
     Mutant(
         "stopping-sigterm-unheard",
-        "fastgpt/stopping.py",
+        "fastgpt/train/stopping.py",
         "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
         "(signal.SIGINT, signal.SIGHUP)",
         _STOPPING + "signals_are_handled_as_before_afterwards",
     ),
     Mutant(
         "stopping-sighup-unheard",
-        "fastgpt/stopping.py",
+        "fastgpt/train/stopping.py",
         "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
         "(signal.SIGINT, signal.SIGTERM)",
         _STOPPING + "signals_are_handled_as_before_afterwards",
     ),
     Mutant(
         "stopping-an-ignored-signal-is-heard",
-        "fastgpt/stopping.py",
+        "fastgpt/train/stopping.py",
         "signal.getsignal(number) not in (signal.SIG_IGN, None)",
         "True",
         _TESTS + "what_a_parent_ignores_stays_ignored",
     ),
     Mutant(
         "stopping-a-second-ctrl-c-unheard",
-        "fastgpt/stopping.py",
+        "fastgpt/train/stopping.py",
         "signal.signal(signal.SIGINT, self._before[signal.SIGINT])",
         "pass",
         _STOPPING + "a_ctrl_c_after_the_first_signal_ends_at_once",
     ),
     Mutant(
         "stopping-the-last-signal-is-named",
-        "fastgpt/stopping.py",
+        "fastgpt/train/stopping.py",
         "self.stopped_by or signal.Signals(number).name",
         "signal.Signals(number).name",
         _STOPPING + "the_first_signal_is_named",
@@ -181,14 +181,14 @@ MUTANTS = (
     ),
     Mutant(
         "devices-auto-by-emulation",
-        "fastgpt/devices.py",
+        "fastgpt/train/devices.py",
         "including_emulation=False",
         "",
         _SETTINGS + "auto_is_bfloat16_on_gpus_that_compute_in_it",
     ),
     Mutant(
         "devices-auto-is-bfloat16-everywhere",
-        "fastgpt/devices.py",
+        "fastgpt/train/devices.py",
         "torch.bfloat16 if fits else torch.float32",
         "torch.bfloat16",
         _SETTINGS + "auto_is_bfloat16_on_gpus_that_compute_in_it",
@@ -226,20 +226,20 @@ MUTANTS = (
         _METRICS,
         'type(line.get("step")) is int',
         'isinstance(line.get("step"), int)',
-        "tests/fastgpt/test_metrics_log.py::test_a_step_is_a_number",
+        "tests/fastgpt/train/test_metrics_log.py::test_a_step_is_a_number",
     ),
     Mutant(
         "scalars-of-lost-steps-stay",
         _METRICS,
         "self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))",
         "pass",
-        "tests/fastgpt/test_metrics_log.py::test_scalars_of_a_run_that_goes_on_replace_those_after_its_checkpoint",
+        "tests/fastgpt/train/test_metrics_log.py::test_scalars_of_a_run_that_goes_on_replace_those_after_its_checkpoint",
     ),
     Mutant(
         "scalars-of-the-checkpoint-go-too",
         _REPORTS,
         "first + 1",
         "first",
-        "tests/fastgpt/test_metrics_log.py::test_scalars_of_a_run_that_goes_on_replace_those_after_its_checkpoint",
+        "tests/fastgpt/train/test_metrics_log.py::test_scalars_of_a_run_that_goes_on_replace_those_after_its_checkpoint",
     ),
 )

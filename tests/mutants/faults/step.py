@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ..plant import Mutant
 
-_TRAINER = "fastgpt/trainer.py"
-_OPTIM = "fastgpt/optim.py"
-_PLAIN = "tests/fastgpt/test_plain_loop.py::test_"
+_TRAINER = "fastgpt/train/trainer.py"
+_OPTIM = "fastgpt/train/optim.py"
+_PLAIN = "tests/fastgpt/model/test_plain_loop.py::test_"
 _STEPS = _PLAIN + "every_step_is_the_plain_loops"
 _WEIGHTS = _PLAIN + "the_weights_and_the_moments_are_the_plain_loops"
-_TESTS = "tests/fastgpt/test_trainer.py::test_"
-_OPTIM_TESTS = "tests/fastgpt/test_optim.py::test_"
-_GUARDS = "tests/fastgpt/test_trainer_guards.py::test_"
-_SETTINGS = "tests/fastgpt/test_trainer_settings.py::test_"
+_TESTS = "tests/fastgpt/train/test_trainer.py::test_"
+_OPTIM_TESTS = "tests/fastgpt/train/test_optim.py::test_"
+_GUARDS = "tests/fastgpt/train/test_trainer_guards.py::test_"
+_SETTINGS = "tests/fastgpt/train/test_trainer_settings.py::test_"
 
 MUTANTS = (
     # --- one step -----------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ MUTANTS = (
         _TRAINER,
         "self.optimizer.zero_grad(set_to_none=True)",
         "",
-        "tests/fastgpt/test_trainer_step.py::test_gradients_that_others_left_do_not_count",
+        "tests/fastgpt/train/test_trainer_step.py::test_gradients_that_others_left_do_not_count",
         "Trainer._gradient",
     ),
     Mutant(
@@ -157,7 +157,7 @@ MUTANTS = (
         _TRAINER,
         "torch.nn.utils.clip_grad_norm_(self._trained, clip)",
         "torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)",
-        "tests/fastgpt/test_trainer_step.py::test_gradients_that_others_left_do_not_count",
+        "tests/fastgpt/train/test_trainer_step.py::test_gradients_that_others_left_do_not_count",
     ),
     Mutant(
         "trainer-stays-in-eval-mode",
@@ -207,7 +207,7 @@ MUTANTS = (
         _TRAINER,
         "self._in_update = True",
         "self._in_update = False",
-        "tests/fastgpt/test_trainer_step.py::test_a_broken_off_update_is_not_gone_on_from",
+        "tests/fastgpt/train/test_trainer_step.py::test_a_broken_off_update_is_not_gone_on_from",
         "Trainer.train_step",
     ),
     Mutant(
@@ -329,6 +329,6 @@ MUTANTS = (
         _TRAINER,
         "val_data.sha256 == train_data.sha256",
         "False",
-        "tests/fastgpt/test_alone.py::test_validation_data_that_is_the_training_data",
+        "tests/fastgpt/train/test_alone.py::test_validation_data_that_is_the_training_data",
     ),
 )

@@ -1,0 +1,1 @@
+"""What all of fastgpt stands on: checks of settings, files that are whole or not there, bars. Imports nothing of it."""

@@ -1,0 +1,1 @@
+"""What models are on disk: our folders, transformers' GPT-2, nanoGPT's checkpoints; as config and state dict."""

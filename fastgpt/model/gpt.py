@@ -1,0 +1,301 @@
+"""`GPT`: a pre-LN transformer whose parameters are the reference model's, whatever computes it.
+
+The residual stream travels beside the sub-layers' outputs, so that every implementation, fused or not, shares one flow:
+
+    h, residual = ln1(x, residual)      residual = residual + x;  h = LayerNorm(residual)
+    x = attn(h)
+    h, residual = ln2(x, residual)
+    x = ffn(h)                          the next block's ln1, or ln_f, adds it
+
+Shapes: B batch, T tokens, d d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..base.settings import SettingTypeError, check_choice, check_integer
+from ..nn.impl import check_constructible
+from . import tied
+from .blocks import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, logits_and_loss, why_head_runs
+from .config import IMPLEMENTATIONS, GPTConfig
+from .modes import evaluating
+from .output import GPTOutput, Unembedding, is_exporting
+from .sampling import Generates
+from .token_ids import checked_ids, checked_targets
+
+
+class KVCache:
+    """Keys and values of every layer for the tokens seen so far."""
+
+    def __init__(self, model: GPT, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in model.blocks]
+
+    @property
+    def length(self) -> int:
+        """Tokens stored so far."""
+        return self.layers[0].length
+
+
+class Block(nn.Module):
+    """One pre-LN block: x + attn(ln1(x)), then x + ffn(ln2(x)); its last sum is left to the next LayerNorm."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln1 = AddLayerNorm(config)
+        self.ln2 = AddLayerNorm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor | None, residual: Tensor, cache: Any = None) -> tuple[Tensor, Tensor]:
+        """x, residual (B, T, d): the last sub-layer's output, not yet added, and the stream. Returns the same pair."""
+        h, residual = self.ln1(x, residual)
+        x = self.attn(h) if cache is None else self.attn(h, cache)  # others' attention may know no cache
+        h, residual = self.ln2(x, residual)
+        x = self.ffn(h)
+        return x, residual
+
+
+class GPT(Generates):
+    """Token and learned position embeddings, pre-LN blocks, final LayerNorm, bias-free head.
+
+    The state dict is that of the plain PyTorch model built from nn.MultiheadAttention and nn.Sequential, in the same
+    order, with the head present under its own name when tied. Initialised as GPT-2 (Radford et al. 2019, §2.3).
+
+    Raises:
+        TypeError: config is no GPTConfig.
+        RuntimeError: an implementation is "triton" and triton is not installed.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config = _checked_config(config)
+        self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
+        self.pos_emb = nn.Embedding(config.max_len, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.ln_f = AddLayerNorm(config)
+        self.head = Head(config)
+        if config.tie_weights:
+            # Not by assignment, which Accelerate's init_empty_weights answers with a parameter of its own.
+            self.head._parameters["weight"] = self.token_emb._parameters["weight"]
+        self.init_weights()
+        self.register_state_dict_post_hook(tied.after_state_dict)
+        self.register_load_state_dict_pre_hook(tied.before_loading)
+        self.register_load_state_dict_post_hook(tied.after_loading)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """GPT-2's: N(0, 0.02) for matrices, over √(2 n_layers) where they write to the residual stream; biases 0."""
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:  # LayerNorm
+                parameter.fill_(1.0)
+            else:
+                std = residual_std if name.endswith(("out_proj.weight", "ffn.2.weight")) else 0.02
+                parameter.normal_(0.0, std)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, *, return_logits: bool | None = None, reduction: str = "mean"
+    ) -> GPTOutput:
+        """Logits of the next token at every position, and the loss against `targets`.
+
+        Args:
+            idx: (B, T) token ids of any integer dtype, T <= max_len.
+            targets: (B, T) likewise, already shifted: targets[:, t] follows idx[:, t]. -100 does not count.
+            return_logits: True computes logits even beside a fused loss; False drops them even where the loss made
+                them. None (default): whatever costs nothing. `output.logits` is there in every case: computed when
+                asked for, if need be.
+            reduction: "mean" over the targets that count, "sum" or "none".
+
+        Raises:
+            ValueError: T > max_len, or targets of another shape.
+            TypeError: idx or targets are no tensors, or tensors of floats or bools.
+            IndexError: a token id outside [0, vocab_size), or such a target that is not -100 (checked on a CPU; a GPU
+                fails with a device-side assertion).
+        """
+        idx = self._checked(idx)
+        if targets is not None:
+            classes = getattr(self.head, "out_features", self.config.vocab_size)
+            targets = checked_targets("GPT", targets, idx, vocab_size=classes)
+        check_choice("GPT", "reduction", reduction, ("mean", "sum", "none"))
+        hidden = self.hidden_states(idx)
+        exporting = is_exporting()
+        if exporting and return_logits is None:
+            return_logits = True  # an exported program has no head to make them with later
+        logits, loss = logits_and_loss(self.head, hidden, targets, return_logits=return_logits, reduction=reduction)
+        unembedding = None if exporting else Unembedding(self.head, hidden, training=self.training)
+        return GPTOutput(loss, logits, hidden, unembedding=unembedding)
+
+    def hidden_states(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """idx (B, T) -> output of the final LayerNorm (B, T, d). With a cache, idx are the tokens that follow it."""
+        start = 0 if cache is None else cache.length
+        positions = torch.arange(start, start + idx.shape[1], device=idx.device)
+        residual = self.token_emb(idx) + self.pos_emb(positions)
+        residual = F.dropout(residual, self.config.dropout, self.training)
+        x = None
+        for i, block in enumerate(self.blocks):
+            x, residual = block(x, residual, None if cache is None else cache.layers[i])
+        hidden, _ = self.ln_f(x, residual)
+        return hidden
+
+    @torch.no_grad()
+    def attention_maps(
+        self, idx: Tensor, layers: Sequence[int] | int | None = None, heads: Sequence[int] | int | None = None
+    ) -> dict[int, Tensor]:
+        """Attention weights on idx (B, T), without dropout: {layer: (B, len(heads), T, T)}; row t is what query t sees.
+
+        layers, heads: which (default: all); negative numbers count from the end. The weights come from the same
+        implementation that `forward` uses: the fused kernel's are rebuilt from its log-sum-exp.
+
+        Raises:
+            IndexError: a layer or head that does not exist.
+        """
+        idx = self._checked(idx)
+        chosen = chosen_indices("layer", layers, self.config.n_layers)
+        heads = chosen_indices("head", heads, self.config.n_heads)
+        maps: dict[int, Tensor] = {}
+
+        def watch(layer: int) -> Any:
+            return lambda attn, args: maps.__setitem__(layer, attn.weights(args[0], heads))
+
+        hooks = [self._attention(layer).register_forward_pre_hook(watch(layer)) for layer in sorted(set(chosen))]
+        try:
+            with evaluating(self):
+                self.hidden_states(idx)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {layer: maps[layer] for layer in chosen}
+
+    def _attention(self, layer: int) -> CausalSelfAttention:
+        """That layer's own attention, also inside of what somebody has put around it."""
+        attn = self.blocks[layer].attn
+        own = next((module for module in attn.modules() if isinstance(module, CausalSelfAttention)), None)
+        if own is None:
+            raise TypeError(f"attention_maps: layer {layer} attends by a {type(attn).__name__}, which tells no weights")
+        return own
+
+    def use_implementations(self, **requests: str) -> GPT:
+        """Change implementations in place, as in ``use_implementations(attn_impl="sdpa")``, and return the model.
+
+        Raises:
+            ValueError: not a field of that name, or not an implementation.
+        """
+        allowed = [f"{part}_impl" for part in IMPLEMENTATIONS]
+        for field, name in requests.items():
+            if field not in allowed:
+                raise ValueError(f"use_implementations: unknown field {field!r}; choose from {allowed}")
+            check_constructible(field.removesuffix("_impl"), name, self.config.head_dim)
+        self.config = self.config.replace(**requests)
+        for module in self.modules():
+            request = requests.get(f"{getattr(module, 'fastgpt_part', None)}_impl")
+            if request is not None:
+                module.impl = request
+        return self
+
+    def parts_read(self) -> dict[str, tuple[str, str | None]]:
+        """For `fastgpt.implementations`: the head is computed here, with its loss."""
+        return {"head": ("loss", why_head_runs(self.head))}
+
+    def num_parameters(self, *, embeddings: bool = True) -> int:
+        """Trainable numbers, a tied head counted once. embeddings=False leaves the position embedding out, and the
+        token embedding too unless it is the head."""
+        total = sum(p.numel() for p in self.parameters())
+        if embeddings:
+            return total
+        return total - self.pos_emb.weight.numel() - (0 if self.config.tie_weights else self.token_emb.weight.numel())
+
+    def flops_per_token(self, seq_len: int | None = None, *, causal: bool = False) -> int:
+        """Floating-point operations of one training step (forward + backward) per token, for MFU.
+
+        6 · N + 12 · n_layers · d_model · seq_len, with N the parameters that multiply (PaLM, arXiv 2204.02311, app. B):
+        2 FLOPs each forward and 4 backward, and the two T x T products of attention. The published convention counts
+        the whole T x T square; causal=True counts the half that a causal kernel computes. seq_len: max_len by default.
+        """
+        seq_len = self.config.max_len if seq_len is None else seq_len
+        multiplying = sum(p.numel() for p in self.blocks.parameters() if p.dim() > 1) + self.head.weight.numel()
+        attention = 12 * self.config.n_layers * self.config.d_model * seq_len
+        return 6 * multiplying + (attention // 2 if causal else attention)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], format: str = "fastgpt") -> None:
+        """Write config and weights to `folder`: "fastgpt" (ours), "hf" (transformers' GPT-2) or "nanogpt" (ckpt.pt).
+
+        Files are written under a temporary name and renamed, so that a full disk leaves the previous ones intact.
+        """
+        from ..interop import save
+
+        save(self, folder, format)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_name: str | os.PathLike[str], *, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None, **overrides: Any,
+    ) -> GPT:  # fmt: skip
+        """Read a folder that `save_pretrained` wrote, ours or transformers' GPT2LMHeadModel's, or a nanoGPT checkpoint.
+
+        Never downloads: a name is a local folder's. `overrides` replace fields of the config that are not shapes
+        (dropout, attn_impl, ...). device: torch's default; dtype: the file's.
+
+        Raises:
+            FileNotFoundError: no such folder, or no weights in it.
+            ValueError: weights that are corrupted or of another shape, or a config that this model cannot express.
+        """
+        from ..interop import filled, load
+
+        config, state = load(path_or_name)
+        return filled(lambda: cls(config.replace(**overrides)), state, device=device, dtype=dtype).eval()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GPT:
+        with tied.kept(self):  # a move that makes new parameters (to_empty) would untie them
+            return super()._apply(fn, recurse)
+
+    def _checked(self, idx: Any) -> Tensor:
+        vocab_size, max_len = self._limits()
+        way_out = "encode with the tokenizer that the model was made for, or raise vocab_size"
+        return checked_ids("GPT", idx, vocab_size=vocab_size, max_len=max_len, vocabulary=way_out)
+
+    def _limits(self) -> tuple[int, int]:
+        # The embedding itself knows best, as it may be another than the config's: a vocabulary that was resized.
+        return getattr(self.token_emb, "num_embeddings", self.config.vocab_size), self.config.max_len
+
+    def _new_cache(self, capacity: int) -> KVCache:
+        return KVCache(self, capacity)
+
+    def _next_logits(self, idx: Tensor, cache: KVCache | None) -> Tensor:
+        return self.head(self.hidden_states(idx, cache)[:, -1])
+
+
+def chosen_indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[int]:
+    """The layers or heads (`what`) that attention_maps was asked for, of `count`.
+
+    Raises:
+        IndexError: one that is not there. TypeError: no integers.
+    """
+    if wanted is None:
+        return list(range(count))
+    try:
+        several = [wanted] if isinstance(wanted, str) else list(wanted)
+    except TypeError:  # one number
+        several = [wanted]
+    numbers = [check_integer("attention_maps", f"{what}s", n) for n in several]
+    for n in numbers:
+        if not -count <= n < count:
+            raise IndexError(f"attention_maps: there is no {what} {n}; the model has {count}, numbered from 0")
+    return [n % count for n in numbers]
+
+
+def _checked_config(config: Any) -> GPTConfig:
+    if isinstance(config, GPTConfig):
+        return config
+    way = {dict: "GPTConfig(**config)", str: "GPTConfig.preset(name), or GPT.from_pretrained(folder)"}
+    hint = way.get(type(config), 'GPTConfig.preset("gpt2"), or GPTConfig(vocab_size, max_len, n_layers, ...)')
+    raise SettingTypeError("GPT", "config", config, f"must be a GPTConfig: {hint}")

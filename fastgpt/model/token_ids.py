@@ -1,0 +1,93 @@
+"""What a model takes as token ids and targets: tensors of any integer dtype, checked before they fail deep inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.settings import SettingTypeError
+from ..kernels import support
+
+IGNORE_INDEX = -100  # targets with this value do not count, as in torch
+
+# Embeddings and losses index with the first two; the others hold token ids as well, and are widened once.
+_INDEXING = (torch.int64, torch.int32)
+_NARROW = (torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+def checked_ids(owner: str, idx: Any, *, vocab_size: int, max_len: int, vocabulary: str) -> Tensor:
+    """idx (B, T) as int64 or int32. `vocabulary` ends the error about an id outside of it: the way out.
+
+    Raises:
+        TypeError: no tensor, or one of floats or bools. ValueError: not (B, T), or T > max_len.
+        IndexError: an id outside [0, vocab_size), where looking at values costs no wait (on a CPU).
+    """
+    idx = _integers(owner, "idx", idx)
+    if idx.dim() != 2:
+        way = {0: "idx[None, None]", 1: "idx[None] is a batch of one"}.get(idx.dim(), "drop dimensions")
+        raise ValueError(f"{owner}: idx must be (batch, tokens), got shape {tuple(idx.shape)}; {way}")
+    if idx.shape[1] > max_len:
+        raise ValueError(
+            f"{owner}: idx has {idx.shape[1]} tokens and max_len is {max_len}; pass idx[:, -{max_len}:], or make the "
+            "model with a larger max_len"
+        )
+    if _is_cheap_to_read(idx):
+        low, high = idx.aminmax()
+        if low < 0 or high >= vocab_size:
+            bad = int(low) if low < 0 else int(high)
+            raise IndexError(f"{owner}: token id {bad} is outside [0, {vocab_size}); {vocabulary}")
+    return idx
+
+
+def checked_targets(owner: str, targets: Any, idx: Tensor, *, vocab_size: int) -> Tensor:
+    """targets, of idx's shape, as int64 or int32.
+
+    Raises:
+        TypeError: no tensor, or one of floats or bools. ValueError: another shape than idx's.
+        IndexError: neither a token id nor -100, where looking at values costs no wait (on a CPU).
+    """
+    targets = _integers(owner, "targets", targets)
+    if targets.shape != idx.shape:
+        raise ValueError(
+            f"{owner}: targets have shape {tuple(targets.shape)} and idx {tuple(idx.shape)}; make them equal"
+        )
+    if _is_cheap_to_read(targets):
+        counting = targets[targets != IGNORE_INDEX]
+        low, high = counting.aminmax() if counting.numel() else (0, 0)
+        if low < 0 or high >= vocab_size:
+            bad = int(low) if low < 0 else int(high)
+            way = f"targets.masked_fill(targets == {bad}, {IGNORE_INDEX})"
+            raise IndexError(
+                f"{owner}: target {bad} is outside [0, {vocab_size}); what does not count is {IGNORE_INDEX} here: {way}"
+            )
+    return targets
+
+
+def _integers(owner: str, name: str, tokens: Any) -> Tensor:
+    if not isinstance(tokens, Tensor):
+        raise SettingTypeError(owner, name, tokens, f"must be a tensor of token ids (batch, tokens); {_way_to(tokens)}")
+    if tokens.dtype in _INDEXING:
+        return tokens
+    if tokens.dtype in _NARROW:
+        return tokens.long()
+    raise TypeError(f"{owner}: {name} must hold integers (token ids), got {tokens.dtype}; convert with .long()")
+
+
+def _way_to(tokens: Any) -> str:
+    match tokens:
+        case str() | bytes():
+            return "torch.tensor([tokenizer.encode(text)])"
+        case list() | tuple() | int():
+            return "torch.tensor([[464, 3290]]) is a batch of one sequence"
+        case None:
+            return "torch.tensor([[tokenizer.end_of_text]]) starts from nothing"
+        case _ if type(tokens).__module__ == "numpy":
+            return "torch.from_numpy(it)"
+        case _:
+            return f"got {type(tokens).__name__}"
+
+
+def _is_cheap_to_read(tokens: Tensor) -> bool:
+    return tokens.device.type == "cpu" and tokens.numel() > 0 and support.can_be_read(tokens)

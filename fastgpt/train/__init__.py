@@ -1,0 +1,1 @@
+"""Training a GPT: settings, the loop, what it reports, and checkpoints that a run goes on from."""

@@ -1,0 +1,238 @@
+"""Checkpoints that are whole or not there: written under a temporary name, flushed to disk, then renamed.
+
+    runs/<name>/checkpoints/step-00001000/
+        config.json, model.safetensors      what `model.save_pretrained` writes: `GPT.from_pretrained` reads the folder
+        fastgpt_tokenizer.json              what `Tokenizer.save` writes
+        training.safetensors                optimizer moments and random-number states
+        training.json                       step, sampler position, settings
+        checksums.json                      sha256 of every file above
+
+Nothing is pickled, so loading a checkpoint runs no code from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..base import checksums, files
+from ..base.checksums import DamagedFile
+from ..model.config import may_change
+from ..model.formats.tensor_file import dtype_name, write_safetensors
+from . import overwritten, step_folders
+from .overwritten import kept
+from .step_folders import (
+    WRITING,
+    CheckpointError,
+    all_checkpoints,
+    folder_of,
+    instead,
+    is_named_for,
+    latest,
+    set_aside_after,
+    step_of,
+)
+from .training_state import check_rng, fitting_moments, optimizer_tensors, rng_tensors, set_rng, trained_names
+
+__all__ = [
+    "CheckpointError", "all_checkpoints", "atomic_folder", "check_fits", "folder_of", "kept", "latest", "prune",
+    "read_state", "restore", "save", "set_aside_after", "set_rng", "step_of", "verify",
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder to write into; it becomes `target` when the block ends without an exception.
+
+    Every file is hashed into checksums.json and flushed to the disk before the rename, so that after a power cut
+    `target` is either whole or absent. An exception removes the temporary folder and touches nothing else.
+
+    Raises:
+        CheckpointError: the operating system refused (no space, no permission).
+    """
+    try:
+        with files.working_folder(target.parent, WRITING) as work:
+            yield work
+            checksums.write(work)
+            files.flush_all(work)
+            step_folders.replace(work, target)
+    except (OSError, SafetensorError) as error:
+        root = target.parent
+        why = files.reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
+        then = "start again" if overwritten.newest(root) is None else "go on with resume=True (--resume)"
+        raise CheckpointError(
+            f"could not save {target}: {why}{files.free_space(error, root)}. {kept(root)}. "
+            f"{(files.remedy(error) or 'mend that').capitalize()}, and {then}"
+        ) from error
+
+
+def prune(root: Path, keep: int, newest: Path) -> None:
+    """Delete old checkpoints (`step_folders.prune`) and the run that was started over, now that there is a new one."""
+    step_folders.prune(root, keep, newest)
+    overwritten.settle(root.parent)
+
+
+def verify(folder: Path) -> None:
+    """Raise CheckpointError unless every file of the checkpoint is there and has the hash it was written with."""
+    if not os.path.isdir(folder):
+        there = ", ".join(map(str, all_checkpoints(folder.parent))) or "none"
+        raise CheckpointError(f"{folder}: not a training checkpoint (no such folder); those of this run: {there}")
+    try:
+        names = checksums.check(folder, whole=True)
+    except DamagedFile as error:
+        raise CheckpointError(f"{error.path}: {error.what}; {instead(folder)}") from None
+    for name in ("model.safetensors", "training.json", "training.safetensors"):
+        if name not in names:
+            raise CheckpointError(f"{folder / name}: missing, so {folder.name} is no training checkpoint")
+
+
+def save(
+    target: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], tokenizer: Any = None
+) -> None:
+    """Write model, optimizer, random-number states and `state` (JSON) as one checkpoint, atomically.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing was replaced.
+    """
+    state = state | {"trained": trained_names(model, optimizer)}
+    with atomic_folder(target) as work:
+        model.save_pretrained(work)
+        if tokenizer is not None:
+            tokenizer.save(work)
+        write_safetensors(work / "training.safetensors", optimizer_tensors(model, optimizer) | rng_tensors())
+        (work / "training.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `save` was given as `state`.
+
+    Raises:
+        CheckpointError: a file of the checkpoint is corrupted or missing.
+    """
+    verify(folder)
+    state = files.read_json(folder / "training.json")
+    step = state.get("step") if isinstance(state, dict) else None
+    if not isinstance(step, int) or not is_named_for(folder, step):
+        raise CheckpointError(
+            f"{folder / 'training.json'}: of step {step}, and not of {folder.name}; {instead(folder)}"
+        )
+    if not _is_state(state):
+        raise CheckpointError(
+            f"{folder / 'training.json'}: corrupted (its hash is right, and what it says is no state of a run); "
+            f"{instead(folder)}"
+        )
+    return state
+
+
+def _is_state(state: dict[str, Any]) -> bool:
+    """Whether it has what `Trainer.load` reads, each of its type. Version 0.1 wrote no `owed` and no `trained`."""
+    sampler, owed, trained = state.get("sampler"), state.get("owed", {}), state.get("trained", [])
+    if not isinstance(sampler, dict) or not isinstance(owed, dict) or not isinstance(trained, list):
+        return False
+    numbers = [state["step"], *(sampler.get(name) for name in ("position", "seed"))]
+    sizes = [sampler.get(name) for name in ("seq_len", "n_tokens")]
+    lines = owed.get("lines", [])
+    return (
+        isinstance(state.get("settings", state.get("config")), dict)
+        and isinstance(state.get("tokenizer_sha256"), str)
+        and all(type(n) is int and n >= 0 for n in numbers)
+        and all(type(n) is int and n >= 1 for n in sizes)
+        and owed.keys() <= {"lines", "validation"}
+        and isinstance(owed.get("validation", False), bool)
+        and isinstance(lines, list)
+        and all(isinstance(line, dict) and type(line.get("step")) is int for line in lines)
+        and all(isinstance(name, str) for name in trained)
+    )
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put model, optimizer and random-number states back in place; all of them, or none.
+
+    Raises:
+        CheckpointError: made by another model, or with other parameters frozen; or no state of such an optimizer.
+    """
+    check_fits(folder, model)
+    weights, tensors = _read(folder / "model.safetensors"), _read(folder / "training.safetensors")
+    trained = files.read_json(folder / "training.json").get("trained")
+    moments = fitting_moments(folder, model, optimizer, tensors, trained)
+    check_rng(folder, tensors)
+    model.load_state_dict(weights, strict=False)
+    # load_state_dict moves each tensor to its parameter's device, and step counters to where fused AdamW wants them.
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    set_rng(tensors)
+
+
+def check_fits(folder: Path, model: nn.Module) -> None:
+    """Raise CheckpointError unless the checkpoint's weights are this model's: by their names and shapes, and by what
+    the config says of how they are used (a model without a config of dataclass fields has the first alone)."""
+    path = folder / "model.safetensors"
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        stored = {name: (found.get_dtype(), *found.get_shape()) for name, found in slices.items()}
+    own = model.state_dict()
+    named = {name: (dtype_name(own[name].dtype), *own[name].shape) for name in stored if name in own}
+    shapes = [
+        f"{name} {_words(stored[name], other)} against the model's {_words(other, stored[name])}"
+        for name, other in named.items()
+        if stored[name] != other
+    ]
+    unknown = sorted(set(stored) - set(own))
+    # A tied weight is stored once: a name may be absent if its storage is that of a name that is present.
+    present = {own[name].data_ptr() for name in stored if name in own}
+    absent = [name for name in own if name not in stored and own[name].data_ptr() not in present]
+    if shapes or unknown or absent:
+        what = "; ".join(shapes[:3] + [f"unknown {n}" for n in unknown[:3]] + [f"missing {n}" for n in absent[:3]])
+        raise CheckpointError(
+            f"{path}: made by a model of another shape: {what}. Build the model from {folder / 'config.json'}"
+        )
+    _check_config(folder, model)
+
+
+def _words(kind: tuple[Any, ...], other: tuple[Any, ...]) -> str:
+    """The shape of a tensor, or its dtype where that is all that differs; both are (dtype, *shape)."""
+    return kind[0] if kind[1:] == other[1:] else str(kind[1:])
+
+
+def _check_config(folder: Path, model: nn.Module) -> None:
+    """Raise CheckpointError where the saved config would compute something else with the same weights."""
+    config = getattr(model, "config", None)
+    path = folder / "config.json"
+    if not dataclasses.is_dataclass(config) or not path.is_file():
+        return
+    saved = files.read_json(path)
+    own = dataclasses.asdict(config) if isinstance(saved, dict) else {}  # a model of others may write what it likes
+    differ = [
+        f"{name} {saved[name]}, the model's is {value}"
+        for name, value in own.items()
+        if isinstance(value, (bool, int, float, str))
+        and name in saved
+        and saved[name] != value
+        and not may_change(name)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"{path}: made by another model: {'; '.join(differ)}. Build the model from {path}, or start a new run"
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {instead(path.parent)}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

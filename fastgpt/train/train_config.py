@@ -1,0 +1,115 @@
+"""`TrainConfig`: everything that decides a training run, checked when it is made."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..base.settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+_OWNER = "TrainConfig"
+MOST_SEQUENCES = 1 << 20  # a batch of more would only fill the memory, slowly
+_MOST_SEED = 2**64 - 1  # what torch's generators take
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; everything that is written down with it. Read-only.
+
+    Args:
+        name: Name of the run; everything is written to <runs_dir>/<name>.
+        runs_dir: Folder of all runs.
+        steps: Parameter updates.
+        batch_size: Sequences per micro-batch.
+        grad_accum: Micro-batches per update; the loss is the mean over all their tokens.
+        seq_len: Tokens per sequence; the model's max_len if not given.
+        lr: Peak learning rate.
+        warmup_fraction: Fraction of the steps in which the learning rate rises to its peak; a cosine follows.
+        final_lr_fraction: Learning rate at the end, as a fraction of the peak.
+        weight_decay: AdamW's decay, on matrices only (biases and LayerNorms keep their size).
+        beta1: AdamW's decay rate of the mean gradient, below 1.
+        beta2: AdamW's decay rate of the mean squared gradient, below 1.
+        grad_clip: Largest norm of the gradient over all parameters; 0 = no clipping.
+        log_every: Steps between lines of progress where there is no bar, as in a log file; 0 = none.
+        eval_every: Steps between validations (one is made at the end in any case); 0 = only at the end.
+        eval_batches: Validation batches, spread over the validation data; all of it if not given.
+        save_every: Steps between checkpoints (one is made at the end in any case); 0 = only at the end.
+        keep: Checkpoints that are kept.
+        seed: Of the order of the data and of dropout, 0 to 2^64 - 1.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+        dtype: "bfloat16" (autocast; weights stay float32), "float32", or "auto": bfloat16 on GPUs that have it.
+        compile: Run the model through torch.compile.
+        tensorboard: Write TensorBoard scalars to <runs_dir>/<name>/tensorboard.
+
+    Raises:
+        SettingError (a ValueError), SettingTypeError (a TypeError): a field that cannot be.
+    """
+
+    name: str = "run"
+    runs_dir: str = "runs"
+    steps: int = 1000
+    batch_size: int = 16
+    grad_accum: int = 1
+    seq_len: int | None = None
+    lr: float = 1e-3
+    warmup_fraction: float = 0.05
+    final_lr_fraction: float = 0.1
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0
+    log_every: int = 10
+    eval_every: int = 100
+    eval_batches: int | None = None
+    save_every: int = 500
+    keep: int = 2
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name, most in (("steps", None), ("batch_size", MOST_SEQUENCES), ("grad_accum", None), ("keep", None)):
+            self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1, most=most))
+        for name in ("seq_len", "eval_batches"):
+            if getattr(self, name) is not None:
+                self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1))
+        for name in ("log_every", "eval_every", "save_every"):
+            self._set(name, check_integer(_OWNER, name, getattr(self, name), least=0))
+        self._set("seed", check_integer(_OWNER, "seed", self.seed, least=0, most=_MOST_SEED))
+        for name in ("lr", "weight_decay", "grad_clip"):
+            self._set(name, check_number(_OWNER, name, getattr(self, name), least=0))
+        for name in ("warmup_fraction", "final_lr_fraction"):
+            self._set(name, check_number(_OWNER, name, getattr(self, name), least=0, most=1))
+        for name in ("beta1", "beta2"):
+            self._set(name, check_number(_OWNER, name, getattr(self, name), least=0, below=1))
+        for name in ("compile", "tensorboard"):
+            check_flag(_OWNER, name, getattr(self, name))
+        check_choice(_OWNER, "dtype", self.dtype, DTYPES)
+        if not isinstance(self.device, str):
+            raise SettingTypeError(_OWNER, "device", self.device, 'must be a string, e.g. "auto", "cpu" or "cuda:1"')
+        self._check_paths()
+
+    def _check_paths(self) -> None:
+        if not isinstance(self.name, str):
+            raise SettingTypeError(_OWNER, "name", self.name, "must be a string, the name of the run's folder")
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name or "\0" in self.name:
+            need = "must be the plain name of a folder, without '/'; say where with runs_dir (--runs-dir)"
+            raise SettingError(_OWNER, "name", self.name, need)
+        if not isinstance(self.runs_dir, (str, os.PathLike)):
+            raise SettingTypeError(_OWNER, "runs_dir", self.runs_dir, "must be the path of a folder")
+        self._set("runs_dir", os.fspath(self.runs_dir))
+        if not self.runs_dir or "\0" in self.runs_dir:
+            raise SettingError(_OWNER, "runs_dir", self.runs_dir, 'must be the path of a folder, e.g. "runs"')
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.runs_dir) / self.name
