@@ -24,7 +24,7 @@ if __name__ != "kernels":
     from . import _runtime, reference
     from .attention import flash_attention
     from .attention.sdpa import scaled_dot_product_attention
-    from .attention.weights import attention_weights
+    from .attention_weights import attention_weights
     from .ffn.op import gelu_ffn, linear_gelu
     from .interpreter import interpret
     from .layer_norm import add_layer_norm, layer_norm

@@ -11,7 +11,6 @@ from torch import Tensor
 from fastgpt.kernels import _runtime
 from fastgpt.kernels.attention import launch
 
-from . import attention_weights
 from .limits import LIMITS
 from .rows import Row, tf32_allowed
 
@@ -59,7 +58,6 @@ def rows() -> Iterator[Row]:
     others = tuple(arch for arch in kinds if arch != "sm_90")  # there dK/dV spills 4 bytes
     yield row("bf16-d72-causal", frozenset({"tensor_core", "no_spills"}), head_dim=72, arches=others)
     yield row("bf16-d72-causal-sm_90", frozenset({"tensor_core"}), head_dim=72, arches=("sm_90",))
-    yield from attention_weights.rows()
 
 
 def _call(

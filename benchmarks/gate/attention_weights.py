@@ -1,4 +1,4 @@
-"""What must compile of attention_weights: part of the attention family, whose rows() includes these."""
+"""What must compile of the attention_weights family: head_dims, dtypes, masks, and a few rows of many."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fastgpt.kernels.attention import weights
+from fastgpt.kernels.attention_weights import launch
 
 from .rows import Row, tf32_allowed
 
@@ -18,14 +18,14 @@ B, H, H_KV, T = 2, 16, 4, 4096
 def rows() -> Iterator[Row]:
     for head_dim in (64, 80, 128, 256):
         for dtype in (torch.bfloat16, torch.float16) if head_dim == 128 else (torch.bfloat16,):
-            name = f"weights-{NAMES[dtype]}-d{head_dim}"
-            yield Row("attention", f"{name}-causal", _call(dtype, head_dim), EVERYTHING)
-    yield Row("attention", "weights-bf16-d128-all-masks", _call(torch.bfloat16, 128, masks=True), EVERYTHING)
-    yield Row("attention", "weights-bf16-d128-last-rows", _call(torch.bfloat16, 128, count=4), EVERYTHING)
+            name = f"{NAMES[dtype]}-d{head_dim}"
+            yield Row("attention_weights", f"{name}-causal", _call(dtype, head_dim), EVERYTHING)
+    yield Row("attention_weights", "bf16-d128-all-masks", _call(torch.bfloat16, 128, masks=True), EVERYTHING)
+    yield Row("attention_weights", "bf16-d128-last-rows", _call(torch.bfloat16, 128, count=4), EVERYTHING)
     # ieee float32 products are not for tensor cores.
-    yield Row("attention", "weights-fp32-d128-causal", _call(torch.float32, 128), EVERYTHING - {"tensor_core"})
-    yield Row("attention", "weights-tf32-d128-causal", tf32_allowed()(_call(torch.float32, 128)), EVERYTHING)
-    yield Row("attention", "weights-bf16-d20-causal", _call(torch.bfloat16, 20), frozenset({"no_spills"}))
+    yield Row("attention_weights", "fp32-d128-causal", _call(torch.float32, 128), EVERYTHING - {"tensor_core"})
+    yield Row("attention_weights", "tf32-d128-causal", tf32_allowed()(_call(torch.float32, 128)), EVERYTHING)
+    yield Row("attention_weights", "bf16-d20-causal", _call(torch.bfloat16, 20), frozenset({"no_spills"}))
 
 
 def _call(dtype: torch.dtype, head_dim: int, *, count: int = T, masks: bool = False) -> Callable[[], None]:
@@ -35,9 +35,9 @@ def _call(dtype: torch.dtype, head_dim: int, *, count: int = T, masks: bool = Fa
         lse = torch.empty(B, H, T, device="meta")
         per_sequence = torch.empty(B, dtype=torch.int32, device="meta") if masks else None
         documents = torch.empty(B, T, dtype=torch.int32, device="meta") if masks else None
-        weights._launch(
-            q, k, lse, list(range(H)), T - count, count, 1, head_dim**-0.5, 1024 if masks else -1, 0,
-            per_sequence, per_sequence, documents,
+        launch.forward(
+            q, k, lse, list(range(H)), T - count, count, 1, per_sequence, per_sequence, documents,
+            head_dim**-0.5, 1024 if masks else -1, 0,
         )  # fmt: skip
 
     return call

@@ -15,7 +15,7 @@ EXPECTATIONS = frozenset({"tensor_core", "wide_loads", "no_spills"})
 class Row:
     """One call of a family's launch functions, compiled for every architecture.
 
-    family  "attention", "layer_norm", "ffn" or "linear_cross_entropy"
+    family  "attention", "attention_weights", "layer_norm", "ffn" or "linear_cross_entropy"
     label   what this call is, without spaces, unique in its family: "fwd-bf16-d128-causal"
     call    runs launch functions on meta tensors, once for each arch, inside `offline(arch)`. It may launch several
             kernels: each becomes a row of the table. To leave an arch out, return without launching.

@@ -17,7 +17,7 @@ from .limits import LIMITS
 from .rows import Row
 from .usage import Usage
 
-FAMILIES = ("attention", "ffn", "layer_norm", "linear_cross_entropy")
+FAMILIES = ("attention", "attention_weights", "ffn", "layer_norm", "linear_cross_entropy")
 ARCHES = tuple(LIMITS)
 
 

@@ -1,19 +1,16 @@
-"""Operator: argument checks, autocast, schema, fake implementation and autograd of `flash_attention`."""
+"""`flash_attention` as torch sees it: the public function, its two operators, their fake implementations, autograd."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _checks, _library, _runtime, support
+from .. import _checks, _library, support
 from .._random import check_dropout, new_seed
-from ..support import KERNEL_DTYPES, MAX_HEAD_DIM
-
-FARTHEST = 2**31 - 1  # a window that reaches this far reaches every key
+from . import arguments
 
 
 def flash_attention(
@@ -83,27 +80,21 @@ def attend(
         "flash_attention", 3, q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
-    dtype = _runtime.autocast_dtype(q)
-    if dtype is not None:
-        q, k, v = autocast(dtype, q, k, v)
-    B, T_q, T_k = _check_qkv(q, k, v)
+    q, k, v = arguments.as_autocast_asks(q, k, v)
+    arguments.check_heads("flash_attention", q=q, k=k, v=v)
+    B, T_q, T_k = q.shape[0], q.shape[2], k.shape[2]
     if type(dropout_p) is not float or dropout_p != 0.0:  # no tensor, whose value would have to be waited for
         check_dropout("flash_attention", dropout_p)
-    check_causal_and_scale("flash_attention", causal, softmax_scale)
-    left, right = check_window("flash_attention", window, causal)
-    key_starts = _check_per_sequence("key_starts", key_starts, B)
-    key_lengths = _check_per_sequence("key_lengths", key_lengths, B)
-    if cu_seqlens is not None:
-        if document_ids is not None:
-            raise ValueError("flash_attention: give cu_seqlens or document_ids, not both")
-        document_ids = documents_of("flash_attention", cu_seqlens, B, T_q, T_k)
-    elif document_ids is not None:
-        document_ids = _check_documents(document_ids, B, T_q, T_k)
+    arguments.check_causal_and_scale("flash_attention", causal, softmax_scale)
+    left, right = arguments.window_bounds("flash_attention", window, causal)
+    key_starts = arguments.per_sequence("flash_attention", "key_starts", key_starts, B)
+    key_lengths = arguments.per_sequence("flash_attention", "key_lengths", key_lengths, B)
+    document_ids = arguments.documents("flash_attention", document_ids, cu_seqlens, B, T_q, T_k)
     support.check_launchable(
         "flash_attention", q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
-    scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else float(softmax_scale)
+    scale = arguments.scale_of(q, softmax_scale)
     if scale < 0.0:  # the kernels take row maxima before they scale
         q, scale = -q, -scale
     out, lse = attention_fwd(
@@ -111,38 +102,6 @@ def attend(
         scale, float(dropout_p), causal, left, right,
     )  # fmt: skip
     return (out, lse) if return_lse else out
-
-
-def autocast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    """The tensors in autocast's dtype; those that the kernels do not take, float64 too, are left to the checks."""
-    return [x.to(dtype) if x.dtype in KERNEL_DTYPES else x for x in tensors]
-
-
-def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype not in KERNEL_DTYPES:
-            raise TypeError(
-                f"flash_attention: {name} must be float32, float16 or bfloat16, got {x.dtype}; cast it with .to()"
-            )
-        if x.dim() != 4:
-            raise ValueError(f"flash_attention: {name} must be (B, heads, T, head_dim), got shape {tuple(x.shape)}")
-    if k.dtype != q.dtype or v.dtype != q.dtype:
-        raise TypeError(
-            f"flash_attention: q, k and v must have one dtype, got q {q.dtype}, k {k.dtype}, v {v.dtype}; cast them"
-        )
-    B, H, T_q, D = q.shape
-    H_kv, T_k = k.shape[1], k.shape[2]
-    if k.shape != v.shape:
-        raise ValueError(f"flash_attention: k {tuple(k.shape)} and v {tuple(v.shape)} must have the same shape")
-    if k.shape[0] != B:
-        raise ValueError(f"flash_attention: k has batch size {k.shape[0]}, but q has {B}")
-    if k.shape[3] != D:
-        raise ValueError(f"flash_attention: k has head_dim {k.shape[3]}, but q has head_dim {D}")
-    if not 1 <= D <= MAX_HEAD_DIM:
-        raise ValueError(f"flash_attention: head_dim of q must be 1 to {MAX_HEAD_DIM}, got {D}")
-    if (H_kv == 0 and H != 0) or (H_kv != 0 and H % H_kv != 0):
-        raise ValueError(f"flash_attention: q's heads must be a multiple of k's, got q {H} and k {H_kv}")
-    return B, T_q, T_k
 
 
 def _warn_if_swapped(q: Tensor) -> None:
@@ -159,102 +118,34 @@ def _warn_if_swapped(q: Tensor) -> None:
     )
 
 
-def check_causal_and_scale(name: str, causal: bool, softmax_scale: float | None) -> None:
-    """Raise TypeError for a mask in the place of a switch, or for a scale whose gradient would be lost."""
-    if not isinstance(causal, int):  # so that 0 and 1 do, and no tensor, whose value would have to be waited for
-        raise TypeError(f"{name}: causal must be True or False, got {causal!r}; use bool(), or name the mask by window")
-    _checks.check_numbers(name, softmax_scale=softmax_scale)
+# ---- The operators. Their settings, in the order of the schema below, are handed on as they come. --------------------
 
 
-def check_window(name: str, window: int | tuple[int, int] | None, causal: bool) -> tuple[int, int]:
-    """(left, right): query at position i sees keys i - left ... i + right; -1 = no bound on that side."""
-    if window is None:
-        return -1, -1
-    one = isinstance(window, int | torch.SymInt)
-    numbers = (window,) if one else window
-    if not isinstance(numbers, tuple | list) or not all(isinstance(x, int | torch.SymInt) for x in numbers):
-        raise TypeError(f"{name}: window must be an int or a pair of ints (left, right), got {window!r}; use int()")
-    if len(numbers) != (1 if one else 2) or min(numbers) < (1 if one else -1):
-        raise ValueError(
-            f"{name}: window must be the number of keys a query sees, at least 1, or a pair (left, right) with -1 for "
-            f"no bound; got {window}"
-        )
-    left, right = (window - 1, -1 if causal else window - 1) if one else window
-    return min(left, FARTHEST), min(right, FARTHEST)
-
-
-def check_integers(function: str, name: str, x: Tensor) -> None:
-    """Raise TypeError unless x holds integers."""
-    if x.is_floating_point() or x.is_complex() or x.is_quantized or x.dtype == torch.bool:
-        raise TypeError(f"{function}: {name} must hold integers, got {x.dtype}; convert with .to(torch.int32)")
-
-
-def _check_per_sequence(name: str, x: Tensor | None, B: int) -> Tensor | None:
-    if x is None:
-        return None
-    check_integers("flash_attention", name, x)
-    if x.dim() != 1 or x.shape[0] != B:
-        raise ValueError(f"flash_attention: {name} must be (B,) = ({B},), got shape {tuple(x.shape)}")
-    return x.contiguous()
-
-
-def _check_documents(ids: Tensor, B: int, T_q: int, T_k: int) -> Tensor:
-    check_integers("flash_attention", "document_ids", ids)
-    if ids.dim() != 2 or ids.shape[0] != B or ids.shape[1] != T_k:
-        raise ValueError(f"flash_attention: document_ids must be (B, T_k) = ({B}, {T_k}), got {tuple(ids.shape)}")
-    if T_q > T_k:
-        raise ValueError(
-            f"flash_attention: document_ids name the tokens of the keys, of which the queries are the last; got more "
-            f"queries (T_q = {T_q}) than keys (T_k = {T_k})"
-        )
-    return ids.contiguous()
-
-
-def documents_of(function: str, cu_seqlens: Tensor, B: int, T_q: int, T_k: int) -> Tensor:
-    """(1, T_k) document ids of packed documents, computed on the device without a sync."""
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"{function}: cu_seqlens must be int32, got {cu_seqlens.dtype}; use .to(torch.int32)")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(
-            f"{function}: cu_seqlens must be (N + 1,) for N >= 1 documents, got shape {tuple(cu_seqlens.shape)}"
-        )
-    if B != 1:
-        raise ValueError(
-            f"{function}: with cu_seqlens the documents lie end to end in one sequence, B = 1; got B = {B} "
-            "(use document_ids for batches)"
-        )
-    if T_q != T_k:
-        raise ValueError(f"{function}: cu_seqlens needs T_q = T_k, got T_q = {T_q} and T_k = {T_k}")
-    if cu_seqlens.device.type == "cpu" and support.can_be_read(cu_seqlens):
-        values = cu_seqlens.tolist()
-        if values[0] != 0 or values[-1] != T_k or values != sorted(values):
-            raise ValueError(f"{function}: cu_seqlens must rise from 0 to the number of tokens, {T_k}; got {values}")
-    token = torch.arange(T_k, dtype=torch.int32, device=cu_seqlens.device)
-    return torch.bucketize(token, cu_seqlens[1:], out_int32=True, right=True)[None]
-
-
-def _launch_forward(*args: Any) -> tuple[Tensor, Tensor]:
+def _launch_forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     from . import launch
 
-    return launch.forward(*args)
+    return launch.forward(q, k, v, *settings)
 
 
-def _launch_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _launch_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     from . import launch
 
-    return launch.backward(*args)
+    return launch.backward(dout, dlse, q, k, v, out, lse, *settings)
 
 
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     return _fake_heads_last(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
 
 
-def _fake_backward(d_out, d_lse, q, k, v, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    need_dq, need_dkdv = rest[-2:]
-    return tuple(
-        _fake_heads_last(x) if needed else q.new_empty(0)
-        for x, needed in ((q, need_dq), (k, need_dkdv), (v, need_dkdv))
-    )
+def _fake_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_dq, need_dkdv = settings[-2:]
+    dq = _fake_heads_last(q) if need_dq else q.new_empty(0)
+    dk, dv = (_fake_heads_last(x) if need_dkdv else q.new_empty(0) for x in (k, v))
+    return dq, dk, dv
 
 
 def _fake_heads_last(x: Tensor) -> Tensor:
@@ -268,34 +159,34 @@ class _FlashAttention(torch.autograd.Function):
         return _library.below_autograd(attention_fwd, *args)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         q, k, v, *masks_and_seed = inputs[:7]
-        ctx.save_for_backward(q, k, v, *outputs, *masks_and_seed)
+        ctx.save_for_backward(q, k, v, *output, *masks_and_seed)
         ctx.numbers = inputs[7:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 12
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        settings = (None,) * 9  # nothing of them is differentiable
         need_dq, need_dk, need_dv = ctx.needs_input_grad[:3]
-        if (d_out is None and d_lse is None) or not (need_dq or need_dk or need_dv):
-            return nothing
-        q, k, v, out, lse, *masks = ctx.saved_tensors
-        if d_out is None:
-            d_out = out.new_zeros(()).expand(out.shape)
-        d_q, d_k, d_v = attention_bwd(
-            d_out, d_lse, q, k, v, out, lse, *masks, *ctx.numbers, need_dq, need_dk or need_dv
+        if (dout is None and dlse is None) or not (need_dq or need_dk or need_dv):
+            return None, None, None, *settings
+        q, k, v, out, lse, *masks_and_seed = ctx.saved_tensors
+        if dout is None:
+            dout = out.new_zeros(()).expand(out.shape)
+        dq, dk, dv = attention_bwd(
+            dout, dlse, q, k, v, out, lse, *masks_and_seed, *ctx.numbers, need_dq, need_dk or need_dv
         )
-        return (d_q if need_dq else None, d_k if need_dk else None, d_v if need_dv else None, *nothing[3:])
+        return dq if need_dq else None, dk if need_dk else None, dv if need_dv else None, *settings
 
 
-_ARGUMENTS = (
+_SETTINGS = (
     "Tensor? key_starts, Tensor? key_lengths, Tensor? document_ids, Tensor? seed, "
     "float softmax_scale, float dropout_p, bool causal, SymInt left, SymInt right"
 )
 
 attention_fwd = _library.define(
-    f"attention_fwd(Tensor q, Tensor k, Tensor v, {_ARGUMENTS}) -> (Tensor, Tensor)",
+    f"attention_fwd(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)",
     launch=_launch_forward,
     fake=_fake_forward,
     public="flash_attention",
@@ -303,7 +194,7 @@ attention_fwd = _library.define(
     differentiable=(0, 1, 2),
 )
 attention_bwd = _library.define(
-    f"attention_bwd(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_ARGUMENTS}, "
+    f"attention_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SETTINGS}, "
     "bool need_dq, bool need_dkdv) -> (Tensor, Tensor, Tensor)",
     launch=_launch_backward,
     fake=_fake_backward,

@@ -45,7 +45,7 @@ class Case:
         return [arguments[a.name] for a in schema(name).arguments]
 
 
-KEPT_IN_FP32 = ("stats", "lse", "d_lse", "grad_losses", "grad_lse", "grad")
+KEPT_IN_FP32 = ("stats", "lse", "dlse", "grad_losses", "grad_lse", "grad")
 DIFFERENTIABLE = (
     "attention_fwd", "attention_weights", "layer_norm_fwd", "add_layer_norm_fwd", "linear_gelu_fwd", "gelu_ffn_fwd",
     "cross_entropy", "linear_cross_entropy",
@@ -73,7 +73,7 @@ def attention(**more):
 def attention_backward():
     a = attention(need_dq=True, need_dkdv=True)
     heads_last = f(2, 5, 2, 16).transpose(1, 2)
-    return {**a, "d_out": f(2, 2, 5, 16), "d_lse": f(2, 2, 5), "out": heads_last, "lse": f(2, 2, 5) + 5}
+    return {**a, "dout": f(2, 2, 5, 16), "dlse": f(2, 2, 5), "out": heads_last, "lse": f(2, 2, 5) + 5}
 
 
 def empty(dim=0):
@@ -84,7 +84,7 @@ UNMASKED = {"key_starts": None, "key_lengths": None, "document_ids": None}
 NO_DROPOUT = {"seed": None, "dropout_p": 0.0}
 PLAIN = {**UNMASKED, **NO_DROPOUT, "causal": True, "left": -1, "right": -1}
 NO_BATCH = {n: empty() for n in ("q", "k", "v", "key_starts", "key_lengths", "document_ids")}
-NO_BATCH_BACKWARD = {**NO_BATCH, **{n: empty() for n in ("d_out", "d_lse", "out", "lse")}}
+NO_BATCH_BACKWARD = {**NO_BATCH, **{n: empty() for n in ("dout", "dlse", "out", "lse")}}
 
 
 def weights_of_attention():
@@ -196,7 +196,7 @@ CASES = {
         **LOW,
     ),
     "attention_bwd": Case(
-        attention_backward, plain={**PLAIN, "d_lse": None}, dq={"need_dkdv": False, **NO_DROPOUT},
+        attention_backward, plain={**PLAIN, "dlse": None}, dq={"need_dkdv": False, **NO_DROPOUT},
         dkdv={"need_dq": False, **UNMASKED}, neither={"need_dq": False, "need_dkdv": False}, empty=NO_BATCH_BACKWARD,
         **LOW,
     ),

@@ -164,7 +164,7 @@ def test_opcheck_weights(device, seed):
     q, k, v = qkv(device, 9, H_kv=1, requires_grad=True)
     lse = flash_attention(q, k, v, return_lse=True)[1].detach().requires_grad_()
     operator = torch.ops.fastgpt.attention_weights.default
-    torch.library.opcheck(operator, (q, k, lse, [1, 0, 1], 2, 3, 2, 0.25, 4, 0, None, None, None))
+    torch.library.opcheck(operator, (q, k, lse, [1, 0, 1], 2, 3, 2, None, None, None, 0.25, 4, 0))
 
 
 # ----------------------------------------------------------------------------------------------- tensors of all kinds

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastgpt.kernels import attention_weights, flash_attention, reference
-from fastgpt.kernels.attention import weights as module
+from fastgpt.kernels.attention_weights import launch
 from tests.support.budget import GRADIENT, assert_within_budget, exactly
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -106,15 +106,21 @@ def test_chosen_heads_and_rows_are_those_of_the_whole(device, seed, heads, rows)
     assert_within_budget("whole", attention_weights(q, k, lse, window=50), through_lse(q, k, window=50), exact)
 
 
+@pytest.mark.parametrize("selection", [{}, {"heads": []}, {"rows": slice(4, 2)}])
 @pytest.mark.parametrize(
-    ("T_q", "T_k", "B", "selection"),
-    [(0, 5, 2, {}), (5, 0, 2, {}), (5, 5, 0, {}), (5, 5, 2, {"heads": []}), (5, 5, 2, {"rows": slice(4, 2)})],
+    "sizes", [{"T_q": 0}, {"T_k": 0}, {"B": 0}, {"H": 0, "H_kv": 0}, {"H": 0, "H_kv": 2}, {}], ids=str
 )
-def test_nothing_to_write(device, T_q, T_k, B, selection):
-    q, k = inputs(device, T_q, T_k, B=B)
-    ours = attention_weights(q, k, torch.zeros(B, 2, T_q, device=device), **selection)
+def test_nothing_to_write(device, sizes, selection):
+    """Nothing is launched, and every gradient that has elements is 0."""
+    sizes = {"T_q": 5, "T_k": 5, "B": 2, "H": 2, "H_kv": 1, **sizes}
+    q, k = (x.requires_grad_() for x in inputs(device, **sizes))
+    lse = torch.zeros(sizes["B"], sizes["H"], sizes["T_q"], device=device, requires_grad=True)
+    ours = attention_weights(q, k, lse, **selection)
     assert ours.shape == reference.attention_weights(q, k, **selection).shape
-    assert (ours == 0).all()
+    if ours.numel() == 0:
+        ours.sum().backward()
+        assert [x.grad.shape for x in (q, k, lse)] == [x.shape for x in (q, k, lse)]
+        assert not any(x.grad.any() for x in (q, k, lse))
 
 
 def test_any_strides(device, seed):
@@ -215,7 +221,7 @@ def test_autocast_is_that_of_flash_attention(device, seed):
     ("changes", "words"),
     [
         ({"q": torch.float64}, "q must be float32, .* got torch.float64"),
-        ({"k": torch.float64}, "k is torch.float64"),
+        ({"k": torch.float64}, "k must be float32, .* got torch.float64"),
         ({"q": torch.int32, "k": torch.int32}, "q must be float32, .* got torch.int32"),
     ],
 )
@@ -261,22 +267,22 @@ def test_rows_by_whatever_is_an_integer(device, seed):
 
 
 def test_one_launch_for_each_progression_of_heads():
-    assert module._runs(list(range(12))) == [(0, 1, 12)]
-    assert module._runs([1, 3, 5, 4]) == [(1, 2, 3), (4, 0, 1)]
-    assert module._runs([5, 5]) == [(5, 0, 2)]
-    assert module._runs([]) == []
+    assert launch.progressions(list(range(12))) == [(0, 1, 12)]
+    assert launch.progressions([1, 3, 5, 4]) == [(1, 2, 3), (4, 0, 1)]
+    assert launch.progressions([5, 5]) == [(5, 0, 2)]
+    assert launch.progressions([]) == []
 
 
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
         ({"q": torch.float64}, TypeError, "q must be float32"),
-        ({"k": torch.float16}, TypeError, "k is torch.float16 but q is"),
+        ({"k": torch.float16}, TypeError, "q and k must have one dtype, got q torch.float32, k torch.float16"),
         ({"lse": torch.float16}, TypeError, "lse must be float32"),
-        ({"q": (2, 4, 9)}, ValueError, "q and k must be"),
-        ({"k": (2, 2, 9, 19)}, ValueError, "k must have q's batch size and head_dim"),
-        ({"k": (1, 2, 9, 20)}, ValueError, "k must have q's batch size and head_dim"),
-        ({"k": (2, 3, 9, 20)}, ValueError, "head count 3 must divide q's 4"),
+        ({"q": (2, 4, 9)}, ValueError, "q must be .B, heads, T, head_dim."),
+        ({"k": (2, 2, 9, 19)}, ValueError, "k has head_dim 19, but q has head_dim 20"),
+        ({"k": (1, 2, 9, 20)}, ValueError, "k has batch size 1, but q has 2"),
+        ({"k": (2, 3, 9, 20)}, ValueError, "q's heads must be a multiple of k's, got q 4 and k 3"),
         ({"lse": (2, 4, 8)}, ValueError, "lse must be"),
         ({"heads": [4]}, ValueError, "heads must lie in"),
         ({"window": 0}, ValueError, "window must be"),
@@ -284,13 +290,13 @@ def test_one_launch_for_each_progression_of_heads():
         ({"rows": slice(None, None, -1)}, ValueError, "positive step"),
         ({"rows": slice(0.5, None)}, TypeError, "rows must be a slice of ints"),
         ({"rows": slice(torch.tensor(1), None)}, TypeError, "rows must be a slice of ints"),
-        ({"key_lengths": torch.ones(3, dtype=torch.int32)}, ValueError, "key_lengths must hold one integer"),
-        ({"key_starts": torch.ones(2)}, ValueError, "key_starts must hold one integer"),
+        ({"key_lengths": torch.ones(3, dtype=torch.int32)}, ValueError, "key_lengths must be"),
+        ({"key_starts": torch.ones(2)}, TypeError, "key_starts must hold integers"),
         ({"document_ids": torch.zeros(2, 8, dtype=torch.int32)}, ValueError, "document_ids must be"),
         (
             {"document_ids": torch.zeros(2, 9, dtype=torch.int32), "cu_seqlens": torch.zeros(2)},
             ValueError,
-            "one of them",
+            "not both",
         ),
         ({"cu_seqlens": torch.tensor([0, 9])}, TypeError, "cu_seqlens must be int32"),
         ({"cu_seqlens": torch.tensor([0, 9], dtype=torch.uint8)}, TypeError, "cu_seqlens must be int32"),

@@ -95,7 +95,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-window-as-large-as-it-was-given",
-        "kernels/attention/op.py",
+        "kernels/attention/arguments.py",
         "return min(left, FARTHEST), min(right, FARTHEST)",
         "return left, right",
         _EXTREMES + "windows_of_any_size_pass_the_dispatcher",
@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-weights-columns-times-a-wide-stride-in-int32",
-        "kernels/attention/weights_kernel.py",
+        "kernels/attention_weights/forward.py",
         "d = (d0 + tl.arange(0, BLOCK_D)).to(tl.int64)",
         "d = d0 + tl.arange(0, BLOCK_D)",
         _EXTREMES + "columns_of_weights_a_whole_tensor_apart",
@@ -165,8 +165,8 @@ MUTANTS = (
     Mutant(
         "attention-lse-rounded-to-the-inputs-dtype",
         "kernels/attention/op.py",
-        "return launch.forward(*args)",
-        "out, lse = launch.forward(*args)\nreturn out, lse.to(args[0].dtype).float()",
+        "return launch.forward(q, k, v, *settings)",
+        "out, lse = launch.forward(q, k, v, *settings)\nreturn out, lse.to(q.dtype).float()",
         _ATTENTION + "dtypes",
         where="_launch_forward",
     ),
@@ -289,7 +289,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-weights-tf32-keys-truncated",
-        "kernels/attention/weights_kernel.py",
+        "kernels/attention_weights/forward.py",
         "q, k = dot_operand(q, PRECISION), dot_operand(k, PRECISION)",
         "q = dot_operand(q, PRECISION)",
         _PRECISION + "attention",

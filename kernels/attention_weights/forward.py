@@ -11,8 +11,8 @@ so every tile is rebuilt alone, in one pass, and only for the heads and rows tha
 import triton
 import triton.language as tl
 
+from ..attention.masks import key_bounds, visible
 from ..device.tf32 import dot_operand
-from .masks import key_bounds, visible
 
 
 # Plain numbers that change from call to call: specialising on them (== 1, % 16) would only compile the kernel again.
