@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from fastgpt.kernels.linear_cross_entropy import launch
+from fastgpt.kernels.linear_cross_entropy.arguments import Formula, Work
 
 from .rows import Row
 
 ROWS, D = 4096, 64  # of x; the GEMMs around the kernels are torch's and compile nothing
 VOCABULARIES = (8192, 16384, 32768, 50257, 50304, 131072, 262144)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PLAIN = launch.Settings(ignore_index=-100, label_smoothing=0.0, z_loss=0.0, softcap=None)
-EVERYTHING = launch.Settings(ignore_index=-100, label_smoothing=0.1, z_loss=1e-4, softcap=30.0)
+PLAIN = Formula(ignore_index=-100, label_smoothing=0.0, z_loss=0.0, softcap=None)
+EVERYTHING = Formula(ignore_index=-100, label_smoothing=0.1, z_loss=1e-4, softcap=30.0)
 
 # The kernels hold no dot. A row of 50257 logits starts on 16 bytes because the buffer is padded; target and bias fit.
 EXPECT = frozenset({"wide_loads", "no_spills"})
@@ -48,23 +49,23 @@ def _inputs(dtype: torch.dtype, V: int, bias: bool) -> tuple[Tensor, Tensor, Ten
     return _meta(ROWS, D, dtype=dtype), _meta(V, D, dtype=dtype), target, _meta(V, dtype=dtype) if bias else None
 
 
-def _forward(dtype: torch.dtype, V: int, settings: launch.Settings, gradients: bool, *, bias: bool = False) -> None:
+def _forward(dtype: torch.dtype, V: int, formula: Formula, gradients: bool, *, bias: bool = False) -> None:
     """One chunk; with gradients also what the backward pass launches."""
     x, weight, target, b = _inputs(dtype, V, bias)
-    need = gradients, gradients, gradients and bias
-    result = launch.linear_forward(x, weight, target, b, settings, 1, *need)
+    work = Work(1, gradients, gradients, gradients and bias)
+    result = launch.linear_forward(x, weight, target, b, formula, work)
     if gradients:
         launch.scale(_meta(), result.counts, result.dweight, dtype)
         launch.scale(_meta(), None, result.dx, dtype)
 
 
-def _backward(dtype: torch.dtype, V: int, settings: launch.Settings, *, bias: bool = False) -> None:
+def _backward(dtype: torch.dtype, V: int, formula: Formula, *, bias: bool = False) -> None:
     x, weight, target, b = _inputs(dtype, V, bias)
     stats = _meta(2, ROWS)
-    launch.linear_backward(_meta(ROWS), _meta(ROWS), x, weight, target, b, stats, settings, 1, True, True, bias)
+    launch.linear_backward(_meta(ROWS), _meta(ROWS), x, weight, target, b, stats, formula, Work(1, True, True, bias))
 
 
-def _logits(dtype: torch.dtype, V: int, settings: launch.Settings) -> None:
+def _logits(dtype: torch.dtype, V: int, formula: Formula) -> None:
     logits, target = _meta(ROWS, V, dtype=dtype), _meta(ROWS, dtype=torch.int64)
-    _, stats, _ = launch.logits_forward(logits, target, settings)
-    launch.logits_backward(_meta().expand(ROWS), None, logits, target, stats, settings, logits)
+    _, stats, _ = launch.logits_forward(logits, target, formula)
+    launch.logits_backward(_meta().expand(ROWS), None, logits, target, stats, formula, logits)

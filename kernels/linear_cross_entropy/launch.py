@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._checks import check_range
-from .._runtime import on_device_of, target_of
-from . import scalars, softmax, tiles
+from .._runtime import cdiv, on_device_of, target_of
+from . import tiles
+from .arguments import Formula, Work
+from .backward import gradient_kernel, scale_kernel
+from .forward import count_targets_kernel, loss_and_gradient_kernel, loss_kernel
+from .structs import Rows, Stats, Upstream
 
 # Kernels number rows and columns in 32 bits, and their last tile looks a little past the end.
 LARGEST = 2**31 - 2**15
-
-
-class Settings(NamedTuple):
-    """What every row shares: see `fastgpt.kernels.linear_cross_entropy`."""
-
-    ignore_index: int
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
 
 
 class Result(NamedTuple):
@@ -39,10 +35,12 @@ class Result(NamedTuple):
     dbias: Tensor
 
 
+# ---- linear_cross_entropy -----------------------------------------------------------------------------------------
+
+
 def linear_forward(
-    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, settings: Settings, num_chunks: int,
-    need_dx: bool, need_dweight: bool, need_dbias: bool,
-) -> Result:  # fmt: skip
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, formula: Formula, work: Work
+) -> Result:
     """Losses of x (N, d) against weight (V, d), and the gradients asked for, a chunk of rows at a time.
 
     Memory beyond inputs and results: the logits of one chunk (`tiles.rows_per_chunk`), weight in x's dtype if it has
@@ -50,127 +48,82 @@ def linear_forward(
     """
     N, V = x.shape[0], weight.shape[0]
     with on_device_of(x):
-        counts = check_targets(target, V, settings.ignore_index)
+        counts = check_targets(target, V, formula.ignore_index)
         losses, stats = x.new_empty(N, dtype=torch.float32), x.new_empty(2, N, dtype=torch.float32)
-        grads = _Gradients(x, weight, need_dx, need_dweight, need_dbias)
-        for chunk, logits, padded_bias in _chunks(x, grads.weight, bias, num_chunks):
-            where = target[chunk], losses[chunk], stats[:, chunk]
-            if need_dx or need_dweight or need_dbias:
-                _loss_and_gradient(logits, padded_bias, *where, V, settings)
-                grads.add(chunk, logits[:, :V])
+        grads = _Gradients(x, weight, work)
+        for chunk, rows in _chunks(x, grads.weight, bias, work.num_chunks):
+            where = target[chunk], losses[chunk], Stats(stats[0, chunk], stats[1, chunk])
+            if grads.any:
+                _loss_and_gradient(rows, *where, formula)
+                grads.add(chunk, rows.Logits[:, :V])
             else:
-                _loss(logits, padded_bias, *where, V, settings)
+                _loss(rows, *where, formula)
         return Result(losses, stats, counts, grads.dx, grads.dweight, grads.dbias)
 
 
 def linear_backward(
-    grad_losses: Tensor, grad_lse: Tensor | None, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
-    stats: Tensor, settings: Settings, num_chunks: int, need_dx: bool, need_dweight: bool, need_dbias: bool,
+    dlosses: Tensor, dlse: Tensor | None, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
+    stats: Tensor, formula: Formula, work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dweight, dbias for upstream gradients (N,) of the losses and of lse, making the logits once more."""
     V = weight.shape[0]
     with on_device_of(x):
-        grads = _Gradients(x, weight, need_dx, need_dweight, need_dbias)
-        for chunk, logits, padded_bias in _chunks(x, grads.weight, bias, num_chunks):
-            upstream = grad_losses[chunk], None if grad_lse is None else grad_lse[chunk]
-            _gradient(logits, logits, padded_bias, target[chunk], stats[:, chunk], *upstream, V, settings)
-            grads.add(chunk, logits[:, :V])
+        grads = _Gradients(x, weight, work)
+        for chunk, rows in _chunks(x, grads.weight, bias, work.num_chunks):
+            upstream = Upstream(dlosses[chunk], dlosses.stride(0), None if dlse is None else dlse[chunk])
+            _gradient(rows, rows.Logits, target[chunk], Stats(stats[0, chunk], stats[1, chunk]), upstream, formula)
+            grads.add(chunk, rows.Logits[:, :V])
         return grads.dx, grads.dweight.to(weight.dtype), grads.dbias.to(weight.dtype if bias is None else bias.dtype)
 
 
-def logits_forward(logits: Tensor, target: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """losses, stats and counts (see `Result`) of logits (N, V) with unit column stride."""
-    N, V = logits.shape
-    with on_device_of(logits):
-        counts = check_targets(target, V, settings.ignore_index)
-        losses, stats = logits.new_empty(N, dtype=torch.float32), logits.new_empty(2, N, dtype=torch.float32)
-        _loss(logits, None, target, losses, stats, V, settings)
-        return losses, stats, counts
-
-
-def logits_backward(
-    grad_losses: Tensor, grad_lse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, settings: Settings,
-    out: Tensor,
-) -> None:  # fmt: skip
-    """Write dlogits to `out` (N, V), which may be `logits` itself."""
-    with on_device_of(logits):
-        _gradient(logits, out, None, target, stats, grad_losses, grad_lse, logits.shape[1], settings)
-
-
-def scale(grad: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient · grad / counts[0], computed in float32, as a new contiguous tensor of `dtype`."""
+def scale(dloss: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient · dloss / counts[0], computed in float32, as a new contiguous tensor of `dtype`."""
+    block, num_warps = tiles.SCALE
     out = gradient.new_empty(gradient.shape, dtype=dtype)
     if out.numel():
-        block = 2048
         with on_device_of(out):
-            scalars.scale_kernel[(-(-out.numel() // block),)](
-                grad, counts, gradient, out, out.numel(), block=block, num_warps=4
+            scale_kernel[(cdiv(out.numel(), block),)](
+                dloss, counts, gradient, out, out.numel(), BLOCK=block, num_warps=num_warps
             )
     return out
-
-
-def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
-    """(2,) int64: how many targets count, and 1 if all of those are in [0, V).
-
-    On CUDA a target out of range trips a device-side assertion, as torch's does: the next synchronisation raises. No
-    host sync, and CUDA graphs capture it.
-
-    Raises:
-        IndexError: on a CPU (the interpreter), a target out of range.
-        ValueError: more rows or classes than the kernels can number.
-    """
-    for extent, what in ((target.numel(), "rows"), (V, "classes")):
-        if extent > LARGEST:
-            raise ValueError(
-                f"cross-entropy: {extent} {what}, and the kernels number them in 32 bits, up to {LARGEST}; split the "
-                "call, or use fastgpt.kernels.reference"
-            )
-    counts = target.new_empty(2, dtype=torch.int64)
-    scalars.count_targets_kernel[(1,)](target, counts, target.numel(), V, ignore_index, block_n=4096, num_warps=8)
-    if target.is_cuda:
-        torch._assert_async(counts[1], "cross-entropy: a target is neither ignore_index nor in [0, V)")
-    elif target.device.type == "cpu" and not counts[1]:
-        check_range("cross-entropy", target, V, ignore_index)
-    return counts
 
 
 class _Gradients:
     """dx, dweight and dbias of the chunks so far; dweight and dbias add up in float32."""
 
-    def __init__(self, x: Tensor, weight: Tensor, need_dx: bool, need_dweight: bool, need_dbias: bool) -> None:
-        self.x, self.weight = x, weight.to(x.dtype)
-        self.dx = x.new_empty(x.shape if need_dx else 0)
-        self.dweight = x.new_empty(weight.shape if need_dweight else 0, dtype=torch.float32)
-        self.dbias = x.new_empty(weight.shape[0] if need_dbias else 0, dtype=torch.float32)
-        self.need = need_dx, need_dweight, need_dbias
+    def __init__(self, x: Tensor, weight: Tensor, work: Work) -> None:
+        self.x, self.weight, self.work = x, weight.to(x.dtype), work
+        self.any = work.need_dx or work.need_dweight or work.need_dbias
+        self.dx = x.new_empty(x.shape if work.need_dx else 0)
+        self.dweight = x.new_empty(weight.shape if work.need_dweight else 0, dtype=torch.float32)
+        self.dbias = x.new_empty(weight.shape[0] if work.need_dbias else 0, dtype=torch.float32)
 
     def add(self, chunk: slice, dlogits: Tensor) -> None:
         """dlogits (rows, V): the gradient of the chunk's logits."""
-        need_dx, need_dweight, need_dbias = self.need
         x, first = self.x[chunk], chunk.start == 0
-        if need_dx:
+        if self.work.need_dx:
             torch.mm(dlogits, self.weight, out=self.dx[chunk])
-        if need_dweight:
+        if self.work.need_dweight:
             _matmul_into_float32(self.dweight, dlogits.t(), x, first)
-        if need_dbias:
+        if self.work.need_dbias:
             partial = dlogits.sum(0, dtype=torch.float32)
             self.dbias.copy_(partial) if first else self.dbias.add_(partial)
 
 
-def _chunks(x: Tensor, weight: Tensor, bias: Tensor | None, num_chunks: int):
-    """Yield (slice of rows, their logits (rows, columns >= V) without bias, bias (columns,)); one buffer serves all."""
+def _chunks(x: Tensor, weight: Tensor, bias: Tensor | None, num_chunks: int) -> Iterator[tuple[slice, Rows]]:
+    """Yield (slice of rows, their logits without bias, padded to whole cache lines); one buffer serves all."""
     N, V = x.shape[0], weight.shape[0]
     columns = tiles.padded_columns(V, x.element_size())
-    rows = tiles.rows_per_chunk(N, V, x.element_size(), num_chunks)
-    buffer = x.new_empty(rows, columns)
+    step = tiles.rows_per_chunk(N, V, x.element_size(), num_chunks)
+    buffer = x.new_empty(step, columns)
     if bias is not None:
         bias = torch.nn.functional.pad(bias, (0, columns - V))
-    for start in range(0, max(N, 1), rows):  # no rows at all: one empty chunk, whose GEMMs set the gradients to 0
-        chunk = slice(start, min(start + rows, N))
+    for start in range(0, max(N, 1), step):  # no rows at all: one empty chunk, whose GEMMs set the gradients to 0
+        chunk = slice(start, min(start + step, N))
         logits = buffer[: chunk.stop - chunk.start]
         # Every matmul here writes to `out`: that is what autocast leaves alone.
         torch.mm(x[chunk], weight.t(), out=logits[:, :V])
-        yield chunk, logits, bias
+        yield chunk, Rows(logits, bias, V, columns, columns)
 
 
 def _matmul_into_float32(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
@@ -208,49 +161,90 @@ def _has_float32_output(backend: str, dtype: torch.dtype, device: torch.device) 
     return True
 
 
-def _loss(
-    logits: Tensor, bias: Tensor | None, target: Tensor, losses: Tensor, stats: Tensor, V: int, settings: Settings
+# ---- cross_entropy ------------------------------------------------------------------------------------------------
+
+
+def logits_forward(logits: Tensor, target: Tensor, formula: Formula) -> tuple[Tensor, Tensor, Tensor]:
+    """losses, stats and counts (see `Result`) of logits (N, V) with unit column stride."""
+    N, V = logits.shape
+    with on_device_of(logits):
+        counts = check_targets(target, V, formula.ignore_index)
+        losses, stats = logits.new_empty(N, dtype=torch.float32), logits.new_empty(2, N, dtype=torch.float32)
+        _loss(_unpadded(logits), target, losses, Stats(stats[0], stats[1]), formula)
+        return losses, stats, counts
+
+
+def logits_backward(
+    dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, formula: Formula, out: Tensor
 ) -> None:
-    N, columns = logits.shape
-    if not N:
+    """Write dlogits to `out` (N, V), which may be `logits` itself."""
+    upstream = Upstream(dlosses, dlosses.stride(0), dlse)
+    with on_device_of(logits):
+        _gradient(_unpadded(logits), out, target, Stats(stats[0], stats[1]), upstream, formula)
+
+
+def _unpadded(logits: Tensor) -> Rows:
+    return Rows(logits, None, logits.shape[1], logits.shape[1], logits.stride(0))
+
+
+# ---- kernels ------------------------------------------------------------------------------------------------------
+
+
+def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
+    """(2,) int64: how many targets count, and 1 if all of those are in [0, V).
+
+    On CUDA a target out of range trips a device-side assertion, as torch's does: the next synchronisation raises. No
+    host sync, and CUDA graphs capture it.
+
+    Raises:
+        IndexError: on a CPU (the interpreter), a target out of range.
+        ValueError: more rows or classes than the kernels can number.
+    """
+    for extent, what in ((target.numel(), "rows"), (V, "classes")):
+        if extent > LARGEST:
+            raise ValueError(
+                f"cross-entropy: {extent} {what}, and the kernels number them in 32 bits, up to {LARGEST}; split the "
+                "call, or use fastgpt.kernels.reference"
+            )
+    block_n, num_warps = tiles.COUNT
+    counts = target.new_empty(2, dtype=torch.int64)
+    count_targets_kernel[(1,)](target, counts, target.numel(), V, ignore_index, BLOCK_N=block_n, num_warps=num_warps)
+    if target.is_cuda:
+        torch._assert_async(counts[1], "cross-entropy: a target is neither ignore_index nor in [0, V)")
+    elif target.device.type == "cpu" and not counts[1]:
+        check_range("cross-entropy", target, V, ignore_index)
+    return counts
+
+
+def _loss(rows: Rows, target: Tensor, losses: Tensor, stats: Stats, formula: Formula) -> None:
+    logits = rows.Logits
+    if not logits.shape[0]:
         return
-    tile = tiles.part_of_row(columns, logits.element_size(), target_of(logits))
-    softmax.loss_kernel[(N,)](
-        logits, bias, target, losses, stats[0], stats[1],
-        V, columns, logits.stride(0), settings.ignore_index, settings.label_smoothing, settings.z_loss,
-        settings.softcap,
-        has_smoothing=settings.label_smoothing != 0.0, lanes=tile.lanes, width=tile.width, num_warps=tile.num_warps,
+    tile = tiles.part_of_row(rows.columns, logits.element_size(), target_of(logits))
+    loss_kernel[(logits.shape[0],)](
+        rows, target, losses, stats, formula,
+        HAS_SMOOTHING=formula.label_smoothing != 0.0, LANES=tile.lanes, WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
-def _loss_and_gradient(
-    logits: Tensor, bias: Tensor | None, target: Tensor, losses: Tensor, stats: Tensor, V: int, settings: Settings
-) -> None:
-    N, columns = logits.shape
-    if not N:
+def _loss_and_gradient(rows: Rows, target: Tensor, losses: Tensor, stats: Stats, formula: Formula) -> None:
+    logits = rows.Logits
+    if not logits.shape[0]:
         return
-    tile = tiles.whole_row(columns, logits.element_size(), target_of(logits))
-    softmax.loss_and_gradient_kernel[(N,)](
-        logits, bias, target, losses, stats[0], stats[1],
-        V, columns, logits.stride(0), settings.ignore_index, settings.label_smoothing, settings.z_loss,
-        settings.softcap,
-        has_smoothing=settings.label_smoothing != 0.0, in_registers=tile.in_registers, lanes=tile.lanes,
-        width=tile.width, num_warps=tile.num_warps,
+    tile = tiles.whole_row(rows.columns, logits.element_size(), target_of(logits))
+    loss_and_gradient_kernel[(logits.shape[0],)](
+        rows, target, losses, stats, formula,
+        HAS_SMOOTHING=formula.label_smoothing != 0.0, IN_REGISTERS=tile.in_registers, LANES=tile.lanes,
+        WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
-def _gradient(
-    logits: Tensor, out: Tensor, bias: Tensor | None, target: Tensor, stats: Tensor, grad_losses: Tensor,
-    grad_lse: Tensor | None, V: int, settings: Settings,
-) -> None:  # fmt: skip
-    N, columns = logits.shape
-    if not N:
+def _gradient(rows: Rows, out: Tensor, target: Tensor, stats: Stats, upstream: Upstream, formula: Formula) -> None:
+    logits = rows.Logits
+    if not logits.shape[0]:
         return
-    block_v, num_warps = tiles.part_of_gradient(columns, logits.element_size())
-    parts = -(-columns // block_v)
-    softmax.gradient_kernel[(N * parts,)](
-        logits, out, bias, target, stats[0], stats[1], grad_losses, grad_lse,
-        V, columns, parts, logits.stride(0), out.stride(0), grad_losses.stride(0), settings.ignore_index,
-        settings.label_smoothing, settings.z_loss, settings.softcap,
-        block_v=block_v, num_warps=num_warps,
-    )  # fmt: skip
+    block_v, num_warps = tiles.part_of_gradient(rows.columns, logits.element_size())
+    parts = cdiv(rows.columns, block_v)
+    gradient_kernel[(logits.shape[0] * parts,)](
+        rows, out, out.stride(0), target, stats, upstream, parts, formula, BLOCK_V=block_v, num_warps=num_warps
+    )

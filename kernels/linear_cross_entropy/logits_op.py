@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._checks import check_dense, check_target
 from ..support import check_launchable
-from .checks import (
-    check_floating,
-    check_settings,
-    reduced,
-    upstream_rows,
+from .arguments import (
+    FORMULA_SCHEMA,
+    SETTINGS_SCHEMA,
+    Flat,
+    Formula,
+    Settings,
+    check_logits,
+    check_overwritable,
+    checked_settings,
+    may_overlap,
 )
+from .reduction import fake_results, in_shape_of, reduced, upstream_rows
 
 
 def cross_entropy(
@@ -57,112 +62,77 @@ def cross_entropy(
         RuntimeError: Triton cannot run on the device of `logits`; the message says what to do.
     """
     function = "cross_entropy"
-    check_dense(function, 2, logits=logits, target=target)
-    check_floating(function, logits=logits)
-    if logits.dim() < 1 or logits.shape[-1] < 1:
-        raise ValueError(f"{function}: logits has shape {tuple(logits.shape)}, expected (..., V) with V >= 1")
-    check_target(function, target, logits.shape[:-1], "logits")
-    check_settings(function, ignore_index, reduction, label_smoothing, z_loss, softcap)
+    check_logits(function, logits, target)
+    settings = checked_settings(function, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse)
     if inplace:
-        _check_overwritable(logits)
+        check_overwritable(function, logits)
     check_launchable(function, logits=logits, target=target)
 
-    loss, lse = _forward_op(
-        logits.reshape(-1, logits.shape[-1]), target.reshape(-1), ignore_index, reduction, float(label_smoothing),
-        float(z_loss), None if softcap is None else float(softcap), return_lse, inplace,
-    )  # fmt: skip
-    loss = loss.view(target.shape) if reduction == "none" else loss
-    return (loss, lse.view(target.shape)) if return_lse else loss
-
-
-def _check_overwritable(logits: Tensor) -> None:
-    if logits.requires_grad and torch.is_grad_enabled():
-        what = "a leaf" if logits.is_leaf else "a view of a leaf" if _is_view_of_leaf(logits) else None
-        if what is not None:
-            raise ValueError(
-                f"cross_entropy: inplace=True with logits that are {what} requiring a gradient: its values would be "
-                "lost; pass inplace=False"
-            )
-    if _may_overlap(logits):
-        raise ValueError(
-            f"cross_entropy: inplace=True with logits whose elements share memory (expanded, or windows that overlap: "
-            f"shape {tuple(logits.shape)}, strides {logits.stride()}); pass inplace=False or logits.contiguous()"
-        )
-
-
-def _is_view_of_leaf(x: Tensor) -> bool:
-    if torch.compiler.is_compiling():  # which knows no bases, and plans memory itself
-        return False
-    return x._is_view() and x._base.is_leaf and x._base.requires_grad
-
-
-def _may_overlap(x: Tensor) -> bool:
-    """False where each dimension steps over all that the dimensions of smaller strides reach."""
-    reach = 0
-    for stride, size in sorted(zip(x.stride(), x.shape)):
-        if size > 1 and stride <= reach:
-            return True
-        reach += (size - 1) * stride
-    return False
+    rows = logits.reshape(-1, logits.shape[-1])
+    loss, lse = _forward_op(rows, target.reshape(-1), *settings.flat, inplace)
+    return in_shape_of(target, loss, lse, settings)
 
 
 # ---- operators ----------------------------------------------------------------------------------------------------
 
 
-def _launch_with_stats(
-    logits, target, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, inplace
-):  # fmt: skip
+def _launch_forward(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
+    return _launch_with_stats(logits, target, *flat)[:2]
+
+
+def _fake_forward(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
+    *settings, _ = flat
+    return fake_results(logits, Settings.of(*settings))
+
+
+def _launch_with_stats(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
     from . import launch
 
-    settings = launch.Settings(ignore_index, label_smoothing, z_loss, softcap)
-    losses, stats, counts = launch.logits_forward(_unit_columns(logits), target.contiguous(), settings)
+    *settings, _ = flat
+    formula, reduction, return_lse = Settings.of(*settings)
+    losses, stats, counts = launch.logits_forward(_unit_columns(logits), target.contiguous(), formula)
     lse = stats.sum(0) if return_lse else losses.new_empty(0)
     return reduced(losses, counts, reduction), lse, stats, counts
 
 
-def _launch_forward(*args):
-    return _launch_with_stats(*args)[:2]
-
-
-def _fake_forward(logits, target, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, inplace):
-    N = logits.shape[0]
-    loss = logits.new_empty((N,) if reduction == "none" else (), dtype=torch.float32)
-    return loss, logits.new_empty(N if return_lse else 0, dtype=torch.float32)
-
-
-def _fake_with_stats(logits, *args):
+def _fake_with_stats(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
     stats = logits.new_empty(2, logits.shape[0], dtype=torch.float32)
-    return (*_fake_forward(logits, *args), stats, logits.new_empty(2, dtype=torch.int64))
+    return (*_fake_forward(logits, target, *flat), stats, logits.new_empty(2, dtype=torch.int64))
 
 
-def _launch_backward(grad_losses, grad_lse, logits, target, stats, ignore_index, label_smoothing, z_loss, softcap):
+def _launch_backward(
+    dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, *formula: Flat
+) -> Tensor:
     out = logits.new_empty(logits.shape)
-    _write_gradient(out, grad_losses, grad_lse, logits, target, stats, ignore_index, label_smoothing, z_loss, softcap)
+    _write_gradient(out, dlosses, dlse, logits, target, stats, Formula(*formula))
     return out
 
 
-def _fake_backward(grad_losses, grad_lse, logits, *args):
+def _fake_backward(
+    dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, *formula: Flat
+) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _launch_backward_overwriting(grad_losses, grad_lse, logits, *args):
-    _write_gradient(logits, grad_losses, grad_lse, logits, *args)
+def _launch_backward_overwriting(
+    dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, *formula: Flat
+) -> None:
+    _write_gradient(logits, dlosses, dlse, logits, target, stats, Formula(*formula))
     if not logits.is_inference():  # whoever else has saved them for a backward pass must hear of it
         torch.autograd.graph.increment_version(logits)
 
 
-def _fake_backward_overwriting(*args):
+def _fake_backward_overwriting(*args: Tensor | Flat) -> None:
     return None
 
 
 def _write_gradient(
-    out, grad_losses, grad_lse, logits, target, stats, ignore_index, label_smoothing, z_loss, softcap
-):  # fmt: skip
+    out: Tensor, dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, formula: Formula
+) -> None:
     from . import launch
 
-    settings = launch.Settings(ignore_index, label_smoothing, z_loss, softcap)
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    launch.logits_backward(grad_losses, grad_lse, _unit_columns(logits), target.contiguous(), stats, settings, out)
+    dlse = None if dlse is None else dlse.contiguous()
+    launch.logits_backward(dlosses, dlse, _unit_columns(logits), target.contiguous(), stats, formula, out)
 
 
 def _unit_columns(logits: Tensor) -> Tensor:
@@ -171,56 +141,52 @@ def _unit_columns(logits: Tensor) -> Tensor:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(*args):
+    def forward(*args: Tensor | Flat) -> tuple[Tensor, ...]:
         return _library.below_autograd(_with_stats_op, *args)
 
     @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        logits, target, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, inplace = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        logits, target, *settings, inplace = inputs
         _, _, stats, counts = outputs
         ctx.save_for_backward(logits, target, stats, counts)
-        ctx.reduction, ctx.inplace, ctx.overwritten = reduction, inplace, False
-        ctx.settings = ignore_index, label_smoothing, z_loss, softcap
+        ctx.settings, ctx.inplace, ctx.overwritten = Settings.of(*settings), inplace, False
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*outputs[2:] if return_lse else outputs[1:])
+        ctx.mark_non_differentiable(*outputs[2:] if ctx.settings.return_lse else outputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if grad_loss is None and grad_lse is None:
-            return (None,) * 9
+    def backward(ctx: Any, dloss: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        none_else = (None,) * (len(ctx.needs_input_grad) - 1)
+        if dloss is None and dlse is None:
+            return None, *none_else
         if ctx.overwritten:
             raise RuntimeError(
                 "cross_entropy: a second backward through a loss made with inplace=True: the first one has written the "
                 "gradient over the logits; pass inplace=False"
             )
         logits, target, stats, counts = ctx.saved_tensors
-        rows = upstream_rows(grad_loss, counts, ctx.reduction, logits.shape[0])
-        inputs = rows, grad_lse, logits, target, stats
+        dlosses = upstream_rows(dloss, counts, ctx.settings.reduction, logits.shape[0])
+        inputs = dlosses, dlse, logits, target, stats
         if not ctx.inplace or torch.is_grad_enabled() or not _may_be_overwritten(*inputs):
-            return (_backward_op(*inputs, *ctx.settings), *(None,) * 8)
+            return _backward_op(*inputs, *ctx.settings.formula), *none_else
         ctx.overwritten = True
-        gradient = logits.detach()
-        _overwriting_op(rows, grad_lse, gradient, target, stats, *ctx.settings)
-        return (gradient, *(None,) * 8)
+        dlogits = logits.detach()
+        _overwriting_op(dlosses, dlse, dlogits, target, stats, *ctx.settings.formula)
+        return dlogits, *none_else
 
 
-def _may_be_overwritten(rows: Tensor, grad_lse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor) -> bool:
+def _may_be_overwritten(dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor) -> bool:
     """Whether the backward pass that is running may leave the gradient in the logits' place.
 
     Hooks on saved tensors may hand back what they like, and the user's upstream gradients may be read from the logits.
     """
-    plain = _library.plain((rows, grad_lse, logits, target, stats))
-    if not plain or logits.stride(-1) != 1 or _may_overlap(logits):
+    plain = _library.plain((dlosses, dlse, logits, target, stats))
+    if not plain or logits.stride(-1) != 1 or may_overlap(logits):
         return False
     memory = logits.untyped_storage().data_ptr()
-    return all(x is None or x.untyped_storage().data_ptr() != memory for x in (rows, grad_lse))
+    return all(x is None or x.untyped_storage().data_ptr() != memory for x in (dlosses, dlse))
 
 
-_SETTINGS = "int ignore_index, float label_smoothing, float z_loss, float? softcap"
-_INPUTS = (
-    "Tensor logits, Tensor target, int ignore_index, str reduction, float label_smoothing, float z_loss, "
-    "float? softcap, bool return_lse, bool inplace"
-)
+_INPUTS = f"Tensor logits, Tensor target, {SETTINGS_SCHEMA}, bool inplace"
 
 _with_stats_op = _library.define(
     f"cross_entropy_with_stats({_INPUTS}) -> (Tensor loss, Tensor lse, Tensor stats, Tensor counts)",
@@ -229,16 +195,16 @@ _with_stats_op = _library.define(
     public="cross_entropy",
 )
 _backward_op = _library.define(
-    f"cross_entropy_bwd(Tensor grad_losses, Tensor? grad_lse, Tensor logits, Tensor target, Tensor stats, {_SETTINGS})"
-    " -> Tensor",
+    "cross_entropy_bwd(Tensor dlosses, Tensor? dlse, Tensor logits, Tensor target, Tensor stats, "
+    f"{FORMULA_SCHEMA}) -> Tensor",
     launch=_launch_backward,
     fake=_fake_backward,
     public="cross_entropy",
 )
 # The same, but leaves the gradient in the logits' place; their columns are adjacent, and no two elements share memory.
 _overwriting_op = _library.define(
-    "cross_entropy_bwd_(Tensor grad_losses, Tensor? grad_lse, Tensor(a!) logits, Tensor target, Tensor stats, "
-    f"{_SETTINGS}) -> ()",
+    "cross_entropy_bwd_(Tensor dlosses, Tensor? dlse, Tensor(a!) logits, Tensor target, Tensor stats, "
+    f"{FORMULA_SCHEMA}) -> ()",
     launch=_launch_backward_overwriting,
     fake=_fake_backward_overwriting,
     public="cross_entropy",

@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._checks import check_dense, check_target
-from .._runtime import autocast_dtype
 from ..support import check_launchable
-from .checks import (
-    check_floating,
-    check_settings,
-    reduced,
-    upstream_rows,
+from .arguments import (
+    FORMULA_SCHEMA,
+    SETTINGS_SCHEMA,
+    WORK_SCHEMA,
+    Flat,
+    Formula,
+    Settings,
+    Work,
+    check_linear,
+    checked_num_chunks,
+    checked_settings,
 )
+from .reduction import fake_results, in_shape_of, reduced, upstream_rows
 
 
 def linear_cross_entropy(
@@ -71,142 +76,93 @@ def linear_cross_entropy(
         RuntimeError: Triton cannot run on x's device; the message says what to do.
     """
     function = "linear_cross_entropy"
-    check_dense(function, 3, x=x, weight=weight, target=target, bias=bias)
-    dtype = autocast_dtype(x)
-    if dtype is not None:
-        check_floating(function, x=x, weight=weight, bias=bias)
-        x = x.to(dtype)
-    else:
-        _check_same_dtype(function, x=x, weight=weight, bias=bias)
-    check_floating(function, x=x)
-    _check_shapes(function, x, weight, bias)
-    check_target(function, target, x.shape[:-1], "x")
-    check_settings(function, ignore_index, reduction, label_smoothing, z_loss, softcap)
-    if num_chunks is not None and (isinstance(num_chunks, bool) or not isinstance(num_chunks, int | torch.SymInt)):
-        raise TypeError(f"{function}: num_chunks is {num_chunks!r}, use an int, or None for the default rule")
-    if num_chunks is not None and num_chunks < 1:
-        raise ValueError(f"{function}: num_chunks is {num_chunks}, use a number >= 1, or None for the default rule")
+    x = check_linear(function, x, weight, target, bias)
+    settings = checked_settings(function, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse)
+    num_chunks = checked_num_chunks(function, num_chunks)
     check_launchable(function, x=x, weight=weight, target=target, bias=bias)
 
-    loss, lse = _forward_op(
-        x.reshape(target.numel(), x.shape[-1]), weight, target.reshape(-1), bias, ignore_index, reduction,
-        float(label_smoothing), float(z_loss), None if softcap is None else float(softcap), return_lse, num_chunks or 0,
-    )  # fmt: skip
-    loss = loss.view(target.shape) if reduction == "none" else loss
-    return (loss, lse.view(target.shape)) if return_lse else loss
-
-
-def _check_same_dtype(function: str, x: Tensor, **others: Tensor | None) -> None:
-    check_floating(function, x=x, **others)
-    for name, tensor in others.items():
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise TypeError(
-                f"{function}: {name} is {tensor.dtype} but x is {x.dtype}; convert one of them, or call it under "
-                "torch.autocast"
-            )
-
-
-def _check_shapes(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.dim() < 1:
-        raise ValueError(f"{function}: x is a scalar, expected (..., d)")
-    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"{function}: weight has shape {tuple(weight.shape)}, expected (V, {x.shape[-1]}) for x of shape "
-            f"{tuple(x.shape)}; nn.Linear and nn.Embedding store it that way"
-        )
-    if weight.shape[0] < 1:
-        raise ValueError(f"{function}: weight has shape {tuple(weight.shape)}, and a softmax needs at least one class")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{function}: bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},), one per class"
-        )
+    x = x.reshape(target.numel(), x.shape[-1])
+    loss, lse = _forward_op(x, weight, target.reshape(-1), bias, *settings.flat, num_chunks)
+    return in_shape_of(target, loss, lse, settings)
 
 
 # ---- operators ----------------------------------------------------------------------------------------------------
 
 
-def _launch_forward(
-    x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks
-):
-    outputs = _launch_with_gradients(
-        x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks,
-        False, False, False,
-    )  # fmt: skip
-    return outputs[:2]
+def _launch_forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
+    return _launch_with_gradients(x, weight, target, bias, *flat, False, False, False)[:2]
 
 
-def _fake_forward(
-    x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks
-):
-    N = x.shape[0]
-    loss = x.new_empty((N,) if reduction == "none" else (), dtype=torch.float32)
-    return loss, x.new_empty(N if return_lse else 0, dtype=torch.float32)
+def _fake_forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
+    *settings, _ = flat
+    return fake_results(x, Settings.of(*settings))
 
 
 def _launch_with_gradients(
-    x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks,
-    need_dx, need_dweight, need_dbias,
-):  # fmt: skip
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat
+) -> tuple[Tensor, ...]:
     from . import launch
 
-    settings = launch.Settings(ignore_index, label_smoothing, z_loss, softcap)
-    r = launch.linear_forward(
-        x, weight, target.contiguous(), bias, settings, num_chunks, need_dx, need_dweight, need_dbias
-    )
-    lse = r.stats.sum(0) if return_lse else r.losses.new_empty(0)
-    return reduced(r.losses, r.counts, reduction), lse, r.stats, r.counts, r.dx, r.dweight, r.dbias
+    settings, work = _settings_and_work(flat)
+    r = launch.linear_forward(x, weight, target.contiguous(), bias, settings.formula, work)
+    lse = r.stats.sum(0) if settings.return_lse else r.losses.new_empty(0)
+    return reduced(r.losses, r.counts, settings.reduction), lse, r.stats, r.counts, r.dx, r.dweight, r.dbias
 
 
 def _fake_with_gradients(
-    x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks,
-    need_dx, need_dweight, need_dbias,
-):  # fmt: skip
-    loss, lse = _fake_forward(
-        x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks
-    )
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat
+) -> tuple[Tensor, ...]:
+    settings, work = _settings_and_work(flat)
     return (
-        loss,
-        lse,
+        *fake_results(x, settings),
         x.new_empty(2, x.shape[0], dtype=torch.float32),
         x.new_empty(2, dtype=torch.int64),
-        x.new_empty(x.shape if need_dx else (0,)),
-        x.new_empty(weight.shape if need_dweight else (0,), dtype=torch.float32),
-        x.new_empty(weight.shape[0] if need_dbias else 0, dtype=torch.float32),
+        x.new_empty(x.shape if work.need_dx else (0,)),
+        x.new_empty(weight.shape if work.need_dweight else (0,), dtype=torch.float32),
+        x.new_empty(weight.shape[0] if work.need_dbias else 0, dtype=torch.float32),
     )
+
+
+def _settings_and_work(flat: tuple[Flat, ...]) -> tuple[Settings, Work]:
+    at = len(flat) - len(Work._fields)
+    return Settings.of(*flat[:at]), Work(*flat[at:])
 
 
 def _launch_backward(
-    grad_losses, grad_lse, x, weight, target, bias, stats, ignore_index, label_smoothing, z_loss, softcap, num_chunks,
-    need_dx, need_dweight, need_dbias,
-):  # fmt: skip
+    dlosses: Tensor, dlse: Tensor | None, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
+    stats: Tensor, *flat: Flat,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from . import launch
 
-    settings = launch.Settings(ignore_index, label_smoothing, z_loss, softcap)
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    return launch.linear_backward(
-        grad_losses, grad_lse, x, weight, target.contiguous(), bias, stats, settings, num_chunks,
-        need_dx, need_dweight, need_dbias,
-    )  # fmt: skip
+    formula, work = _formula_and_work(flat)
+    dlse = None if dlse is None else dlse.contiguous()
+    return launch.linear_backward(dlosses, dlse, x, weight, target.contiguous(), bias, stats, formula, work)
 
 
 def _fake_backward(
-    grad_losses, grad_lse, x, weight, target, bias, stats, ignore_index, label_smoothing, z_loss, softcap, num_chunks,
-    need_dx, need_dweight, need_dbias,
-):  # fmt: skip
+    dlosses: Tensor, dlse: Tensor | None, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
+    stats: Tensor, *flat: Flat,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    _, work = _formula_and_work(flat)
     return (
-        x.new_empty(x.shape if need_dx else (0,)),
-        weight.new_empty(weight.shape if need_dweight else (0,)),
-        (weight if bias is None else bias).new_empty(weight.shape[0] if need_dbias else 0),
+        x.new_empty(x.shape if work.need_dx else (0,)),
+        weight.new_empty(weight.shape if work.need_dweight else (0,)),
+        (weight if bias is None else bias).new_empty(weight.shape[0] if work.need_dbias else 0),
     )
 
 
-def _launch_scale(grad, counts, gradient, dtype):
+def _formula_and_work(flat: tuple[Flat, ...]) -> tuple[Formula, Work]:
+    at = len(Formula._fields)
+    return Formula(*flat[:at]), Work(*flat[at:])
+
+
+def _launch_scale(dloss: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor:
     from . import launch
 
-    return launch.scale(grad, counts, gradient, dtype)
+    return launch.scale(dloss, counts, gradient, dtype)
 
 
-def _fake_scale(grad, counts, gradient, dtype):
+def _fake_scale(dloss: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor:
     return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
@@ -218,45 +174,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x, weight, target, bias, ignore_index, reduction, *settings):
-        make = [reduction != "none" and t is not None and t.requires_grad for t in (x, weight, bias)]
-        return _library.below_autograd(
-            _with_gradients_op, x, weight, target, bias, ignore_index, reduction, *settings, *make
-        )
+    def forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
+        *settings, _ = flat
+        in_forward = Settings.of(*settings).reduction != "none"
+        make = [in_forward and t is not None and t.requires_grad for t in (x, weight, bias)]
+        return _library.below_autograd(_with_gradients_op, x, weight, target, bias, *flat, *make)
 
     @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        x, weight, target, bias, ignore_index, reduction, label_smoothing, z_loss, softcap, return_lse, num_chunks = (
-            inputs
-        )
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        x, weight, target, bias, *settings, num_chunks = inputs
         _, lse, stats, counts, dx, dweight, dbias = outputs
+        ctx.settings, ctx.num_chunks = Settings.of(*settings), num_chunks
         made = dx.dim() == 2, dweight.dim() == 2, dbias.shape[0] > 0  # x and weight are 2-D, and V >= 1
-        all_made = not any(n and not m for n, m in zip(_needed(ctx), made))
-        again = () if all_made and not return_lse else (x, weight, target, bias, stats)
+        ctx.all_made = not any(n and not m for n, m in zip(_needed(ctx), made))
+        again = () if ctx.all_made and not ctx.settings.return_lse else (x, weight, target, bias, stats)
         ctx.save_for_backward(counts, dx, dweight, dbias, *again)
-        ctx.all_made, ctx.reduction, ctx.num_chunks, ctx.rows = all_made, reduction, num_chunks, x.shape[0]
-        ctx.settings = ignore_index, label_smoothing, z_loss, softcap
-        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.rows, ctx.dtypes = x.shape[0], (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.set_materialize_grads(False)
         # The gradients stay differentiable outputs: by them alone a second derivative finds its way here, and raises.
-        ctx.mark_non_differentiable(stats, counts, *(() if return_lse else (lse,)))
+        ctx.mark_non_differentiable(stats, counts, *(() if ctx.settings.return_lse else (lse,)))
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         need = _needed(ctx)
-        if grad_loss is None and grad_lse is None:
-            return (None,) * 11
+        no_settings = (None,) * (len(ctx.needs_input_grad) - 4)
+        if dloss is None and dlse is None:
+            return None, None, None, None, *no_settings
         counts, *made, x, weight, target, bias, stats = (*ctx.saved_tensors, *(None,) * 5)[:9]
-        if not ctx.all_made or grad_lse is not None:
-            rows = upstream_rows(grad_loss, counts, ctx.reduction, ctx.rows)
-            grads = _backward_op(
-                rows, grad_lse, x, weight, target, bias, stats, *ctx.settings, ctx.num_chunks, *need
-            )  # fmt: skip
+        reduction = ctx.settings.reduction
+        if not ctx.all_made or dlse is not None:
+            dlosses, work = upstream_rows(dloss, counts, reduction, ctx.rows), Work(ctx.num_chunks, *need)
+            grads = _backward_op(dlosses, dlse, x, weight, target, bias, stats, *ctx.settings.formula, *work)
         else:
-            divisor = counts if ctx.reduction == "mean" else None
-            grads = [_scale_op(grad_loss, divisor, g, t) if n else None for g, t, n in zip(made, ctx.dtypes, need)]
+            divisor = counts if reduction == "mean" else None
+            grads = [_scale_op(dloss, divisor, g, t) if n else None for g, t, n in zip(made, ctx.dtypes, need)]
         dx, dweight, dbias = (g if n else None for g, n in zip(grads, need))
-        return dx, dweight, None, dbias, *(None,) * 7
+        return dx, dweight, None, dbias, *no_settings
 
 
 def _needed(ctx: Any) -> tuple[bool, bool, bool]:
@@ -264,35 +217,30 @@ def _needed(ctx: Any) -> tuple[bool, bool, bool]:
     return ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
 
 
-_INPUTS = (
-    "Tensor x, Tensor weight, Tensor target, Tensor? bias, int ignore_index, str reduction, float label_smoothing, "
-    "float z_loss, float? softcap, bool return_lse, int num_chunks"
-)
-_NEED = "bool need_dx, bool need_dweight, bool need_dbias"
+_INPUTS = "Tensor x, Tensor weight, Tensor target, Tensor? bias"
 
 _with_gradients_op = _library.define(
-    f"linear_cross_entropy_with_gradients({_INPUTS}, {_NEED}) -> "
+    f"linear_cross_entropy_with_gradients({_INPUTS}, {SETTINGS_SCHEMA}, {WORK_SCHEMA}) -> "
     "(Tensor loss, Tensor lse, Tensor stats, Tensor counts, Tensor dx, Tensor dweight, Tensor dbias)",
     launch=_launch_with_gradients,
     fake=_fake_with_gradients,
     public="linear_cross_entropy",
 )
 _backward_op = _library.define(
-    "linear_cross_entropy_bwd(Tensor grad_losses, Tensor? grad_lse, Tensor x, Tensor weight, Tensor target, "
-    "Tensor? bias, Tensor stats, int ignore_index, float label_smoothing, float z_loss, float? softcap, "
-    f"int num_chunks, {_NEED}) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    f"linear_cross_entropy_bwd(Tensor dlosses, Tensor? dlse, {_INPUTS}, Tensor stats, {FORMULA_SCHEMA}, {WORK_SCHEMA})"
+    " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     launch=_launch_backward,
     fake=_fake_backward,
     public="linear_cross_entropy",
 )
 _scale_op = _library.define(
-    "linear_cross_entropy_scale(Tensor grad, Tensor? counts, Tensor gradient, ScalarType dtype) -> Tensor",
+    "linear_cross_entropy_scale(Tensor dloss, Tensor? counts, Tensor gradient, ScalarType dtype) -> Tensor",
     launch=_launch_scale,
     fake=_fake_scale,
     public="linear_cross_entropy",
 )
 _forward_op = _library.define(
-    f"linear_cross_entropy({_INPUTS}) -> (Tensor loss, Tensor lse)",
+    f"linear_cross_entropy({_INPUTS}, {SETTINGS_SCHEMA}, int num_chunks) -> (Tensor loss, Tensor lse)",
     launch=_launch_forward,
     fake=_fake_forward,
     public="linear_cross_entropy",

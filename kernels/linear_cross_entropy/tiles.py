@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._runtime import Target
+from .._runtime import Target, cdiv
 
 MiB = 1 << 20
 ALIGNMENT = 128  # bytes: rows of the logits buffer start on a cache line
@@ -25,6 +25,9 @@ class RowTile:
     num_warps: int
     in_registers: bool = False
 
+
+COUNT = (4096, 8)  # (block_n, num_warps) of `count_targets_kernel`
+SCALE = (2048, 4)  # (block, num_warps) of `scale_kernel`
 
 # Bytes of a row (rounded up to a power of two) that one program keeps in registers, 64 a thread, and its warps.
 _IN_REGISTERS = ((8 * 1024, 4), (16 * 1024, 8), (32 * 1024, 16))
@@ -67,7 +70,7 @@ def _power_of_two(n: int) -> int:
 def padded_columns(V: int, itemsize: int) -> int:
     """V rounded up to whole cache lines: the width of a row of the logits buffer."""
     multiple = ALIGNMENT // itemsize
-    return -(-V // multiple) * multiple
+    return cdiv(V, multiple) * multiple
 
 
 def rows_per_chunk(N: int, V: int, itemsize: int, num_chunks: int) -> int:
@@ -81,10 +84,9 @@ def rows_per_chunk(N: int, V: int, itemsize: int, num_chunks: int) -> int:
         max(WANTED, N V itemsize / MOST)   up to MOST * LARGEST, and LARGEST beyond    (each plus ROW_MULTIPLE rows)
     """
     if num_chunks:
-        return max(1, -(-N // num_chunks))
+        return max(1, cdiv(N, num_chunks))
     total = N * padded_columns(V, itemsize) * itemsize
     if total <= SMALL:
         return max(1, N)
-    chunks = max(min(max(-(-total // WANTED), FEWEST), MOST), -(-total // LARGEST))
-    rows = -(-N // chunks)
-    return min(N, -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE)
+    chunks = max(min(max(cdiv(total, WANTED), FEWEST), MOST), cdiv(total, LARGEST))
+    return min(N, cdiv(cdiv(N, chunks), ROW_MULTIPLE) * ROW_MULTIPLE)

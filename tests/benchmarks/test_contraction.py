@@ -15,6 +15,7 @@ from benchmarks.sass.parser import parse_amdgcn, parse_sass, program_of
 from fastgpt.kernels.device.sums import sum_of_products
 from fastgpt.kernels.layer_norm import launch as layer_norm
 from fastgpt.kernels.linear_cross_entropy import launch as loss
+from fastgpt.kernels.linear_cross_entropy.arguments import Formula, Work
 
 from .test_sass import sass
 
@@ -113,12 +114,12 @@ def test_few_columns_of_layer_norm(arch, N):
 @compiles
 @pytest.mark.parametrize(("arch", "V"), [("sm_80", 300), ("sm_90", 9)])
 def test_few_classes(arch, V):
-    settings = loss.Settings(-100, 0.1, 1e-4, 30.0)
+    formula = Formula(-100, 0.1, 1e-4, 30.0)
     x, weight, target = meta(8, 16, dtype=torch.float32), meta(V, 16, dtype=torch.float32), meta(8, dtype=torch.int64)
     with offline(arch) as compiled:
-        loss.linear_forward(x, weight, target, weight[:, 0], settings, 1, True, True, True)
-        loss.linear_forward(x, weight, target, None, settings, 1, False, False, False)
-        loss.linear_backward(meta(8, dtype=x.dtype), None, x, weight, target, None, meta(2, 8, dtype=x.dtype), settings,
-                             1, True, True, False)  # fmt: skip
+        loss.linear_forward(x, weight, target, weight[:, 0], formula, Work(1, True, True, True))
+        loss.linear_forward(x, weight, target, None, formula, Work(1, False, False, False))
+        loss.linear_backward(meta(8, dtype=x.dtype), None, x, weight, target, None, meta(2, 8, dtype=x.dtype), formula,
+                             Work(1, True, True, False))  # fmt: skip
     assert len(compiled) >= 5
     assert [len(contracted_sums(program_of(c.kernel))) for c in compiled] == [0] * len(compiled)

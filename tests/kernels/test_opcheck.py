@@ -45,7 +45,7 @@ class Case:
         return [arguments[a.name] for a in schema(name).arguments]
 
 
-KEPT_IN_FP32 = ("stats", "lse", "dlse", "grad_losses", "grad_lse", "grad")
+KEPT_IN_FP32 = ("stats", "lse", "dlse", "dlosses", "dloss")
 DIFFERENTIABLE = (
     "attention_fwd", "attention_weights", "layer_norm_fwd", "add_layer_norm_fwd", "linear_gelu_fwd", "gelu_ffn_fwd",
     "cross_entropy", "linear_cross_entropy",
@@ -151,7 +151,7 @@ def logits(**more):
 
 
 def logits_backward():
-    return logits(grad_losses=f(6), grad_lse=f(6), stats=torch.rand(2, 6) + 3)
+    return logits(dlosses=f(6), dlse=f(6), stats=torch.rand(2, 6) + 3)
 
 
 def loss(**more):
@@ -164,7 +164,7 @@ def loss_with_gradients():
 
 
 def loss_backward():
-    return {**loss_with_gradients(), "grad_losses": f(6), "grad_lse": f(6), "stats": torch.rand(2, 6) + 3}
+    return {**loss_with_gradients(), "dlosses": f(6), "dlse": f(6), "stats": torch.rand(2, 6) + 3}
 
 
 REDUCTIONS = {
@@ -256,25 +256,25 @@ CASES = {
     "cross_entropy_with_stats": Case(logits, inplace={"inplace": True}, empty=NO_ROWS, **REDUCTIONS, **LOW),
     "cross_entropy": Case(logits, inplace={"inplace": True}, empty=NO_ROWS, **REDUCTIONS, **LOW),
     "cross_entropy_bwd": Case(
-        logits_backward, no_lse={"grad_lse": None}, uncapped={"softcap": None},
-        of_the_sum={"grad_losses": torch.ones(1).expand(6)},
-        empty={**NO_ROWS, "grad_losses": empty(), "grad_lse": empty(), "stats": empty(1)}, **LOW,
+        logits_backward, no_lse={"dlse": None}, uncapped={"softcap": None},
+        of_the_sum={"dlosses": torch.ones(1).expand(6)},
+        empty={**NO_ROWS, "dlosses": empty(), "dlse": empty(), "stats": empty(1)}, **LOW,
     ),
     "cross_entropy_bwd_": Case(
-        logits_backward, no_lse={"grad_lse": None}, uncapped={"softcap": None},
-        of_the_sum={"grad_losses": torch.ones(1).expand(6)},
-        empty={**NO_ROWS, "grad_losses": empty(), "grad_lse": empty(), "stats": empty(1)}, **LOW,
+        logits_backward, no_lse={"dlse": None}, uncapped={"softcap": None},
+        of_the_sum={"dlosses": torch.ones(1).expand(6)},
+        empty={**NO_ROWS, "dlosses": empty(), "dlse": empty(), "stats": empty(1)}, **LOW,
     ),
     "linear_cross_entropy_with_gradients": Case(
         loss_with_gradients, no_bias={"bias": None, "need_dbias": False}, empty=NO_ROWS, **WANTED, **REDUCTIONS, **LOW,
     ),
     "linear_cross_entropy_bwd": Case(
-        loss_backward, no_bias={"bias": None, "need_dbias": False}, no_lse={"grad_lse": None},
+        loss_backward, no_bias={"bias": None, "need_dbias": False}, no_lse={"dlse": None},
         uncapped={"softcap": None},
-        empty={**NO_ROWS, "grad_losses": empty(), "grad_lse": empty(), "stats": empty(1)}, **WANTED, **LOW,
+        empty={**NO_ROWS, "dlosses": empty(), "dlse": empty(), "stats": empty(1)}, **WANTED, **LOW,
     ),
     "linear_cross_entropy_scale": Case(
-        lambda: {"grad": f(()), "counts": torch.tensor([5, 1]), "gradient": f(6, 8), "dtype": fp32},
+        lambda: {"dloss": f(()), "counts": torch.tensor([5, 1]), "gradient": f(6, 8), "dtype": fp32},
         no_counts={"counts": None}, empty={"gradient": empty()},
     ),
     "linear_cross_entropy": Case(

@@ -10,10 +10,11 @@ from tests.support.launches import launches_skipped
 
 pytest.importorskip("triton")
 from fastgpt.kernels.linear_cross_entropy import launch, tiles
+from fastgpt.kernels.linear_cross_entropy.arguments import Formula, Work
 
 N, D, V = 16384, 768, 50257  # rows, width and vocabulary of GPT-2 at batch 16
 MiB = 1 << 20
-SETTINGS = launch.Settings(-100, 0.0, 0.0, None)
+FORMULA = Formula(-100, 0.0, 0.0, None)
 
 
 def meta(*shape, dtype=torch.bfloat16):
@@ -35,13 +36,13 @@ def fused_peak(num_chunks: int, *, rows: int = N, weight_dtype=torch.bfloat16, r
     upstream = meta(rows, dtype=torch.float32)
     with _runtime.pretend(_runtime.KNOWN_TARGETS["sm_90"]), launches_skipped() as names, PeakMemory() as memory:
         in_forward = reduction != "none"
-        made = launch.linear_forward(x, weight, target, None, SETTINGS, num_chunks, in_forward, in_forward, False)
+        made = launch.linear_forward(x, weight, target, None, FORMULA, Work(num_chunks, in_forward, in_forward, False))
         if in_forward:
             dweight = launch.scale(upstream[0], made.counts, made.dweight, weight.dtype)
             dx = launch.scale(upstream[0], made.counts, made.dx, x.dtype)
         else:
             dx, dweight, _ = launch.linear_backward(
-                upstream, None, x, weight, target, None, made.stats, SETTINGS, num_chunks, True, True, False
+                upstream, None, x, weight, target, None, made.stats, FORMULA, Work(num_chunks, True, True, False)
             )
     assert "loss_and_gradient_kernel" in names or "gradient_kernel" in names
     assert (dx.shape, dweight.shape) == (x.shape, weight.shape)

@@ -19,11 +19,11 @@ def test_opcheck(device, seed, reduction, return_lse):
     p = problem(device, torch.float32, (6,), 33, 8)
     op = torch.ops.fastgpt.linear_cross_entropy.default
     torch.library.opcheck(
-        op, (p.x, p.weight, p.target, p.bias, -100, reduction, 0.1, 0.1, 9.0, return_lse, 2)
+        op, (p.x, p.weight, p.target, p.bias, -100, 0.1, 0.1, 9.0, reduction, return_lse, 2)
     )  # fmt: skip
     op = torch.ops.fastgpt.cross_entropy.default
     logits = torch.randn(6, 33, device=device, requires_grad=True)
-    torch.library.opcheck(op, (logits, p.target, -100, reduction, 0.1, 0.1, 9.0, return_lse, False))
+    torch.library.opcheck(op, (logits, p.target, -100, 0.1, 0.1, 9.0, reduction, return_lse, False))
 
 
 def test_opcheck_of_the_backward_operators(device, seed):
@@ -33,9 +33,9 @@ def test_opcheck_of_the_backward_operators(device, seed):
     for need in ((True, True, True), (False, True, False)):
         torch.library.opcheck(
             ops.linear_cross_entropy_with_gradients.default,
-            (*inputs, -100, "mean", 0.1, 0.1, 9.0, True, 2, *need), test_utils=_NO_AUTOGRAD,
+            (*inputs, *settings, "mean", True, 2, *need), test_utils=_NO_AUTOGRAD,
         )  # fmt: skip
-        made = ops.linear_cross_entropy_with_gradients(*inputs, -100, "mean", 0.1, 0.1, 9.0, True, 2, *need)
+        made = ops.linear_cross_entropy_with_gradients(*inputs, *settings, "mean", True, 2, *need)
         _, _, stats, counts, _, dweight, _ = made
         upstream = torch.randn(6, device=device)
         torch.library.opcheck(
@@ -47,7 +47,7 @@ def test_opcheck_of_the_backward_operators(device, seed):
             test_utils=_NO_AUTOGRAD,
         )  # fmt: skip
     logits = torch.randn(6, 33, device=device)
-    *_, stats, counts = ops.cross_entropy_with_stats(logits, p.target, -100, "sum", 0.1, 0.1, 9.0, True, False)
+    *_, stats, counts = ops.cross_entropy_with_stats(logits, p.target, *settings, "sum", True, False)
     torch.library.opcheck(
         ops.cross_entropy_bwd.default, (upstream, None, logits, p.target, stats, *settings), test_utils=_NO_AUTOGRAD
     )
