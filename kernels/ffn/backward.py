@@ -1,43 +1,110 @@
-"""Device code of the backward product dY · W2 with GELU's derivative."""
+"""Device code of the backward pass: dY W2 with GELU's derivative, the derivative alone, and dropout of dY.
+
+    dy = mask ⊙ dout      dpre = (dy W2) ⊙ gelu'(pre)      db2 = Σ dy      db1 = Σ dpre
+
+The products dX, dW1 and dW2 are cuBLAS's. Biases' gradients leave here as partial sums (`kernels/_partials.py`).
+"""
 
 import triton
 import triton.language as tl
 
 from ..device.sums import rounded_product
-from .gelu import gelu_and_derivative
-from .gemm import columns_of, load_tile, product_tile, store_tile, tile_at
+from ..device.tiles import load_tile, store_tile
+from .device import columns_of, drop, gelu_and_derivative, load_band, product_tile, store_band, tile_at
 
 
 @triton.jit
-def dgelu_kernel(
-    Dy, W, Pre, Dpre, Act, Dbias, stride_ym, stride_yk, stride_wk, stride_wn, stride_pm, stride_dm, stride_am, M, N, K,
-    has_bias: tl.constexpr, write_act: tl.constexpr, tanh: tl.constexpr, tma: tl.constexpr, tma_out: tl.constexpr,
-    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, parts: tl.constexpr, group_m: tl.constexpr,
-    precision: tl.constexpr,
-):  # fmt: skip
-    """Dpre (M, N) = (Dy (M, K) · W (K, N)) ⊙ gelu'(Pre), and Act = gelu(Pre) again for dW2.
+def dgelu_kernel(DY, W, Pre, DPre, Act, DBias, stride, stride_pre, stride_dpre, M, N, K, C: tl.constexpr):
+    """dpre = (dy w) ⊙ gelu'(pre), and act = gelu(pre) again for dW2. Launched by `launch.dgelu`.
 
-    Dbias (tile rows, N) float32 receives each tile's column sums. Dpre may be Pre itself: every element is read and
-    written by one program, in this order.
+    DY         (M, K)               pointer with `stride`, or descriptor of (block_m, block_k)
+    W          (K, N)               the same; block (block_k, block_n)
+    Pre, DPre  (M, N)               contiguous rows: pointers, or descriptors of (block_m, block_n / parts)
+    Act        (M, N)               the same, contiguous; None: not wanted
+    DBias      (cdiv(M, block_m), N) float32, each tile's column sums; None: not wanted
 
-    Better than cuBLAS and a pass over memory up to K = 1024 (estimate, VARIANTS.md): "auto" takes it there, on sm_90.
+    DPre may be Pre itself: every element is read and written by one program, in this order. Persistent: each program
+    computes the tiles pid, pid + num_programs, ... of the output. Better than cuBLAS and `dgelu_pass_kernel` up to
+    K = 1024 (an estimate, VARIANTS.md): "auto" takes it there, on sm_90.
     """
-    num_m, num_n = tl.cdiv(M, block_m), tl.cdiv(N, block_n)
+    BLOCK_M: tl.constexpr = C.block_m
+    BLOCK_N: tl.constexpr = C.block_n
+    PARTS: tl.constexpr = C.parts
+    BAND: tl.constexpr = BLOCK_N // PARTS
+    num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0)):
-        i, j = tile_at(index, num_m, num_n, group_m)
-        m0, n0 = i * block_m, j * block_n
-        dact = product_tile(
-            Dy, W, stride_ym, stride_yk, stride_wk, stride_wn, M, N, K, m0, n0,
-            block_m, block_n, block_k, b_is_nk=False, tma=tma, precision=precision,
-        )  # fmt: skip
-        band: tl.constexpr = block_n // parts
-        for p in tl.static_range(parts):
-            n1 = n0 + p * band
-            act, slope = gelu_and_derivative(load_tile(Pre, stride_pm, M, N, m0, n1, block_m, band, tma_out), tanh)
-            dpre = rounded_product(columns_of(dact, p, parts), slope)  # (block_m, band)
-            if write_act:
-                store_tile(Act, stride_am, M, N, m0, n1, act, block_m, band, tma_out)
-            store_tile(Dpre, stride_dm, M, N, m0, n1, dpre, block_m, band, tma_out)
-            if has_bias:
-                offs_n = n1 + tl.arange(0, band)
-                tl.store(Dbias + i.to(tl.int64) * N + offs_n, tl.sum(dpre, axis=0), mask=offs_n < N)
+        i, j = tile_at(index, num_m, num_n, C.group_m)
+        m0, n0 = i * BLOCK_M, j * BLOCK_N
+        dact = product_tile(DY, W, stride, M, N, K, m0, n0, B_IS_NK=False, C=C)
+        for p in tl.static_range(PARTS):
+            n1 = n0 + p * BAND
+            act, slope = gelu_and_derivative(load_band(Pre, stride_pre, M, N, m0, n1, C), C.is_tanh)
+            dpre = rounded_product(columns_of(dact, p, PARTS), slope)  # (block_m, block_n / parts)
+            if Act is not None:
+                store_band(Act, N, M, N, m0, n1, act, C)
+            store_band(DPre, stride_dpre, M, N, m0, n1, dpre, C)
+            if DBias is not None:
+                offs_n = n1 + tl.arange(0, BAND)
+                tl.store(DBias + i.to(tl.int64) * N + offs_n, tl.sum(dpre, axis=0), mask=offs_n < N)
+
+
+@triton.jit
+def dgelu_pass_kernel(
+    DAct, Pre, DPre, Act, DBias, stride_dact, stride_pre, stride_dpre, M, N, rows_per_program,
+    IS_TANH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dpre = dact ⊙ gelu'(pre) and act = gelu(pre), after cuBLAS's product. Launched by `launch.dgelu_pass`.
+
+    DAct, Pre, DPre  (M, N)      contiguous rows
+    Act              (M, N)      laid out as DAct, which it may be; None: not wanted
+    DBias            (bands, N)  float32, sums of dpre's columns over a band of rows; None: not wanted
+
+    DPre may be Pre, and Act may be DAct: one thread reads an element, then writes it. Grid (cdiv(N, BLOCK_N), bands).
+    """
+    band = tl.program_id(1)
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_ok = offs_n < N
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for m0 in tl.range(band * rows_per_program, (band + 1) * rows_per_program, BLOCK_M):
+        offs_m = m0 + tl.arange(0, BLOCK_M)
+        rows, row_ok = offs_m.to(tl.int64), offs_m < M
+        dact = load_tile(DAct, rows, offs_n, stride_dact, 1, row_ok, column_ok).to(tl.float32)  # (BLOCK_M, BLOCK_N)
+        pre = load_tile(Pre, rows, offs_n, stride_pre, 1, row_ok, column_ok).to(tl.float32)
+        act, slope = gelu_and_derivative(pre, IS_TANH)
+        dpre = dact * slope
+        if Act is not None:
+            store_tile(Act, act, rows, offs_n, stride_dact, 1, row_ok, column_ok)
+        store_tile(DPre, dpre, rows, offs_n, stride_dpre, 1, row_ok, column_ok)
+        sums += dpre
+    if DBias is not None:
+        tl.store(DBias + band.to(tl.int64) * N + offs_n, tl.sum(sums, axis=0), mask=column_ok)
+
+
+@triton.jit
+def prepare_grad_kernel(
+    DOut, DY, DBias, dropout, stride_m, stride_n, M, N, rows_per_program, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """dy = dropout's mask applied to dout, in the products' dtype. Launched by `launch.prepare_grad`.
+
+    DOut     (M, N)      of any float dtype, with strides stride_m and stride_n
+    DY       (M, N)      contiguous; None: dout serves as it is
+    DBias    (bands, N)  float32, sums of dy's columns over a band of rows; None: not wanted
+    dropout              None: nothing was dropped
+
+    Grid (cdiv(N, BLOCK_N), bands).
+    """
+    band = tl.program_id(1)
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_ok = offs_n < N
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for m0 in tl.range(band * rows_per_program, (band + 1) * rows_per_program, BLOCK_M):
+        offs_m = m0 + tl.arange(0, BLOCK_M)
+        rows, row_ok = offs_m.to(tl.int64), offs_m < M
+        dy = load_tile(DOut, rows, offs_n.to(tl.int64), stride_m, stride_n, row_ok, column_ok).to(tl.float32)
+        if dropout is not None:
+            dy = drop(dy, dropout, offs_m[:, None], offs_n[None, :])
+        if DY is not None:
+            store_tile(DY, dy, rows, offs_n, N, 1, row_ok, column_ok)
+        sums += dy
+    if DBias is not None:
+        tl.store(DBias + band.to(tl.int64) * N + offs_n, tl.sum(sums, axis=0), mask=column_ok)
