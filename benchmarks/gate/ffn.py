@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fastgpt.kernels.ffn import launch, layers
+from fastgpt.kernels.ffn import launch
+from fastgpt.kernels.ffn.structs import Dropout
 
 from .rows import Row, tf32_allowed
 
@@ -59,7 +60,7 @@ def _backward(d: int, dtype: torch.dtype = torch.bfloat16, tanh: bool = False) -
     """Everything of the backward pass that is ours: bias sums, and dY W2 with its epilogue."""
     x, w1, b1, w2, _, pre = _tensors(d, dtype)
     approximate = "tanh" if tanh else "none"
-    layers.gelu_ffn_backward(x, x, w1, b1, w2, pre, None, 0.0, approximate, [True] * 5, "triton", overwrite_pre=True)
+    launch.gelu_ffn_backward(x, x, w1, b1, w2, pre, None, 0.0, approximate, [True] * 5, "triton", overwrite_pre=True)
 
 
 def _dgelu(d: int, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -70,9 +71,9 @@ def _dgelu(d: int, dtype: torch.dtype = torch.bfloat16) -> None:
 def _passes(d: int, dtype: torch.dtype = torch.bfloat16) -> None:
     """The passes beside cuBLAS's products, exact and tanh."""
     x, _, _, _, _, pre = _tensors(d, dtype)
-    seed, drop = torch.empty(2, dtype=torch.int64, device="meta"), (429496730, 1.0 / 0.9)
+    dropout = Dropout(torch.empty(2, dtype=torch.int64, device="meta"), 429496730, 1.0 / 0.9)
     for tanh in (False, True):
         launch.gelu_pass(pre, pre, tanh)
         launch.dgelu_pass(pre, pre, pre, True, True, tanh)
-    launch.finish_pass(x, x, seed, drop, x, 0)
-    launch.prepare_grad(x, seed, drop, dtype, True)
+    launch.finish_pass(x, x, dropout, x, 0)
+    launch.prepare_grad(x, dropout, dtype, True)

@@ -59,9 +59,7 @@ def gelu_kernel(Pre, Act, numel, IS_TANH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def finish_kernel(
-    Y, Residual, Out, dropout, stride_residual, M, N, row0, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
+def finish_kernel(Y, Residual, Out, dropout, stride_residual, M, N, row0, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """out = residual + dropout(y), after cuBLAS's product. Launched by `launch.finish_pass`.
 
     Y         (M, N)  contiguous

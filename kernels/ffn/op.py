@@ -173,13 +173,13 @@ class _LinearGelu(torch.autograd.Function):
 
 
 def _launch_linear_gelu_fwd(*args: Any) -> Any:
-    from .layers import linear_gelu_forward
+    from .launch import linear_gelu_forward
 
     return linear_gelu_forward(*args)
 
 
 def _launch_linear_gelu_bwd(*args: Any) -> Any:
-    from .layers import linear_gelu_backward
+    from .launch import linear_gelu_backward
 
     return linear_gelu_backward(*args)
 
@@ -255,20 +255,20 @@ def _dies_with_this_backward(pre: Tensor | None, dout: Tensor) -> bool:
 
 
 def _launch_gelu_ffn_fwd(*args: Any) -> Any:
-    from .layers import gelu_ffn_forward
+    from .launch import gelu_ffn_forward
 
     *others, save_pre, overwrite_pre, path = args
     return gelu_ffn_forward(*others, save_pre and not overwrite_pre, path)
 
 
 def _launch_gelu_ffn_bwd(*args: Any) -> Any:
-    from .layers import gelu_ffn_backward
+    from .launch import gelu_ffn_backward
 
     return gelu_ffn_backward(*args)
 
 
 def _launch_gelu_ffn_bwd_overwriting(*args: Any) -> Any:
-    from .layers import gelu_ffn_backward
+    from .launch import gelu_ffn_backward
 
     grads, pre = gelu_ffn_backward(*args, overwrite_pre=True), args[5]
     if not pre.is_inference():

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from fastgpt.kernels import _runtime, attention_weights, flash_attention, gelu_ffn
 from fastgpt.kernels.device.tf32 import dot_operand, round_to_tf32
-from fastgpt.kernels.ffn import launch as ffn_launch
+from fastgpt.kernels.ffn.products import float32_reductions
 
 OLD = "torch.backends.cuda.matmul.allow_tf32 = "
 OLDEST = "torch.set_float32_matmul_precision"
@@ -362,7 +362,7 @@ def test_torchs_other_switches_are_as_they_were(setting):
     try:
         for name in names:
             setattr(flags, name, setting)
-        with ffn_launch._float32_reductions():
+        with float32_reductions():
             assert state() == [(False, setting[1])] * 2
         assert state() == [setting] * 2
     finally:

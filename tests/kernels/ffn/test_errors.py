@@ -99,7 +99,7 @@ def test_more_tokens_than_the_kernels_can_number_are_refused(path):
         return torch.empty(1, device="meta").expand(tokens, 8), torch.empty(4, 8, device="meta")
 
     with pretend(KNOWN_TARGETS["sm_90"]), launches_skipped() as launched:
-        launch._Product("up", path, *huge(launch.LARGEST), 8)
+        launch._plan("up", path, *huge(launch.LARGEST), 4, False, out_tma=False)
         with pytest.raises(ValueError, match=r"\(2147483648, 8\) and \(4, 8\).*split the batch"):
             launch.up(*huge(2**31), None, False, None, path)
     assert not launched

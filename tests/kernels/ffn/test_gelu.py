@@ -12,7 +12,7 @@ from tests.kernels.ffn.fit_gelu import coefficients
 from tests.support.budget import assert_within_budget, errors, exactly
 
 pytest.importorskip("triton")
-from fastgpt.kernels.ffn import gelu as device_gelu
+from fastgpt.kernels.ffn import device as device_code
 from fastgpt.kernels.ffn import launch
 
 # The bound that normal_cdf states; ex2.approx on a GPU adds at most 2^-22 of Φ(-t) <= 1/2.
@@ -36,7 +36,7 @@ def torch_gelu_and_slope(x, approximate):
 
 
 def test_polynomial_is_the_minimax_one():
-    source = inspect.getsource(device_gelu.normal_cdf.fn)
+    source = inspect.getsource(device_code.normal_cdf.fn)
     body = source[source.index("t = tl.abs(x)") : source.index("lower = tl.exp2")]
     found = re.findall(r"(?:q = |q \* t )([+-]?) ?(\d\S*)\n", body)
     shipped = np.array([float(sign + digits) for sign, digits in found])  # highest power first, without Q(0) = -1

@@ -27,16 +27,16 @@ def meta(*shape, dtype=torch.bfloat16):
 @pytest.mark.parametrize("wide", ["tokens", "hidden", "out"])
 def test_within_what_cuda_launches(grids, wide, path):
     """x of 0.4 GB, results of 1 GB: 2^31 - 1 programs in the first dimension of a grid, 65535 in the others."""
-    from fastgpt.kernels.ffn import layers
+    from fastgpt.kernels.ffn import launch
 
     tokens, hidden, out = (9_000_000 if wide == name else 64 for name in ("tokens", "hidden", "out"))
     x, w1, b1, w2, b2 = meta(tokens, 16), meta(hidden, 16), meta(hidden), meta(out, hidden), meta(out)
     residual, seed = meta(tokens, out), meta(2, dtype=torch.int64)
-    _, pre = layers.linear_gelu_forward(x, w1, b1, "none", True, path)
-    layers.linear_gelu_backward(pre, x, w1, b1, pre, "none", [True] * 3, path)
-    _, pre = layers.gelu_ffn_forward(x, w1, b1, w2, b2, residual, seed, 0.1, "none", True, path)
-    layers.gelu_ffn_backward(residual, x, w1, b1, w2, pre, seed, 0.1, "none", [True] * 5, path)
-    passes = {"gelu_kernel", "finish_kernel", "dgelu_pass_kernel", "prepare_grad_kernel", "sum_parts_kernel"}
+    _, pre = launch.linear_gelu_forward(x, w1, b1, "none", True, path)
+    launch.linear_gelu_backward(pre, x, w1, b1, pre, "none", [True] * 3, path)
+    _, pre = launch.gelu_ffn_forward(x, w1, b1, w2, b2, residual, seed, 0.1, "none", True, path)
+    launch.gelu_ffn_backward(residual, x, w1, b1, w2, pre, seed, 0.1, "none", [True] * 5, path)
+    passes = {"gelu_kernel", "finish_kernel", "dgelu_pass_kernel", "prepare_grad_kernel", "sum_partials_kernel"}
     expected = passes if path == "cublas" else passes - {"gelu_kernel"} | {"up_kernel", "dgelu_kernel"}
     assert {name for name, _ in grids} == expected
     for name, grid in grids:
