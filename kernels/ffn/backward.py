@@ -14,13 +14,13 @@ from .device import columns_of, drop, gelu_and_derivative, load_band, product_ti
 
 
 @triton.jit
-def dgelu_kernel(DY, W, Pre, DPre, Act, DBias, stride, stride_pre, stride_dpre, M, N, K, C: tl.constexpr):
+def dgelu_kernel(DY, W, Pre, DPre, Act, DBias, stride, M, N, K, C: tl.constexpr):
     """dpre = (dy w) ⊙ gelu'(pre), and act = gelu(pre) again for dW2. Launched by `launch.dgelu`.
 
     DY         (M, K)               pointer with `stride`, or descriptor of (block_m, block_k)
     W          (K, N)               the same; block (block_k, block_n)
     Pre, DPre  (M, N)               contiguous rows: pointers, or descriptors of (block_m, block_n / parts)
-    Act        (M, N)               the same, contiguous; None: not wanted
+    Act        (M, N)               the same; None: not wanted
     DBias      (cdiv(M, block_m), N) float32, each tile's column sums; None: not wanted
 
     DPre may be Pre itself: every element is read and written by one program, in this order. Persistent: each program
@@ -38,11 +38,11 @@ def dgelu_kernel(DY, W, Pre, DPre, Act, DBias, stride, stride_pre, stride_dpre, 
         dact = product_tile(DY, W, stride, M, N, K, m0, n0, B_IS_NK=False, C=C)
         for p in tl.static_range(PARTS):
             n1 = n0 + p * BAND
-            act, slope = gelu_and_derivative(load_band(Pre, stride_pre, M, N, m0, n1, C), C.is_tanh)
+            act, slope = gelu_and_derivative(load_band(Pre, stride.pre, M, N, m0, n1, C), C.is_tanh)
             dpre = rounded_product(columns_of(dact, p, PARTS), slope)  # (block_m, block_n / parts)
             if Act is not None:
-                store_band(Act, N, M, N, m0, n1, act, C)
-            store_band(DPre, stride_dpre, M, N, m0, n1, dpre, C)
+                store_band(Act, stride.act, M, N, m0, n1, act, C)
+            store_band(DPre, stride.dpre, M, N, m0, n1, dpre, C)
             if DBias is not None:
                 offs_n = n1 + tl.arange(0, BAND)
                 tl.store(DBias + i.to(tl.int64) * N + offs_n, tl.sum(dpre, axis=0), mask=offs_n < N)

@@ -169,8 +169,9 @@ def load_band(Base, stride, M, N, m0, n0, C: tl.constexpr):
     if C.is_tma_out:
         band = Base.load([m0, n0])
     else:
-        rows, columns = m0 + tl.arange(0, BLOCK_M), n0 + tl.arange(0, BAND)
-        band = load_tile(Base, rows.to(tl.int64), columns, stride, 1, rows < M, columns < N)
+        offs_m = m0 + tl.arange(0, BLOCK_M)[:, None]
+        offs_n = n0 + tl.arange(0, BAND)[None, :]
+        band = tl.load(Base + offs_m.to(tl.int64) * stride + offs_n, mask=(offs_m < M) & (offs_n < N), other=0.0)
     return band.to(tl.float32)
 
 
@@ -182,5 +183,7 @@ def store_band(Base, stride, M, N, m0, n0, band, C: tl.constexpr):
     if C.is_tma_out:
         Base.store([m0, n0], band.to(Base.dtype))
     else:
-        rows, columns = m0 + tl.arange(0, BLOCK_M), n0 + tl.arange(0, BAND)
-        store_tile(Base, band, rows.to(tl.int64), columns, stride, 1, rows < M, columns < N)
+        offs_m = m0 + tl.arange(0, BLOCK_M)[:, None]
+        offs_n = n0 + tl.arange(0, BAND)[None, :]
+        address = Base + offs_m.to(tl.int64) * stride + offs_n
+        tl.store(address, band.to(Base.dtype.element_ty), mask=(offs_m < M) & (offs_n < N))

@@ -13,13 +13,13 @@ from .device import columns_of, drop, gelu, product_tile, store_band, tile_at
 
 
 @triton.jit
-def up_kernel(X, W, Bias, Pre, Act, stride, stride_bias, M, N, K, C: tl.constexpr):
+def up_kernel(X, W, Bias, Pre, Act, stride, M, N, K, C: tl.constexpr):
     """pre = x wᵀ + bias, act = gelu(pre). Launched by `launch.up`.
 
     X         (M, K)       pointer with `stride`, or descriptor of (block_m, block_k)
     W         (N, K)       the same; block (block_n, block_k)
     Bias      (N,)         or None: no bias
-    Pre, Act  (M, N)       contiguous: pointers, or descriptors of (block_m, block_n / parts); Pre None: not wanted
+    Pre, Act  (M, N)       contiguous rows: pointers, or descriptors of (block_m, block_n / parts); Pre None: not wanted
 
     Persistent: each program computes the tiles pid, pid + num_programs, ... of the output. Even with cuBLAS and
     `gelu_kernel`, or better, for K <= 768, and worse above (an estimate, VARIANTS.md): "auto" does not take it.
@@ -38,11 +38,11 @@ def up_kernel(X, W, Bias, Pre, Act, stride, stride_bias, M, N, K, C: tl.constexp
             n1 = n0 + p * BAND
             if Bias is not None:
                 offs_n = n1 + tl.arange(0, BAND)
-                bias = tl.load(Bias + offs_n.to(tl.int64) * stride_bias, mask=offs_n < N, other=0.0)
+                bias = tl.load(Bias + offs_n.to(tl.int64) * stride.bias, mask=offs_n < N, other=0.0)
                 pre += bias.to(tl.float32)[None, :]
             if Pre is not None:
-                store_band(Pre, N, M, N, m0, n1, pre, C)
-            store_band(Act, N, M, N, m0, n1, gelu(pre, C.is_tanh), C)
+                store_band(Pre, stride.pre, M, N, m0, n1, pre, C)
+            store_band(Act, stride.act, M, N, m0, n1, gelu(pre, C.is_tanh), C)
 
 
 @triton.jit

@@ -152,7 +152,7 @@ def up(
     fwd.up_kernel[plan.grid](
         _operand(x, C.block_m, C.block_k, C.is_tma), _operand(w, C.block_n, C.block_k, C.is_tma), b,
         None if pre is None else _band(pre, C), _band(act, C),
-        Strides(x.stride(0), x.stride(1), w.stride(1), w.stride(0)), 0 if b is None else b.stride(0), M, N, K, C,
+        Strides(*x.stride(), *w.t().stride(), bias=None if b is None else b.stride(0), pre=N, act=N), M, N, K, C,
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
     return act
@@ -227,7 +227,7 @@ def dgelu(
     bwd.dgelu_kernel[plan.grid](
         _operand(dy, C.block_m, C.block_k, C.is_tma), _operand(w, C.block_k, C.block_n, C.is_tma),
         _band(pre, C), _band(dpre, C), None if act is None else _band(act, C), partials,
-        Strides(dy.stride(0), dy.stride(1), w.stride(0), w.stride(1)), pre.stride(0), dpre.stride(0), M, N, K, C,
+        Strides(*dy.stride(), *w.stride(), pre=pre.stride(0), dpre=dpre.stride(0), act=N), M, N, K, C,
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
     return act, partials

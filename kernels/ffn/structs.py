@@ -24,12 +24,16 @@ class Config(NamedTuple):
 
 
 class Strides(NamedTuple):
-    """Of a product's operands, in elements; with descriptors no one reads them."""
+    """Of a product's matrices, in elements; no one reads those of descriptors. None: the kernel has no such matrix."""
 
     am: Any
     ak: Any
     bk: Any
     bn: Any
+    bias: Any = None
+    pre: Any = None  # these three over rows; their columns are contiguous
+    dpre: Any = None
+    act: Any = None
 
 
 class Dropout(NamedTuple):
