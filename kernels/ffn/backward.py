@@ -50,14 +50,13 @@ def dgelu_kernel(DY, W, Pre, DPre, Act, DBias, stride, M, N, K, C: tl.constexpr)
 
 @triton.jit
 def dgelu_pass_kernel(
-    DAct, Pre, DPre, Act, DBias, stride_dact, stride_pre, stride_dpre, M, N, rows_per_program,
+    DAct, Pre, DPre, Act, DBias, stride_dact, stride_pre, stride_dpre, stride_act, M, N, rows_per_program,
     IS_TANH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dpre = dact ⊙ gelu'(pre) and act = gelu(pre), after cuBLAS's product. Launched by `launch.dgelu_pass`.
 
-    DAct, Pre, DPre  (M, N)      contiguous rows
-    Act              (M, N)      laid out as DAct, which it may be; None: not wanted
-    DBias            (bands, N)  float32, sums of dpre's columns over a band of rows; None: not wanted
+    DAct, Pre, DPre, Act  (M, N)      contiguous rows; Act None: not wanted
+    DBias                 (bands, N)  float32, sums of dpre's columns over a band of rows; None: not wanted
 
     DPre may be Pre, and Act may be DAct: one thread reads an element, then writes it. Grid (cdiv(N, BLOCK_N), bands).
     """
@@ -73,7 +72,7 @@ def dgelu_pass_kernel(
         act, slope = gelu_and_derivative(pre, IS_TANH)
         dpre = dact * slope
         if Act is not None:
-            store_tile(Act, act, rows, offs_n, stride_dact, 1, row_ok, column_ok)
+            store_tile(Act, act, rows, offs_n, stride_act, 1, row_ok, column_ok)
         store_tile(DPre, dpre, rows, offs_n, stride_dpre, 1, row_ok, column_ok)
         sums += dpre
     if DBias is not None:
@@ -82,12 +81,13 @@ def dgelu_pass_kernel(
 
 @triton.jit
 def prepare_grad_kernel(
-    DOut, DY, DBias, dropout, stride_m, stride_n, M, N, rows_per_program, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
+    DOut, DY, DBias, dropout, stride_m, stride_n, stride_dy, M, N, rows_per_program,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """dy = dropout's mask applied to dout, in the products' dtype. Launched by `launch.prepare_grad`.
 
-    DOut     (M, N)      of any float dtype, with strides stride_m and stride_n
-    DY       (M, N)      contiguous; None: dout serves as it is
+    DOut     (M, N)      of any float dtype and layout
+    DY       (M, N)      contiguous rows; None: dout serves as it is
     DBias    (bands, N)  float32, sums of dy's columns over a band of rows; None: not wanted
     dropout              None: nothing was dropped
 
@@ -104,7 +104,7 @@ def prepare_grad_kernel(
         if dropout is not None:
             dy = drop(dy, dropout, offs_m[:, None], offs_n[None, :])
         if DY is not None:
-            store_tile(DY, dy, rows, offs_n, N, 1, row_ok, column_ok)
+            store_tile(DY, dy, rows, offs_n, stride_dy, 1, row_ok, column_ok)
         sums += dy
     if DBias is not None:
         tl.store(DBias + band.to(tl.int64) * N + offs_n, tl.sum(sums, axis=0), mask=column_ok)

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from ..device.dropout import keep_mask
 from ..device.tf32 import dot_operand
-from ..device.tiles import load_tile, store_tile
 
 # ------------------------------------------------------------------------------------------------------------- GELU
 

@@ -59,13 +59,14 @@ def gelu_kernel(Pre, Act, numel, IS_TANH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def finish_kernel(Y, Residual, Out, dropout, stride_residual, M, N, row0, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def finish_kernel(
+    Y, Residual, Out, dropout, stride_y, stride_residual, stride_out, M, N, row0,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """out = residual + dropout(y), after cuBLAS's product. Launched by `launch.finish_pass`.
 
-    Y         (M, N)  contiguous
-    Residual  (M, N)  contiguous rows, of any float dtype; None: nothing is added
-    Out       (M, N)  contiguous, in the residual's dtype; may be Y itself
-    dropout   None: nothing is dropped; these are the rows row0, row0 + 1, ... of its mask
+    Y, Residual, Out  (M, N)  contiguous rows; Residual None: nothing is added; Out may be Y itself
+    dropout                   None: nothing is dropped; these are the rows row0, row0 + 1, ... of its mask
 
     Grid (cdiv(M, BLOCK_M) * cdiv(N, BLOCK_N),): on CUDA only a grid's first dimension passes 65535.
     """
@@ -73,9 +74,9 @@ def finish_kernel(Y, Residual, Out, dropout, stride_residual, M, N, row0, BLOCK_
     offs_m = tl.program_id(0) // tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     rows, row_ok, column_ok = offs_m.to(tl.int64), offs_m < M, offs_n < N
-    y = load_tile(Y, rows, offs_n, N, 1, row_ok, column_ok).to(tl.float32)  # (BLOCK_M, BLOCK_N)
+    y = load_tile(Y, rows, offs_n, stride_y, 1, row_ok, column_ok).to(tl.float32)  # (BLOCK_M, BLOCK_N)
     if dropout is not None:
         y = drop(y, dropout, row0 + offs_m[:, None], offs_n[None, :])
     if Residual is not None:
         y += load_tile(Residual, rows, offs_n, stride_residual, 1, row_ok, column_ok).to(tl.float32)
-    store_tile(Out, y, rows, offs_n, N, 1, row_ok, column_ok)
+    store_tile(Out, y, rows, offs_n, stride_out, 1, row_ok, column_ok)

@@ -184,7 +184,7 @@ def finish_pass(y: Tensor, residual: Tensor | None, dropout: Dropout | None, out
     if residual is not None and residual.stride(1) != 1 and N != 1:
         residual = residual.contiguous()
     fwd.finish_kernel[(cdiv(M, 16) * cdiv(N, 128),)](
-        y, residual, out, dropout, 0 if residual is None else residual.stride(0), M, N, row0,
+        y, residual, out, dropout, N, 0 if residual is None else residual.stride(0), N, M, N, row0,
         BLOCK_M=16, BLOCK_N=128, num_warps=4,
     )  # fmt: skip
 
@@ -204,7 +204,7 @@ def prepare_grad(dout: Tensor, dropout: Dropout | None, dtype: torch.dtype, bias
     dy = dout.new_empty(M, N, dtype=dtype) if rewrite else None
     partials = dout.new_empty(bands, N, dtype=torch.float32) if bias else None
     bwd.prepare_grad_kernel[(cdiv(N, 128), bands)](
-        dout, dy, partials, dropout, dout.stride(0), dout.stride(1), M, N, rows, BLOCK_M=16, BLOCK_N=128, num_warps=4
+        dout, dy, partials, dropout, dout.stride(0), dout.stride(1), N, M, N, rows, BLOCK_M=16, BLOCK_N=128, num_warps=4
     )
     db = None if partials is None else sum_partials(partials, dout.new_empty(N, dtype=dtype))
     return dout if dy is None else dy, db
@@ -243,7 +243,7 @@ def dgelu_pass(
     partials = dact.new_empty(bands, N, dtype=torch.float32) if bias else None
     if dact.numel():
         bwd.dgelu_pass_kernel[(cdiv(N, 128), bands)](
-            dact, pre, dpre, act, partials, dact.stride(0), pre.stride(0), dpre.stride(0), M, N, rows,
+            dact, pre, dpre, act, partials, dact.stride(0), pre.stride(0), dpre.stride(0), dact.stride(0), M, N, rows,
             IS_TANH=tanh, BLOCK_M=16, BLOCK_N=128, num_warps=4,
         )  # fmt: skip
     elif partials is not None:
