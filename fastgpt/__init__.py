@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _moved
+from ._version import __version__ as __version__
 
 # In a source tree the kernels lie beside this folder, not in it. Who starts Python or pytest at the root of the tree
 # imports this folder whatever is installed, and gets the kernels of the same tree.
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from .data import TokenDataset, prepare
     from .data.tokenizer import Tokenizer
     from .train.trainer import TrainConfig, Trainer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "GPT",

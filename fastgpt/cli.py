@@ -100,7 +100,7 @@ def _answer(argv: list[str]) -> int:
         print(usage())
         return 0
     if argv[0] in ("-V", "--version"):
-        from . import __version__
+        from ._version import __version__
 
         print(f"fastgpt {__version__}")
         return 0

@@ -116,12 +116,12 @@ def read_config(model: str) -> GPTConfig:
     Raises:
         FileNotFoundError, ValueError: neither, a folder that holds no model, or a config that GPT cannot express.
     """
-    from .. import interop
     from ..model.config import GPTConfig
+    from ..model.formats import folder
     from ..model.presets import ONE_HEAD, described, names
 
     if os.path.exists(model):
-        return interop.read_config(model_folder(model))
+        return folder.read_config(model_folder(model))
     if model.lower() in names():
         return GPTConfig.preset(model)
     near = difflib.get_close_matches(model.lower(), names(), n=1)

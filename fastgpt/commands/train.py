@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..data import TokenDataset
     from ..data.tokenizer import Tokenizer
     from ..model.config import GPTConfig
-    from ..model.one_head_base import OneHeadConfig
+    from ..model.one_head_config import OneHeadConfig
     from ..train.trainer import TrainResult
 
 DEFAULT_PRESET = "depth-4x256x4"

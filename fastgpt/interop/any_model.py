@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..model.config import GPTConfig
     from ..model.gpt import GPT
     from ..model.one_head import OneHeadLM
-    from ..model.one_head_base import OneHeadConfig
+    from ..model.one_head_config import OneHeadConfig
 
 
 def open_config(path: str | os.PathLike[str]) -> GPTConfig | OneHeadConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..base.files import read_json
+from ..base.implementations import IMPLEMENTATIONS, check_implementation
 from ..base.settings import (
     MOST_SIZE,
     SettingError,
@@ -21,13 +22,7 @@ from ..base.settings import (
     check_number,
     nearest,
 )
-
-IMPLEMENTATIONS = {
-    "attn": ("auto", "triton", "sdpa", "reference"),
-    "norm": ("auto", "triton", "torch", "reference"),
-    "ffn": ("auto", "triton", "torch", "reference"),
-    "loss": ("auto", "triton", "torch", "reference"),
-}
+from . import preset_sizes
 
 # The three whole sets that are worth comparing, as fields of GPTConfig: our kernels, torch's own, the plain formulas.
 IMPLEMENTATION_SETS = {
@@ -131,10 +126,12 @@ class GPTConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
-        """A named configuration (`fastgpt.presets.names()` lists them) with some fields replaced."""
-        from .presets import preset
+        """A named configuration (`fastgpt.presets.names()` lists them) with some fields replaced.
 
-        return preset(name, **overrides)
+        Raises:
+            ValueError: no such preset; the message lists them. TypeError: no name, or a field that is none.
+        """
+        return cls(**preset_sizes.fields_of(name)).replace(**overrides)
 
     def replace(self, **changes: Any) -> GPTConfig:
         """A copy with some fields changed. A new d_model or n_heads brings a new default d_ff or n_kv_heads.
@@ -191,15 +188,6 @@ class GPTConfig:
         if not isinstance(fields, dict):
             raise ValueError(f"{path}: expected a JSON object with GPTConfig's fields, got {type(fields).__name__}")
         return cls.from_dict(fields, source=str(path))
-
-
-def check_implementation(part: str, requested: str, *, owner: str = "fastgpt") -> None:
-    """Raise unless `requested` is an implementation of `part` ("attn", "norm", "ffn" or "loss").
-
-    Raises:
-        ValueError: another name. TypeError: no string.
-    """
-    check_choice(owner, f"{part}_impl", requested, IMPLEMENTATIONS[part])
 
 
 def may_change(field: str) -> bool:

@@ -21,11 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.settings import SettingTypeError, check_choice, check_integer
+from ..base.implementations import IMPLEMENTATIONS
+from ..base.settings import SettingTypeError, check_choice
 from ..nn.impl import check_constructible
 from . import tied
 from .blocks import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, logits_and_loss, why_head_runs
-from .config import IMPLEMENTATIONS, GPTConfig
+from .config import GPTConfig
+from .formats.folder import filled, in_words, load, save, skeleton
+from .indices import chosen_indices
 from .modes import evaluating
 from .output import GPTOutput, Unembedding, is_exporting
 from .sampling import Generates
@@ -231,9 +234,9 @@ class GPT(Generates):
 
         Files are written under a temporary name and renamed, so that a full disk leaves the previous ones intact.
         """
-        from ..interop import save
-
-        save(self, folder, format)
+        neutral = {f"{part}_impl": "auto" for part in IMPLEMENTATIONS}
+        expected = skeleton(lambda: GPT(self.config.replace(**neutral))).state_dict()
+        save(self.config, self.state_dict(), folder, format, expected=expected)
 
     @classmethod
     def from_pretrained(
@@ -249,10 +252,10 @@ class GPT(Generates):
             FileNotFoundError: no such folder, or no weights in it.
             ValueError: weights that are corrupted or of another shape, or a config that this model cannot express.
         """
-        from ..interop import filled, load
-
         config, state = load(path_or_name)
-        return filled(lambda: cls(config.replace(**overrides)), state, device=device, dtype=dtype).eval()
+        config = config.replace(**overrides)
+        source = {"source": str(path_or_name), "config": in_words(config)}
+        return filled(lambda: cls(config), state, **source, device=device, dtype=dtype).eval()
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT:
         with tied.kept(self):  # a move that makes new parameters (to_empty) would untie them
@@ -272,25 +275,6 @@ class GPT(Generates):
 
     def _next_logits(self, idx: Tensor, cache: KVCache | None) -> Tensor:
         return self.head(self.hidden_states(idx, cache)[:, -1])
-
-
-def chosen_indices(what: str, wanted: Sequence[int] | int | None, count: int) -> list[int]:
-    """The layers or heads (`what`) that attention_maps was asked for, of `count`.
-
-    Raises:
-        IndexError: one that is not there. TypeError: no integers.
-    """
-    if wanted is None:
-        return list(range(count))
-    try:
-        several = [wanted] if isinstance(wanted, str) else list(wanted)
-    except TypeError:  # one number
-        several = [wanted]
-    numbers = [check_integer("attention_maps", f"{what}s", n) for n in several]
-    for n in numbers:
-        if not -count <= n < count:
-            raise IndexError(f"attention_maps: there is no {what} {n}; the model has {count}, numbered from 0")
-    return [n % count for n in numbers]
 
 
 def _checked_config(config: Any) -> GPTConfig:

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..base.settings import MOST_SIZE, check_integer
+from .formats.folder import filled
+from .formats.one_head import load_one_head, save_one_head
+from .indices import chosen_indices
 from .modes import evaluating
+from .one_head_config import OneHeadConfig
 from .sampling import Generates
 from .token_ids import checked_ids, checked_targets
 
 if TYPE_CHECKING:
     from typing import Self
-
-
-@dataclass(frozen=True)
-class OneHeadConfig:
-    """The sizes of a OneHeadLM.
-
-    Raises:
-        ValueError, TypeError: a size that is none.
-    """
-
-    vocab_size: int
-    d_model: int
-    max_len: int
-
-    n_layers: ClassVar[int] = 1
-    n_heads: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = check_integer("OneHeadLM", field.name, getattr(self, field.name), least=1, most=MOST_SIZE)
-            object.__setattr__(self, field.name, value)
-
-    def to_dict(self) -> dict[str, int]:
-        return dataclasses.asdict(self)
 
 
 class OneHeadBase(Generates):
@@ -64,8 +41,6 @@ class OneHeadBase(Generates):
         Raises:
             IndexError: a layer or head but 0 (or -1, the last).
         """
-        from .gpt import chosen_indices
-
         chosen, numbers = chosen_indices("layer", layers, 1), chosen_indices("head", heads, 1)
         with evaluating(self):
             weights = self(idx).qk_softmax
@@ -76,9 +51,7 @@ class OneHeadBase(Generates):
 
         Files are written under a temporary name and renamed, so that a full disk leaves the previous ones intact.
         """
-        from ..interop import save_one_head
-
-        save_one_head(self, folder)
+        save_one_head(self.config, self.state_dict(), folder)
 
     @classmethod
     def from_pretrained(
@@ -89,10 +62,10 @@ class OneHeadBase(Generates):
         Raises:
             FileNotFoundError: no such folder, or no weights in it. ValueError: of another model, or corrupted.
         """
-        from ..interop import filled, load_one_head
-
-        fields, state = load_one_head(path)
-        return filled(lambda: cls(**fields), state, device=device, dtype=dtype).eval()
+        config, state = load_one_head(path)
+        fields = config.to_dict()
+        source = {"source": str(path), "config": ", ".join(f"{name}={size}" for name, size in fields.items())}
+        return filled(lambda: cls(**fields), state, **source, device=device, dtype=dtype).eval()
 
     def _limits(self) -> tuple[int, int]:
         return self.config.vocab_size, self.config.max_len

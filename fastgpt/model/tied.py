@@ -9,16 +9,22 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .config import GPTConfig
-    from .gpt import GPT
+from .config import GPTConfig
 
 _BEFORE = "_tied_before_loading"
+
+
+class Tying(Protocol):
+    """A model whose head may be its token embedding."""
+
+    config: GPTConfig
+    token_emb: nn.Module
+    head: nn.Module
 
 
 class Place(NamedTuple):
@@ -33,7 +39,7 @@ class Place(NamedTuple):
         return self.module._parameters[self.name]
 
 
-def places(model: GPT) -> list[Place]:
+def places(model: Tying) -> list[Place]:
     """Where the weight lies that embedding and head share, adapters around them included; [] if they share none."""
     found: dict[int, list[Place]] = {}
     for part in ("token_emb", "head"):
@@ -44,7 +50,7 @@ def places(model: GPT) -> list[Place]:
     return next((shared for shared in found.values() if len(shared) > 1), _to_be_tied(model))
 
 
-def _to_be_tied(model: GPT) -> list[Place]:
+def _to_be_tied(model: Tying) -> list[Place]:
     """Both places of a model without values, which Accelerate's init_empty_weights has untied as it was made."""
     both = [Place(f"{part}.weight", getattr(model, part), "weight") for part in ("token_emb", "head")]
     weights = [place.module._parameters.get("weight") for place in both]
@@ -53,7 +59,7 @@ def _to_be_tied(model: GPT) -> list[Place]:
 
 
 @contextlib.contextmanager
-def kept(model: GPT) -> Iterator[None]:
+def kept(model: Tying) -> Iterator[None]:
     """What was tied before is tied afterwards, by the first place's parameter."""
     shared = places(model)
     yield
@@ -61,7 +67,7 @@ def kept(model: GPT) -> Iterator[None]:
 
 
 def before_loading(
-    model: GPT, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any], _: bool, missing: list[str],
+    model: Tying, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any], _: bool, missing: list[str],
     unexpected: list[str], errors: list[str],
 ) -> None:  # fmt: skip
     """A load_state_dict pre-hook. A state dict that holds the shared weight under one of its names is complete; two
@@ -91,7 +97,7 @@ def _is_filler(tensor: Any, parameter: Tensor) -> bool:
     return tensor is parameter or getattr(tensor, "is_meta", False)
 
 
-def after_loading(model: GPT, incompatible: Any) -> None:
+def after_loading(model: Tying, incompatible: Any) -> None:
     """A load_state_dict post-hook: where assign=True has put a new parameter in one place, it is in all of them."""
     before = model.__dict__.pop(_BEFORE)
     new = [place.parameter for place, parameter in before if place.parameter is not parameter]
@@ -99,7 +105,7 @@ def after_loading(model: GPT, incompatible: Any) -> None:
         _tie([place for place, _ in before], new[0])
 
 
-def after_state_dict(model: GPT, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
+def after_state_dict(model: Tying, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
     """A state_dict post-hook: transformers' Trainer gets the shared weight under its first name only.
 
     It hands the state dict to safetensors as it is, which refuses to write a tensor twice.

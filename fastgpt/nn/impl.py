@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..base.implementations import check_implementation
 from ..kernels import _runtime, support
 from ..kernels.support import KERNEL_DTYPES, MAX_HEAD_DIM
-from ..model.config import check_implementation
 
 log = logging.getLogger("fastgpt")
 

@@ -141,7 +141,7 @@ def environment() -> list[tuple[str, str]]:
     """(what, version or name) of what the numbers of a report depend on."""
     import torch
 
-    from .. import __version__
+    from .._version import __version__
     from ..kernels import support
 
     rows = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -10,7 +9,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,6 @@ from . import hf_gpt2, nanogpt
 from .locate import check_target, check_type, locate, read_fields, weights_beside
 from .tensor_file import read_safetensors, write_safetensors
 
-if TYPE_CHECKING:
-    from ..gpt import GPT
-
 FORMATS = ("fastgpt", "hf", "nanogpt")
 State = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
@@ -35,9 +31,11 @@ Module = TypeVar("Module", bound=nn.Module)
 def load(path_or_name: str | os.PathLike[str]) -> tuple[GPTConfig, State]:
     """Config and state dict (our names, the head included) from a local folder or a nanoGPT .pt file, on the CPU.
 
+    Whether the weights fit the config is seen when a model is `filled` with them.
+
     Raises:
-        FileNotFoundError: nothing there. ValueError: unreadable, or weights that do not fit the config, are not finite
-        or not those that were written. SettingTypeError: no path.
+        FileNotFoundError: nothing there. ValueError: unreadable, or weights that are not those that were written.
+        SettingTypeError: no path.
     """
     kind, path = locate(path_or_name)
     if kind == "nanogpt":
@@ -48,7 +46,6 @@ def load(path_or_name: str | os.PathLike[str]) -> tuple[GPTConfig, State]:
         for name, other in (("head.weight", "token_emb.weight"), ("token_emb.weight", "head.weight")):
             if other in state:
                 state.setdefault(name, state[other])
-    check_state(config, state, source=str(path_or_name))
     return config, state
 
 
@@ -171,20 +168,9 @@ def _check_zip(path: Path) -> None:
                         pass
 
 
-def check_state(config: GPTConfig, state: State, *, source: str) -> None:
-    """Raise ValueError unless `state` has the names and shapes of a GPT with this config, and finite numbers."""
-    check_names(config, state, source=source)
-    for name, tensor in state.items():
-        check_finite(tensor, f"{source}: {name}")
-
-
-def check_names(config: GPTConfig, state: State, *, source: str) -> None:
-    """Raise ValueError unless `state` has exactly the names and shapes of a GPT with this config."""
-    from ..gpt import GPT
-
-    neutral = dataclasses.replace(config, attn_impl="auto", norm_impl="auto", ffn_impl="auto", loss_impl="auto")
-    expected = skeleton(lambda: GPT(neutral)).state_dict()
-    compare_names(expected, state, source=source, config=f"n_layers={config.n_layers}, bias={config.bias}")
+def in_words(config: GPTConfig) -> str:
+    """What of a config decides the names of the weights."""
+    return f"n_layers={config.n_layers}, bias={config.bias}"
 
 
 def compare_names(expected: State, state: State, *, source: str, config: str) -> None:
@@ -207,11 +193,21 @@ def compare_names(expected: State, state: State, *, source: str, config: str) ->
 
 
 def filled(
-    make: Callable[[], Module], state: State, *, device: torch.device | str | None, dtype: torch.dtype | None
-) -> Module:
-    """The module that `make` makes, with the weights of `state`. device: torch's default; dtype: the weights'."""
+    make: Callable[[], Module], state: State, *, source: str, config: str, device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Module:  # fmt: skip
+    """The module that `make` makes, with the weights of `state`. device: torch's default; dtype: the weights'.
+
+    Raises:
+        ValueError: weights of other names or shapes, or not finite. `source` says where they are from, `config` what
+        the model is.
+    """
+    model = skeleton(make)
+    compare_names(model.state_dict(), state, source=source, config=config)
+    for name, tensor in state.items():
+        check_finite(tensor, f"{source}: {name}")
     # In its dtype before it is filled: a default dtype of fewer bits would round the weights on their way.
-    model = skeleton(make).to(dtype=dtype or next(iter(state.values())).dtype)
+    model = model.to(dtype=dtype or next(iter(state.values())).dtype)
     if device is None:  # nobody reads weights to have none
         device = "cpu" if torch.get_default_device().type == "meta" else torch.get_default_device()
     model.to_empty(device=device)
@@ -250,18 +246,18 @@ def check_finite(tensor: Tensor, what: str) -> None:
         )
 
 
-def save(model: GPT, folder: str | os.PathLike[str], format: str) -> None:
-    """Write `model` to `folder` in one of FORMATS. See `GPT.save_pretrained`.
+def save(config: GPTConfig, state: State, folder: str | os.PathLike[str], format: str, *, expected: State) -> None:
+    """Write a GPT's config and state dict to `folder` in one of FORMATS. See `GPT.save_pretrained`.
 
     Raises:
-        ValueError: another format, or weights with other names than a GPT's. OSError: it cannot be written.
+        ValueError: another format, or weights with other names than are `expected`. OSError: it cannot be written.
     """
     if format not in FORMATS:
         raise ValueError(f"save_pretrained: unknown format {format!r}; choose from {FORMATS}")
     path = check_target(folder, format)
-    config = model.config
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    check_names(config, state, source="save_pretrained")  # adapters, for one, would be in a file that nothing reads
+    state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    # Adapters, for one, would be in a file that nothing reads.
+    compare_names(expected, state, source="save_pretrained", config=in_words(config))
     tied.check_saveable(config, state)
     if format == "nanogpt":
         checkpoint = nanogpt.to_checkpoint(config, state)

@@ -5,27 +5,23 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...base import files
-from ..one_head_base import OneHeadConfig
-from .folder import State, check_finite, compare_names, read_weights, skeleton
+from ..one_head_config import OneHeadConfig
+from .folder import State, read_weights
 from .locate import check_target, locate, read_fields
 from .tensor_file import write_safetensors
-
-if TYPE_CHECKING:
-    from ..one_head import OneHeadLM
 
 MODEL_TYPE = "fastgpt-one-head"
 
 
-def save_one_head(model: OneHeadLM, folder: str | os.PathLike[str]) -> None:
+def save_one_head(config: OneHeadConfig, state: State, folder: str | os.PathLike[str]) -> None:
     """See `OneHeadLM.save_pretrained`."""
     path = check_target(folder, MODEL_TYPE)
-    fields = {"model_type": MODEL_TYPE, **model.config.to_dict()}
+    fields = {"model_type": MODEL_TYPE, **config.to_dict()}
 
     def write(work: Path) -> None:
-        write_safetensors(work / "model.safetensors", model.state_dict())
+        write_safetensors(work / "model.safetensors", state)
         (work / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
     files.replace_files(path, write, says=path / "model.safetensors")
@@ -48,18 +44,10 @@ def read_one_head_config(path: str | os.PathLike[str]) -> OneHeadConfig:
         raise ValueError(f"{source}: {error}") from None
 
 
-def load_one_head(path: str | os.PathLike[str]) -> tuple[dict[str, int], State]:
-    """The constructor's arguments and the state dict of a folder that `save_one_head` wrote.
+def load_one_head(path: str | os.PathLike[str]) -> tuple[OneHeadConfig, State]:
+    """The config and the state dict of a folder that `save_one_head` wrote; whether they fit is seen by `filled`.
 
     Raises:
         FileNotFoundError: no such folder, or no weights in it. ValueError: of another model, or corrupted.
     """
-    from ..one_head import OneHeadLM
-
-    fields = read_one_head_config(path).to_dict()
-    state = read_weights(locate(path)[1])
-    expected = skeleton(lambda: OneHeadLM(**fields)).state_dict()
-    compare_names(expected, state, source=str(path), config=", ".join(f"{k}={v}" for k, v in fields.items()))
-    for name, tensor in state.items():
-        check_finite(tensor, f"{path}: {name}")
-    return fields, state
+    return read_one_head_config(path), read_weights(locate(path)[1])

@@ -210,7 +210,7 @@ MUTANTS = (
     ),
     Mutant(
         "model-negative-layers-count-from-the-front",
-        "fastgpt/model/gpt.py",
+        "fastgpt/model/indices.py",
         "n % count",
         "abs(n)",
         _MODEL + "attention_maps",
@@ -253,15 +253,15 @@ MUTANTS = (
     Mutant(
         "model-overrides-ignored-on-reading",
         "fastgpt/model/gpt.py",
-        "cls(config.replace(**overrides))",
-        "cls(config)",
+        "config.replace(**overrides)",
+        "config",
         _INTEROP + "overrides_dtype_and_device",
     ),
     Mutant(
         "model-read-in-training-mode",
         "fastgpt/model/gpt.py",
-        "filled(lambda: cls(config.replace(**overrides)), state, device=device, dtype=dtype).eval()",
-        "filled(lambda: cls(config.replace(**overrides)), state, device=device, dtype=dtype)",
+        "filled(lambda: cls(config), state, **source, device=device, dtype=dtype).eval()",
+        "filled(lambda: cls(config), state, **source, device=device, dtype=dtype)",
         _INTEROP + "own_round_trip_is_exact",
     ),
     Mutant(
