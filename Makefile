@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo test test-all test-cpus test-luck bench gate gate-check mutants faults fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
+.PHONY: help demo test check types test-all test-cpus test-luck bench gate gate-check mutants faults fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -83,6 +83,14 @@ gpu-dry-run: $(GPU_VENV)/.dev  ## run scripts/gpu_session.sh on a GPU that is no
 readme: $(VENV)/.dev  ## regenerate the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.readme --write
 
+check: lint types  ## before each commit: rules, types and one quick test of every promise, in a minute
+	$(PYTEST) -n $(JOBS) --dist worksteal -m quick -q
+
+types: $(VENV)/.dev  ## mypy over fastgpt/ and the host code of kernels/
+	@rm -rf .typecheck && mkdir -p .typecheck/fastgpt
+	@ln -s $(CURDIR)/fastgpt/* .typecheck/fastgpt && ln -s $(CURDIR)/kernels .typecheck/fastgpt
+	cd .typecheck && $(abspath $(BIN))/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p fastgpt
+
 lint: $(VENV)/.dev  ## ruff: rules and layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -104,5 +112,5 @@ lock: $(VENV)/.dev  ## rewrite constraints.txt for Python 3.10 to 3.13, and cons
 	sed -i '1i # What GPU machines have, for Python 3.12: `make matrix` runs the tests on it (`make lock` rewrites it).' constraints-gpu.txt
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) $(GPU_VENV) .gpu-cache .gpu-build build dist runs .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) .gpu-cache .gpu-build build dist runs .pytest_cache .ruff_cache .mypy_cache .typecheck .hypothesis .benchmarks *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
