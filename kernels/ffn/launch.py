@@ -46,9 +46,8 @@ def linear_gelu_forward(
 
 
 def linear_gelu_backward(
-    dact: Tensor, x: Tensor, w: Tensor, b: Tensor | None, pre: Tensor | None, approximate: str,
-    grads: Sequence[bool], path: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dact: Tensor, x: Tensor, w: Tensor, b: Tensor | None, pre: Tensor | None, approximate: str, grads: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dw, db) of `linear_gelu`; `grads` says which are wanted, `pre` None recomputes the pre-activation."""
     with _runtime.on_device_of(x):
         want_x, want_w, want_b = grads

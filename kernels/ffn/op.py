@@ -1,19 +1,17 @@
-"""`gelu_ffn` and `linear_gelu`: argument checks, autocast, operators, autograd."""
+"""`linear_gelu` and `gelu_ffn` as torch sees them: the public functions, their operators, fakes and autograd."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _checks, _runtime, support
-from .._library import below_autograd, define, plain
+from .. import _checks, _library, _runtime, support
 from .._random import check_dropout, new_seed
-from ..support import KERNEL_DTYPES
-
-_PATHS = ("auto", "triton", "cublas")
+from . import arguments
 
 
 def linear_gelu(
@@ -27,8 +25,7 @@ def linear_gelu(
         x: (..., d_in) float32, float16 or bfloat16; any strides.
         w: (d_out, d_in), as in nn.Linear; b: (d_out,) or None. Both in x's dtype.
         approximate: "none" is x · Φ(x) with the exact Φ (to float32); "tanh" is GPT-2's approximation.
-        path: "auto" takes Triton or cuBLAS by a table (`tiles.runs_in_triton`); "triton" and "cublas" insist. The
-            backward's products dX and dW are cuBLAS's.
+        path: who computes x wᵀ: "auto" takes Triton or cuBLAS by a table (`tiles.runs_in_triton`); the others insist.
 
     Returns:
         (..., d_out) in x's dtype (under autocast: in autocast's).
@@ -39,10 +36,11 @@ def linear_gelu(
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
     _checks.check_dense("linear_gelu", 2, x=x, w=w, b=b)
-    x, w, b = _autocast(x, w, b)
-    _check_choice("linear_gelu", "approximate", approximate, ("none", "tanh"))
-    _check_choice("linear_gelu", "path", path, _PATHS)
-    _check_linear("linear_gelu", x, "x", w, "w", b, "b")
+    if (dtype := _runtime.autocast_dtype(x)) is not None:
+        x, w = arguments.as_autocast_asks(x, dtype), arguments.as_autocast_asks(w, dtype)
+        b = arguments.as_autocast_asks(b, dtype)
+    arguments.check_options("linear_gelu", approximate, path)
+    arguments.check_linear("linear_gelu", x, "x", w, "w", b, "b")
     support.check_launchable("linear_gelu", x=x, w=w, b=b)
     save_pre = _needs_grad(x, w, b)
     return _linear_gelu_fwd(x, w, b, approximate, save_pre, path)[0]
@@ -86,20 +84,16 @@ def gelu_ffn(
         RuntimeError: no GPU that can run Triton kernels, and not inside `interpret()`; a second derivative.
     """
     _checks.check_dense("gelu_ffn", 3, x=x, w1=w1, w2=w2, b1=b1, b2=b2, residual=residual)
-    x, w1, b1, w2, b2 = _autocast(x, w1, b1, w2, b2)
-    _check_choice("gelu_ffn", "approximate", approximate, ("none", "tanh"))
-    _check_choice("gelu_ffn", "path", path, _PATHS)
+    if (dtype := _runtime.autocast_dtype(x)) is not None:
+        x = arguments.as_autocast_asks(x, dtype)
+        w1, b1 = arguments.as_autocast_asks(w1, dtype), arguments.as_autocast_asks(b1, dtype)
+        w2, b2 = arguments.as_autocast_asks(w2, dtype), arguments.as_autocast_asks(b2, dtype)
+    arguments.check_options("gelu_ffn", approximate, path)
     check_dropout("gelu_ffn", dropout_p)
-    _check_linear("gelu_ffn", x, "x", w1, "w1", b1, "b1")
-    _check_linear("gelu_ffn", w1.t(), "w1ᵀ", w2, "w2", b2, "b2")
+    arguments.check_linear("gelu_ffn", x, "x", w1, "w1", b1, "b1")
+    arguments.check_linear("gelu_ffn", w1.t(), "w1ᵀ", w2, "w2", b2, "b2")
     if residual is not None:
-        expected = (*x.shape[:-1], w2.shape[0])
-        if residual.shape != expected:
-            raise ValueError(
-                f"gelu_ffn: residual has shape {tuple(residual.shape)}, expected {expected}, the output's; expand it"
-            )
-        if residual.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"gelu_ffn: residual is {residual.dtype}; give it in x's {x.dtype} or in float32")
+        arguments.check_residual("gelu_ffn", residual, x, w2.shape[0])
     support.check_launchable("gelu_ffn", x=x, w1=w1, b1=b1, w2=w2, b2=b2, residual=residual)
     save_pre = not recompute and _needs_grad(x, w1, b1, w2)
     seed = new_seed(x.device) if dropout_p > 0.0 else None
@@ -110,117 +104,142 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Under autocast, cast to its dtype what F.linear would: all but float64."""
-    dtype = _runtime.autocast_dtype(tensors[0])
-    if dtype is None:
-        return tensors
-    cast = (t is not None and t.is_floating_point() and t.dtype != torch.float64 for t in tensors)
-    return tuple(t.to(dtype) if wanted else t for t, wanted in zip(tensors, cast))
+# ------------------------------------------------------------------------------------- linear_gelu, as torch sees it
 
 
-def _check_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+def _launch_linear_gelu_fwd(
+    x: Tensor, w: Tensor, b: Tensor | None, approximate: str, save_pre: bool, path: str
+) -> tuple[Tensor, Tensor]:
+    from . import launch
+
+    return launch.linear_gelu_forward(x, w, b, approximate, save_pre, path)
 
 
-def _check_linear(function: str, x: Tensor, x_name: str, w: Tensor, w_name: str, b: Tensor | None, b_name: str) -> None:
-    """Raise unless w is a matrix that multiplies x's last dimension, b fits it, and all have one supported dtype."""
-    if x.dtype not in KERNEL_DTYPES:
-        raise TypeError(
-            f"{function}: {x_name} is {x.dtype}; supported are float32, float16 and bfloat16. For float64 use "
-            f"fastgpt.kernels.reference.{function}"
-        )
-    if x.dim() == 0 or w.dim() != 2 or w.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"{function}: {w_name} has shape {tuple(w.shape)}, but {x_name} of shape {tuple(x.shape)} wants (any, "
-            f"{x.shape[-1] if x.dim() else '?'}); weights are laid out as in nn.Linear, (out, in)"
-        )
-    if b is not None and b.shape != w.shape[:1]:
-        raise ValueError(f"{function}: {b_name} has shape {tuple(b.shape)}, expected ({w.shape[0]},), {w_name}'s rows")
-    for name, tensor in ((w_name, w), (b_name, b)):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise TypeError(
-                f"{function}: {name} is {tensor.dtype} but {x_name} is {x.dtype}; cast one of them, or use autocast"
-            )
+def _launch_linear_gelu_bwd(
+    dact: Tensor, x: Tensor, w: Tensor, b: Tensor | None, pre: Tensor | None, approximate: str, grads: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import launch
+
+    return launch.linear_gelu_backward(dact, x, w, b, pre, approximate, grads)
 
 
-# ------------------------------------------------------------------------------------------------------ linear_gelu
+def _fake_linear_gelu_fwd(
+    x: Tensor, w: Tensor, b: Tensor | None, approximate: str, save_pre: bool, path: str
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(*x.shape[:-1], w.shape[0]), _fake_pre(x, w, save_pre)
+
+
+def _fake_linear_gelu_bwd(
+    dact: Tensor, x: Tensor, w: Tensor, b: Tensor | None, pre: Tensor | None, approximate: str, grads: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    return _fake_grads(x, grads, x.shape, w.shape, w.shape[:1])
+
+
+def _fake_pre(x: Tensor, w: Tensor, save_pre: bool) -> Tensor:
+    return x.new_empty(math.prod(x.shape[:-1]), w.shape[0]) if save_pre else x.new_empty(0)
+
+
+def _fake_grads(x: Tensor, grads: Sequence[bool], *shapes: torch.Size) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, grads))
 
 
 class _LinearGelu(torch.autograd.Function):
     @staticmethod
-    def forward(*args: Any):
-        return below_autograd(_linear_gelu_fwd, *args)
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return _library.below_autograd(_linear_gelu_fwd, *args)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, outputs):
-        (x, w, b, approximate, save_pre, path), (_, pre) = inputs, outputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        (x, w, b, ctx.approximate, save_pre, _), (_, pre) = inputs, outputs
         ctx.mark_non_differentiable(pre)
         ctx.set_materialize_grads(False)  # else pre's "gradient" is as many zeros
         ctx.save_for_backward(x, w, b, pre if save_pre else None)
-        ctx.options = approximate, path
 
     @staticmethod
-    def backward(ctx: Any, dact, _dpre):
+    def backward(ctx: Any, dact: Tensor | None, _dpre: None) -> tuple[Tensor | None, ...]:
         if dact is None:
             return (None,) * 6
-        x, w, b, pre = ctx.saved_tensors
-        approximate, path = ctx.options
         grads = list(ctx.needs_input_grad[:3])
-        out = _linear_gelu_bwd(dact, x, w, b, pre, approximate, grads, path)
-        return *(g if want else None for g, want in zip(out, grads)), None, None, None
+        out = _linear_gelu_bwd(dact, *ctx.saved_tensors, ctx.approximate, grads)
+        return *(g if wanted else None for g, wanted in zip(out, grads)), None, None, None
 
 
-def _launch_linear_gelu_fwd(*args: Any) -> Any:
-    from .launch import linear_gelu_forward
-
-    return linear_gelu_forward(*args)
-
-
-def _launch_linear_gelu_bwd(*args: Any) -> Any:
-    from .launch import linear_gelu_backward
-
-    return linear_gelu_backward(*args)
-
-
-def _fake_linear_gelu_fwd(x, w, b, approximate, save_pre, path):
-    rows = math.prod(x.shape[:-1])
-    return x.new_empty(*x.shape[:-1], w.shape[0]), x.new_empty(rows, w.shape[0]) if save_pre else x.new_empty(0)
-
-
-def _fake_linear_gelu_bwd(dact, x, w, b, pre, approximate, grads, path):
-    shapes = x.shape, w.shape, w.shape[:1]
-    return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, grads))
-
-
-_linear_gelu_fwd = define(
+_linear_gelu_fwd = _library.define(
     "linear_gelu_fwd(Tensor x, Tensor w, Tensor? b, str approximate, bool save_pre, str path) -> (Tensor, Tensor)",
-    launch=_launch_linear_gelu_fwd, fake=_fake_linear_gelu_fwd, public="linear_gelu", autograd=_LinearGelu,
+    launch=_launch_linear_gelu_fwd,
+    fake=_fake_linear_gelu_fwd,
+    public="linear_gelu",
+    autograd=_LinearGelu,
     differentiable=(0, 1, 2),
-)  # fmt: skip
-_linear_gelu_bwd = define(
-    "linear_gelu_bwd(Tensor dact, Tensor x, Tensor w, Tensor? b, Tensor? pre, str approximate, bool[] grads, "
-    "str path) -> (Tensor, Tensor, Tensor)",
-    launch=_launch_linear_gelu_bwd, fake=_fake_linear_gelu_bwd, public="linear_gelu",
-)  # fmt: skip
+)
+_linear_gelu_bwd = _library.define(
+    "linear_gelu_bwd(Tensor dact, Tensor x, Tensor w, Tensor? b, Tensor? pre, str approximate, bool[] grads) -> "
+    "(Tensor, Tensor, Tensor)",
+    launch=_launch_linear_gelu_bwd,
+    fake=_fake_linear_gelu_bwd,
+    public="linear_gelu",
+)
 
 
-# --------------------------------------------------------------------------------------------------------- gelu_ffn
+# ---------------------------------------------------------------------------------------- gelu_ffn, as torch sees it
+
+
+def _launch_gelu_ffn_fwd(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, residual: Tensor | None,
+    seed: Tensor | None, dropout_p: float, approximate: str, save_pre: bool, overwrite_pre: bool, path: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from . import launch
+
+    save_pre = save_pre and not overwrite_pre
+    return launch.gelu_ffn_forward(x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, path)
+
+
+def _launch_gelu_ffn_bwd(
+    dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, pre: Tensor | None, *settings: Any
+) -> tuple[Tensor, ...]:
+    from . import launch
+
+    return launch.gelu_ffn_backward(dout, x, w1, b1, w2, pre, *settings)
+
+
+def _launch_gelu_ffn_bwd_overwriting(
+    dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, pre: Tensor, *settings: Any
+) -> tuple[Tensor, ...]:
+    from . import launch
+
+    grads = launch.gelu_ffn_backward(dout, x, w1, b1, w2, pre, *settings, overwrite_pre=True)
+    if not pre.is_inference():
+        torch.autograd.graph.increment_version(pre)  # whoever else has saved it for a backward pass must hear of this
+    return grads
+
+
+def _fake_gelu_ffn_fwd(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, residual: Tensor | None,
+    seed: Tensor | None, dropout_p: float, approximate: str, save_pre: bool, overwrite_pre: bool, path: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    y = x.new_empty(*x.shape[:-1], w2.shape[0], dtype=x.dtype if residual is None else residual.dtype)
+    return y, _fake_pre(x, w1, save_pre and not overwrite_pre)
+
+
+def _fake_gelu_ffn_bwd(
+    dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, pre: Tensor | None, seed: Tensor | None,
+    dropout_p: float, approximate: str, grads: Sequence[bool], path: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return _fake_grads(x, grads, x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
 
 
 class _GeluFFN(torch.autograd.Function):
     """Returns (y, pre, nothing); with overwrite_pre (y, nothing, pre), of which the operator hands out (y, nothing)."""
 
     @staticmethod
-    def forward(*args: Any):
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         *others, save_pre, overwrite_pre, path = args
-        y, pre = below_autograd(_gelu_ffn_fwd, *others, save_pre, False, path)
+        y, pre = _library.below_autograd(_gelu_ffn_fwd, *others, save_pre, False, path)
         nothing = others[0].new_empty(0)
         return (y, nothing, pre) if overwrite_pre else (y, pre, nothing)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, outputs):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
         x, w1, b1, w2, _, _, seed, dropout_p, approximate, save_pre, overwrite_pre, path = inputs
         ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)  # else pre's "gradient" is as many zeros
@@ -228,7 +247,7 @@ class _GeluFFN(torch.autograd.Function):
         ctx.options = dropout_p, approximate, overwrite_pre, path
 
     @staticmethod
-    def backward(ctx: Any, dout, *_):
+    def backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dout is None:
             return (None,) * 12
         x, w1, b1, w2, pre, seed = ctx.saved_tensors
@@ -237,7 +256,7 @@ class _GeluFFN(torch.autograd.Function):
         dresidual = dout if ctx.needs_input_grad[5] else None
         op = _gelu_ffn_bwd_ if overwrite_pre and _dies_with_this_backward(pre, dout) else _gelu_ffn_bwd
         out = op(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, grads, path)
-        return *(g if want else None for g, want in zip(out, grads)), dresidual, *(None,) * 6
+        return *(g if wanted else None for g, wanted in zip(out, grads)), dresidual, *(None,) * 6
 
 
 def _dies_with_this_backward(pre: Tensor | None, dout: Tensor) -> bool:
@@ -248,61 +267,38 @@ def _dies_with_this_backward(pre: Tensor | None, dout: Tensor) -> bool:
     """
     return (
         pre is not None
-        and plain((pre, dout))
+        and _library.plain((pre, dout))
         and not torch.is_grad_enabled()
         and not torch._C._autograd._get_current_graph_task_keep_graph()
     )
 
 
-def _launch_gelu_ffn_fwd(*args: Any) -> Any:
-    from .launch import gelu_ffn_forward
-
-    *others, save_pre, overwrite_pre, path = args
-    return gelu_ffn_forward(*others, save_pre and not overwrite_pre, path)
-
-
-def _launch_gelu_ffn_bwd(*args: Any) -> Any:
-    from .launch import gelu_ffn_backward
-
-    return gelu_ffn_backward(*args)
-
-
-def _launch_gelu_ffn_bwd_overwriting(*args: Any) -> Any:
-    from .launch import gelu_ffn_backward
-
-    grads, pre = gelu_ffn_backward(*args, overwrite_pre=True), args[5]
-    if not pre.is_inference():
-        torch.autograd.graph.increment_version(pre)  # whoever else has saved it for a backward pass must hear of this
-    return grads
-
-
-def _fake_gelu_ffn_fwd(x, w1, b1, w2, b2, residual, seed, dropout_p, approximate, save_pre, overwrite_pre, path):
-    rows, dtype = math.prod(x.shape[:-1]), x.dtype if residual is None else residual.dtype
-    y = x.new_empty(*x.shape[:-1], w2.shape[0], dtype=dtype)
-    return y, x.new_empty(rows, w1.shape[0]) if save_pre and not overwrite_pre else x.new_empty(0)
-
-
-def _fake_gelu_ffn_bwd(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, grads, path):
-    shapes = x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]
-    return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, grads))
-
-
 # With `overwrite_pre` nobody but backward gets the pre-activation, which then may write over it: the second result, the
 # pre-activation otherwise, is empty.
-_gelu_ffn_fwd = define(
+_gelu_ffn_fwd = _library.define(
     "gelu_ffn_fwd(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? residual, Tensor? seed, "
     "float dropout_p, str approximate, bool save_pre, bool overwrite_pre, str path) -> (Tensor, Tensor)",
-    launch=_launch_gelu_ffn_fwd, fake=_fake_gelu_ffn_fwd, public="gelu_ffn", autograd=_GeluFFN, results=2,
+    launch=_launch_gelu_ffn_fwd,
+    fake=_fake_gelu_ffn_fwd,
+    public="gelu_ffn",
+    autograd=_GeluFFN,
+    results=2,
     differentiable=(0, 1, 2, 3, 4, 5),
-)  # fmt: skip
-_gelu_ffn_bwd = define(
-    "gelu_ffn_bwd(Tensor dout, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? pre, Tensor? seed, "
-    "float dropout_p, str approximate, bool[] grads, str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    launch=_launch_gelu_ffn_bwd, fake=_fake_gelu_ffn_bwd, public="gelu_ffn",
-)  # fmt: skip
+)
+_BACKWARD = (
+    "(Tensor dout, Tensor x, Tensor w1, Tensor? b1, Tensor w2, {pre} pre, Tensor? seed, float dropout_p, "
+    "str approximate, bool[] grads, str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_gelu_ffn_bwd = _library.define(
+    f"gelu_ffn_bwd{_BACKWARD.format(pre='Tensor?')}",
+    launch=_launch_gelu_ffn_bwd,
+    fake=_fake_gelu_ffn_bwd,
+    public="gelu_ffn",
+)
 # The same, but leaves the gradient of the pre-activation in the pre-activation's place.
-_gelu_ffn_bwd_ = define(
-    "gelu_ffn_bwd_(Tensor dout, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor(a!) pre, Tensor? seed, "
-    "float dropout_p, str approximate, bool[] grads, str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    launch=_launch_gelu_ffn_bwd_overwriting, fake=_fake_gelu_ffn_bwd, public="gelu_ffn",
-)  # fmt: skip
+_gelu_ffn_bwd_ = _library.define(
+    f"gelu_ffn_bwd_{_BACKWARD.format(pre='Tensor(a!)')}",
+    launch=_launch_gelu_ffn_bwd_overwriting,
+    fake=_fake_gelu_ffn_bwd,
+    public="gelu_ffn",
+)

@@ -33,7 +33,7 @@ def test_within_what_cuda_launches(grids, wide, path):
     x, w1, b1, w2, b2 = meta(tokens, 16), meta(hidden, 16), meta(hidden), meta(out, hidden), meta(out)
     residual, seed = meta(tokens, out), meta(2, dtype=torch.int64)
     _, pre = launch.linear_gelu_forward(x, w1, b1, "none", True, path)
-    launch.linear_gelu_backward(pre, x, w1, b1, pre, "none", [True] * 3, path)
+    launch.linear_gelu_backward(pre, x, w1, b1, pre, "none", [True] * 3)
     _, pre = launch.gelu_ffn_forward(x, w1, b1, w2, b2, residual, seed, 0.1, "none", True, path)
     launch.gelu_ffn_backward(residual, x, w1, b1, w2, pre, seed, 0.1, "none", [True] * 5, path)
     passes = {"gelu_kernel", "finish_kernel", "dgelu_pass_kernel", "prepare_grad_kernel", "sum_partials_kernel"}
