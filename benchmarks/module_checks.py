@@ -29,7 +29,7 @@ def checks() -> dict[str, Callable[[], object]]:
         "GPT's Head": lambda: why_head_runs(model.head),
         "GELUFFN": fastgpt.nn.GELUFFN(16).why_children,
         "GELUFFN with dropout": fastgpt.nn.GELUFFN(16, dropout=0.1).why_children,
-        "FlashMultiheadAttention (fallback)": lambda: _exact.why_not((mha.out_proj,), attention._OUT_PROJ),
+        "FlashMultiheadAttention (fallback)": lambda: _exact.why_children_run((mha.out_proj,), attention._OUT_PROJ),
         "LinearCrossEntropyLoss": fastgpt.nn.LinearCrossEntropyLoss(16, 32).why_children,
     }
     try:

@@ -40,7 +40,7 @@ if TYPE_CHECKING or not _is_the_command():
     from .model.gpt import GPT
     from .model.one_head import OneHeadLM
     from .model.output import GPTOutput
-    from .nn.impl import implementations
+    from .nn.implementations import implementations
 
 if TYPE_CHECKING:
     from .data import TokenDataset, prepare
@@ -67,7 +67,8 @@ __all__ = [
 _HOMES = {
     "GPT": ".model.gpt", "GPTConfig": ".model.config", "GPTOutput": ".model.output", "OneHeadLM": ".model.one_head",
     "TokenDataset": ".data", "Tokenizer": ".data.tokenizer", "TrainConfig": ".train.trainer",
-    "Trainer": ".train.trainer", "implementations": ".nn.impl", "patch": ".interop.patch", "prepare": ".data",
+    "Trainer": ".train.trainer", "implementations": ".nn.implementations", "patch": ".interop.patch",
+    "prepare": ".data",
 }  # fmt: skip
 
 

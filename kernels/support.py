@@ -1,6 +1,16 @@
-"""The one judge: may Triton kernels run on these tensors here and now, and why not.
+"""The one judge: may the kernels run here, on tensors of this kind, and why not.
 
-Nothing here imports triton until it is asked to, so that `import fastgpt` works and stays quick where there is none.
+An answer is a reason, "what stands in the way; the way out", or None where nothing does. It is asked by everything that
+has another way to go: `scaled_dot_product_attention`, the modules, `fastgpt.implementations`. The public functions of
+the kernels have none: `check_launchable` raises.
+
+    why_not(tensors)                  of a call: all of this
+    kinds_why_not(device, dtypes)     before there are tensors: forward mode, dtypes, the machine
+    machine_why_not(device)           Triton, and a GPU that is young enough
+    dtype_why_not, head_dim_why_not, dropout_why_not
+
+What a kernel asks of shapes and masks is said where it is called; whether a module may read its children's weights, in
+fastgpt/nn/_exact.py. Nothing here imports triton, so that `import fastgpt` works and stays quick where there is none.
 """
 
 from __future__ import annotations
@@ -9,6 +19,7 @@ import functools
 import importlib.util
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _runtime
@@ -17,35 +28,111 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (7, 5)  # Turing: the oldest GPU with the tensor-core instructions that Triton 3.6 still emits
 
+NO_FORWARD_MODE = "the kernels have no forward-mode derivative (jvp, jacfwd); the fallback has"
+
 
 @functools.cache
 def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def why_not(tensor: torch.Tensor) -> str | None:
-    """Why Triton kernels cannot run on `tensor`'s device, with the way out; None if they can."""
+@functools.cache
+def _young_enough(index: int | None) -> bool:
+    """Whether Triton takes this GPU (None: the current one). Without any, CUDA tensors hold no data: nothing runs."""
+    if torch.version.hip or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
+
+
+def machine_why_not(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on `device`; None if they can."""
     if not has_triton():
         return "triton is not installed; `pip install triton` (Linux), or choose another implementation"
-    if tensor.is_cuda:
-        if not torch.version.hip and not _capability_ok(tensor.get_device()):
-            name = torch.cuda.get_device_name(tensor.device)
+    match device.type:
+        case "cuda":
+            if _young_enough(device.index):
+                return None
+            name = torch.cuda.get_device_name(device)
             return (
                 f"{name} is older than sm_75, the oldest GPU that these kernels support; use the torch implementation"
             )
-        return None
-    if tensor.device.type == "meta" and _runtime._pretended is not None:
-        return None
-    if tensor.device.type == "cpu" and _runtime.is_interpreting():
-        return None
+        case "cpu" if _runtime.is_interpreting():
+            return None
+        case "meta" if _runtime._pretended is not None:
+            return None
     return (
-        f"tensors are on {tensor.device.type!r}, and Triton kernels run on CUDA GPUs; move them to a GPU, choose the "
-        "torch implementation, or (slow, for tests and teaching) run the CPU interpreter: set TRITON_INTERPRET=1 or "
-        "use `with fastgpt.kernels.interpret():`"
+        f"tensors are on {device.type!r}, and Triton kernels run on CUDA GPUs; move them to a GPU, choose the torch "
+        "implementation, or (slow, for tests and teaching) run the CPU interpreter: set TRITON_INTERPRET=1 or use "
+        "`with fastgpt.kernels.interpret():`"
     )
 
 
-def check_launchable(function: str, **tensors: torch.Tensor | None) -> None:
+# Asked once, while tracing. This is torch.compiler.assume_constant_result, without importing the compiler for it.
+machine_why_not._dynamo_marked_constant = True
+
+
+def dtype_why_not(dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot take tensors of this dtype; None if they can."""
+    if dtype in KERNEL_DTYPES:
+        return None
+    return f"the kernels take float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}; convert by .to()"
+
+
+def kinds_why_not(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """As `why_not`, before there are tensors: why the kernels could not take them on `device`, of these dtypes."""
+    if forward_mode_is_on():
+        return NO_FORWARD_MODE
+    return next(filter(None, map(dtype_why_not, dtypes)), None) or machine_why_not(device)
+
+
+def why_not(*tensors: Tensor | None, alike: bool = True) -> str | None:
+    """Why the kernels cannot take these tensors; None if they can. The first must be there.
+
+    alike: they must agree in device and, where autocast does not see to it, in dtype.
+    """
+    if forward_mode_is_on():
+        return NO_FORWARD_MODE
+    first = tensors[0]
+    device, dtype = first.device, first.dtype
+    for x in tensors:
+        if x is None:
+            continue
+        if x.is_nested:
+            return "nested tensors are not supported; flash_attention takes packed documents by cu_seqlens"
+        if x.layout is not torch.strided:
+            return "only dense tensors are supported; call .to_dense()"
+        if x.dtype not in KERNEL_DTYPES:
+            return dtype_why_not(x.dtype)
+        if alike and x is not first:
+            if x.device != device:
+                return "the tensors are on different devices; move them together"
+            if x.dtype is not dtype and _runtime.autocast_dtype(first) is None:
+                return "the tensors have different dtypes; convert them"
+    if not torch.compiler.is_compiling():
+        if first.is_cuda and has_triton() and _young_enough(first.get_device()):
+            return None  # the common case must not pay for the explanations
+        if isinstance(first, torch._subclasses.FakeTensor):
+            return None
+    return None if first.is_meta else machine_why_not(device)  # shapes only: real tensors are checked by themselves
+
+
+def head_dim_why_not(head_dim: int) -> str | None:
+    """Why attention's kernels cannot take heads of this size; None if they can."""
+    if 1 <= head_dim <= MAX_HEAD_DIM:
+        return None
+    return (
+        f"head_dim {head_dim} is over the kernels' limit of {MAX_HEAD_DIM}; use more heads"
+        if head_dim
+        else "head_dim is 0"
+    )
+
+
+def dropout_why_not(dropout_p: float) -> str | None:
+    """Why the kernels cannot drop with this probability; None if they can."""
+    return None if 0.0 <= dropout_p < 1.0 else "dropout_p is not in [0, 1)"
+
+
+def check_launchable(function: str, **tensors: Tensor | None) -> None:
     """Raise unless all `tensors` live on one device on which Triton kernels run.
 
     Raises:
@@ -63,22 +150,16 @@ def check_launchable(function: str, **tensors: torch.Tensor | None) -> None:
                 f"{function}: {name} is on {tensor.device} but {first_name} is on {first.device}; move them together"
             )
     assert first is not None
-    # The common case, a CUDA tensor, must not pay for the explanations below.
-    if first.is_cuda and not torch.version.hip and _capability_ok(first.get_device()) and has_triton():
-        return
+    if first.is_cuda and _young_enough(first.get_device()) and has_triton():
+        return  # the common case must not pay for the explanations
     if torch.compiler.is_compiling() or isinstance(first, torch._subclasses.FakeTensor) or first.is_meta:
         return  # shapes only: the launch itself, later, checks real tensors
-    reason = why_not(first)
+    reason = machine_why_not(first.device)
     if reason is not None:
         raise RuntimeError(f"{function}: {reason}")
 
 
-@functools.cache
-def _capability_ok(index: int) -> bool:
-    return torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
-
-
-def can_be_read(tensor: torch.Tensor) -> bool:
+def can_be_read(tensor: Tensor) -> bool:
     """True if Python may look at `tensor`'s values now (on a GPU: by waiting).
 
     It must hold data, and neither torch.compile, export, make_fx (by which torch.func.linearize traces), a mode of fake
@@ -87,7 +168,7 @@ def can_be_read(tensor: torch.Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and all(torch._C._get_dispatch_mode(mode) is None for mode in _TRACING_MODES)
-        and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and type(tensor) in (Tensor, torch.nn.Parameter)
         and not tensor.is_meta
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not torch._is_functional_tensor(tensor)

@@ -9,6 +9,7 @@ transformers builds no mask for a name that it does not know, and padded batches
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..kernels import attention_weights, reference, support
-from ..kernels._notice import say_once
+from ..kernels._notice import say_fallback
 from ..kernels.attention.op import attend
-from ..kernels.attention.sdpa import tensors_why_not
+from ..nn.impl import Choice, decided
 from .key_mask import KeyMask, mask
 from .plain_attention import plain_attention
 
@@ -31,6 +32,19 @@ class _RegisteredName(str):
 
     def __reduce__(self) -> tuple:
         return register, (str(self),)
+
+    @staticmethod
+    def choice_for(model: nn.Module) -> Callable[[torch.device, torch.dtype], Choice]:
+        """For `fastgpt.implementations`: what computes the attention of a model whose config holds this name."""
+
+        def choice(device: torch.device, dtype: torch.dtype) -> Choice:
+            extra = why_scores_differ(model)
+            if extra is not None:
+                return Choice("torch", extra)
+            obstacle = _why_not_this_model(model) or support.kinds_why_not(device, dtype)
+            return decided("auto", obstacle, device, dtype, fallback="sdpa")
+
+        return choice
 
 
 _pytree.register_constant(_RegisteredName)  # Dynamo of torch 2.11 takes no other kind of str for one, nor looks it up
@@ -101,14 +115,14 @@ def attention(
     if attention_mask is None and isinstance(window, int) and 0 < window < (T_k if sees["causal"] else T_k - 1):
         sees["window"] = window
     documents = _documents(query, key, kwargs)
-    reason = _why_not(query, key, value, sees, kwargs)
+    reason = _why_torchs(query, key, value, sees, dropout, kwargs)
     wanted = _weights_wanted(module, kwargs)
     if reason is None:
         sees |= {"softmax_scale": scaling, "cu_seqlens": documents}
         out, lse = attend(query, key, value, dropout_p=dropout, return_lse=True, **sees)
         weights = attention_weights(query, key, lse, **sees).to(query.dtype) if wanted else None
         return out.transpose(1, 2), weights
-    say_once(f'attn_implementation="{NAME}": torch\'s attention is used, because {reason}')
+    say_fallback(f'attn_implementation="{NAME}"', "torch's attention is used", reason)
     dense = _dense_mask(query, key, attention_mask, sees, documents)
     extras = {"softcap": kwargs.get("softcap"), "sinks": _sinks(kwargs)}
     if wanted or any(extra is not None for extra in extras.values()):
@@ -174,8 +188,39 @@ def _weights_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:
     return any(name.endswith("attentions") for name in _active_collector.get() or ())
 
 
-def _why_not(
-    query: Tensor, key: Tensor, value: Tensor, sees: dict[str, Any] | None, kwargs: dict[str, Any]
+def why_scores_differ(model: nn.Module) -> str | None:
+    """What this transformers model does to its attention's scores that the kernels do not; None for nothing."""
+    cap = getattr(getattr(model, "config", None), "attn_logit_softcapping", None)
+    if cap is not None:
+        return f"its attention caps its scores (attn_logit_softcapping={cap})"
+    if any(getattr(part, "sinks", None) is not None for part in model.modules()):
+        return "its attention has sinks"
+    return None
+
+
+def _why_not_this_model(model: nn.Module) -> str | None:
+    """Why the kernels take no call of this transformers model's attention, as far as the model tells."""
+    for part in model.modules():
+        if getattr(part, "has_relative_attention_bias", False) is True:
+            return "the model adds a position bias to the scores"
+        keys = getattr(part, "qk_head_dim", getattr(part, "head_dim", None))
+        if isinstance(keys, int):
+            reason = _head_dims_why_not(keys, getattr(part, "v_head_dim", keys))
+            if reason is not None:
+                return reason
+    rates = [rate for name, rate in vars(model.config).items() if "att" in name and "drop" in name]  # each has its own
+    dropout = max((rate for rate in rates if isinstance(rate, float)), default=0.0)
+    return support.dropout_why_not(dropout) if model.training else None
+
+
+def _head_dims_why_not(of_keys: int, of_values: int) -> str | None:
+    if of_keys != of_values:
+        return "head_dim is not the same for keys and values"
+    return support.head_dim_why_not(of_keys)
+
+
+def _why_torchs(
+    query: Tensor, key: Tensor, value: Tensor, sees: dict[str, Any] | None, dropout: float, kwargs: dict[str, Any]
 ) -> str | None:
     """Why the kernels cannot take this call; None if they can."""
     if sees is None:
@@ -190,6 +235,8 @@ def _why_not(
         return "the keys lie in a paged cache"
     if query.dim() != 4 or query.shape[0] != key.shape[0] or key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         return "query and key differ in batch size, or their heads do not fit"
-    if query.shape[-1] > support.MAX_HEAD_DIM or value.shape[-1] != query.shape[-1]:
-        return f"head_dim is above {support.MAX_HEAD_DIM}, or not the same for keys and values"
-    return tensors_why_not(query, key, value)
+    return (
+        _head_dims_why_not(query.shape[-1], value.shape[-1])
+        or support.dropout_why_not(dropout)
+        or support.why_not(query, key, value)
+    )

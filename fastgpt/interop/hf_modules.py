@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import activations
@@ -15,10 +16,10 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.pytorch_utils import Conv1D
 
-from ..kernels import gelu_ffn, linear_cross_entropy
-from ..kernels._notice import say_once
-from ..kernels.attention.sdpa import tensors_why_not
+from ..kernels import gelu_ffn, linear_cross_entropy, support
+from ..kernels._notice import say_fallback
 from ..nn import _exact
+from ..nn.impl import Choice, children_run, decided
 
 # By name: transformers 5 renamed PytorchGELUTanh to GELUTanh.
 _NAMES = {
@@ -45,14 +46,22 @@ class GPT2MLP(modeling_gpt2.GPT2MLP):
     fastgpt_part = "ffn"
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        reason = self.why_children() or tensors_why_not(hidden_states, self.c_fc.weight, self.c_proj.weight)
+        reason = self.why_children() or support.why_not(hidden_states, self.c_fc.weight, self.c_proj.weight)
         if reason is not None:
-            say_once(f"GPT2MLP: transformers' own is used, because {reason}")
+            say_fallback("GPT2MLP", "transformers' own is used", reason)
             return super().forward(hidden_states)
         return gelu_ffn(
             hidden_states, self.c_fc.weight.t(), self.c_fc.bias, self.c_proj.weight.t(), self.c_proj.bias,
             approximate=approximate_of(self.act), dropout_p=self.dropout.p if self.dropout.training else 0.0,
         )  # fmt: skip
+
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
+        reason = self.why_children()
+        if reason is not None:
+            return children_run(reason)
+        obstacle = support.kinds_why_not(device, dtype, self.c_fc.weight.dtype, self.c_proj.weight.dtype)
+        return decided("auto", obstacle, device, dtype, fallback="torch")
 
     def why_children(self) -> str | None:
         """Why the children run, and no kernel stands in for them; None if one may."""
@@ -61,8 +70,7 @@ class GPT2MLP(modeling_gpt2.GPT2MLP):
         expected = _CHILDREN.get(type(act))
         if expected is None:
             return f"its activation, a {type(act).__name__}, is not a GELU"
-        reason = _exact.why_not((fc, act, proj, dropout), expected)
-        return "dropout of everything is not supported" if reason is None and dropout.p == 1.0 else reason
+        return _exact.why_children_run((fc, act, proj, dropout), expected) or support.dropout_why_not(dropout.p)
 
 
 class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
@@ -75,9 +83,9 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
         if labels is None or labels.is_floating_point() or not self.training or not self._loss_is_plain(kwargs):
             return super().forward(*args, labels=labels, **kwargs)
         weight = getattr(self.lm_head, "weight", None)
-        reason = self.why_children() or tensors_why_not(weight, weight, weight)
+        reason = self.why_children() or support.why_not(weight)
         if reason is not None:
-            say_once(f"GPT2LMHeadModel: transformers' own loss is used, because {reason}")
+            say_fallback("GPT2LMHeadModel", "transformers' own loss is used", reason)
             return super().forward(*args, labels=labels, **kwargs)
         shifted = kwargs.pop("shift_labels", None)
         tokens = kwargs.pop("num_items_in_batch", None)
@@ -102,9 +110,21 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
         use_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if use_dict else output.to_tuple()
 
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes the loss of hidden states of this kind, and why."""
+        if not self.training:
+            return Choice("torch", "the fused loss is for training, and transformers' own gives logits")
+        if not self._loss_is_plain({}):
+            return Choice("torch", "its loss_function is another than transformers' causal loss")
+        reason = self.why_children()
+        if reason is not None:
+            return children_run(reason)
+        obstacle = support.kinds_why_not(device, dtype, self.lm_head.weight.dtype)
+        return decided("auto", obstacle, device, dtype, fallback="torch")
+
     def why_children(self) -> str | None:
         """Why lm_head runs, and no kernel stands in for it; None if one may."""
-        return _exact.why_not((self._modules["lm_head"],), _LM_HEAD)
+        return _exact.why_children_run((self._modules["lm_head"],), _LM_HEAD)
 
     def _loss_is_plain(self, kwargs: dict[str, Any]) -> bool:
         """The stock causal loss over all positions, which the fused function computes."""

@@ -196,12 +196,12 @@ def _why_own_attention(model: nn.Module) -> str | None:
     """Why a transformers model keeps its own attention; None if ours computes the same."""
     if not model._can_set_attn_implementation():
         return "its attention does not go through transformers' AttentionInterface"
-    if getattr(model.config, "attn_logit_softcapping", None) is not None:
-        return f"its attention caps its scores (attn_logit_softcapping={model.config.attn_logit_softcapping})"
-    parts = [part for part in model.modules() if part is not model]
-    if any(getattr(part, "sinks", None) is not None for part in parts):
-        return "its attention has sinks"
-    if any(hasattr(part, "indexer") for part in parts):
+    from .attention_registry import why_scores_differ
+
+    different = why_scores_differ(model)
+    if different is not None:
+        return different
+    if any(hasattr(part, "indexer") for part in model.modules() if part is not model):
         return "its attention chooses keys by index"
     if not model._supports_sdpa:
         return "transformers computes its attention by its eager implementation only"

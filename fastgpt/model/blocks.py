@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..kernels import _runtime, _transforms, reference
-from ..kernels._notice import say_once
+from ..kernels._notice import say_fallback
 from ..nn import _exact
 from ..nn.ffn import SequentialFFN
-from ..nn.impl import check_constructible, choose
+from ..nn.impl import Choice, check_constructible, children_run, choose, explain
 from .config import GPTConfig
 from .token_ids import IGNORE_INDEX
 
@@ -86,6 +86,10 @@ class CausalSelfAttention(nn.Module):
             case _:
                 return reference.flash_attention(q, k, v, causal=True, dropout_p=dropout_p)
 
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
+        return explain("attn", self.impl, device, dtype, self.head_dim)
+
     def weights(self, x: Tensor, heads: list[int] | None = None) -> Tensor:
         """Attention weights of some heads (default: all) for x (B, T, d): (B, len(heads), T, T), rows sum to 1."""
         q, k, v = self.project(x)
@@ -147,6 +151,10 @@ class AddLayerNorm(nn.LayerNorm):
             return F.layer_norm(residual, self.normalized_shape, *affine), residual
         return reference.layer_norm(residual, self.normalized_shape, *affine), residual
 
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
+        return explain("norm", self.impl, device, dtype)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, impl={self.impl!r}"
 
@@ -157,8 +165,6 @@ class FeedForward(SequentialFFN):
     Dropout and the residual are left to the AddLayerNorm that follows: it reads the residual stream anyway, and the
     second product stays one that cuBLAS can compute.
     """
-
-    fastgpt_part = "ffn"
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(
@@ -173,7 +179,7 @@ class FeedForward(SequentialFFN):
         """x (..., d) -> (..., d)."""
         reason = self.why_children()
         if reason is not None:
-            say_once(f"FeedForward: its children run one by one, because {reason}")
+            say_fallback("FeedForward", "its children run one by one", reason)
             return super().forward(x)
         impl = choose("ffn", self.impl, x.device, x.dtype)
         if impl == "torch":
@@ -196,6 +202,10 @@ class Head(nn.Linear):
         check_constructible("loss", config.loss_impl)
         self.impl = config.loss_impl
 
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
+        return head_choice(self, device, dtype)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, impl={self.impl!r}"
 
@@ -205,8 +215,14 @@ _HEAD = _exact.exactly(Head)
 
 def why_head_runs(head: nn.Module) -> str | None:
     """Why what stands in the place of a model's head has to be called, and no kernel may read it; None if one may."""
-    reason = _exact.why_not((head,), _HEAD)
+    reason = _exact.why_children_run((head,), _HEAD)
     return "the Head has a bias" if reason is None and head._parameters.get("bias") is not None else reason
+
+
+def head_choice(head: nn.Module, device: torch.device, dtype: torch.dtype) -> Choice:
+    """What computes the loss where `head` stands in a model's head's place, and why."""
+    reason = why_head_runs(head)
+    return explain("loss", head.impl, device, dtype) if reason is None else children_run(reason)
 
 
 def logits_and_loss(
@@ -222,7 +238,7 @@ def logits_and_loss(
         return head(hidden), None
     reason = why_head_runs(head)
     if reason is not None:
-        say_once(f"GPT: the loss is torch's cross-entropy of the head's logits, because {reason}")
+        say_fallback("GPT", "the loss is torch's cross-entropy of the head's logits", reason)
         logits = head(hidden)
         return logits, _cross_entropy(logits, targets, reduction)
     impl = choose("loss", head.impl, hidden.device, hidden.dtype)

@@ -12,6 +12,7 @@ Shapes: B batch, T tokens, d d_model, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from ..base.implementations import IMPLEMENTATIONS
 from ..base.settings import SettingTypeError, check_choice
 from ..nn.impl import check_constructible
 from . import tied
-from .blocks import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, logits_and_loss, why_head_runs
+from .blocks import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, head_choice, logits_and_loss
 from .config import GPTConfig
 from .formats.folder import filled, in_words, load, save, skeleton
 from .indices import chosen_indices
@@ -205,9 +206,9 @@ class GPT(Generates):
                 module.impl = request
         return self
 
-    def parts_read(self) -> dict[str, tuple[str, str | None]]:
+    def parts_read(self) -> dict[str, tuple[str, Any]]:
         """For `fastgpt.implementations`: the head is computed here, with its loss."""
-        return {"head": ("loss", why_head_runs(self.head))}
+        return {"head": ("loss", functools.partial(head_choice, self.head))}
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Trainable numbers, a tied head counted once. embeddings=False leaves the position embedding out, and the

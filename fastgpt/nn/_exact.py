@@ -31,7 +31,7 @@ Expected = tuple[tuple[type[nn.Module], CodeType | None], ...]
 
 
 def exactly(*classes: type[nn.Module]) -> Expected:
-    """What `why_not` compares children with: each class, and the code of its forward, which somebody may replace."""
+    """What `why_children_run` compares with: each class, and the code of its forward, which somebody may replace."""
     return tuple((kind, _code(kind)) for kind in classes)
 
 
@@ -42,8 +42,8 @@ def _code(kind: type[nn.Module]) -> CodeType | None:
     return kind.forward.__code__ if module == home.__module__ else None
 
 
-def why_not(children: Iterable[nn.Module], expected: Expected) -> str | None:
-    """Why no kernel may stand in for these children, which should be exactly as expected; None if one may."""
+def why_children_run(children: Iterable[nn.Module], expected: Expected) -> str | None:
+    """Why these children, which should be exactly as expected, have to run; None if a kernel may stand in for them."""
     if _forward or _forward_pre or _backward or _backward_pre:
         return "all modules have hooks (torch.nn.modules.module)"
     replaced = nn.Module.__call__ is not _CALL or nn.Module._call_impl is not _CALL_IMPL

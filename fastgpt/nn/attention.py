@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import _checks, _transforms, attention_weights, flash_attention, support
-from ..kernels._notice import say_once
-from ..kernels.attention.sdpa import tensors_why_not, top_left
+from ..kernels._notice import say_fallback
+from ..kernels.attention.sdpa import top_left
 from . import _exact
+from .impl import Choice, decided
 
 _OUT_PROJ = _exact.exactly(nn.modules.linear.NonDynamicallyQuantizableLinear)
 
@@ -76,12 +77,12 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
             "FlashMultiheadAttention", 3, query=query, key=key, value=value, key_padding_mask=key_padding_mask,
             attn_mask=attn_mask,
         )  # fmt: skip
-        reason = self._why_not(query, key, value)
+        reason = self._why_torchs(query, key, value)
         if reason is None:
             masks = _read_masks(attn_mask, key_padding_mask, is_causal, query, key, self.batch_first)
             reason = masks if isinstance(masks, str) else None
         if reason is not None:
-            say_once(f"FlashMultiheadAttention: torch's own implementation is used, because {reason}")
+            say_fallback("FlashMultiheadAttention", "torch's own implementation is used", reason)
             if is_causal and attn_mask is None:
                 time = 0 if query.dim() == 2 or not self.batch_first else 1
                 attn_mask = _hidden_by_causality(query.shape[time], key.shape[time], query.device)
@@ -94,10 +95,10 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
 
     def _torchs_own(self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None]:
         """torch's forward, which reads the weight of `out_proj`: one that is no longer itself runs after it."""
-        reason = _exact.why_not((self.out_proj,), _OUT_PROJ)
+        reason = _exact.why_children_run((self.out_proj,), _OUT_PROJ)
         if reason is None:
             return super().forward(query, key, value, *arguments)
-        say_once(f"FlashMultiheadAttention: its out_proj runs as a module, because {reason}")
+        say_fallback("FlashMultiheadAttention", "its out_proj runs as a module", reason)
         key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal = arguments
         turned = self.batch_first and query.dim() == 3
         like = self.in_proj_weight if self._qkv_same_embed_dim else self.q_proj_weight
@@ -112,13 +113,21 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         )  # fmt: skip
         return self.out_proj(out.transpose(0, 1) if turned else out), weights
 
-    def _why_not(self, query: Tensor, key: Tensor, value: Tensor) -> str | None:
-        """Why the kernels cannot take this module or these tensors; None if they can."""
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
+        obstacle = self._why_torchs_ever() or support.kinds_why_not(device, dtype)
+        return decided("auto", obstacle, device, dtype, fallback="torch")
+
+    def _why_torchs_ever(self) -> str | None:
+        """Why the kernels cannot compute what this module is, whatever it is given; None if they can."""
         if self.bias_k is not None or self.add_zero_attn:
             return "add_bias_kv and add_zero_attn are not supported"
-        if self.head_dim > support.MAX_HEAD_DIM:
-            return f"head_dim is above {support.MAX_HEAD_DIM}"
-        reason = tensors_why_not(query, key, value)
+        obstacle = support.head_dim_why_not(self.head_dim)
+        return support.dropout_why_not(self.dropout) if obstacle is None and self.training else obstacle
+
+    def _why_torchs(self, query: Tensor, key: Tensor, value: Tensor) -> str | None:
+        """Why the kernels cannot take this module or these tensors; None if they can."""
+        reason = self._why_torchs_ever() or support.why_not(query, key, value)
         if reason is not None:
             return reason
         if query.dim() not in (2, 3) or key.dim() != query.dim() or value.dim() != query.dim():

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..kernels import _checks, gelu_ffn, reference
-from ..kernels._notice import say_once
+from ..kernels import _checks, gelu_ffn, reference, support
+from ..kernels._notice import say_fallback
 from . import _exact
-from .impl import check_constructible, choose
+from .impl import Choice, check_constructible, children_run, choose, explain
 
 # Where torch defines them: what torch.nn calls Linear may be anybody's by the time that this is imported.
 _LAYERS = nn.modules.linear.Linear, nn.modules.activation.GELU, nn.modules.linear.Linear
@@ -21,6 +21,8 @@ class SequentialFFN(nn.Sequential):
     """nn.Sequential(Linear, GELU, Linear[, Dropout]), for which kernels may stand in while that is what it holds."""
 
     _expected: ClassVar = {3: _exact.exactly(*_LAYERS)}  # by their number
+    fastgpt_part = "ffn"
+    impl = "auto"  # of the class, so that modules converted by their __class__ have it
 
     def why_children(self) -> str | None:
         """Why the children run, and neither the kernels nor their reference stand in for them; None if these may."""
@@ -28,10 +30,15 @@ class SequentialFFN(nn.Sequential):
         expected = self._expected.get(len(children))
         if expected is None:
             return f"there are {len(children)} of them"
-        reason = _exact.why_not(children.values(), expected)
-        if reason is None and len(children) == 4 and [*children.values()][3].p == 1.0:
-            return "dropout of everything is not supported"
+        reason = _exact.why_children_run(children.values(), expected)
+        if reason is None and len(children) == 4:
+            return support.dropout_why_not([*children.values()][3].p)
         return reason
+
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
+        reason = self.why_children()
+        return explain("ffn", self.impl, device, dtype) if reason is None else children_run(reason)
 
     def __getitem__(self, index: slice | int) -> nn.Module:
         if isinstance(index, slice):  # part of an FFN is not an FFN
@@ -66,9 +73,7 @@ class GELUFFN(SequentialFFN):
     """
 
     _expected: ClassVar = SequentialFFN._expected | {4: _exact.exactly(*_LAYERS, nn.modules.dropout.Dropout)}
-    fastgpt_part = "ffn"
-    impl = "auto"  # of the class, so that modules converted by their __class__ have them
-    recompute = False
+    recompute = False  # of the class, as `impl`
 
     def __init__(
         self,
@@ -109,7 +114,7 @@ class GELUFFN(SequentialFFN):
         impl = "torch" if reason is not None else choose("ffn", self.impl, x.device, x.dtype)
         if impl == "torch":
             if reason is not None:
-                say_once(f"GELUFFN: its children run one by one, because {reason}")
+                say_fallback("GELUFFN", "its children run one by one", reason)
             y = super().forward(x)
             return y if residual is None else residual + y
         up, gelu, down, *dropout = self._modules.values()

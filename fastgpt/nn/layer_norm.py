@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import _checks, _runtime, reference, support
-from ..kernels._notice import say_once
-
-IMPLEMENTATIONS = ("auto", "triton", "torch", "reference")
+from ..base.implementations import IMPLEMENTATIONS
+from ..kernels import _checks, reference, support
+from ..kernels._notice import say_fallback
+from .impl import Choice, decided
 
 
 class LayerNorm(nn.LayerNorm):
@@ -47,8 +47,8 @@ class LayerNorm(nn.LayerNorm):
         *,
         impl: str = "auto",
     ) -> None:
-        if impl not in IMPLEMENTATIONS:
-            raise ValueError(f"LayerNorm: impl must be one of {IMPLEMENTATIONS}, got {impl!r}")
+        if impl not in IMPLEMENTATIONS["norm"]:
+            raise ValueError(f"LayerNorm: impl must be one of {IMPLEMENTATIONS['norm']}, got {impl!r}")
         normalized_shape = _checks.check_sizes("LayerNorm", "normalized_shape", normalized_shape)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         if impl != "auto":
@@ -60,35 +60,15 @@ class LayerNorm(nn.LayerNorm):
         arguments: tuple[Any, ...] = (input, self.normalized_shape, self.weight, self.bias, self.eps)
         impl = self.impl
         if impl == "auto":
-            reason = self._why_not(input)
+            reason = support.why_not(input, self.weight, self.bias, alike=False)
             impl = "triton" if reason is None else "torch"
             if reason is not None:
-                say_once(f"LayerNorm: torch's own implementation is used, because {reason}")
+                say_fallback("LayerNorm", "torch's own implementation is used", reason)
         if impl == "triton":
             return kernels.layer_norm(*arguments)
         return F.layer_norm(*arguments) if impl == "torch" else reference.layer_norm(*arguments)
 
-    def _why_not(self, x: Tensor) -> str | None:
-        """Why the kernels cannot take x and this module's parameters; None if they can."""
-        if x.is_nested:
-            return "nested tensors are not supported"
-        if support.forward_mode_is_on():
-            return "the kernels have no forward-mode derivative (jvp, jacfwd)"
-        for tensor in (x, self.weight, self.bias):
-            if tensor is not None and tensor.dtype not in support.KERNEL_DTYPES:
-                return f"the kernels take float32, float16 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
-        if torch.compiler.is_compiling():
-            return _compiled_why_not(x.device.type)
-        if x.device.type == "meta" or isinstance(x, torch._subclasses.FakeTensor):
-            return None  # shapes only
-        return support.why_not(x)
-
-
-def _compiled_why_not(device_type: str) -> str | None:
-    if device_type == "cpu" and not _runtime.is_interpreting():
-        return support.why_not(torch.empty(0))
-    return None
-
-
-# Asked once, while tracing. This is torch.compiler.assume_constant_result, without importing the compiler for it.
-_compiled_why_not._dynamo_marked_constant = True
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
+        obstacle = support.kinds_why_not(device, dtype, *(p.dtype for p in self.parameters()))
+        return decided(self.impl, obstacle, device, dtype, fallback="torch")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import _checks, cross_entropy, linear_cross_entropy, reference
-from ..kernels._notice import say_once
+from ..kernels._notice import say_fallback
 from . import _exact
-from .impl import check_constructible, choose, explain
+from .impl import Choice, check_constructible, children_run, choose, explain
 
 _LINEAR = _exact.exactly(nn.modules.linear.Linear)
 _SETTINGS = "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap"
@@ -99,7 +99,7 @@ class LinearCrossEntropyLoss(nn.Module):
                 )
             reason = self.why_children()
             if reason is not None:
-                say_once(f"LinearCrossEntropyLoss: the loss is that of its linear's output, because {reason}")
+                say_fallback("LinearCrossEntropyLoss", "the loss is that of its linear's output", reason)
                 possible = explain("loss", self.impl, input.device, input.dtype).name == "triton"
                 function = cross_entropy if possible else reference.cross_entropy
                 return function(self.linear(input), target, **dict(zip(_SETTINGS, settings)))
@@ -112,10 +112,17 @@ class LinearCrossEntropyLoss(nn.Module):
         function = linear_cross_entropy if use_kernels else reference.linear_cross_entropy
         return function(input, weight, target, bias, *settings, num_chunks=self.num_chunks)
 
+    def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
+        choice, reason = explain("loss", self.impl, device, dtype), self.why_children()
+        if reason is None:
+            return choice
+        return children_run(reason)._replace(name="triton" if choice.name == "triton" else "torch")
+
     def why_children(self) -> str | None:
         """Why `self.linear` runs, and no kernel stands in for it; None if one may."""
         linear = self._modules.get("linear")
-        return None if linear is None else _exact.why_not((linear,), _LINEAR)
+        return None if linear is None else _exact.why_children_run((linear,), _LINEAR)
 
     def extra_repr(self) -> str:
         shown = {

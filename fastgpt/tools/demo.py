@@ -23,7 +23,7 @@ from ..data.tokenizer import Tokenizer
 from ..kernels import support
 from ..model.config import GPTConfig
 from ..model.gpt import GPT
-from ..nn.impl import Implementations, implementations
+from ..nn.implementations import Implementations, implementations
 from ..study import attention_maps
 from ..study.report import Report, environment, line_chart
 from ..train.metrics import read_metrics

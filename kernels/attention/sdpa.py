@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks, _runtime, _transforms, support
-from .._notice import say_once
-from ..support import KERNEL_DTYPES, MAX_HEAD_DIM
+from .._notice import say_fallback
 from .op import attend
 
 
@@ -59,9 +58,9 @@ def scaled_dot_product_attention(
     if mask is not None and type(mask) is not Tensor and not is_causal:
         causal = _causal_bias(mask, query, key)
         mask = mask if causal is None else None
-    reason = _why_not(query, key, value, mask, dropout_p, scale, enable_gqa)
+    reason = _why_torchs(query, key, value, mask, dropout_p, scale, enable_gqa)
     if reason is not None:
-        say_once(f"scaled_dot_product_attention: torch's own function is used, because {reason}")
+        say_fallback("scaled_dot_product_attention", "torch's own function is used", reason)
         if causal is not None and not is_causal:  # a CausalBias knows torch's function by its public name only
             attn_mask, is_causal = _without_causal_bias(query, key, causal)
         tensors, options = (query, key, value, attn_mask), {"scale": scale, "enable_gqa": enable_gqa}
@@ -113,7 +112,7 @@ def _without_causal_bias(query: Tensor, key: Tensor, alignment: str) -> tuple[Te
     return torch.ones(T_q, T_k, dtype=torch.bool, device=query.device).tril(T_k - T_q), False
 
 
-def _why_not(
+def _why_torchs(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, scale: float | None,
     enable_gqa: bool,
 ) -> str | None:  # fmt: skip
@@ -123,20 +122,22 @@ def _why_not(
             "attn_mask is a tensor, and its values would have to be read; is_causal=True, or flash_attention with "
             "key_lengths, key_starts, window or document_ids, say it without one"
         )
-    reason = tensors_why_not(query, key, value)
+    reason = support.why_not(query, key, value)
     if reason is not None:
         return reason
     dims = query.dim()
     if dims < 2 or key.dim() != dims or value.dim() != dims:
         return "query, key and value do not have the same number of dims, or fewer than 2"
-    if not 1 <= query.shape[-1] <= MAX_HEAD_DIM or not 1 <= value.shape[-1] <= MAX_HEAD_DIM:
-        return f"head_dim is not in 1 ... {MAX_HEAD_DIM}"
+    reason = support.head_dim_why_not(query.shape[-1]) or support.head_dim_why_not(value.shape[-1])
+    if reason is not None:
+        return reason
     if key.shape[-1] != query.shape[-1] or key.shape[-2] != value.shape[-2]:
         return "the shapes of query, key and value do not fit"
     if isinstance(dropout_p, Tensor) or isinstance(scale, Tensor):
         return "dropout_p or scale is a tensor, and its value would have to be read"
-    if not 0.0 <= dropout_p < 1.0:
-        return "dropout_p is not in [0, 1)"
+    reason = support.dropout_why_not(dropout_p)
+    if reason is not None:
+        return reason
     if dims > 2:
         heads, heads_k, heads_v = query.shape[-3], key.shape[-3], value.shape[-3]
         if enable_gqa:
@@ -148,43 +149,6 @@ def _why_not(
         if not _broadcasts(*sizes):
             return "the batch dims of query, key and value do not broadcast"
     return None
-
-
-def tensors_why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
-    """Why the kernels cannot take tensors of this kind: layout, dtype, device; None if they can."""
-    if query.is_nested or key.is_nested or value.is_nested:
-        return "nested tensors are not supported; flash_attention takes packed documents by cu_seqlens"
-    if not query.layout is key.layout is value.layout is torch.strided:
-        return "only dense tensors are supported"
-    if support.forward_mode_is_on():
-        return "the kernels have no forward-mode derivative (jvp, jacfwd)"
-    if not query.device == key.device == value.device:
-        return "query, key and value are on different devices"
-    dtypes = query.dtype, key.dtype, value.dtype
-    if not dtypes[0] == dtypes[1] == dtypes[2] and _runtime.autocast_dtype(query) is None:
-        return "query, key and value have different dtypes"
-    if dtypes[0] not in KERNEL_DTYPES or dtypes[1] not in KERNEL_DTYPES or dtypes[2] not in KERNEL_DTYPES:
-        return "only float32, float16 and bfloat16 are supported"
-    return _device_why_not(query)
-
-
-def _device_why_not(x: Tensor) -> str | None:
-    if torch.compiler.is_compiling():
-        return _compiled_why_not(x.device.type)
-    if x.device.type == "meta" or isinstance(x, torch._subclasses.FakeTensor):
-        return None  # shapes only
-    if x.is_cuda and not torch.version.hip and support.has_triton() and support._capability_ok(x.get_device()):
-        return None  # the common case must not pay for the explanations
-    return support.why_not(x)
-
-
-def _compiled_why_not(device_type: str) -> str | None:
-    if device_type == "cpu" and not _runtime.is_interpreting():
-        return support.why_not(torch.empty(0))
-    return None
-
-
-_compiled_why_not._dynamo_marked_constant = True  # asked once, while tracing; see _notice.py
 
 
 def _broadcasts(*sizes: int) -> bool:

@@ -28,5 +28,5 @@ def launches_skipped() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", run)
         patch.setattr(interpreter.InterpretedFunction, "run", run)  # in a TRITON_INTERPRET=1 process
-        patch.setattr(support, "why_not", lambda tensor: None)
+        patch.setattr(support, "machine_why_not", lambda device: None)
         yield names

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, line
 
 import fastgpt
 from fastgpt import OneHeadLM
-from fastgpt.kernels import interpret
+from fastgpt.kernels import _notice, interpret
 from fastgpt.model.config import IMPLEMENTATION_SETS
 from fastgpt.nn import impl
 
@@ -163,7 +163,7 @@ def test_auto_passes_the_kernels_over_where_forward_mode_is_on(caplog):
     if not torch.cuda.is_available():  # then a CUDA device stands for fake tensors, which the kernels take
         assert impl.choose("attn", "auto", cuda, torch.float32, 64) == "triton"
     impl._explain.cache_clear()
-    impl._log_once.cache_clear()
+    _notice._said.clear()
     with forward_ad.dual_level(), caplog.at_level(logging.INFO, "fastgpt"):
         for _ in range(2):
             assert impl.choose("attn", "auto", cuda, torch.float32, 64) == "sdpa"

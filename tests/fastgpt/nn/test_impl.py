@@ -7,8 +7,9 @@ import torch
 
 import fastgpt
 from fastgpt import GPT, GPTConfig
-from fastgpt.kernels import _runtime, support
+from fastgpt.kernels import _notice, _runtime, support
 from fastgpt.nn import impl
+from fastgpt.nn import implementations as table
 from tests.support.modules import assert_same_module
 
 TINY = {"vocab_size": 128, "max_len": 16, "n_layers": 2, "n_heads": 2, "d_model": 16}
@@ -146,7 +147,7 @@ def test_triton_on_a_cpu_says_what_to_do(part, monkeypatch):
 
 def test_auto_without_a_gpu_falls_back_and_says_why_once(caplog):
     impl._explain.cache_clear()
-    impl._log_once.cache_clear()
+    _notice._said.clear()
     model = GPT(GPTConfig(**TINY))
     with caplog.at_level(logging.INFO, logger="fastgpt"):
         for _ in range(3):
@@ -158,7 +159,7 @@ def test_auto_without_a_gpu_falls_back_and_says_why_once(caplog):
 
 
 def pretend_gpu(monkeypatch):
-    monkeypatch.setattr(support, "why_not", lambda tensor: None if tensor.device.type == "meta" else "no")
+    monkeypatch.setattr(support, "machine_why_not", lambda device: None if device.type == "meta" else "no")
     impl._explain.cache_clear()
     return torch.device("meta")
 
@@ -202,7 +203,7 @@ def test_auto_on_a_gpu_takes_heads_up_to_the_limit_and_no_forward_mode(monkeypat
 
 
 def test_layers_in_a_row_are_one_span():
-    assert impl._spans(["0", "1", "2", "5", "ln_f", "7", "8"]) == "0-2, 5, 7-8, ln_f"
+    assert table._spans(["0", "1", "2", "5", "ln_f", "7", "8"]) == "0-2, 5, 7-8, ln_f"
 
 
 def test_auto_does_not_interpret(interpreter):

@@ -132,7 +132,7 @@ def test_is_causal_alone_needs_no_mask(device, seed, kernel_calls, monkeypatch):
     x, mask = tokens(device, 9, True), causal_mask(9, 9, device)
     for _ in range(2):
         assert_same_module(Attends(ours, is_causal=True), Attends(torchs, attn_mask=mask), x.requires_grad_())
-        monkeypatch.setattr(FlashMultiheadAttention, "_why_not", lambda *a: "of this test")
+        monkeypatch.setattr(FlashMultiheadAttention, "_why_torchs", lambda *a: "of this test")
     assert len(kernel_calls) == 1
 
 
@@ -207,7 +207,7 @@ def test_a_mask_is_what_it_holds_at_the_call(device, seed, kernel_calls, refill,
         ("float padding", "key_padding_mask hides keys that are not at the ends"),
         ("add_bias_kv", "add_bias_kv and add_zero_attn are not supported"),
         ("add_zero_attn", "add_bias_kv and add_zero_attn are not supported"),
-        ("float64", "only float32, float16 and bfloat16 are supported"),
+        ("float64", "the kernels take float32, float16 and bfloat16, not float64"),
     ],
 )
 def test_what_the_kernels_cannot_take_goes_to_torch_and_is_said_once(device, seed, kernel_calls, log, name, reason):

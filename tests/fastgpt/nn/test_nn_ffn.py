@@ -92,7 +92,7 @@ def test_a_model_is_patched_and_explained(device, seed):
 def test_falls_back_to_torch_and_says_why_once(caplog, monkeypatch):
     monkeypatch.setattr("fastgpt.kernels._runtime.is_interpreting", lambda: False)
     choices._explain.cache_clear()
-    choices._log_once.cache_clear()
+    _notice._said.clear()
     module, x = GELUFFN(8), torch.ones(2, 8)
     with caplog.at_level(logging.INFO, "fastgpt"):
         module(x)

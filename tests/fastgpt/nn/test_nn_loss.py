@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fastgpt.nn.impl
-from fastgpt.kernels import reference
+from fastgpt.kernels import _notice, reference
 from fastgpt.nn import LinearCrossEntropyLoss
 from tests.support.modules import assert_same_module
 
@@ -87,7 +87,7 @@ def test_takes_the_place_of_torchs_own_class(seed, bias):
 def test_auto_falls_back_and_says_why_once(caplog, monkeypatch):
     hidden, target = inputs()
     criterion = LinearCrossEntropyLoss(8, 33)
-    fastgpt.nn.impl._log_once.cache_clear()
+    _notice._said.clear()
     fastgpt.nn.impl._explain.cache_clear()
     with caplog.at_level(logging.INFO, "fastgpt"):
         for _ in range(2):

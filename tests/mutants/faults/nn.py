@@ -115,7 +115,7 @@ MUTANTS = (
     Mutant(
         "nn-attention-output-projection-read-though-changed",
         "fastgpt/nn/attention.py",
-        "_exact.why_not((self.out_proj,), _OUT_PROJ)",
+        "_exact.why_children_run((self.out_proj,), _OUT_PROJ)",
         "None",
         _EXACT + "what_is_done_to_attentions_output_projection_counts",
     ),
@@ -172,14 +172,14 @@ MUTANTS = (
     Mutant(
         "nn-ffn-dropout-of-everything-goes-to-the-kernel",
         "fastgpt/nn/ffn.py",
-        "reason is None and len(children) == 4 and [*children.values()][3].p == 1.0",
+        "reason is None and len(children) == 4",
         "False",
         _EFFECTS + "dropout_of_everything_leaves_the_residual",
     ),
     Mutant(
         "nn-ffn-other-children-passed-over",
         "fastgpt/nn/ffn.py",
-        "reason = _exact.why_not(children.values(), expected)",
+        "reason = _exact.why_children_run(children.values(), expected)",
         "reason = None",
         _EXACT + "what_is_done_to_a_linear_of_an_ffn_counts",
     ),
@@ -200,10 +200,11 @@ MUTANTS = (
     ),
     Mutant(
         "nn-norm-tangents-are-lost-in-the-kernel",
-        "fastgpt/nn/layer_norm.py",
-        "support.forward_mode_is_on()",
+        "kernels/support.py",
+        "forward_mode_is_on()",
         "False",
         _EFFECTS + "a_layer_norm_has_a_derivative_in_forward_mode_where_kernels_run",
+        where="why_not",
     ),
     # --- the loss -----------------------------------------------------------------------------------------------------
     Mutant(
@@ -251,7 +252,7 @@ MUTANTS = (
     Mutant(
         "nn-loss-changed-linear-passed-over",
         "fastgpt/nn/loss.py",
-        "None if linear is None else _exact.why_not((linear,), _LINEAR)",
+        "None if linear is None else _exact.why_children_run((linear,), _LINEAR)",
         "None",
         _EXACT + "what_is_done_to_the_linear_of_a_loss_counts",
     ),
