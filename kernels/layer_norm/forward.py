@@ -4,94 +4,126 @@
     h = residual + dropout(x)        add_layer_norm, rounded to the residual's dtype
     y = (h - mean(h)) · rstd(h) · weight + bias        (Ba, Kiros and Hinton 2016, arXiv 1607.06450)
 
-A program holds `block_m` whole rows in registers, so that each element is read once.
+Three kernels, by the length of a row; `launch.forward` calls one of them. A row of up to 32768 elements is held in
+registers in float32, so that it is read once. One of up to 65536 still fits in its own dtype. A longer one is walked
+over twice.
 """
 
 import triton
 import triton.language as tl
 
-from ..device.dropout import keep_mask
 from ..device.sums import sum_of_products
-
-
-@triton.jit
-def row_indices(tile, block_m: tl.constexpr):
-    """Rows of the `tile`-th group of block_m: (block_m, 1) int64, since row · stride may pass 2^31."""
-    return (tl.zeros((block_m, 1), tl.int64) + tile) * block_m + tl.arange(0, block_m)[:, None]
-
-
-@triton.jit
-def in_elements(stride, aligned: tl.constexpr):
-    """A row stride given in units of `aligned` elements: in int64 elements, and visibly a multiple of `aligned`."""
-    return tl.cast(stride, tl.int64) * aligned
-
-
-@triton.jit
-def dropout_factor(Seed, row, cols, threshold, scale):
-    """What dropout multiplies each element by: `scale` = 1 / (1 - p) where it is kept, else 0. Shape of row x cols."""
-    plane = tl.full((1, 1), 0, tl.int32)
-    keep = keep_mask(tl.load(Seed), tl.load(Seed + 1), plane, row, cols, threshold)
-    return tl.where(keep, scale, 0.0)
-
-
-@triton.jit
-def load_h(
-    X, Residual, Seed, row, cols, mask, stride_xm, stride_rm, threshold, scale
-):  # fmt: skip
-    """h in float32, (block_m, block_n), 0 outside the mask. row (block_m, 1) int64, cols (1, block_n)."""
-    h = tl.load(X + row * stride_xm + cols, mask=mask, other=0.0).to(tl.float32)
-    if Residual is not None:
-        if Seed is not None:
-            h *= dropout_factor(Seed, row, cols, threshold, scale)
-        h += tl.load(Residual + row * stride_rm + cols, mask=mask, other=0.0).to(tl.float32)
-        # The backward normalises the stored residual, so that the statistics must be those of the rounded one.
-        h = h.to(Residual.dtype.element_ty).to(tl.float32)
-    return h
-
-
-@triton.jit
-def store_y(Y, Weight, Bias, offsets, cols, xhat, mask, N: tl.constexpr):
-    """y = xhat · weight + bias, rounded to Y's dtype. xhat (block_m, block_n) float32, cols (1, block_n)."""
-    y = xhat
-    if Weight is not None:
-        y *= tl.load(Weight + cols, mask=cols < N, other=0.0).to(tl.float32)
-    if Bias is not None:
-        y += tl.load(Bias + cols, mask=cols < N, other=0.0).to(tl.float32)
-    tl.store(Y + offsets, y.to(Y.dtype.element_ty), mask=mask)
+from .device import (
+    add_to_lanes,
+    as_rows,
+    convert_again,
+    empty_lanes,
+    load_h,
+    load_rows,
+    merge_lanes,
+    part_of_row,
+    row_indices,
+    store_rows,
+    store_stats,
+    store_y,
+    whole_rows,
+)
+from .structs import Dropout, Rows
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
 def layer_norm_forward(
-    X, Residual, Weight, Bias, Seed, Y, NewResidual, Stats,
-    M, stride_xm, stride_rm, eps, threshold, scale,
-    N: tl.constexpr, aligned: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
+    X, Residual, Weight, Bias, Seed, Y, NewResidual, Stats, M, stride_xm, stride_rm, eps, threshold, scale,
+    C: tl.constexpr,
 ):  # fmt: skip
     """One program normalises rows [block_m · program, block_m · (program + 1)).
 
-    X, Residual      (M, N) with row strides of aligned · stride_xm, aligned · stride_rm elements; Residual None for
-                     plain layer_norm
+    X, Residual      (M, N) of any float dtype each, their row strides in units of C.aligned elements; Residual None
+                     for plain layer_norm
     Weight, Bias     (N,) or None
-    Seed             (2,) int64 (seed, offset) of the dropout, or None
-    Y, NewResidual   (M, N) contiguous; NewResidual None for plain layer_norm
+    Seed             (2,) int64 (seed, offset) of the dropout, or None; threshold, scale: see `Dropout`
+    Y, NewResidual   (M, N) contiguous; NewResidual is h, None for plain layer_norm
     Stats            (2, M) float32: mean, rstd
-    aligned          elements that every row start is a multiple of (16-byte loads need 16 bytes)
     """
-    row = row_indices(tl.program_id(0), block_m)  # (block_m, 1)
-    cols = tl.arange(0, block_n)[None, :]  # (1, block_n)
-    mask = (row < M) & (cols < N)  # (block_m, block_n)
-    stride_xm, stride_rm = in_elements(stride_xm, aligned), in_elements(stride_rm, aligned)
+    N: tl.constexpr = C.n
+    X, Residual = as_rows(X, stride_xm, C), as_rows(Residual, stride_rm, C)
+    at = whole_rows(tl.program_id(0), M, C)
+    inside = at.row_ok[:, None] & at.col_ok[None, :]  # (block_m, block_n)
 
-    h = load_h(X, Residual, Seed, row, cols, mask, stride_xm, stride_rm, threshold, scale)
+    h = load_h(X, Residual, Dropout(Seed, threshold, scale), at)  # (block_m, block_n)
     if Residual is not None:
-        tl.store(NewResidual + row * N + cols, h.to(NewResidual.dtype.element_ty), mask=mask)
+        store_rows(NewResidual, h, at, N)
 
     # Passes over the registers cost nothing: E[h²] - E[h]² would lose every digit at mean 1000 and variance 1. A second
     # look at the mean takes back the rounding of the first sum, so that a constant row gives exactly the bias.
     mean = tl.sum(h, axis=1, keep_dims=True) / N  # (block_m, 1)
-    mean += tl.sum(tl.where(mask, h - mean, 0.0), axis=1, keep_dims=True) / N
-    centred = tl.where(mask, h - mean, 0.0)  # columns past N must not count
+    mean += tl.sum(tl.where(inside, h - mean, 0.0), axis=1, keep_dims=True) / N
+    centred = tl.where(inside, h - mean, 0.0)  # columns past N must not count
     rstd = tl.rsqrt(sum_of_products(centred, centred, axis=1, keep_dims=True) / N + eps)  # (block_m, 1)
 
-    tl.store(Stats + row, mean, mask=row < M)
-    tl.store(Stats + M + row, rstd, mask=row < M)
-    store_y(Y, Weight, Bias, row * N + cols, cols, centred * rstd, mask, N)
+    store_stats(Stats, mean, rstd, at.rows, at.row_ok, M)
+    store_y(Y, Weight, Bias, centred * rstd, at, N)
+
+
+@triton.jit(do_not_specialize=["M", "zero"])
+def layer_norm_forward_held(X, Weight, Bias, Y, Stats, M, stride_xm, eps, zero, C: tl.constexpr):
+    """`layer_norm_forward` without a residual, one program a row, which it holds in its own dtype, tile by tile.
+
+    A program has 65536 registers: as float32, a row of 65536 elements would fill them all. In bfloat16 and float16 it
+    takes half of that, and each tile is converted twice, for the sums and for the result. A float32 row leaves no room
+    for the computation beyond about 50000 elements, and the compiler then moves up to an eighth of the row to the L1
+    cache and back.
+    """
+    N: tl.constexpr = C.n
+    BLOCK_N: tl.constexpr = C.block_n
+    TILES: tl.constexpr = (N - 1) // BLOCK_N + 1
+    X = as_rows(X, stride_xm, C)
+    row = row_indices(tl.program_id(0), 1)  # (1,)
+    lanes = empty_lanes(BLOCK_N)
+    held = ()  # TILES x (1, block_n), in x's dtype
+    for i in tl.static_range(TILES):
+        at = part_of_row(row, i, C)
+        h = load_rows(X, at)
+        held = held + (h,)
+        lanes = add_to_lanes(lanes, h.to(tl.float32), at.col_ok, 1.0 / (i + 1))
+    mean, rstd = merge_lanes(lanes, eps, C)
+    store_stats(Stats, mean, rstd, row, None, M)
+    for i in tl.static_range(TILES):
+        xhat = (convert_again(held[i], zero) - mean) * rstd  # (1, block_n)
+        store_y(Y, Weight, Bias, xhat, part_of_row(row, i, C), N)
+
+
+@triton.jit(do_not_specialize=["M", "threshold"])
+def layer_norm_forward_long(
+    X, Residual, Weight, Bias, Seed, Y, NewResidual, Stats, M, stride_xm, stride_rm, eps, threshold, scale,
+    C: tl.constexpr,
+):  # fmt: skip
+    """Arguments of `layer_norm_forward`; one program a row, over which it walks twice, the second time in the L2 cache.
+
+    With a residual, x and residual are read once: the second walk reads what the first one wrote. Without one it reads
+    x again.
+    """
+    N: tl.constexpr = C.n
+    BLOCK_N: tl.constexpr = C.block_n
+    X, Residual = as_rows(X, stride_xm, C), as_rows(Residual, stride_rm, C)
+    dropout = Dropout(Seed, threshold, scale)
+    row = row_indices(tl.program_id(0), 1)  # (1,)
+    lanes = empty_lanes(BLOCK_N)
+    seen = tl.zeros((1, 1), tl.float32)  # elements of each lane
+    for i in tl.range(0, tl.cdiv(N, BLOCK_N), num_stages=C.stages):
+        at = part_of_row(row, i, C)
+        h = load_h(X, Residual, dropout, at)
+        if Residual is not None:
+            store_rows(NewResidual, h, at, N)
+        seen += 1.0
+        lanes = add_to_lanes(lanes, h, at.col_ok, tl.div_rn(1.0, seen))
+    mean, rstd = merge_lanes(lanes, eps, C)
+    store_stats(Stats, mean, rstd, row, None, M)
+
+    if Residual is not None:
+        tl.debug_barrier()  # an element of the new residual may be read by another thread than wrote it
+        X = Rows(NewResidual, N)
+    for i in tl.range(0, tl.cdiv(N, BLOCK_N)):
+        at = part_of_row(row, i, C)
+        h = load_rows(X, at).to(tl.float32)
+        store_y(Y, Weight, Bias, (h - mean) * rstd, at, N)

@@ -15,37 +15,9 @@ from .._partials import sum_partials
 from .._random import drop_threshold
 from .._runtime import cdiv
 from . import tiles
-from .backward import layer_norm_backward
-from .forward import layer_norm_forward
-from .held_rows import layer_norm_backward_held, layer_norm_forward_held
-from .long_rows import layer_norm_dh_long, layer_norm_dweight_long, layer_norm_forward_long
-
-
-def as_rows(x: Tensor, M: int, N: int) -> tuple[Tensor, int]:
-    """x as M rows of N neighbouring elements each, and the stride of the rows. Copies only if it must."""
-    if x.is_contiguous():
-        return x, N
-    try:
-        rows = x.view(M, N)
-    except RuntimeError:  # leading dimensions that cannot be merged, or normalised ones that are not contiguous
-        return x.contiguous(), N
-    return (rows, rows.stride(0)) if N == 1 or rows.stride(1) == 1 else (x.contiguous(), N)
-
-
-def alignment(N: int, *rows: tuple[Tensor, int]) -> int:
-    """Elements in 16 bytes of the narrowest tensor if every row of every tensor starts on such a boundary, else 1.
-
-    Triton loads 16 bytes per instruction only if it sees that it can, which a row stride of 1032 does not show: kernels
-    take strides in units of the alignment. There is nothing in between 1 and 16 bytes, so that a row's bits do not
-    depend on where its tensor happens to start.
-    """
-    elements = 16 // min(tensor.element_size() for tensor, _ in rows)
-    if N % elements:
-        return 1
-    for tensor, stride in rows:
-        if stride % elements or tensor.data_ptr() % 16:
-            return 1
-    return elements
+from .backward import layer_norm_backward, layer_norm_backward_held, layer_norm_dh_long, layer_norm_dweight_long
+from .forward import layer_norm_forward, layer_norm_forward_held, layer_norm_forward_long
+from .structs import Config
 
 
 def forward(
@@ -64,36 +36,32 @@ def forward(
     With residual None, so is new_residual. One launch.
     """
     M, N = rows_and_columns(x, d)
+    inputs = [as_rows(t, M, N) for t in (x, residual) if t is not None]
+    weight, bias = contiguous(weight), contiguous(bias)
+
+    aligned = alignment(N, inputs)
+    tile = tiles.forward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(x))
+    config = Config(N, aligned, tile.block_m, tile.block_n, tile.stages)
+
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     new_residual = None if residual is None else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
     stats = torch.empty((2, M), dtype=torch.float32, device=x.device)
     if M == 0 or N == 0:
         return y, new_residual, stats
-    inputs = [as_rows(x, M, N)] + ([] if residual is None else [as_rows(residual, M, N)])
-    aligned = alignment(N, *inputs)
+
     (x_rows, stride_xm), (residual_rows, stride_rm) = (*inputs, (None, 0))[:2]
-    weight, bias = contiguous(weight), contiguous(bias)
-    arguments = (
-        x_rows, residual_rows, weight, bias, seed, y, new_residual, stats,
-        M, stride_xm // aligned, stride_rm // aligned, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
-    )  # fmt: skip
-    tile = tiles.forward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(x))
     with _runtime.on_device_of(x):
         if tile.held:
             layer_norm_forward_held[(M,)](
-                x_rows, weight, bias, y, stats, M, stride_xm // aligned, eps, 0,
-                N=N, aligned=aligned, block_n=tile.block_n, tiles=cdiv(N, tile.block_n),
-                num_warps=tile.num_warps,
-            )  # fmt: skip
-        elif tile.long:
-            layer_norm_forward_long[(M,)](
-                *arguments,
-                N=N, aligned=aligned, block_n=tile.block_n, stages=tile.stages, num_warps=tile.num_warps,
+                x_rows, weight, bias, y, stats, M, stride_xm // aligned, eps, 0, C=config, num_warps=tile.num_warps
             )  # fmt: skip
         else:
-            layer_norm_forward[(cdiv(M, tile.block_m),)](
-                *arguments, N=N, aligned=aligned, block_m=tile.block_m, block_n=tile.block_n, num_warps=tile.num_warps
-            )
+            kernel = layer_norm_forward_long if tile.long else layer_norm_forward
+            kernel[(cdiv(M, tile.block_m),)](
+                x_rows, residual_rows, weight, bias, seed, y, new_residual, stats,
+                M, stride_xm // aligned, stride_rm // aligned, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
+                C=config, num_warps=tile.num_warps,
+            )  # fmt: skip
     return y, new_residual, stats
 
 
@@ -117,6 +85,19 @@ def backward(
     second one that sums the partial sums of dweight and dbias.
     """
     M, N = rows_and_columns(h, d)
+    inputs = [as_rows(t, M, N) for t in (dy, h, dh_out) if t is not None]
+    weight = contiguous(weight)
+
+    rows_wanted = dh_dtype is not None or dx_dtype is not None
+    sums_wanted = dweight_dtype is not None or dbias_dtype is not None
+    summed = sums_wanted and N <= tiles.LONGEST_SUMMED  # on the way, by the kernel that computes dh
+    aligned = alignment(N, inputs)
+    tile = tiles.backward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(h))
+    config = Config(
+        N, aligned, tile.block_m, tile.block_n, tile.stages,
+        summed and dweight_dtype is not None, summed and dbias_dtype is not None,
+    )  # fmt: skip
+    programs = min(tile.programs or 2**31 - 1, cdiv(M, tile.block_m))
 
     def new(dtype: torch.dtype | None, shape: torch.Size) -> Tensor | None:
         return None if dtype is None else torch.empty(shape, dtype=dtype, device=h.device)
@@ -128,53 +109,70 @@ def backward(
         for t in sums:
             t.zero_()
         return dh, dx, dweight, dbias
+    partials = None
+    if summed:
+        shape = (programs, N) if len(sums) == 1 else (2, programs, N)
+        partials = torch.empty(shape, dtype=torch.float32, device=h.device)
 
-    inputs = [as_rows(dy, M, N), as_rows(h, M, N)] + ([] if dh_out is None else [as_rows(dh_out, M, N)])
-    aligned = alignment(N, *inputs)
-    (DY, stride_dym), (H, stride_hm), (DHout, stride_dhm) = (*inputs, (None, 0))[:3]
-    tensors = DY, DHout, H, contiguous(weight), stats, seed, dh, dx
+    (dy_rows, stride_dym), (h_rows, stride_hm), (dh_out_rows, stride_dhm) = (*inputs, (None, 0))[:3]
+    tensors = dy_rows, dh_out_rows, h_rows, weight, stats, seed, dh, dx
     scalars = (
         M, stride_dym // aligned, stride_dhm // aligned, stride_hm // aligned,
         drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
     )  # fmt: skip
-    tile = tiles.backward_tile(N, itemsizes(inputs), seed is not None, _runtime.target_of(h))
     with _runtime.on_device_of(h):
-        rows_wanted = dh is not None or dx is not None
-        summed = bool(sums) and N <= tiles.LONGEST_SUMMED  # on the way, by the kernel that computes dh
-        which = {"need_dweight": summed and dweight is not None, "need_dbias": summed and dbias is not None}
-        programs = min(tile.programs or 2**31 - 1, cdiv(M, tile.block_m))
-        partials = None
-        if summed:
-            shape = (programs, N) if len(sums) == 1 else (2, programs, N)
-            partials = torch.empty(shape, dtype=torch.float32, device=h.device)
         if tile.long:
             if rows_wanted:
-                layer_norm_dh_long[(M,)](
-                    *tensors, *scalars, N=N, aligned=aligned, block_n=tile.block_n, num_warps=tile.num_warps
+                layer_norm_dh_long[(M,)](*tensors, *scalars, C=config, num_warps=tile.num_warps)
+        elif rows_wanted or summed:
+            if tile.held:
+                layer_norm_backward_held[(programs,)](
+                    *tensors, partials, *scalars, 0, C=config, num_warps=tile.num_warps
                 )
-        elif tile.held and (summed or rows_wanted):
-            layer_norm_backward_held[(programs,)](
-                *tensors, partials, *scalars, 0, N=N, **which, aligned=aligned,
-                block_n=tile.block_n, tiles=cdiv(N, tile.block_n), stages=tile.stages, num_warps=tile.num_warps,
-            )  # fmt: skip
-        elif summed or rows_wanted:
-            layer_norm_backward[(programs,)](
-                *tensors, partials, *scalars, N=N, **which, aligned=aligned,
-                block_m=tile.block_m, block_n=tile.block_n, stages=tile.stages, num_warps=tile.num_warps,
-            )  # fmt: skip
+            else:
+                layer_norm_backward[(programs,)](
+                    *tensors, partials, *scalars, C=config, num_warps=tile.num_warps
+                )  # fmt: skip
         if summed:
             sum_partials(partials, *sums)
-        elif sums:
-            block = tiles.DWEIGHT_LONG
-            layer_norm_dweight_long[(cdiv(N, block.block_n),)](
-                DY, H, stats, dweight, dbias, M, stride_dym // aligned, stride_hm // aligned,
-                N=N, aligned=aligned, block_m=block.block_m, block_n=block.block_n, num_warps=block.num_warps,
+        elif sums_wanted:
+            tile = tiles.DWEIGHT_LONG
+            layer_norm_dweight_long[(cdiv(N, tile.block_n),)](
+                dy_rows, h_rows, stats, dweight, dbias, M, stride_dym // aligned, stride_hm // aligned,
+                C=Config(N, aligned, tile.block_m, tile.block_n), num_warps=tile.num_warps,
             )  # fmt: skip
     return dh, dx, dweight, dbias
 
 
+def as_rows(x: Tensor, M: int, N: int) -> tuple[Tensor, int]:
+    """x as M rows of N neighbouring elements each, and the stride of the rows. Copies only if it must."""
+    if x.is_contiguous():
+        return x, N
+    try:
+        rows = x.view(M, N)
+    except RuntimeError:  # leading dimensions that cannot be merged, or normalised ones that are not contiguous
+        return x.contiguous(), N
+    return (rows, rows.stride(0)) if N == 1 or rows.stride(1) == 1 else (x.contiguous(), N)
+
+
+def alignment(N: int, inputs: list[tuple[Tensor, int]]) -> int:
+    """Elements in 16 bytes of the narrowest tensor if every row of every tensor starts on such a boundary, else 1.
+
+    Triton loads 16 bytes per instruction only if it sees that it can, which a row stride of 1032 does not show: kernels
+    take strides in units of the alignment. There is nothing in between 1 and 16 bytes, so that a row's bits do not
+    depend on where its tensor happens to start.
+    """
+    elements = 16 // min(itemsizes(inputs))
+    if N % elements:
+        return 1
+    for tensor, stride in inputs:
+        if stride % elements or tensor.data_ptr() % 16:
+            return 1
+    return elements
+
+
 def itemsizes(inputs: list[tuple[Tensor, int]]) -> tuple[int, ...]:
-    return tuple([rows.element_size() for rows, _ in inputs])
+    return tuple([tensor.element_size() for tensor, _ in inputs])
 
 
 def rows_and_columns(x: Tensor, d: int) -> tuple[int, int]:

@@ -18,8 +18,8 @@ alone, never by the GPU, so that dweight and dbias have the same bits on all of 
 data-centre GPU since the A100) hold at once: 4 programs each of 4 warps, 2 of 8 or 1 of 16. The partial sums are 3 MB
 at most at GPT-2's widths (384 programs · 1024 columns · 8 bytes), and stay in the L2 cache until they are added up.
 
-Longer rows are held in their own dtype, tile by tile, by as few warps as it takes (held_rows.py; VARIANTS.md has what
-was compiled to find them). The longest are walked over twice (long_rows.py): many small programs, four tiles of 2048
+Longer rows are held in their own dtype, tile by tile, by as few warps as it takes (VARIANTS.md has what was compiled to
+find them). The longest are walked over twice: many small programs, four tiles of 2048
 columns on their way in each.
 
 The ten rounds of Philox that decide over each dropped element take more registers than the element itself: with

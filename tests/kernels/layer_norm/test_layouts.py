@@ -13,6 +13,7 @@ from benchmarks.gate.usage import usage
 from fastgpt.kernels import _runtime, add_layer_norm, layer_norm, reference
 from fastgpt.kernels.layer_norm import launch
 from fastgpt.kernels.layer_norm.launch import alignment, as_rows
+from fastgpt.kernels.layer_norm.structs import Rows
 from tests.support.budget import GRADIENT, assert_all_within_budget, exactly
 
 from .cases import DTYPES, bf16, fp16, fp32, layer_norm_case, parameters
@@ -242,9 +243,9 @@ def test_rows_are_read_in_place_where_they_can_be():
 
 def test_alignment():
     x = torch.zeros(4, 64, dtype=bf16)
-    assert alignment(64, (x, 64)) == 8
-    assert alignment(64, (x.float(), 64)) == 4
-    assert alignment(64, (x, 64), (x.float(), 64)) == 8
-    assert alignment(60, (x, 64)) == 1  # rows of the contiguous result would not begin on 16 bytes
-    assert alignment(64, (x, 68)) == 1
-    assert alignment(56, (x[:, 1:], 64)) == 1
+    assert alignment(64, [Rows(x, 64)]) == 8
+    assert alignment(64, [Rows(x.float(), 64)]) == 4
+    assert alignment(64, [Rows(x, 64), Rows(x.float(), 64)]) == 8
+    assert alignment(60, [Rows(x, 64)]) == 1  # rows of the contiguous result would not begin on 16 bytes
+    assert alignment(64, [Rows(x, 68)]) == 1
+    assert alignment(56, [Rows(x[:, 1:], 64)]) == 1
