@@ -2,9 +2,9 @@
 
 python -m tests.mutants                         all faults; writes benchmarks/results/mutants.md
 python -m tests.mutants --sample 3              three, spread over the families
-python -m tests.mutants --family fastgpt/trainer
+python -m tests.mutants --family fastgpt/train
 python -m tests.mutants --name attention-delta-omitted
-python -m tests.mutants --list                  what there is; plants nothing
+python -m tests.mutants --list                  what there is, and what is stale; plants nothing
 """
 
 from __future__ import annotations
@@ -59,6 +59,20 @@ def verdicts_of(mutants: Sequence[Mutant], trees: Sequence[Tree]) -> Iterator[Ve
         yield from pool.map(judged, mutants)
 
 
+def listed(mutants: Sequence[Mutant]) -> int:
+    """Print each fault's name, its file, and why it cannot be planted; how many cannot."""
+    stale = 0
+    for mutant in mutants:
+        try:
+            path = mutant.path
+            mutant.plant((ROOT / path).read_text())
+            print(f"{mutant.name:<72} {path}")
+        except ValueError as error:
+            stale += 1
+            print(error)
+    return stale
+
+
 def difference(mutant: Mutant) -> str:
     """What the fault changes in its file, as a unified diff."""
     text = (ROOT / mutant.path).read_text()
@@ -94,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, metavar="N", help="only N faults, spread over the families")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--family", default="", help="only faults of this part: kernels/attention, fastgpt/trainer")
+    parser.add_argument("--family", default="", help="only faults of this part: kernels/attention, fastgpt/train")
     parser.add_argument("--name", default="", metavar="SUBSTR", help="only faults whose name contains this")
     parser.add_argument("--list", action="store_true", help="say what would be planted, and plant nothing")
     parser.add_argument(
@@ -102,14 +116,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     mutants = sample(args.sample, args.seed) if args.sample else list(MUTANTS)
-    mutants = [m for m in mutants if args.name in m.name and args.family in ("", m.family)]
+    mutants = [m for m in mutants if args.name in m.name and (not args.family or args.family == m.family)]
     if not mutants:
         families = ", ".join(dict.fromkeys(m.family for m in MUTANTS))
         parser.error(f"no fault's name contains {args.name!r} in family {args.family or 'any'!r}; there are {families}")
     if args.list:
-        for mutant in mutants:
-            print(f"{mutant.name:<72} {mutant.path}")
-        return 0
+        return 1 if listed(mutants) else 0
 
     started = time.time()
     with ExitStack() as stack:

@@ -22,7 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
-from .syntax import Edit, edits
+from .changes import edit_of
+from .definitions import find
+from .edits import Edit
+from .places import Change
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("kernels", "fastgpt", "tests", "benchmarks", "pyproject.toml")
@@ -38,66 +41,60 @@ _CANNOT_RUN = re.compile(
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault: in the file `path`, from the repository's root, `source` becomes `replacement`.
+    """A fault: in the function `where`, `change` is done to a place that is named by its role.
 
-    source       Python that occurs exactly once inside `where`, compared by syntax tree: layout, comments, quotes and
-                 superfluous parentheses do not matter
-    replacement  Python of the same kind, or "": what was found is taken out
-    tests        the tests that must catch it, the fewest that can: node ids of pytest, separated by spaces
-    where        the function, method or class, decorators included, by its qualified name ("Trainer.fit"; a function
-                 inside another: "outer.inner"); "" is the whole file
-
-    What `source` may be, and an example of each:
-
-    an expression           "j <= i + upper" -> "j < i + upper"; a string or f-string is one, and only as a whole
-    operands of a chain     consecutive ones of `and`, `or`, `&`, `|`, `+`, `*`: "a & b" -> "a" in x & a & b; of a
-                            comparison: "i < end" -> "i <= end" in 0 <= i < end
-    statements              consecutive ones of a block: "x = f(x); x += 1" -> "x += 1"; an expression that is a
-                            statement: "os.fsync(f)" -> ""; definitions and whole loops too
-    a keyword argument      "eps=eps" -> "eps=0.0", or "" (one argument; for more, the whole call)
-    a parameter's default   "eps=1e-5" -> "eps=1e-6", with its annotation if it has one: "eps: float = 1e-5"
-    a decorator             "@torch.no_grad()" -> "", or another
+    where    a function, method, class or variable by its qualified name, after as much of the path to its file as tells
+             it from others: "attention.visible", "Trainer.fit", "layer_norm.launch.forward" (`definitions.find`)
+    change   `value("diagonal").becomes("0")` (`places.py`), or several that make one fault
+    tests    the tests that must catch it, the fewest that can: node ids of pytest, separated by spaces
     """
 
     name: str
-    path: str
-    source: str
-    replacement: str
+    where: str
+    change: Change | tuple[Change, ...]
     tests: str
-    where: str = ""
+
+    @property
+    def path(self) -> str:
+        """The file in which `where` is, from the repository's root. Raises ValueError when there is no such thing."""
+        return self._found[0]
 
     @property
     def family(self) -> str:
-        """The part of the repository that is meant: "kernels/attention", "fastgpt/trainer"."""
+        """The part of the repository that is meant: "kernels/attention", "fastgpt/train"."""
         package, *rest = self.path.removesuffix(".py").split("/")
         return "/".join([package, *rest[:1]])
 
-    def edit(self, text: str) -> Edit:
-        """What the fault changes in the text of its file. Raises ValueError when it is stale."""
+    def edits(self, text: str) -> list[Edit]:
+        """What the fault changes in the text of its file, the last first. Raises ValueError when it is stale."""
+        changes = self.change if isinstance(self.change, tuple) else (self.change,)
         try:
-            places = edits(text, self.source, self.replacement, self.where)
+            found = [edit_of(change, text, self._found[1]) for change in changes]
         except (SyntaxError, LookupError) as error:
             raise self._stale(f"{error}") from error
-        if len(places) != 1:
-            lines = ", ".join(str(place.start[0]) for place in places)
-            raise self._stale(
-                f"its source occurs {len(places)} times{f' (lines {lines})' if lines else ''}"
-                f"{f' inside {self.where}' if self.where else ''}, must be once"
-            )
-        return places[0]
+        return sorted(found, key=lambda edit: edit.start, reverse=True)
 
     def plant(self, text: str) -> str:
         """The text of the file, with the fault. Raises ValueError when it is stale, or leaves what does not compile."""
-        changed = self.edit(text).apply(text)
+        changed = text
+        for edit in self.edits(text):
+            changed = edit.apply(changed)
         try:
             compile(changed, self.path, "exec", dont_inherit=True)
         except SyntaxError as error:
             raise self._stale(f"what it leaves does not compile ({error})") from error
         return changed
 
+    @property
+    def _found(self) -> tuple[str, str]:
+        try:
+            return find(self.where, ROOT)
+        except LookupError as error:
+            raise self._stale(f"{error}") from error
+
     def _stale(self, why: str) -> ValueError:
         return ValueError(
-            f"mutant {self.name!r} is stale: {why}: {self.path}; bring it up to date in tests/mutants/faults/"
+            f"mutant {self.name!r} is stale: in {self.where}: {why}; bring it up to date in tests/mutants/faults/"
         )
 
 
@@ -172,9 +169,9 @@ def copy_of_tree(root: Path = ROOT) -> Iterator[Tree]:
 def judge(mutant: Mutant, tree: Tree) -> Verdict:
     """Plant `mutant` in the copy, run its tests, and take it out again."""
     started = time.time()
-    file = tree.folder / mutant.path
-    text = file.read_text()
     try:
+        file = tree.folder / mutant.path
+        text = file.read_text()
         file.write_text(mutant.plant(text))
     except ValueError as error:
         return Verdict(mutant, "stale", str(error), 0.0)

@@ -11,15 +11,15 @@ import pytest
 
 from . import __main__ as cli
 from . import plant
+from .edits import Edit, same
 from .faults import MUTANTS
+from .places import call, comparison, default, name, operand, returned
 from .plant import ROOT, Mutant
-from .syntax import Edit, same
 
 HARMLESS = Mutant(
     "a-comparison-turned-round",
-    "kernels/device/dropout.py",
-    "return word >= threshold",
-    "return threshold <= word",
+    "device.keep_mask",
+    returned().becomes("threshold <= word"),
     "tests/kernels/test_dropout.py::test_mask_is_philox",
 )
 
@@ -40,21 +40,23 @@ def test_no_fault_is_stale():
         plain = ast.unparse(whole)
         laid_out_anew = ast.parse(plain)
         for mutant in mutants:
-            number, changed = part_with(mutant.edit(text), text, whole)
+            number, changed = part_with(mutant.edits(text), text, whole)
             assert not same(changed, ast.Module([whole.body[number]], [])), f"{mutant.name} changes nothing"
             compile(changed, path, "exec", dont_inherit=True)
-            again = part_with(mutant.edit(plain), plain, laid_out_anew)
+            again = part_with(mutant.edits(plain), plain, laid_out_anew)
             assert again[0] == number
             assert same(again[1], changed), mutant.name
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
 
 
-def part_with(edit: Edit, text: str, tree: ast.Module) -> tuple[int, ast.Module]:
-    """The statement of the module in which the edit is, by its number, and as it is after the edit."""
-    number = next(i for i, statement in enumerate(tree.body) if edit.start[0] <= statement.end_lineno)
+def part_with(edits: list[Edit], text: str, tree: ast.Module) -> tuple[int, ast.Module]:
+    """The statement of the module in which the edits are, by its number, and as it is after them."""
+    number = next(i for i, statement in enumerate(tree.body) if edits[-1].start[0] <= statement.end_lineno)
     first = tree.body[number - 1].end_lineno if number else 0  # the line before: decorators are part of it
-    lines = edit.apply(text).split("\n")
     behind = len(text.split("\n")) - tree.body[number].end_lineno
+    for edit in edits:
+        text = edit.apply(text)
+    lines = text.split("\n")
     return number, ast.parse("\n".join(lines[first : len(lines) - behind]))
 
 
@@ -68,18 +70,19 @@ def test_the_tests_named_exist():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "no_such_name"}, "its source occurs 0 times, must be once"),
-        ({"source": "zero", "replacement": "0", "where": "keep_mask"}, r"\d times \(lines [\d, ]+\) inside keep_mask"),
-        ({"where": "no_such_function"}, "there is no 'no_such_function'"),
-        ({"source": "return ("}, "never closed"),
-        ({"replacement": "break"}, "what it leaves does not compile"),
+        ({"change": call("no_such_name").dropped()}, r"call\('no_such_name'\) is there 0 times, must be once"),
+        ({"change": name("zero").becomes("0")}, r"name\('zero'\) is there \d times \(lines [\d, ]+\), must be once"),
+        ({"change": default("word").becomes("0")}, "is there 0 times"),
+        ({"change": comparison().unwrapped()}, "nothing is wrapped"),
+        ({"where": "device.no_such_function"}, "there is no 'device.no_such_function'"),
+        ({"where": "forward"}, "'forward' is in .* and "),
+        ({"change": returned().becomes("break")}, "what it leaves does not compile"),
     ],
 )  # fmt: skip
 def test_a_stale_fault_is_an_error(changes, message):
-    with pytest.raises(
-        ValueError, match=rf"'a-comparison-turned-round' is stale: .*{message}.*: kernels/device/dropout.py"
-    ):
-        dataclasses.replace(HARMLESS, **changes).plant(text_of(HARMLESS.path))
+    stale = dataclasses.replace(HARMLESS, **changes)
+    with pytest.raises(ValueError, match=rf"'a-comparison-turned-round' is stale: in {stale.where}: .*{message}"):
+        stale.plant(text_of(stale.path))
 
 
 def test_a_fault_is_caught_and_taken_out_again():
@@ -99,9 +102,8 @@ def test_what_cannot_run_is_not_caught():
     faults = [
         Mutant(
             "cannot-run",
-            "fastgpt/train/optim.py",
-            "step + 1",
-            new,
+            "train.learning_rate",
+            operand("step", nth=1).becomes(new),
             "tests/fastgpt/train/test_optim.py::test_learning_rate_curve",
         )
         for new in ("no_such_name", "__import__('no_such_module')")
@@ -116,7 +118,7 @@ def test_what_cannot_run_is_not_caught():
 
 
 def test_faults_that_escape_or_are_stale_are_reported(monkeypatch, capsys):
-    stale = dataclasses.replace(HARMLESS, name="out-of-date", source="no_such_name")
+    stale = dataclasses.replace(HARMLESS, name="out-of-date", change=call("no_such_name").dropped())
     monkeypatch.setattr(cli, "MUTANTS", (stale, HARMLESS))
     monkeypatch.setattr(cli, "unmutated", lambda *_: None)
     monkeypatch.setattr(cli, "RESULT", ROOT / "must" / "not" / "be" / "written")
@@ -143,14 +145,14 @@ def test_samples_take_the_families_in_turn():
 
 
 def test_what_would_be_planted_is_listed(capsys):
-    assert cli.main(["--list", "--family", "kernels/device/dropout"]) == 0
+    assert cli.main(["--list", "--family", "kernels/device"]) == 0
     listed = capsys.readouterr().out
     assert "dropout-keeps-what-it-should-drop" in listed
     assert "kernels/attention" not in listed
 
 
 def test_the_table_counts_each_file():
-    other = dataclasses.replace(HARMLESS, name="other", path="fastgpt/train/trainer.py")
+    other = dataclasses.replace(HARMLESS, name="other", where="Trainer.fit")
     verdicts = [plant.Verdict(m, "caught", "a test", 1.0) for m in (HARMLESS, other)]
     kernels, fastgpt = cli.table(verdicts).split("## fastgpt")
     assert "| kernels/device/dropout.py | 1 | 1 |\n| all | 1 | 1 |" in kernels
