@@ -1,24 +1,62 @@
-"""Device code: the attention backward."""
+"""Device code: the attention backward, as three kernels: row statistics, dK and dV, dQ.
+
+With p = softmax(scale · q kᵀ + mask) and dp = dout vᵀ (Dao 2023, algorithm 2; with dropout, p and dp of what is kept):
+
+    dv = pᵀ dout      ds = p ∘ (dp - delta)      dq = scale · ds k      dk = scale · dsᵀ q
+"""
 
 import triton
 import triton.language as tl
 
-from ..device.dropout import keep_mask
 from ..device.sums import sum_of_products
 from ..device.tf32 import dot_operand
-from .forward import head_offset, load_tile, store_tile, stream_tile, tile_index, without_nonfinite
-from .masks import column_tiles, key_bounds, program_tile, tile_start, visible
+from ..device.tiles import load_tile
+from .device import (
+    add_product,
+    at_row,
+    dropout_of_head,
+    keeps,
+    load_pair,
+    pair_without_nonfinite,
+    product,
+    scaled,
+    store_pair,
+    stream_of_head,
+    stream_pair,
+    tile_index,
+    where_pair,
+    zeros,
+)
+from .masks import (
+    key_bounds,
+    mask_of_keys,
+    mask_of_queries,
+    num_steps,
+    program_tile,
+    streamed_documents,
+    tile_runs,
+    tile_start,
+    transposed,
+    visible,
+)
+from .structs import Band, KeyValue, QueryRows, Scores, Stream
 
 
 @triton.jit(do_not_specialize=["T_q", "H"])
 def attention_delta(
-    Out, D_out, D_lse, Lse, Lse2, Delta, stride_o, stride_do, stride_dlse, T_q, H,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    Out, DOut, DLse, Lse, Lse2, Delta, T_q, H,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, IS_WIDE: tl.constexpr,
 ):  # fmt: skip
-    """delta_i = sum_d dO_id O_id - dlse_i and lse_i / ln 2, (B, H, T_q) float32.
+    """delta_i = Σ_d dout_id out_id - dlse_i and lse2_i = lse_i / ln 2. launch.backward calls it.
 
-    A row that saw no key has delta 0 and lse +inf, so that its weights, exp(S - lse), are 0. Where dO is not finite,
-    delta is NaN and makes lse NaN too: through it the gradients of exactly those keys that the row sees become NaN.
+    Out, DOut         Matrices (B, H, T_q, head_dim)
+    DLse              Matrix (B, H, T_q) of any float type, or None
+    Lse, Lse2, Delta  (B, H, T_q) float32, contiguous
+
+    A row that saw no key has delta 0 and lse2 +inf, so that its weights, exp(s - lse), are 0. Where dout is not finite,
+    delta is NaN and makes lse2 NaN too: through it the gradients of exactly those keys that the row sees become NaN.
+
+    One program: BLOCK_M queries of one head.
     """
     num_tiles = tl.cdiv(T_q, BLOCK_M)
     tile, head = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
@@ -26,325 +64,200 @@ def attention_delta(
     row = tile * BLOCK_M
     i = row + tl.arange(0, BLOCK_M)
     i_ok = i < T_q
-    rows, cols = tile_index(BLOCK_M, WIDE), tile_index(BLOCK_D, WIDE)
-    Out += head_offset(stride_o, b, h) + row.to(tl.int64) * stride_o[2]
-    D_out += head_offset(stride_do, b, h) + row.to(tl.int64) * stride_do[2]
-    out = load_tile(Out, rows, cols, stride_o[2], stride_o[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
-    d_out = load_tile(D_out, rows, cols, stride_do[2], stride_do[3], i_ok, HEAD_DIM, True, BLOCK_D != HEAD_DIM)
-    delta = sum_of_products(out.to(tl.float32), d_out.to(tl.float32), 1)
+    rows, columns = tile_index(BLOCK_M, IS_WIDE), tile_index(BLOCK_D, IS_WIDE)
+    column_ok = columns < HEAD_DIM if BLOCK_D != HEAD_DIM else None
+    o, do = at_row(Out, b, h, row), at_row(DOut, b, h, row)
+    out = load_tile(o, rows, columns, Out.stride[2], Out.stride[3], i_ok, column_ok)
+    dout = load_tile(do, rows, columns, DOut.stride[2], DOut.stride[3], i_ok, column_ok)
+    delta = sum_of_products(out.to(tl.float32), dout.to(tl.float32), 1)
     offs = head.to(tl.int64) * T_q + i
-    if D_lse is not None:
-        D_lse += head_offset(stride_dlse, b, h) + row.to(tl.int64) * stride_dlse[2]
-        delta -= tl.load(D_lse + rows * stride_dlse[2], mask=i_ok, other=0.0).to(tl.float32)
+    if DLse is not None:
+        delta -= tl.load(at_row(DLse, b, h, row) + rows * DLse.stride[2], mask=i_ok, other=0.0).to(tl.float32)
     lse = tl.load(Lse + offs, mask=i_ok, other=0.0)
     empty = lse == -float("inf")
     tl.store(Delta + offs, tl.where(empty, 0.0, delta), mask=i_ok)
     tl.store(Lse2 + offs, tl.where(empty, float("inf"), lse * 1.4426950408889634 + delta * 0.0), mask=i_ok)
 
 
-@triton.jit
-def dkdv_step(
-    dk_a, dk_b, dv_a, dv_b, k_a, k_b, v_a, v_b, Q, D_out, Q_a, Q_b, D_out_a, D_out_b, Lse2, Delta, b, h, m, j, rows_m,
-    cols_a, cols_b, stride_q, stride_do, document_j, Documents, T_q, lower, upper, qk_scale, head_dim, seed, offset,
-    head, threshold, keep_scale,
-    HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    D_A: tl.constexpr, D_B: tl.constexpr, MASK_A: tl.constexpr, MASK_B: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Queries [m, m + block_m) of one head."""
-    i = m + tl.arange(0, rows_m.shape[0])  # (block_m,)
-    i_ok = i < T_q
-    if MASKED:
-        # Rows with inf or NaN read as 0: 0 · NaN would carry them to keys that they do not see. The keys that they do
-        # see get NaN through lse.
-        lse = tl.load(Lse2 + i, mask=i_ok, other=float("inf"))
-        i_ok = tl.abs(lse) < float("inf")
-    q_a = stream_tile(Q, Q_a, b, h, m, rows_m, cols_a, stride_q, i_ok, head_dim, 0, MASKED, MASK_A)
-    q_a = dot_operand(q_a, PRECISION)
-    sT = tl.dot(k_a, tl.trans(q_a), input_precision=PRECISION)  # (block_n, block_m)
-    if D_B > 0:
-        q_b = stream_tile(Q, Q_b, b, h, m, rows_m, cols_b, stride_q, i_ok, head_dim, D_A, MASKED, MASK_B)
-        q_b = dot_operand(q_b, PRECISION)
-        sT = tl.dot(k_b, tl.trans(q_b), sT, input_precision=PRECISION)
-    if not MASKED:
-        lse = tl.load(Lse2 + i)
-    do_a = stream_tile(D_out, D_out_a, b, h, m, rows_m, cols_a, stride_do, i_ok, head_dim, 0, MASKED, MASK_A)
-    do_a = dot_operand(do_a, PRECISION)
-    if D_B > 0:
-        do_b = stream_tile(D_out, D_out_b, b, h, m, rows_m, cols_b, stride_do, i_ok, head_dim, D_A, MASKED, MASK_B)
-        do_b = dot_operand(do_b, PRECISION)
-    pT = tl.math.exp2(sT * qk_scale - lse[None, :])
-    if MASKED:
-        document_i = 0
-        if HAS_DOCUMENTS:
-            document_i = tl.load(Documents + i, mask=i < T_q, other=0)[None, :]
-        sees = visible(
-            i[None, :], j[:, None], 0, 2147483647, document_i, document_j, lower, upper,
-            HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
-        )  # fmt: skip
-        pT = tl.where(sees, pT, 0.0)
-    pT_kept = pT
-    if HAS_DROPOUT:
-        keep = keep_mask(seed, offset, head, i[None, :], j[:, None], threshold)
-        pT_kept = tl.where(keep, pT * keep_scale, 0.0)
-    pT_kept = dot_operand(pT_kept.to(do_a.dtype), PRECISION)
-    dv_a = tl.dot(pT_kept, do_a, dv_a, input_precision=PRECISION)
-    dpT = tl.dot(v_a, tl.trans(do_a), input_precision=PRECISION)  # (block_n, block_m)
-    if D_B > 0:
-        dv_b = tl.dot(pT_kept, do_b, dv_b, input_precision=PRECISION)
-        dpT = tl.dot(v_b, tl.trans(do_b), dpT, input_precision=PRECISION)
-    if HAS_DROPOUT:
-        dpT = tl.where(keep, dpT * keep_scale, 0.0)
-    if MASKED:
-        delta = tl.load(Delta + i, mask=i < T_q, other=0.0)
-    else:
-        delta = tl.load(Delta + i)
-    dsT = pT * (dpT - delta[None, :])
-    if MASKED:
-        dsT = tl.where(sees, dsT, 0.0)  # 0 · NaN
-    dsT = dot_operand(dsT.to(q_a.dtype), PRECISION)
-    dk_a = tl.dot(dsT, q_a, dk_a, input_precision=PRECISION)
-    if D_B > 0:
-        dk_b = tl.dot(dsT, q_b, dk_b, input_precision=PRECISION)
-    return dk_a, dk_b, dv_a, dv_b
-
-
-@triton.jit(
-    do_not_specialize=[
-        "T_q",
-        "T_k",
-        "H_kv",
-        "lower",
-        "upper",
-        "num_heads",
-        "heads_per_section",
-        "threshold",
-        "stride_document",
-    ],
-)
+@triton.jit(do_not_specialize=["T_q", "T_k", "H_kv", "lower", "upper", "heads_per_section"])
 def attention_dkdv(
-    Q, K, V, D_out, Q_a, Q_b, D_out_a, D_out_b, Lse2, Delta, D_k, D_v,
-    stride_q, stride_k, stride_v, stride_do, stride_dk, stride_dv,
-    KeyStarts, KeyLengths, Documents, stride_document, Ranges, Seed,
-    T_q, T_k, H_kv, lower, upper, num_heads, heads_per_section, softmax_scale, threshold, keep_scale,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, EDGE: tl.constexpr, HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    qkv, DOut, QLow, QHigh, DOutLow, DOutHigh, Lse2, Delta, DK, DV, masks, dropout,
+    T_q, T_k, H_kv, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
-    """One program: dK and dV of BLOCK_N keys of one key head, over the queries of all GROUP heads that see them."""
-    HAS_DOCUMENTS: tl.constexpr = Documents is not None
-    MASK_A: tl.constexpr = HEAD_DIM < D_A
-    MASK_B: tl.constexpr = HEAD_DIM < D_A + D_B
+    """dv = pᵀ dout and dk = scale · dsᵀ q, summed over the heads of a group. launch.backward calls it.
+
+    qkv                 QKV: Q (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
+    DOut, DK, DV        Matrices of the shapes of Q, K, V
+    QLow ... DOutHigh   TMA descriptors of Q and DOut, boxes of block_m rows; or None
+    Lse2, Delta         (B, H, T_q) float32, of attention_delta
+    masks, lower, upper, dropout    as in the forward; masks.Ranges of tiles of keys
+
+    One program: block_n keys of one key head, over the queries of all heads of its group that see them.
+    """
+    BLOCK_M: tl.constexpr = C.block_m
+    BLOCK_N: tl.constexpr = C.block_n
+    EDGE: tl.constexpr = C.edge
+    GROUP: tl.constexpr = C.group
     num_tiles = tl.cdiv(T_k, BLOCK_N)
-    tile, kv_head = program_tile(num_tiles, num_heads, heads_per_section)
-    if HAS_LOWER and not HAS_UPPER:
+    tile, kv_head = program_tile(num_tiles, heads_per_section)
+    if lower is not None and upper is None:
         tile = num_tiles - 1 - tile
     b, h_kv = kv_head // H_kv, kv_head % H_kv
+    first_h, first_head = h_kv * GROUP, kv_head * GROUP  # of the group's query heads; head = b * H + h
     column = tile * BLOCK_N
-
-    rows_m, rows_n, rows_edge = tile_index(BLOCK_M, WIDE), tile_index(BLOCK_N, WIDE), tile_index(EDGE, WIDE)
-    cols_a, cols_b = tile_index(D_A, WIDE), D_A + tile_index(max(D_B, 16), WIDE)
-    j = column + tl.arange(0, BLOCK_N)  # (BLOCK_N,) key index
+    j = column + tl.arange(0, BLOCK_N)  # (block_n,) key index
     j_ok = j < T_k
-    Q += head_offset(stride_q, b, h_kv * GROUP)
-    D_out += head_offset(stride_do, b, h_kv * GROUP)
-    K += head_offset(stride_k, b, h_kv) + column.to(tl.int64) * stride_k[2]
-    V += head_offset(stride_v, b, h_kv) + column.to(tl.int64) * stride_v[2]
-    first_head = kv_head * GROUP  # = b * H + h of the first query head
-    Lse2 += first_head.to(tl.int64) * T_q
-    Delta += first_head.to(tl.int64) * T_q
 
-    first_key, end_key = key_bounds(KeyStarts, KeyLengths, b, T_k)
+    q, do = stream_of_head(qkv.Q, QLow, QHigh, b, first_h), stream_of_head(DOut, DOutLow, DOutHigh, b, first_h)
+    first_rows = QueryRows(q, do, Lse2 + first_head.to(tl.int64) * T_q, Delta + first_head.to(tl.int64) * T_q)
+    first_key, end_key = key_bounds(masks, b, T_k)
     key_ok = (j >= first_key) & (j < end_key)
-    k_a = load_tile(K, rows_n, cols_a, stride_k[2], stride_k[3], j_ok, HEAD_DIM, True, MASK_A)
-    v_a = load_tile(V, rows_n, cols_a, stride_v[2], stride_v[3], j_ok, HEAD_DIM, True, MASK_A)
-    k_a, v_a = dot_operand(k_a, PRECISION), dot_operand(v_a, PRECISION)
-    k_b, v_b = k_a, v_a
-    if D_B > 0:
-        k_b = load_tile(K, rows_n, cols_b, stride_k[2], stride_k[3], j_ok, HEAD_DIM, True, MASK_B)
-        v_b = load_tile(V, rows_n, cols_b, stride_v[2], stride_v[3], j_ok, HEAD_DIM, True, MASK_B)
-        k_b, v_b = dot_operand(k_b, PRECISION), dot_operand(v_b, PRECISION)
-    dk_a = tl.zeros((BLOCK_N, D_A), tl.float32)
-    dv_a = tl.zeros((BLOCK_N, D_A), tl.float32)
-    dk_b = tl.zeros((BLOCK_N, max(D_B, 16)), tl.float32)
-    dv_b = tl.zeros((BLOCK_N, max(D_B, 16)), tl.float32)
-    seed, offset = 0, 0
-    if HAS_DROPOUT:
-        seed, offset = tl.load(Seed), tl.load(Seed + 1)
-    document_j = 0
-    if HAS_DOCUMENTS:
-        Documents += b.to(tl.int64) * stride_document
-        document_j = tl.load(Documents + j, mask=j_ok, other=0)[:, None]
-        Documents += T_k - T_q
-
-    # Key j is seen by the queries j - upper <= i <= j - lower. A tile whose keys are all padding has nothing to do.
+    held = KeyValue(load_pair(qkv.K, b, h_kv, column, j_ok, C), load_pair(qkv.V, b, h_kv, column, j_ok, C))
+    grads = KeyValue(zeros(BLOCK_N, C), zeros(BLOCK_N, C))
+    head_dropout = dropout_of_head(dropout, first_head)
+    mask = mask_of_keys(masks, b, Band(lower, upper), j, j_ok, T_q, T_k)
+    scores = Scores(j, T_q, softmax_scale * 1.4426950408889634, mask, head_dropout)
+    # A tile whose keys are all padding has nothing to do.
     some_key = (column < end_key) & (column + BLOCK_N > first_key)
-    left, num_left, full, num_full, right, num_right = column_tiles(
-        column, tl.minimum(column + BLOCK_N, T_k) - 1, -upper, -lower, 0, tl.where(some_key, T_q, 0), Ranges,
-        b * num_tiles + tile, BLOCK_M, EDGE, HAS_UPPER, HAS_LOWER, HAS_DOCUMENTS,
+    runs = tile_runs(
+        column, tl.minimum(column + BLOCK_N, T_k) - 1, transposed(mask.band), 0, tl.where(some_key, T_q, 0),
+        masks.Ranges, b * num_tiles + tile, BLOCK_M, EDGE,
     )  # fmt: skip
-    qk_scale = softmax_scale * 1.4426950408889634
-    for MASKED in tl.static_range(2):  # in this order for the reason given in the forward
-        tiles = num_left + num_right if MASKED else num_full
-        for step in tl.range(0, tiles * GROUP, num_stages=1 if MASKED else None):
+    for IS_MASKED in tl.static_range(2):  # in this order for the reason given in the forward
+        for step in tl.range(0, num_steps(runs, IS_MASKED) * GROUP, num_stages=1 if IS_MASKED else None):
             # The heads of the group take turns at a tile, so that both divisions are by a constant. The number of tiles
             # may be 0, and the loads of the first step are issued before the loop, whether or not it has a step: what
             # they depend on must be defined then.
             g = step % GROUP
-            m = tile_start(step // GROUP, left, num_left, full, right, BLOCK_M, EDGE, MASKED)
-            g64 = tl.zeros([], tl.int64) + g
-            dk_a, dk_b, dv_a, dv_b = dkdv_step(
-                dk_a, dk_b, dv_a, dv_b, k_a, k_b, v_a, v_b, Q + g64 * stride_q[1], D_out + g64 * stride_do[1],
-                None if MASKED else Q_a, None if MASKED else Q_b, None if MASKED else D_out_a,
-                None if MASKED else D_out_b, Lse2 + g64 * T_q, Delta + g64 * T_q, b, h_kv * GROUP + g, m, j,
-                rows_edge if MASKED else rows_m, cols_a, cols_b, stride_q, stride_do, document_j, Documents, T_q,
-                lower, upper, qk_scale, HEAD_DIM, seed, offset, first_head + g, threshold, keep_scale,
-                HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS, HAS_DROPOUT, D_A, D_B, MASK_A, MASK_B, MASKED, PRECISION,
-            )  # fmt: skip
+            m = tile_start(step // GROUP, runs, BLOCK_M, EDGE, IS_MASKED)
+            grads = dkdv_step(grads, held, head_of_group(first_rows, g, T_q), m, g, scores, IS_MASKED, C)
 
-    D_k += head_offset(stride_dk, b, h_kv) + column.to(tl.int64) * stride_dk[2]
-    D_v += head_offset(stride_dv, b, h_kv) + column.to(tl.int64) * stride_dv[2]
     # Padding keys were computed like the others, each in its own row; their gradient is 0.
-    dk_a = tl.where(key_ok[:, None], dk_a * softmax_scale, 0.0)
-    dv_a = tl.where(key_ok[:, None], dv_a, 0.0)
-    store_tile(D_k, dk_a, rows_n, cols_a, stride_dk[2], stride_dk[3], j_ok, HEAD_DIM, MASK_A)
-    store_tile(D_v, dv_a, rows_n, cols_a, stride_dv[2], stride_dv[3], j_ok, HEAD_DIM, MASK_A)
-    if D_B > 0:
-        dk_b = tl.where(key_ok[:, None], dk_b * softmax_scale, 0.0)
-        dv_b = tl.where(key_ok[:, None], dv_b, 0.0)
-        store_tile(D_k, dk_b, rows_n, cols_b, stride_dk[2], stride_dk[3], j_ok, HEAD_DIM, MASK_B)
-        store_tile(D_v, dv_b, rows_n, cols_b, stride_dv[2], stride_dv[3], j_ok, HEAD_DIM, MASK_B)
+    store_pair(DK, b, h_kv, column, j_ok, where_pair(key_ok[:, None], scaled(grads.k, softmax_scale)), C)
+    store_pair(DV, b, h_kv, column, j_ok, where_pair(key_ok[:, None], grads.v), C)
 
 
 @triton.jit
-def dq_step(
-    dq_a, dq_b, q_a, q_b, do_a, do_b, lse, delta, K, V, K_a, K_b, V_a, V_b, b, h_kv, n, i, rows_n, cols_a, cols_b,
-    stride_k, stride_v, document_i, Documents, T_k, first_key, end_key, lower, upper, qk_scale, head_dim,
-    seed, offset, head, threshold, keep_scale,
-    HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    D_A: tl.constexpr, D_B: tl.constexpr, MASK_A: tl.constexpr, MASK_B: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Keys [n, n + block_n)."""
-    j = n + tl.arange(0, rows_n.shape[0])  # (block_n,)
-    j_ok = j < T_k
-    k_a = stream_tile(K, K_a, b, h_kv, n, rows_n, cols_a, stride_k, j_ok, head_dim, 0, MASKED, MASK_A)
-    v_a = stream_tile(V, V_a, b, h_kv, n, rows_n, cols_a, stride_v, j_ok, head_dim, 0, MASKED, MASK_A)
-    k_a, v_a = dot_operand(k_a, PRECISION), dot_operand(v_a, PRECISION)
-    s = tl.dot(q_a, tl.trans(k_a), input_precision=PRECISION)  # (block_m, block_n)
-    dp = tl.dot(do_a, tl.trans(v_a), input_precision=PRECISION)  # (block_m, block_n)
-    if D_B > 0:
-        k_b = stream_tile(K, K_b, b, h_kv, n, rows_n, cols_b, stride_k, j_ok, head_dim, D_A, MASKED, MASK_B)
-        v_b = stream_tile(V, V_b, b, h_kv, n, rows_n, cols_b, stride_v, j_ok, head_dim, D_A, MASKED, MASK_B)
-        k_b, v_b = dot_operand(k_b, PRECISION), dot_operand(v_b, PRECISION)
-        s = tl.dot(q_b, tl.trans(k_b), s, input_precision=PRECISION)
-        dp = tl.dot(do_b, tl.trans(v_b), dp, input_precision=PRECISION)
-    p = tl.math.exp2(s * qk_scale - lse[:, None])
-    if HAS_DROPOUT:
-        keep = keep_mask(seed, offset, head, i[:, None], j[None, :], threshold)
-        dp = tl.where(keep, dp * keep_scale, 0.0)
-    ds = p * (dp - delta[:, None])
-    if MASKED:
-        document_j = 0
-        if HAS_DOCUMENTS:
-            document_j = tl.load(Documents + j, mask=j_ok, other=0)[None, :]
-        sees = visible(
-            i[:, None], j[None, :], first_key, end_key, document_i, document_j, lower, upper,
-            HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
-        )  # fmt: skip
-        ds = tl.where(sees, ds, 0.0)
-        k_a = without_nonfinite(k_a)
-        if D_B > 0:
-            k_b = without_nonfinite(k_b)
-    ds = dot_operand(ds.to(k_a.dtype), PRECISION)
-    dq_a = tl.dot(ds, k_a, dq_a, input_precision=PRECISION)
-    if D_B > 0:
-        dq_b = tl.dot(ds, k_b, dq_b, input_precision=PRECISION)
-    return dq_a, dq_b
+def dkdv_step(grads, held, queries, m, g, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
+    """dK and dV from the queries from m on of the group's g-th head. Scores are transposed: (keys, queries)."""
+    PRECISION: tl.constexpr = C.precision
+    NUM_QUERIES: tl.constexpr = C.edge if IS_MASKED else C.block_m
+    i, j = m + tl.arange(0, NUM_QUERIES), scores.held[:, None]  # (num_queries,), (block_n, 1)
+    i_ok = i < scores.num_streamed
+    row_ok = i_ok
+    if IS_MASKED:
+        # Rows with inf or NaN read as 0: 0 · NaN would carry them to keys that they do not see. The keys that they do
+        # see get NaN through lse.
+        lse2 = tl.load(queries.lse2 + i, mask=i_ok, other=float("inf"))
+        row_ok = tl.abs(lse2) < float("inf")
+    q = stream_pair(queries.q, m, row_ok, IS_MASKED, C)
+    sT = product(held.k, q, C)  # (block_n, num_queries)
+    if not IS_MASKED:
+        lse2 = tl.load(queries.lse2 + i)
+    dout = stream_pair(queries.dout, m, row_ok, IS_MASKED, C)
+    pT = tl.math.exp2(sT * scores.qk_scale - lse2[None, :])
+    if IS_MASKED:
+        sees = visible(i[None, :], j, scores.mask, streamed_documents(scores.mask, i, i_ok))
+        pT = tl.where(sees, pT, 0.0)
+    pT_kept = pT
+    if scores.dropout is not None:
+        keep = keeps(scores.dropout, g, i[None, :], j)
+        pT_kept = tl.where(keep, pT * scores.dropout.scale, 0.0)
+    dv = add_product(grads.v, dot_operand(pT_kept.to(dout.low.dtype), PRECISION), dout, C)
+    dpT = product(held.v, dout, C)  # (block_n, num_queries)
+    if scores.dropout is not None:
+        dpT = tl.where(keep, dpT * scores.dropout.scale, 0.0)
+    if IS_MASKED:
+        delta = tl.load(queries.delta + i, mask=i_ok, other=0.0)
+    else:
+        delta = tl.load(queries.delta + i)
+    dsT = pT * (dpT - delta[None, :])
+    if IS_MASKED:
+        dsT = tl.where(sees, dsT, 0.0)  # 0 · NaN
+    return KeyValue(add_product(grads.k, dot_operand(dsT.to(q.low.dtype), PRECISION), q, C), dv)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "T_q",
-        "T_k",
-        "H",
-        "group",
-        "lower",
-        "upper",
-        "num_heads",
-        "heads_per_section",
-        "threshold",
-        "stride_document",
-    ],
-)
+@triton.jit
+def head_of_group(first, g, T_q):
+    """QueryRows of the g-th head of a group, from those of its first."""
+    g64 = tl.zeros([], tl.int64) + g
+    return QueryRows(
+        later_head(first.q, g, g64), later_head(first.dout, g, g64), first.lse2 + g64 * T_q, first.delta + g64 * T_q
+    )
+
+
+@triton.jit
+def later_head(x, g, g64):
+    """The Stream of the head that is g heads after that of x."""
+    return Stream(x.Base + g64 * x.stride[1], x.stride, x.Low, x.High, x.b, x.h + g)
+
+
+@triton.jit(do_not_specialize=["T_q", "T_k", "H", "lower", "upper", "heads_per_section"])
 def attention_dq(
-    Q, K, V, D_out, K_a, K_b, V_a, V_b, Lse2, Delta, D_q, stride_q, stride_k, stride_v, stride_do, stride_dq,
-    KeyStarts, KeyLengths, Documents, stride_document, Ranges, Seed,
-    T_q, T_k, H, group, lower, upper, num_heads, heads_per_section, softmax_scale, threshold, keep_scale,
-    HEAD_DIM: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    EDGE: tl.constexpr, HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    qkv, DOut, KLow, KHigh, VLow, VHigh, Lse2, Delta, DQ, masks, dropout,
+    T_q, T_k, H, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
-    """One program: dQ of BLOCK_M queries of one head, over all the keys that they see."""
-    HAS_DOCUMENTS: tl.constexpr = Documents is not None
-    MASK_A: tl.constexpr = HEAD_DIM < D_A
-    MASK_B: tl.constexpr = HEAD_DIM < D_A + D_B
+    """dq = scale · ds k. launch.backward calls it.
+
+    qkv               QKV: Q (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
+    DOut, DQ          Matrices (B, H, T_q, head_dim)
+    KLow ... VHigh    TMA descriptors of K and V, boxes of block_n rows; or None
+    Lse2, Delta       (B, H, T_q) float32, of attention_delta
+    masks, lower, upper, dropout    as in the forward
+
+    One program: block_m queries of one head, over all the keys that they see.
+    """
+    BLOCK_M: tl.constexpr = C.block_m
+    BLOCK_N: tl.constexpr = C.block_n
+    EDGE: tl.constexpr = C.edge
     num_tiles = tl.cdiv(T_q, BLOCK_M)
-    tile, head = program_tile(num_tiles, num_heads, heads_per_section)
-    if HAS_UPPER:
+    tile, head = program_tile(num_tiles, heads_per_section)
+    if upper is not None:
         tile = num_tiles - 1 - tile
     b, h = head // H, head % H
+    h_kv = h // C.group
     row = tile * BLOCK_M
-
-    rows_m, rows_n, rows_edge = tile_index(BLOCK_M, WIDE), tile_index(BLOCK_N, WIDE), tile_index(EDGE, WIDE)
-    cols_a, cols_b = tile_index(D_A, WIDE), D_A + tile_index(max(D_B, 16), WIDE)
-    i = row + tl.arange(0, BLOCK_M)  # (BLOCK_M,) query index
+    i = row + tl.arange(0, BLOCK_M)  # (block_m,) query index
     i_ok = i < T_q
-    Q += head_offset(stride_q, b, h) + row.to(tl.int64) * stride_q[2]
-    D_out += head_offset(stride_do, b, h) + row.to(tl.int64) * stride_do[2]
-    K += head_offset(stride_k, b, h // group)
-    V += head_offset(stride_v, b, h // group)
+
+    keys = KeyValue(stream_of_head(qkv.K, KLow, KHigh, b, h_kv), stream_of_head(qkv.V, VLow, VHigh, b, h_kv))
     offs = head.to(tl.int64) * T_q + i
-
-    q_a = load_tile(Q, rows_m, cols_a, stride_q[2], stride_q[3], i_ok, HEAD_DIM, True, MASK_A)
-    do_a = load_tile(D_out, rows_m, cols_a, stride_do[2], stride_do[3], i_ok, HEAD_DIM, True, MASK_A)
-    q_a, do_a = dot_operand(q_a, PRECISION), dot_operand(do_a, PRECISION)
-    q_b, do_b = q_a, do_a
-    if D_B > 0:
-        q_b = load_tile(Q, rows_m, cols_b, stride_q[2], stride_q[3], i_ok, HEAD_DIM, True, MASK_B)
-        do_b = load_tile(D_out, rows_m, cols_b, stride_do[2], stride_do[3], i_ok, HEAD_DIM, True, MASK_B)
-        q_b, do_b = dot_operand(q_b, PRECISION), dot_operand(do_b, PRECISION)
-    lse = tl.load(Lse2 + offs, mask=i_ok, other=0.0)
-    delta = tl.load(Delta + offs, mask=i_ok, other=0.0)
-    dq_a = tl.zeros((BLOCK_M, D_A), tl.float32)
-    dq_b = tl.zeros((BLOCK_M, max(D_B, 16)), tl.float32)
-    seed, offset = 0, 0
-    if HAS_DROPOUT:
-        seed, offset = tl.load(Seed), tl.load(Seed + 1)
-    document_i = 0
-    if HAS_DOCUMENTS:
-        Documents += b.to(tl.int64) * stride_document
-        document_i = tl.load(Documents + T_k - T_q + i, mask=i_ok, other=0)[:, None]
-
-    first_key, end_key = key_bounds(KeyStarts, KeyLengths, b, T_k)
-    left, num_left, full, num_full, right, num_right = column_tiles(
-        row, tl.minimum(row + BLOCK_M, T_q) - 1, lower, upper, first_key, end_key, Ranges, b * num_tiles + tile,
-        BLOCK_N, EDGE, HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
+    held = QueryRows(
+        load_pair(qkv.Q, b, h, row, i_ok, C), load_pair(DOut, b, h, row, i_ok, C),
+        tl.load(Lse2 + offs, mask=i_ok, other=0.0), tl.load(Delta + offs, mask=i_ok, other=0.0),
     )  # fmt: skip
-    qk_scale = softmax_scale * 1.4426950408889634
-    for MASKED in tl.static_range(2):  # in this order for the reason given in the forward
-        steps = num_left + num_right if MASKED else num_full
-        for step in tl.range(0, steps, num_stages=1 if MASKED else None):
-            n = tile_start(step, left, num_left, full, right, BLOCK_N, EDGE, MASKED)
-            dq_a, dq_b = dq_step(
-                dq_a, dq_b, q_a, q_b, do_a, do_b, lse, delta, K, V, None if MASKED else K_a, None if MASKED else K_b,
-                None if MASKED else V_a, None if MASKED else V_b, b, h // group, n, i, rows_edge if MASKED else rows_n,
-                cols_a, cols_b, stride_k, stride_v, document_i, Documents, T_k, first_key, end_key, lower, upper,
-                qk_scale, HEAD_DIM, seed, offset, head, threshold, keep_scale, HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
-                HAS_DROPOUT, D_A, D_B, MASK_A, MASK_B, MASKED, PRECISION,
-            )  # fmt: skip
-    D_q += head_offset(stride_dq, b, h) + row.to(tl.int64) * stride_dq[2]
-    store_tile(D_q, dq_a * softmax_scale, rows_m, cols_a, stride_dq[2], stride_dq[3], i_ok, HEAD_DIM,
-               MASK_A)  # fmt: skip
-    if D_B > 0:
-        store_tile(D_q, dq_b * softmax_scale, rows_m, cols_b, stride_dq[2], stride_dq[3], i_ok, HEAD_DIM, MASK_B)
+    dq = zeros(BLOCK_M, C)
+    head_dropout = dropout_of_head(dropout, head)
+    mask = mask_of_queries(masks, b, Band(lower, upper), i, i_ok, T_q, T_k)
+    scores = Scores(i, T_k, softmax_scale * 1.4426950408889634, mask, head_dropout)
+    runs = tile_runs(
+        row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, mask.first_key, mask.end_key, masks.Ranges,
+        b * num_tiles + tile, BLOCK_N, EDGE,
+    )  # fmt: skip
+    for IS_MASKED in tl.static_range(2):  # in this order for the reason given in the forward
+        for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=1 if IS_MASKED else None):
+            n = tile_start(step, runs, BLOCK_N, EDGE, IS_MASKED)
+            dq = dq_step(dq, held, keys, n, scores, IS_MASKED, C)
+    store_pair(DQ, b, h, row, i_ok, scaled(dq, softmax_scale), C)
+
+
+@triton.jit
+def dq_step(dq, held, keys, n, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
+    """dQ from the keys from n on."""
+    PRECISION: tl.constexpr = C.precision
+    NUM_KEYS: tl.constexpr = C.edge if IS_MASKED else C.block_n
+    i, j = scores.held[:, None], n + tl.arange(0, NUM_KEYS)  # (block_m, 1), (num_keys,)
+    j_ok = j < scores.num_streamed
+    k = stream_pair(keys.k, n, j_ok, IS_MASKED, C)
+    v = stream_pair(keys.v, n, j_ok, IS_MASKED, C)
+    s = product(held.q, k, C)  # (block_m, num_keys)
+    dp = product(held.dout, v, C)  # (block_m, num_keys)
+    p = tl.math.exp2(s * scores.qk_scale - held.lse2[:, None])
+    if scores.dropout is not None:
+        dp = tl.where(keeps(scores.dropout, 0, i, j[None, :]), dp * scores.dropout.scale, 0.0)
+    ds = p * (dp - held.delta[:, None])
+    if IS_MASKED:
+        sees = visible(i, j[None, :], scores.mask, streamed_documents(scores.mask, j, j_ok))
+        ds = tl.where(sees, ds, 0.0)
+        k = pair_without_nonfinite(k, C)
+    return add_product(dq, dot_operand(ds.to(k.low.dtype), PRECISION), k, C)

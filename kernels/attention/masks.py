@@ -17,9 +17,11 @@ a tile, and a bound beyond every key is no bound. What comes from a tensor is cl
 import triton
 import triton.language as tl
 
+from .structs import Band, Mask, Runs
+
 
 @triton.jit
-def program_tile(num_tiles, num_heads, heads_per_section):
+def program_tile(num_tiles, heads_per_section):
     """(tile, head) of this program. head = b * H + h.
 
     Programs start in order of their id. Heads run fastest, so that the longest tiles of all heads go first and the
@@ -27,6 +29,7 @@ def program_tile(num_tiles, num_heads, heads_per_section):
     flight stay in L2.
     """
     pid = tl.program_id(0)
+    num_heads = tl.num_programs(0) // num_tiles
     section = pid // (heads_per_section * num_tiles)
     first_head = section * heads_per_section
     size = tl.minimum(heads_per_section, num_heads - first_head)  # the last section may be smaller
@@ -35,14 +38,14 @@ def program_tile(num_tiles, num_heads, heads_per_section):
 
 
 @triton.jit
-def key_bounds(KeyStarts, KeyLengths, b, T_k):
+def key_bounds(masks, b, T_k):
     """first_key, end_key of sequence b, inside [0, T_k] whatever the tensors of any integer type hold."""
     first_key = 0
     end_key = T_k
-    if KeyStarts is not None:
-        first_key = clamped(tl.load(KeyStarts + b), T_k)
-    if KeyLengths is not None:
-        end_key = clamped(tl.load(KeyLengths + b), T_k)
+    if masks.KeyStarts is not None:
+        first_key = clamped(tl.load(masks.KeyStarts + b), T_k)
+    if masks.KeyLengths is not None:
+        end_key = clamped(tl.load(masks.KeyLengths + b), T_k)
     return first_key, end_key
 
 
@@ -53,36 +56,77 @@ def clamped(x, end):
 
 
 @triton.jit
-def visible(i, j, first_key, end_key, document_i, document_j, lower, upper,
-            HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr):  # fmt: skip
-    """bool tile: query i sees key j. i and j are index vectors that broadcast against each other, in either order."""
-    sees = (j >= first_key) & (j < end_key)
-    if HAS_UPPER:
-        sees = sees & (j <= i + upper)
-    if HAS_LOWER:
-        sees = sees & (j >= i + lower)
-    if HAS_DOCUMENTS:
-        sees = sees & (document_i == document_j)
+def mask_of_queries(masks, b, band, i, i_ok, T_q, T_k):
+    """The Mask of a program that holds the queries i of sequence b and streams its keys."""
+    held, Streamed = None, None
+    if masks.Documents is not None:
+        Streamed = masks.Documents + b.to(tl.int64) * T_k
+        held = tl.load(Streamed + T_k - T_q + i, mask=i_ok, other=0)[:, None]
+    first_key, end_key = key_bounds(masks, b, T_k)
+    return Mask(first_key, end_key, band, held, Streamed)
+
+
+@triton.jit
+def mask_of_keys(masks, b, band, j, j_ok, T_q, T_k):
+    """The Mask of a program that holds the keys j of sequence b and streams its queries.
+
+    It does not hide padding keys: whatever is computed for them stays in their own rows, and they get no gradient.
+    """
+    held, Streamed = None, None
+    if masks.Documents is not None:
+        Keys = masks.Documents + b.to(tl.int64) * T_k
+        held = tl.load(Keys + j, mask=j_ok, other=0)[:, None]
+        Streamed = Keys + T_k - T_q
+    return Mask(0, 2147483647, band, held, Streamed)
+
+
+@triton.jit
+def streamed_documents(mask, tokens, tokens_ok):
+    """(1, tokens) document ids of tokens that are streamed; None if there are no documents."""
+    if mask.Streamed is not None:
+        return tl.load(mask.Streamed + tokens, mask=tokens_ok, other=0)[None, :]
+    else:
+        return None
+
+
+@triton.jit
+def visible(i, j, mask, documents):
+    """bool tile: query i sees key j. i and j are index vectors that broadcast against each other, in either order.
+
+    `documents` are the ids of those of them that are streamed; they broadcast against mask.held.
+    """
+    sees = (j >= mask.first_key) & (j < mask.end_key)
+    if mask.band.upper is not None:
+        sees = sees & (j <= i + mask.band.upper)
+    if mask.band.lower is not None:
+        sees = sees & (j >= i + mask.band.lower)
+    if documents is not None:
+        sees = sees & (mask.held == documents)
     return sees
 
 
 @triton.jit
-def column_tiles(row, last_row, lower, upper, start, end, Ranges, range_index, BLOCK: tl.constexpr, EDGE: tl.constexpr,
-                 HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HAS_DOCUMENTS: tl.constexpr):  # fmt: skip
-    """The column tiles that rows [row, last_row] meet: (left, num_left, full, num_full, right, num_right).
+def transposed(band):
+    """The band of the transposed score matrix: key j is seen by the queries j - upper <= i <= j - lower."""
+    return Band(None if band.upper is None else -band.upper, None if band.lower is None else -band.lower)
 
-    Three runs of tiles, each a first column and a count: `full` tiles, of BLOCK columns, are seen by every one of these
-    rows and need no mask; `left` and `right` tiles, of EDGE columns, before and after them, need one.
-    start <= column < end holds for every row; Ranges holds what `document_ranges` found.
+
+@triton.jit
+def tile_runs(row, last_row, band, start, end, Ranges, range_index, BLOCK: tl.constexpr, EDGE: tl.constexpr):
+    """The column tiles that rows [row, last_row] meet, as Runs.
+
+    `full` tiles, of BLOCK columns, are seen by every one of these rows and need no mask; `left` and `right` tiles, of
+    EDGE columns, before and after them, need one. start <= column < end holds for every row; Ranges, unless it is None,
+    holds what `document_ranges` found.
     """
     full_start, full_end = start, end
-    if HAS_LOWER:
-        start = tl.maximum(start, row + lower)
-        full_start = tl.maximum(full_start, last_row + lower)
-    if HAS_UPPER:
-        end = tl.minimum(end, last_row + upper + 1)
-        full_end = tl.minimum(full_end, row + upper + 1)
-    if HAS_DOCUMENTS:
+    if band.lower is not None:
+        start = tl.maximum(start, row + band.lower)
+        full_start = tl.maximum(full_start, last_row + band.lower)
+    if band.upper is not None:
+        end = tl.minimum(end, last_row + band.upper + 1)
+        full_end = tl.minimum(full_end, row + band.upper + 1)
+    if Ranges is not None:
         Ranges += range_index.to(tl.int64) * 3
         documents_start = tl.load(Ranges)
         documents_end = tl.load(Ranges + 1)
@@ -99,31 +143,42 @@ def column_tiles(row, last_row, lower, upper, start, end, Ranges, range_index, B
     right = full + num_full * BLOCK
     num_left = (full - left) // EDGE
     num_right = tl.maximum(tl.cdiv(end - right, EDGE), 0)
-    return left, num_left, full, num_full, right, num_right
+    return Runs(left, num_left, full, num_full, right, num_right)
 
 
 @triton.jit
-def tile_start(step, left, num_left, full, right, BLOCK: tl.constexpr, EDGE: tl.constexpr, MASKED: tl.constexpr):
-    """First column of the step-th tile among the full ones, or (MASKED) among those left and right of them."""
-    if MASKED:
-        return tl.where(step < num_left, left + step * EDGE, right + (step - num_left) * EDGE)
+def num_steps(runs, IS_MASKED: tl.constexpr):
+    """How many tiles are full, or (IS_MASKED) left and right of those."""
+    if IS_MASKED:
+        return runs.num_left + runs.num_right
     else:
-        return full + step * BLOCK
+        return runs.num_full
 
 
 @triton.jit
-def document_ranges(Documents, Ranges, stride_b, row_offset, num_rows, column_offset, num_columns,
+def tile_start(step, runs, BLOCK: tl.constexpr, EDGE: tl.constexpr, IS_MASKED: tl.constexpr):
+    """First column of the step-th tile among the full ones, or (IS_MASKED) among those left and right of them."""
+    if IS_MASKED:
+        return tl.where(step < runs.num_left, runs.left + step * EDGE, runs.right + (step - runs.num_left) * EDGE)
+    else:
+        return runs.full + step * BLOCK
+
+
+@triton.jit
+def document_ranges(Documents, Ranges, T, row_offset, num_rows, column_offset, num_columns,
                     BLOCK: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """For each tile of BLOCK rows: the range of columns whose document lies between the tile's least and greatest.
 
     Ranges (B, num_tiles, 3) int32: first column, one past the last column, and 1 if the tile and all of that range are
-    one document; num_columns, 0, 0 where no column is inside. Documents (B, T); row i is token row_offset + i and
-    column j is token column_offset + j. Right for ids in any order; tight when each document is contiguous.
+    one document; num_columns, 0, 0 where no column is inside. Documents (B, T) any integer, contiguous; row i is token
+    row_offset + i and column j is token column_offset + j. Right for ids in any order; tight when each document is
+    contiguous.
+
     T^2 / BLOCK comparisons, shared by all heads. Grid (B * num_tiles,): a second dimension ends at 65535.
     """
     num_tiles = tl.cdiv(num_rows, BLOCK)
     tile, b = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
-    Documents += b.to(tl.int64) * stride_b
+    Documents += b.to(tl.int64) * T
     i = tile * BLOCK + tl.arange(0, BLOCK)
     i = tl.minimum(i, num_rows - 1)  # the last tile repeats its last row
     ids = tl.load(Documents + row_offset + i)

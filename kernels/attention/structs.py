@@ -73,13 +73,23 @@ class Band(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """Which keys the queries of one sequence see, for one tile that is held (of queries, or of keys in dK/dV)."""
+    """Which keys the queries of one sequence see: first_key <= j < end_key inside the band, of the same document."""
 
     first_key: Any
     end_key: Any
-    band: Band  # in terms of queries i and keys j
-    held: Any  # document ids of the tile that is held, shaped to broadcast; None: no documents
+    band: Band  # of queries i and keys j
+    held: Any  # document ids of the tile that is held, as a column; None: no documents
     Streamed: Any  # pointer to the document ids of the tokens that are streamed, or None
+
+
+class Scores(NamedTuple):
+    """How the scores of the tile that a program holds (of queries, or of keys in dK/dV) become weights."""
+
+    held: Any  # (block,) indices of its queries or keys
+    num_streamed: Any  # how many keys or queries there are to stream
+    qk_scale: Any  # softmax_scale · log2(e)
+    mask: Mask
+    dropout: Any  # HeadDropout or None
 
 
 class Runs(NamedTuple):
@@ -120,3 +130,19 @@ class Softmax(NamedTuple):
     acc: Pair  # sum of p v so far, each (block_m, columns) float32
     l: Any  # (block_m,) sum of p
     m: Any  # (block_m,) maximum of the scaled scores, in base 2
+
+
+class KeyValue(NamedTuple):
+    """What belongs to keys: Streams, the tiles that a program holds, or their gradients."""
+
+    k: Any
+    v: Any
+
+
+class QueryRows(NamedTuple):
+    """What the backward knows of queries: the tiles that a program holds, or Streams and pointers to read them by."""
+
+    q: Any
+    dout: Any
+    lse2: Any  # lse / ln 2
+    delta: Any  # Σ_d dout out - dlse

@@ -175,16 +175,16 @@ def _for_rows(tiles: tuple[Tiles, Tiles], kernel: int, target: _runtime.Target, 
 
 @functools.cache
 def split_head_dim(head_dim: int) -> tuple[int, int]:
-    """(d_a, d_b) powers of two (d_b may be 0) whose sum is at least head_dim, with the least padding.
+    """(d_low, d_high) powers of two (d_high may be 0) whose sum is at least head_dim, with the least padding.
 
     Tiles have power-of-two sides, and one tile of 128 would spend 60 % more tensor-core work than head_dim 80 needs.
     Two tiles side by side, 64 + 16, waste none: 80 = 64+16, 96 = 64+32, 160 = 128+32, 192 = 128+64. Head dims with
     more than two ones in binary are rounded up a little: 112 -> 64+64.
     """
     padded = -(-head_dim // 16) * 16
-    d_a = 1 << (padded.bit_length() - 1)
-    rest = padded - d_a
-    return (d_a, 0) if rest == 0 else (d_a, max(16, 1 << (rest - 1).bit_length()))
+    d_low = 1 << (padded.bit_length() - 1)
+    rest = padded - d_low
+    return (d_low, 0) if rest == 0 else (d_low, max(16, 1 << (rest - 1).bit_length()))
 
 
 @functools.lru_cache(maxsize=1024)

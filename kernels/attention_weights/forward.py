@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..attention.masks import key_bounds, visible
+from ..attention.structs import Band, Mask, Masks
 from ..device.tf32 import dot_operand
 
 
@@ -50,16 +51,14 @@ def attention_weights_kernel(
     r_ok, j_ok = r < num_rows, j < T_k
     i64, j64 = i.to(tl.int64), j.to(tl.int64)
 
-    first_key, end_key = key_bounds(KeyStarts, KeyLengths, b, T_k)
-    document_i, document_j = 0, 0
+    first_key, end_key = key_bounds(Masks(KeyStarts, KeyLengths, None, None), b, T_k)
+    document_i, document_j = None, None
     if HAS_DOCUMENTS:
         Documents += b * stride_d[0]
         document_i = tl.load(Documents + (i64 + T_k - T_q) * stride_d[1], mask=r_ok, other=0)[:, None]
         document_j = tl.load(Documents + j64 * stride_d[1], mask=j_ok, other=0)[None, :]
-    sees = visible(
-        i[:, None], j[None, :], first_key, end_key, document_i, document_j, lower, upper,
-        HAS_LOWER, HAS_UPPER, HAS_DOCUMENTS,
-    )  # fmt: skip
+    band = Band(lower if HAS_LOWER else None, upper if HAS_UPPER else None)
+    sees = visible(i[:, None], j[None, :], Mask(first_key, end_key, band, document_i, None), document_j)
 
     # A tile that no query sees skips the product; the band and the padding decide for all of its rows at once.
     if HAS_LOWER:

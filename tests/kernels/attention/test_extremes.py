@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastgpt.kernels import _runtime, attention_weights, flash_attention, reference
-from fastgpt.kernels.attention import launch, masks, op
+from fastgpt.kernels.attention import launch, masks
+from fastgpt.kernels.attention.arguments import FARTHEST
 
 from .support import check, random_qkv
 
@@ -205,12 +206,13 @@ def test_products_of_sizes_fit_the_programs(recorded, shape):
         arguments, grid = found[name]
         assert grid[1:] == ()
         assert grid[0] < 2**31
-        rows, block = (T_k, arguments["BLOCK_N"]) if name == "attention_dkdv" else (T_q, arguments["BLOCK_M"])
-        num_tiles = -(-rows // block)
-        assert num_tiles * arguments["num_heads"] == grid[0]
+        config, heads = arguments["C"], shape[0] * shape[1 if name != "attention_dkdv" else 2]
+        num_tiles = -(-T_k // config.block_n) if name == "attention_dkdv" else -(-T_q // config.block_m)
+        assert num_tiles * heads == grid[0]  # which program_tile divides to find the number of heads
         assert 1 <= arguments["heads_per_section"] * num_tiles <= grid[0]
         for what in ("lower", "upper", "T_q", "T_k"):
-            assert -(2**31) + T_q + T_k <= arguments[what] <= 2**31 - 1 - T_q, (name, what)
+            number = 0 if arguments[what] is None else arguments[what]
+            assert -(2**31) + T_q + T_k <= number <= 2**31 - 1 - T_q, (name, what)
 
 
 def test_documents_of_more_sequences_than_a_second_grid_dimension_holds(recorded):
@@ -270,7 +272,8 @@ def test_every_wide_argument_makes_offsets_inside_a_tile_int64(recorded, which, 
     lse, none, numbers = torch.empty(1, 1, T, device="meta"), (None,) * 4, (0.1, 0.0, True, -1, -1)
     launch.forward(q, k, v, *none, *numbers)
     launch.backward(d_out, d_lse, q, k, v, out, lse, *none, *numbers, True, True)
-    found = {name: arguments["WIDE"] for name, arguments, _ in recorded}
+    found = {name: arguments.get("IS_WIDE") for name, arguments, _ in recorded}
+    found |= {name: arguments["C"].is_wide for name, arguments, _ in recorded if "C" in arguments}
     assert list(found) == list(FLAGGED)
     for name, arguments in FLAGGED.items():
         assert found[name] or which not in arguments, name
@@ -304,7 +307,7 @@ def test_strides_of_what_the_backward_is_given(interpreter, seed):
         for g in (d_lse, d_lse.contiguous())
     ]
     assert all(map(torch.equal, *gradients))
-    assert op.FARTHEST >= launch.MAX_POSITIONS
+    assert FARTHEST >= launch.MAX_POSITIONS
 
 
 def test_weights_without_a_head_dim_are_refused(device):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fastgpt.kernels import _runtime, reference
-from fastgpt.kernels.attention import flash_attention, launch, tiles
+from fastgpt.kernels.attention import flash_attention, tiles
 from fastgpt.kernels.attention.__main__ import main
+from fastgpt.kernels.attention.descriptors import descriptors
 from tests.support.budget import assert_all_within_budget, assert_within_budget, exactly
 
 from .support import check, random_qkv
@@ -155,7 +156,7 @@ def test_descriptors(seed, monkeypatch, interpreter):
     monkeypatch.setattr(tiles, "MIN_TMA_ROWS", 1)
     target = _runtime.KNOWN_TARGETS["sm_90"]
     with _runtime.pretend(target):
-        assert launch.descriptors(target, torch.empty(1, 2, 300, 80, dtype=torch.float16), 64)[1] is not None
+        assert descriptors(target, torch.empty(1, 2, 300, 80, dtype=torch.float16), 64)[1] is not None
         check(device, random_qkv(device, 1, 2, 150, 150, 80, dtype=torch.float16, H_kv=1))
         check(device, random_qkv(device, 1, 1, 170, 290, 72, dtype=torch.bfloat16), window=200)
         check(device, random_qkv(device, 1, 1, 150, 170, 36), causal=False)
@@ -166,7 +167,7 @@ def test_descriptors_need_alignment():
     x = torch.empty(2, 3, 512, 64, dtype=torch.float16)
 
     def taken(x):
-        return launch.descriptors(target, x, 64)[0] is not None
+        return descriptors(target, x, 64)[0] is not None
 
     assert taken(x)
     assert taken(x.transpose(1, 2).contiguous().transpose(1, 2))
@@ -175,7 +176,7 @@ def test_descriptors_need_alignment():
     assert not taken(x.expand(2, 3, 512, 64)[:, :1].expand(2, 3, 512, 64))  # stride 0
     assert not taken(torch.empty(2, 3, 64, 512, dtype=torch.float16).transpose(2, 3))  # last dimension strided
     assert not taken(torch.empty(2, 3, 512, 60, dtype=torch.float16))  # rows of 120 bytes
-    assert launch.descriptors(_runtime.KNOWN_TARGETS["sm_80"], x, 64) == (None, None)
+    assert descriptors(_runtime.KNOWN_TARGETS["sm_80"], x, 64) == (None, None)
 
 
 @pytest.mark.parametrize("layout", ["packed", "heads_last", "strided_head_dim", "expanded"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgpt.kernels import attention, reference, scaled_dot_product_attention
+from fastgpt.kernels import _runtime, attention, reference, scaled_dot_product_attention
 from fastgpt.kernels.attention import flash_attention, launch, op
 from tests.support import philox
 from tests.support.budget import GRADIENT, assert_within_budget, exactly
@@ -224,7 +224,7 @@ def test_more_elements_than_int32_counts(device):
     pytest.importorskip("triton")
     from benchmarks.gate.offline import offline
 
-    if op._runtime.INTERPRETED_PROCESS:
+    if _runtime.INTERPRETED_PROCESS:
         pytest.skip("TRITON_INTERPRET=1 leaves nothing to compile in this process")
     with offline("sm_80") as compiled:
         q, k, v = (
@@ -318,7 +318,7 @@ def test_bad_input_raises_before_launch(device, case, monkeypatch):
 
 def test_on_a_cpu_without_the_interpreter():
     x = torch.zeros(1, 1, 4, 16)
-    if not op._runtime.is_interpreting():
+    if not _runtime.is_interpreting():
         with pytest.raises(RuntimeError, match="interpret"):
             flash_attention(x, x, x)
 

@@ -1,0 +1,186 @@
+"""Device code: how attention's kernels read, multiply and write the rows of a head, which are Pairs of tiles."""
+
+import triton
+import triton.language as tl
+
+from ..device.dropout import keep_mask
+from ..device.tf32 import dot_operand
+from ..device.tiles import load_tile, store_tile
+from .structs import HeadDropout, Pair, Stream
+
+
+@triton.jit
+def tile_index(N: tl.constexpr, IS_WIDE: tl.constexpr):
+    """0 ... N - 1 for offsets inside a tile: int64 only when a stride is so large that 256 of it overflow int32."""
+    if IS_WIDE:
+        return tl.arange(0, N).to(tl.int64)
+    else:
+        return tl.arange(0, N)
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, C: tl.constexpr):
+    """A Pair of float32 accumulators, (ROWS, d_low) and (ROWS, d_high)."""
+    D_LOW: tl.constexpr = C.d_low
+    D_HIGH: tl.constexpr = C.d_high
+    return Pair(tl.zeros((ROWS, D_LOW), tl.float32), tl.zeros((ROWS, max(D_HIGH, 16)), tl.float32))
+
+
+@triton.jit
+def at_row(x, b, h, row):
+    """Pointer to row `row` of head h of sequence b of the Matrix x."""
+    offset = b.to(tl.int64) * x.stride[0] + h.to(tl.int64) * x.stride[1]
+    return x.Base + (offset + row.to(tl.int64) * x.stride[2])
+
+
+@triton.jit
+def stream_of_head(x, Low, High, b, h):
+    """The (T, head_dim) matrix of head h of sequence b, as a Stream by the descriptors Low and High of x."""
+    return Stream(x.Base + (b.to(tl.int64) * x.stride[0] + h.to(tl.int64) * x.stride[1]), x.stride, Low, High, b, h)
+
+
+@triton.jit
+def columns_of(PART: tl.constexpr, C: tl.constexpr):
+    """(columns of head_dim that the low (0) or high (1) tile of a Pair holds, which of them exist; None: all do)."""
+    HEAD_DIM: tl.constexpr = C.head_dim
+    D_LOW: tl.constexpr = C.d_low
+    D_HIGH: tl.constexpr = C.d_high
+    IS_WIDE: tl.constexpr = C.is_wide
+    if PART == 0:
+        columns = tile_index(D_LOW, IS_WIDE)
+        return columns, columns < HEAD_DIM if HEAD_DIM < D_LOW else None
+    else:
+        columns = D_LOW + tile_index(D_HIGH, IS_WIDE)
+        return columns, columns < HEAD_DIM if HEAD_DIM < D_LOW + D_HIGH else None
+
+
+@triton.jit
+def load_pair(x, b, h, row, row_ok, C: tl.constexpr):
+    """Rows row + 0, 1, ... of head h of sequence b, as operands of products; rows that are not `row_ok` read as 0."""
+    Start = at_row(x, b, h, row)
+    low = load_part(Start, x.stride, row_ok, 0, C)
+    high = low
+    if C.d_high > 0:
+        high = load_part(Start, x.stride, row_ok, 1, C)
+    return Pair(low, high)
+
+
+@triton.jit
+def load_part(Start, stride, row_ok, PART: tl.constexpr, C: tl.constexpr):
+    """One tile of `load_pair`."""
+    IS_WIDE: tl.constexpr = C.is_wide
+    PRECISION: tl.constexpr = C.precision
+    columns, column_ok = columns_of(PART, C)
+    rows = tile_index(row_ok.shape[0], IS_WIDE)
+    return dot_operand(load_tile(Start, rows, columns, stride[2], stride[3], row_ok, column_ok), PRECISION)
+
+
+@triton.jit
+def stream_pair(x, row, row_ok, IS_MASKED: tl.constexpr, C: tl.constexpr):
+    """Rows row + 0, 1, ... of the Stream x, as operands of products: by TMA where it has descriptors.
+
+    The copy engine computes addresses by itself, which frees 16 to 60 registers a thread. Masked tiles come by
+    pointers: they are narrower than the descriptors' boxes, and rows that are not `row_ok` read as 0. All rows of
+    other tiles exist.
+    """
+    low = stream_part(x, x.Low, row, row_ok, 0, IS_MASKED, C)
+    high = low
+    if C.d_high > 0:
+        high = stream_part(x, x.High, row, row_ok, 1, IS_MASKED, C)
+    return Pair(low, high)
+
+
+@triton.jit
+def stream_part(x, Descriptor, row, row_ok, PART: tl.constexpr, IS_MASKED: tl.constexpr, C: tl.constexpr):
+    """One tile of `stream_pair`."""
+    IS_WIDE: tl.constexpr = C.is_wide
+    PRECISION: tl.constexpr = C.precision
+    D_LOW: tl.constexpr = C.d_low
+    columns, column_ok = columns_of(PART, C)
+    if Descriptor is not None and not IS_MASKED:
+        tile = Descriptor.load([x.b, x.h, row, PART * D_LOW]).reshape(row_ok.shape[0], columns.shape[0])
+    else:
+        rows = tile_index(row_ok.shape[0], IS_WIDE)
+        Start = x.Base + (tl.zeros([], tl.int64) + row) * x.stride[2]
+        tile = load_tile(Start, rows, columns, x.stride[2], x.stride[3], row_ok if IS_MASKED else None, column_ok)
+    return dot_operand(tile, PRECISION)
+
+
+@triton.jit
+def store_pair(x, b, h, row, row_ok, pair, C: tl.constexpr):
+    """Write `pair` to rows row + 0, 1, ... of head h of sequence b of the Matrix x, in its type."""
+    Start = at_row(x, b, h, row)
+    store_part(Start, x.stride, row_ok, pair.low, 0, C)
+    if C.d_high > 0:
+        store_part(Start, x.stride, row_ok, pair.high, 1, C)
+
+
+@triton.jit
+def store_part(Start, stride, row_ok, tile, PART: tl.constexpr, C: tl.constexpr):
+    """One tile of `store_pair`."""
+    IS_WIDE: tl.constexpr = C.is_wide
+    columns, column_ok = columns_of(PART, C)
+    rows = tile_index(row_ok.shape[0], IS_WIDE)
+    store_tile(Start, tile, rows, columns, stride[2], stride[3], row_ok, column_ok)
+
+
+@triton.jit
+def product(x, y, C: tl.constexpr):
+    """x yᵀ, (rows of x, rows of y): summed over the columns of both tiles."""
+    PRECISION: tl.constexpr = C.precision
+    s = tl.dot(x.low, tl.trans(y.low), input_precision=PRECISION)
+    if C.d_high > 0:
+        s = tl.dot(x.high, tl.trans(y.high), s, input_precision=PRECISION)
+    return s
+
+
+@triton.jit
+def add_product(acc, weights, x, C: tl.constexpr):
+    """acc + weights · x, tile by tile. `weights` (rows of acc, rows of x)."""
+    PRECISION: tl.constexpr = C.precision
+    low, high = tl.dot(weights, x.low, acc.low, input_precision=PRECISION), acc.high
+    if C.d_high > 0:
+        high = tl.dot(weights, x.high, acc.high, input_precision=PRECISION)
+    return Pair(low, high)
+
+
+@triton.jit
+def scaled(pair, factor):
+    """Both tiles times `factor`, which broadcasts."""
+    return Pair(pair.low * factor, pair.high * factor)
+
+
+@triton.jit
+def where_pair(ok, pair):
+    """Both tiles where `ok`, which broadcasts; 0 elsewhere."""
+    return Pair(tl.where(ok, pair.low, 0.0), tl.where(ok, pair.high, 0.0))
+
+
+@triton.jit
+def without_nonfinite(tile):
+    """0 in the place of inf and NaN. In a masked product 0 · NaN would carry them to rows that do not see them."""
+    return tl.where(tl.abs(tile.to(tl.float32)) < float("inf"), tile, 0.0)
+
+
+@triton.jit
+def pair_without_nonfinite(pair, C: tl.constexpr):
+    """Both tiles `without_nonfinite`."""
+    low, high = without_nonfinite(pair.low), pair.high
+    if C.d_high > 0:
+        high = without_nonfinite(pair.high)
+    return Pair(low, high)
+
+
+@triton.jit
+def dropout_of_head(dropout, head):
+    """What decides which weights of head `head` = b * H + h are dropped; None: none are."""
+    if dropout.Seed is not None:
+        return HeadDropout(tl.load(dropout.Seed), tl.load(dropout.Seed + 1), head, dropout.threshold, dropout.scale)
+    else:
+        return None
+
+
+@triton.jit
+def keeps(dropout, g, i, j):
+    """bool tile: the weight of query i on key j survives, in the g-th head after that of `dropout`."""
+    return keep_mask(dropout.seed, dropout.offset, dropout.head + g, i, j, dropout.threshold)
