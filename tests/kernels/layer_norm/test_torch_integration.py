@@ -239,10 +239,10 @@ def test_cuda_autocast_gives_float32_as_torch_does(device, seed, dtype):
 
 def test_autocast_rule_by_device(monkeypatch):
     """What the CUDA test above checks on a GPU, decided here without one."""
-    from fastgpt.kernels.layer_norm import op
+    from fastgpt.kernels.layer_norm import arguments
 
     x = torch.empty(2, 8, dtype=bf16, device="meta")
-    assert op._torch_out_dtype(x) == bf16
+    assert arguments.torch_out_dtype(x) == bf16
     token = _runtime.paper_autocast.set(bf16)
     try:
         assert layer_norm(x).dtype == fp32
