@@ -64,7 +64,7 @@ def check_residual(function: str, residual: Tensor, x: Tensor) -> None:
 
 
 def torch_out_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that torch answers in. layer_norm is on the float32 list of CUDA's autocast, and on none of the CPU's."""
+    """The dtype that torch answers in: layer_norm is on the float32 list of CUDA's autocast, on none of the CPU's."""
     on_list = x.device.type in ("cuda", "meta")
     return torch.float32 if on_list and _runtime.autocast_dtype(x) is not None else x.dtype
 
