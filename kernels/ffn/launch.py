@@ -147,12 +147,12 @@ def up(
         linear(x, w, b, pre)
         gelu_pass(pre, act, tanh)
         return act
-    C = plan.config
+    C, stride_bias = plan.config, None if b is None else b.stride(0)
+    stride = Strides(x.stride(0), x.stride(1), w.stride(1), w.stride(0), stride_bias, pre=N, act=N)
     fwd.up_kernel[plan.grid](
         _operand(x, C.block_m, C.block_k, C.is_tma), _operand(w, C.block_n, C.block_k, C.is_tma), b,
         None if pre is None else _band(pre, C), _band(act, C),
-        Strides(*x.stride(), *w.t().stride(), bias=None if b is None else b.stride(0), pre=N, act=N), M, N, K, C,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        stride, M, N, K, C, num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
     return act
 
@@ -223,11 +223,13 @@ def dgelu(
     C = plan.config
     act = dy.new_empty(M, N) if want_act else None
     partials = dy.new_empty(cdiv(M, C.block_m), N, dtype=torch.float32) if bias else None
+    stride = Strides(
+        dy.stride(0), dy.stride(1), w.stride(0), w.stride(1), pre=pre.stride(0), dpre=dpre.stride(0), act=N
+    )
     bwd.dgelu_kernel[plan.grid](
         _operand(dy, C.block_m, C.block_k, C.is_tma), _operand(w, C.block_k, C.block_n, C.is_tma),
         _band(pre, C), _band(dpre, C), None if act is None else _band(act, C), partials,
-        Strides(*dy.stride(), *w.stride(), pre=pre.stride(0), dpre=dpre.stride(0), act=N), M, N, K, C,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
+        stride, M, N, K, C, num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
     return act, partials
 

@@ -195,22 +195,26 @@ def _launch_gelu_ffn_fwd(
 
 
 def _launch_gelu_ffn_bwd(
-    dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, pre: Tensor | None, *settings: Any
-) -> tuple[Tensor, ...]:
+    dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, pre: Tensor | None, seed: Tensor | None,
+    dropout_p: float, approximate: str, grads: Sequence[bool], path: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
     from . import launch
 
-    return launch.gelu_ffn_backward(dout, x, w1, b1, w2, pre, *settings)
+    return launch.gelu_ffn_backward(dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, grads, path)
 
 
 def _launch_gelu_ffn_bwd_overwriting(
-    dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, pre: Tensor, *settings: Any
-) -> tuple[Tensor, ...]:
+    dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, pre: Tensor, seed: Tensor | None,
+    dropout_p: float, approximate: str, grads: Sequence[bool], path: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
     from . import launch
 
-    grads = launch.gelu_ffn_backward(dout, x, w1, b1, w2, pre, *settings, overwrite_pre=True)
+    out = launch.gelu_ffn_backward(
+        dout, x, w1, b1, w2, pre, seed, dropout_p, approximate, grads, path, overwrite_pre=True
+    )
     if not pre.is_inference():
         torch.autograd.graph.increment_version(pre)  # whoever else has saved it for a backward pass must hear of this
-    return grads
+    return out
 
 
 def _fake_gelu_ffn_fwd(
