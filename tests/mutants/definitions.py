@@ -9,7 +9,9 @@ nothing has but a file, "presets", is all of that file.
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
+import symtable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,19 @@ def definitions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]
             yield from ((prefix + target.id, node) for target in targets if isinstance(target, ast.Name))
         elif not isinstance(node, ast.expr):
             yield from definitions(node, prefix)
+
+
+def unknown_names(text: str) -> set[str]:
+    """The names that a file reads, and that neither it nor Python defines."""
+    module = symtable.symtable(text, "", "exec")
+    known = {*dir(builtins), "__file__", "__path__", "__class__"}
+    known |= {s.get_name() for s in module.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    tables = [module]
+    for table in tables:
+        tables += table.get_children()
+    read = {s.get_name() for table in tables for s in table.get_symbols() if s.is_global() and s.is_referenced()}
+    declared = {s.get_name() for table in tables for s in table.get_symbols() if s.is_declared_global()}
+    return read - known - declared
 
 
 def _fits(where: str, path: str, name: str) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 
 from .changes import edit_of
-from .definitions import find
+from .definitions import find, unknown_names
 from .edits import Edit
 from .places import Change
 
@@ -75,7 +75,8 @@ class Mutant:
         return sorted(found, key=lambda edit: edit.start, reverse=True)
 
     def plant(self, text: str) -> str:
-        """The text of the file, with the fault. Raises ValueError when it is stale, or leaves what does not compile."""
+        """The text of the file, with the fault. Raises ValueError when it is stale: its place is not there, or what it
+        leaves does not compile or reads a name that nothing there has."""
         changed = text
         for edit in self.edits(text):
             changed = edit.apply(changed)
@@ -83,6 +84,8 @@ class Mutant:
             compile(changed, self.path, "exec", dont_inherit=True)
         except SyntaxError as error:
             raise self._stale(f"what it leaves does not compile ({error})") from error
+        if unknown := unknown_names(changed):
+            raise self._stale(f"nothing there is called {' or '.join(sorted(unknown))}")
         return changed
 
     @property
