@@ -4,6 +4,7 @@ python -m tests.mutants                         all faults; writes benchmarks/re
 python -m tests.mutants --sample 3              three, spread over the families
 python -m tests.mutants --family fastgpt/train
 python -m tests.mutants --name attention-delta-omitted
+python -m tests.mutants --diff --name delta     what those change, as a diff
 python -m tests.mutants --list                  what there is, and what is stale; plants nothing
 """
 
@@ -59,14 +60,15 @@ def verdicts_of(mutants: Sequence[Mutant], trees: Sequence[Tree]) -> Iterator[Ve
         yield from pool.map(judged, mutants)
 
 
-def listed(mutants: Sequence[Mutant]) -> int:
-    """Print each fault's name, its file, and why it cannot be planted; how many cannot."""
+def listed(mutants: Sequence[Mutant], with_difference: bool = False) -> int:
+    """Print each fault's name and file, also what it changes, or why it cannot be planted; how many cannot."""
     stale = 0
     for mutant in mutants:
         try:
-            path = mutant.path
-            mutant.plant((ROOT / path).read_text())
-            print(f"{mutant.name:<72} {path}")
+            lines = difference(mutant)
+            print(f"{mutant.name:<72} {mutant.path}")
+            if with_difference:
+                print(lines)
         except ValueError as error:
             stale += 1
             print(error)
@@ -111,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--family", default="", help="only faults of this part: kernels/attention, fastgpt/train")
     parser.add_argument("--name", default="", metavar="SUBSTR", help="only faults whose name contains this")
     parser.add_argument("--list", action="store_true", help="say what would be planted, and plant nothing")
+    parser.add_argument("--diff", action="store_true", help="list, and show what each changes")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="at the same time; each has a copy of the tree"
     )
@@ -120,8 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     if not mutants:
         families = ", ".join(dict.fromkeys(m.family for m in MUTANTS))
         parser.error(f"no fault's name contains {args.name!r} in family {args.family or 'any'!r}; there are {families}")
-    if args.list:
-        return 1 if listed(mutants) else 0
+    if args.list or args.diff:
+        return 1 if listed(mutants, args.diff) else 0
 
     started = time.time()
     with ExitStack() as stack:

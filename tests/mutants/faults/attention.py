@@ -7,8 +7,8 @@ from ..places import (
     call,
     collection,
     comparison,
+    iterated,
     literal,
-    name,
     operand,
     operation,
     receiver,
@@ -29,7 +29,7 @@ MUTANTS = (
     Mutant(
         "attention-causal-mask-off-by-one",
         "attention.visible",
-        comparison("upper").operator("<"),
+        comparison("j", "upper").operator("<"),
         _ATTENTION + "dtypes",
     ),
     Mutant(
@@ -41,24 +41,24 @@ MUTANTS = (
     Mutant(
         "attention-window-one-key-short",
         "attention.visible",
-        comparison("lower").operator(">"),
+        comparison("j", "lower").operator(">"),
         _ATTENTION + "windows",
     ),
     Mutant(
         "attention-documents-see-each-other",
         "attention.visible",
-        comparison("document_i").operator(">="),
+        comparison("documents", "held").operator(">="),
         _ATTENTION + "document_ids",
     ),
     Mutant(
         "attention-diagonal-tile-taken-for-full",
-        "attention.column_tiles",
-        operand("row", nth=-1).becomes("last_row"),
+        "attention.tile_runs",
+        value("full_end", "upper").operand("row").becomes("last_row"),
         _ATTENTION + "lengths",
     ),
     Mutant(
         "attention-last-ragged-tile-skipped",
-        "attention.column_tiles",
+        "attention.tile_runs",
         call("cdiv", "end").becomes("(end - right) // EDGE"),
         _ATTENTION + "lengths",
     ),
@@ -89,8 +89,8 @@ MUTANTS = (
     ),
     Mutant(
         "attention-more-heads-in-a-section-than-there-are",
-        "attention.backward",
-        call("min", "T_q").unwrapped(),
+        "attention._dkdv",
+        call("min", "section").unwrapped(),
         _EXTREMES + "products_of_sizes_fit_the_programs",
     ),
     Mutant(
@@ -115,13 +115,16 @@ MUTANTS = (
     Mutant(
         "attention-steps-of-a-group-divided-by-a-number-that-may-be-0",
         "attention.attention_dkdv",
-        (value("g").becomes("step // tiles"), operation("//", "step").becomes("step - g * tiles")),
+        (
+            value("g").becomes("step // num_steps(runs, IS_MASKED)"),
+            operation("//", "step").becomes("step - g * num_steps(runs, IS_MASKED)"),
+        ),
         _COMPILED + "prefetches_ask_whether_there_is_a_step",
     ),
     Mutant(
         "attention-delta-of-one-product-a-lane-fused",
         "attention.attention_delta",
-        value("delta", "out").becomes("tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)"),
+        value("delta", "out").becomes("tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)"),
         _COMPILED + "lanes_agree_about_delta",
     ),
     # --- attention: the online softmax --------------------------------------------------------------------------------
@@ -140,13 +143,13 @@ MUTANTS = (
     Mutant(
         "attention-stale-accumulator",
         "attention.forward_step",
-        value("acc_a").operand("alpha").dropped(),
+        call("scaled").unwrapped(),
         _ATTENTION + "lengths",
     ),
     Mutant(
         "attention-second-part-of-head-dim-not-rescaled",
-        "attention.forward_step",
-        operand("alpha", nth=-1).dropped(),
+        "attention.scaled",
+        operand("factor", nth=2).dropped(),
         _ATTENTION + "head_dims",
     ),
     Mutant(
@@ -166,11 +169,16 @@ MUTANTS = (
     Mutant(
         "attention-dropout-not-rescaled",
         "attention.attention_forward",
-        value("inverse").becomes("1.0 / l"),
+        operand("dropout.scale").becomes("1.0"),
         _GUARANTEES + "dropout_is_exactly_philox",
     ),
     # --- attention: backward ------------------------------------------------------------------------------------------
-    Mutant("attention-delta-omitted", "attention.dkdv_step", operand("delta").dropped(), _ATTENTION + "dtypes"),
+    Mutant(
+        "attention-delta-omitted",
+        "attention.dkdv_step",
+        value("dsT", "delta").operand("delta").dropped(),
+        _ATTENTION + "dtypes",
+    ),
     Mutant(
         "attention-gradient-of-lse-ignored",
         "attention.attention_delta",
@@ -180,31 +188,31 @@ MUTANTS = (
     Mutant(
         "attention-dropout-mask-differs-in-backward",
         "attention.dkdv_step",
-        value("keep").swapped(4, 5),
+        value("keep").swapped(3, 4),
         _GUARANTEES + "dropout_is_exactly_philox",
     ),
     Mutant(
         "attention-dq-reads-another-heads-dropout",
         "attention.dq_step",
-        name("head").becomes("it + 1"),
+        call("keeps").argument(2).becomes("1"),
         _GUARANTEES + "dropout_is_exactly_philox",
     ),
     Mutant(
         "attention-dk-not-scaled",
         "attention.attention_dkdv",
-        operand("softmax_scale", nth=2).dropped(),
+        call("scaled").unwrapped(),
         _ATTENTION + "dtypes",
     ),
     Mutant(
         "attention-gradient-of-padding-left",
         "attention.attention_dkdv",
-        name("key_ok", nth=2).becomes("j_ok"),
+        call("where_pair", "grads.v").argument(1).becomes("j_ok[:, None]"),
         _ATTENTION + "padding",
     ),
     Mutant(
         "attention-only-one-query-head-of-a-group",
         "attention.attention_dkdv",
-        operand("GROUP", nth=4).dropped(),
+        iterated("step").operand("GROUP").dropped(),
         _ATTENTION + "grouped_queries",
     ),
     # --- products in TF32 ---------------------------------------------------------------------------------------------
@@ -215,15 +223,17 @@ MUTANTS = (
         _PRECISION + "attention",
     ),
     Mutant(
-        "attention-tf32-second-part-of-queries-truncated",
-        "attention.attention_forward",
-        assignment("q_b", "dot_operand").dropped(),
+        "attention-tf32-second-part-of-held-rows-truncated",
+        "attention.load_part",
+        call("dot_operand").becomes(
+            "it if PART == 0 else load_tile(Start, rows, columns, stride[2], stride[3], row_ok, column_ok)"
+        ),
         _PRECISION + "attention",
     ),
     Mutant(
         "attention-tf32-values-rounded-twice",
-        "attention.forward_step",
-        value("v_a", "without_nonfinite").becomes("dot_operand(it, PRECISION)"),
+        "attention.pair_without_nonfinite",
+        value("low").becomes("dot_operand(it, C.precision)"),
         _PRECISION + "attention_over_several_tiles",
     ),
     Mutant(
@@ -233,9 +243,9 @@ MUTANTS = (
         _PRECISION + "attention",
     ),
     Mutant(
-        "attention-dkdv-tf32-second-part-of-keys-truncated",
-        "attention.attention_dkdv",
-        assignment("k_b", "dot_operand").dropped(),
+        "attention-tf32-second-part-of-streamed-rows-truncated",
+        "attention.stream_part",
+        call("dot_operand").becomes("it if PART == 0 else tile"),
         _PRECISION + "attention",
     ),
     Mutant(
@@ -245,9 +255,9 @@ MUTANTS = (
         _PRECISION + "attention",
     ),
     Mutant(
-        "attention-dq-tf32-gradients-truncated",
-        "attention.attention_dq",
-        assignment("q_a", "do_a").becomes("q_a = dot_operand(q_a, PRECISION)"),
+        "attention-tf32-held-rows-truncated",
+        "attention.load_part",
+        call("dot_operand").unwrapped(),
         _PRECISION + "attention",
     ),
     Mutant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import argument, call, comparison, condition, literal, operand, operation, value
+from ..places import call, comparison, condition, literal, operand, operation, value
 from ..plant import Mutant
 
 _WIDE = "tests/kernels/attention/test_extremes.py::test_every_wide_argument_makes_offsets_inside_a_tile_int64"
@@ -16,12 +16,27 @@ MUTANTS = (
     Mutant(
         "guard-of-wide-keys-off",
         "attention.launch.forward",
-        argument("WIDE").becomes("has_wide_strides(q, out)"),
+        call("has_wide_strides").becomes("has_wide_strides(q, out)"),
         _WIDE,
     ),
-    Mutant("guard-of-wide-strides-off-in-the-backward", "attention.backward", value("wide").never(), _WIDE),
-    Mutant("guard-of-wide-gradients-off", "attention.backward", value("wide").argument(4).dropped(), _WIDE),
-    Mutant("guard-of-wide-gradients-of-lse-off", "attention.backward", operation("and").dropped(), _WIDE),
+    Mutant(
+        "guard-of-wide-strides-off-in-the-backward",
+        "attention.backward",
+        value("is_wide").never(),
+        _WIDE,
+    ),
+    Mutant(
+        "guard-of-wide-gradients-off",
+        "attention.backward",
+        value("is_wide").argument(4).dropped(),
+        _WIDE,
+    ),
+    Mutant(
+        "guard-of-wide-gradients-of-lse-off",
+        "attention._row_statistics",
+        operation("and").dropped(),
+        _WIDE,
+    ),
     Mutant("guard-of-strides-much-too-late", "attention.WIDE_STRIDE", literal(22).becomes("24"), _WIDE),
     # --- torch.func and forward mode ----------------------------------------------------------------------------------
     Mutant("guard-of-transforms-off-at-a-launch", "kernels.takes_detour", operand(5).never(), _CAPTURED),
