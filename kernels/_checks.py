@@ -62,8 +62,8 @@ def check_sizes(function: str, name: str, sizes: int | Iterable[int]) -> tuple[i
     """`sizes`, one or several, as a tuple. Raise TypeError unless they are integers (while tracing: symbolic ones)."""
     if isinstance(sizes, _SIZES):
         return (sizes,)
-    several = tuple(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, torch.Tensor) else (None,)
-    if not all(isinstance(size, _SIZES) for size in several):
+    several = tuple(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, torch.Tensor) else None
+    if several is None or not all(isinstance(size, _SIZES) for size in several):
         raise TypeError(f"{function}: {name} is {sizes!r}, expected an int or a sequence of ints; convert it")
     return several
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 
+from ._runtime import constant_when_traced
+
 logger = logging.getLogger("fastgpt")
 _said: set[str] = set()
 
 
+@constant_when_traced  # where the choice that they report is made
 def say_once(message: str, level: int = logging.WARNING) -> None:
     """Log `message`, unless this process has logged it before."""
     if message not in _said:
@@ -15,11 +18,7 @@ def say_once(message: str, level: int = logging.WARNING) -> None:
         logger.log(level, message)
 
 
+@constant_when_traced
 def say_fallback(subject: str, instead: str, reason: str) -> None:
     """Say, once, what `subject` does instead of launching kernels, and why."""
     say_once(f"{subject}: {instead}, because {reason}")
-
-
-# torch.compile runs them while tracing, where the choice they report is made, instead of breaking the graph. This is
-# what torch.compiler.assume_constant_result does, without importing the compiler along with this package.
-say_once._dynamo_marked_constant = say_fallback._dynamo_marked_constant = True

@@ -6,13 +6,27 @@ import contextlib
 import contextvars
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
 # torch's own. What has its name in torch.nn.functional may be ours by now, or anybody's: it is made to be swapped.
 torch_attention = torch._C._nn.scaled_dot_product_attention
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def constant_when_traced(function: _Function) -> _Function:
+    """Decorator: torch.compile calls `function` while it traces, and keeps the answer, instead of looking inside.
+
+    It is torch.compiler.assume_constant_result without its import of torch._dynamo, which would cost every
+    `import fastgpt` half a second and load triton.
+    """
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
 
 
 def cdiv(a: int, b: int) -> int:

@@ -28,6 +28,7 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (7, 5)  # Turing: the oldest GPU with the tensor-core instructions that Triton 3.6 still emits
 
+DIFFERENT_DTYPES = "the tensors have different dtypes; convert them"
 NO_FORWARD_MODE = "the kernels have no forward-mode derivative (jvp, jacfwd); the fallback has"
 
 
@@ -44,6 +45,7 @@ def _young_enough(index: int | None) -> bool:
     return torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
 
 
+@_runtime.constant_when_traced
 def machine_why_not(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on `device`; None if they can."""
     if not has_triton():
@@ -67,10 +69,6 @@ def machine_why_not(device: torch.device) -> str | None:
     )
 
 
-# Asked once, while tracing. This is torch.compiler.assume_constant_result, without importing the compiler for it.
-machine_why_not._dynamo_marked_constant = True
-
-
 def dtype_why_not(dtype: torch.dtype) -> str | None:
     """Why the kernels cannot take tensors of this dtype; None if they can."""
     if dtype in KERNEL_DTYPES:
@@ -78,23 +76,27 @@ def dtype_why_not(dtype: torch.dtype) -> str | None:
     return f"the kernels take float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}; convert by .to()"
 
 
-def kinds_why_not(device: torch.device, *dtypes: torch.dtype) -> str | None:
+def kinds_why_not(device: torch.device, *dtypes: torch.dtype, alike: bool = True) -> str | None:
     """As `why_not`, before there are tensors: why the kernels could not take them on `device`, of these dtypes."""
     if forward_mode_is_on():
         return NO_FORWARD_MODE
-    return next(filter(None, map(dtype_why_not, dtypes)), None) or machine_why_not(device)
+    for dtype in dtypes:
+        if dtype not in KERNEL_DTYPES:
+            return dtype_why_not(dtype)
+        if alike and dtype is not dtypes[0] and not (device.type != "meta" and torch.is_autocast_enabled(device.type)):
+            return DIFFERENT_DTYPES
+    return machine_why_not(device)
 
 
-def why_not(*tensors: Tensor | None, alike: bool = True) -> str | None:
-    """Why the kernels cannot take these tensors; None if they can. The first must be there.
+def why_not(first: Tensor, *others: Tensor | None, alike: bool = True) -> str | None:
+    """Why the kernels cannot take these tensors; None if they can.
 
     alike: they must agree in device and, where autocast does not see to it, in dtype.
     """
     if forward_mode_is_on():
         return NO_FORWARD_MODE
-    first = tensors[0]
     device, dtype = first.device, first.dtype
-    for x in tensors:
+    for x in (first, *others):
         if x is None:
             continue
         if x.is_nested:
@@ -107,7 +109,7 @@ def why_not(*tensors: Tensor | None, alike: bool = True) -> str | None:
             if x.device != device:
                 return "the tensors are on different devices; move them together"
             if x.dtype is not dtype and _runtime.autocast_dtype(first) is None:
-                return "the tensors have different dtypes; convert them"
+                return DIFFERENT_DTYPES
     if not torch.compiler.is_compiling():
         if first.is_cuda and has_triton() and _young_enough(first.get_device()):
             return None  # the common case must not pay for the explanations

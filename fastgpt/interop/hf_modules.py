@@ -119,7 +119,7 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
         reason = self.why_children()
         if reason is not None:
             return children_run(reason)
-        obstacle = support.kinds_why_not(device, dtype, self.lm_head.weight.dtype)
+        obstacle = support.kinds_why_not(device, self.lm_head.weight.dtype)
         return decided("auto", obstacle, device, dtype, fallback="torch")
 
     def why_children(self) -> str | None:

@@ -29,6 +29,7 @@ class Choice(NamedTuple):
     why: str
 
 
+@_runtime.constant_when_traced  # a compiled graph keeps the choice made for the device it was traced on
 def choose(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int | None = None) -> str:
     """The implementation of `part` ("attn", "norm", "ffn", "loss") for inputs of this device, dtype and head_dim.
 
@@ -36,7 +37,25 @@ def choose(part: str, requested: str, device: torch.device, dtype: torch.dtype, 
         ValueError: no such implementation.
         RuntimeError: `requested` is "triton" and it cannot run here; the message says what to do.
     """
-    name, why = explain(part, requested, device, dtype, head_dim)
+    return _chosen(part, requested, device, dtype, head_dim, *_moment(device))
+
+
+def explain(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int | None = None) -> Choice:
+    """As `choose`, with the reason, and silent. The name is empty where "triton" is requested and cannot run."""
+    return _explained(part, requested, device, dtype, head_dim, *_moment(device))
+
+
+def _moment(device: torch.device) -> tuple[bool, bool, bool]:
+    """What else decides, and is another from call to call: whether kernels are interpreted, or forward mode is on."""
+    interpreting = device.type == "cpu" and _runtime.is_interpreting()
+    return interpreting, support.forward_mode_is_on(), _runtime._pretended is not None
+
+
+@functools.lru_cache(maxsize=1024)
+def _chosen(
+    part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int | None, *moment: bool
+) -> str:
+    name, why = _explained(part, requested, device, dtype, head_dim, *moment)
     if not name:
         raise RuntimeError(f'{part}_impl="triton" cannot run here: {why}')
     if requested == "auto" and name != "triton":
@@ -46,20 +65,8 @@ def choose(part: str, requested: str, device: torch.device, dtype: torch.dtype, 
     return name
 
 
-# A compiled graph keeps the choice made for the device it was traced on. This is torch.compiler.assume_constant_result
-# without its import of torch._dynamo, which would cost every `import fastgpt` half a second and load triton.
-choose._dynamo_marked_constant = True
-
-
-def explain(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int | None = None) -> Choice:
-    """As `choose`, with the reason. The name is empty where "triton" is requested and cannot run."""
-    interpreting = device.type == "cpu" and _runtime.is_interpreting()
-    tangents = support.forward_mode_is_on()
-    return _explain(part, requested, device, dtype, head_dim, interpreting, tangents, _runtime._pretended is not None)
-
-
 @functools.lru_cache(maxsize=1024)
-def _explain(
+def _explained(
     part: str,
     requested: str,
     device: torch.device,
@@ -90,6 +97,12 @@ def decided(requested: str, obstacle: str | None, device: torch.device, dtype: t
     if obstacle is not None:
         return Choice(fallback, obstacle.split(";")[0])
     return Choice("triton", f"fused kernels run on {device.type} in {str(dtype).removeprefix('torch.')}")
+
+
+def forget() -> None:
+    """Look at the machine again: for tests, which change it."""
+    _chosen.cache_clear()
+    _explained.cache_clear()
 
 
 def children_run(reason: str) -> Choice:

@@ -70,5 +70,5 @@ class LayerNorm(nn.LayerNorm):
 
     def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
-        obstacle = support.kinds_why_not(device, dtype, *(p.dtype for p in self.parameters()))
+        obstacle = support.kinds_why_not(device, dtype, *(p.dtype for p in self.parameters()), alike=False)
         return decided(self.impl, obstacle, device, dtype, fallback="torch")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .._checks import check_dense, check_numbers, check_target
 from .._runtime import autocast_dtype
+from ..support import KERNEL_DTYPES
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 REDUCTIONS = ("mean", "sum", "none")
 # The kernels take settings in float32, without subnormal numbers: outside of these a GPU sees 0 or infinity.
 _FLOAT32 = torch.finfo(torch.float32)
@@ -92,7 +92,7 @@ def check_logits(function: str, logits: Tensor, target: Tensor) -> None:
 
 def _check_floating(function: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
             raise TypeError(
                 f"{function}: {name} is {tensor.dtype}, and the kernels take float32, float16 and bfloat16; convert "
                 f"it, or use fastgpt.kernels.reference.{function}"

@@ -162,7 +162,7 @@ def test_auto_passes_the_kernels_over_where_forward_mode_is_on(caplog):
     cuda = torch.device("cuda")
     if not torch.cuda.is_available():  # then a CUDA device stands for fake tensors, which the kernels take
         assert impl.choose("attn", "auto", cuda, torch.float32, 64) == "triton"
-    impl._explain.cache_clear()
+    impl.forget()
     _notice._said.clear()
     with forward_ad.dual_level(), caplog.at_level(logging.INFO, "fastgpt"):
         for _ in range(2):

@@ -146,7 +146,7 @@ def test_triton_on_a_cpu_says_what_to_do(part, monkeypatch):
 
 
 def test_auto_without_a_gpu_falls_back_and_says_why_once(caplog):
-    impl._explain.cache_clear()
+    impl.forget()
     _notice._said.clear()
     model = GPT(GPTConfig(**TINY))
     with caplog.at_level(logging.INFO, logger="fastgpt"):
@@ -160,7 +160,7 @@ def test_auto_without_a_gpu_falls_back_and_says_why_once(caplog):
 
 def pretend_gpu(monkeypatch):
     monkeypatch.setattr(support, "machine_why_not", lambda device: None if device.type == "meta" else "no")
-    impl._explain.cache_clear()
+    impl.forget()
     return torch.device("meta")
 
 
@@ -176,7 +176,7 @@ def test_auto_on_a_gpu_is_triton(monkeypatch):
         ("loss", "head", "triton"),
     }
     assert all(r.why == "fused kernels run on meta in float32" for r in rows)
-    impl._explain.cache_clear()
+    impl.forget()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_auto_on_a_gpu_passes_over_what_kernels_cannot_take(monkeypatch, caplog,
     assert why in choice.why
     with pytest.raises(RuntimeError, match=why):
         impl.choose("attn", "triton", gpu, dtype, head_dim)
-    impl._explain.cache_clear()
+    impl.forget()
 
 
 def test_auto_on_a_gpu_takes_heads_up_to_the_limit_and_no_forward_mode(monkeypatch):
@@ -199,7 +199,7 @@ def test_auto_on_a_gpu_takes_heads_up_to_the_limit_and_no_forward_mode(monkeypat
     with torch.autograd.forward_ad.dual_level():
         choice = impl.explain("attn", "auto", gpu, torch.bfloat16, 256)
     assert choice == ("sdpa", "the kernels have no forward-mode derivative (jvp, jacfwd)")
-    impl._explain.cache_clear()
+    impl.forget()
 
 
 def test_layers_in_a_row_are_one_span():
@@ -238,12 +238,12 @@ def test_table_of_a_foreign_model_is_refused():
 
 def test_without_triton_only_triton_raises(monkeypatch):
     monkeypatch.setattr(support, "has_triton", lambda: False)
-    impl._explain.cache_clear()
+    impl.forget()
     idx, targets = text_batches(1)[0]
     GPT(GPTConfig(**TINY))(idx, targets)
     with pytest.raises(RuntimeError, match=r'attn_impl="triton": triton is not installed; `pip install triton`'):
         GPT(GPTConfig(**TINY, attn_impl="triton"))
-    impl._explain.cache_clear()
+    impl.forget()
 
 
 def test_a_head_dim_that_no_kernel_takes_is_refused_when_made():

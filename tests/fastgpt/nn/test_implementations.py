@@ -80,7 +80,7 @@ def ran(monkeypatch):
 
 @contextlib.contextmanager
 def on(place: str, monkeypatch: pytest.MonkeyPatch):
-    impl._explain.cache_clear()
+    impl.forget()
     with contextlib.ExitStack() as stack:
         if place == "interpreter":
             stack.enter_context(interpret())
@@ -89,7 +89,7 @@ def on(place: str, monkeypatch: pytest.MonkeyPatch):
         if place == "gpu":
             stack.enter_context(launches_skipped())
         yield
-    impl._explain.cache_clear()
+    impl.forget()
 
 
 def compare(model: nn.Module, call: Callable[[], object], ran: Ran, caplog: pytest.LogCaptureFixture) -> dict[str, str]:

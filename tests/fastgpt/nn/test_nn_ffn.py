@@ -91,7 +91,7 @@ def test_a_model_is_patched_and_explained(device, seed):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 def test_falls_back_to_torch_and_says_why_once(caplog, monkeypatch):
     monkeypatch.setattr("fastgpt.kernels._runtime.is_interpreting", lambda: False)
-    choices._explain.cache_clear()
+    choices.forget()
     _notice._said.clear()
     module, x = GELUFFN(8), torch.ones(2, 8)
     with caplog.at_level(logging.INFO, "fastgpt"):

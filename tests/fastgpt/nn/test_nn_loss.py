@@ -88,7 +88,7 @@ def test_auto_falls_back_and_says_why_once(caplog, monkeypatch):
     hidden, target = inputs()
     criterion = LinearCrossEntropyLoss(8, 33)
     _notice._said.clear()
-    fastgpt.nn.impl._explain.cache_clear()
+    fastgpt.nn.impl.forget()
     with caplog.at_level(logging.INFO, "fastgpt"):
         for _ in range(2):
             criterion(hidden, target)
