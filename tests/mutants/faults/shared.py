@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..places import call, comparison, condition, literal, operation, returned
+from ..places import call, comparison, condition, iterated, literal, operand, operation, returned
 from ..plant import Mutant
 
+_PARTIALS = "tests/kernels/test_partials.py::test_"
 _PRECISION = "tests/kernels/test_precision.py::test_"
 _SPECIAL = "tests/kernels/test_special_tensors.py::test_"
 _TRANSFORMS = "tests/kernels/test_transforms.py::test_"
@@ -16,6 +17,19 @@ MUTANTS = (
         "device.keep_mask",
         returned().operator("<"),
         "tests/kernels/test_dropout.py::test_mask_is_philox",
+    ),
+    # --- partial sums -------------------------------------------------------------------------------------------------
+    Mutant(
+        "partials-of-the-second-sum-are-the-firsts",
+        "device.sum_partials_kernel",
+        operation("*", "which", "P").becomes("0"),
+        _PARTIALS + "two_sums_in_one_launch_have_the_bits_of_two_launches",
+    ),
+    Mutant(
+        "partials-last-ones-left-out",
+        "device.sum_partials_kernel",
+        iterated("P").argument(2).becomes("P - BLOCK_P + 1"),
+        _PARTIALS + "values",
     ),
     # --- products in TF32 ---------------------------------------------------------------------------------------------
     Mutant("tf32-operands-truncated", "device.round_to_tf32", returned().becomes("x"), _PRECISION + "one_product"),
