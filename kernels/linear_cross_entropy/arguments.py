@@ -6,6 +6,7 @@ arguments, in this order: its schema, its flattening and its rebuilding are writ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from .._runtime import autocast_dtype
 from ..support import KERNEL_DTYPES
 
 REDUCTIONS = ("mean", "sum", "none")
+_INTEGERS = (int, torch.SymInt)
 # The kernels take settings in float32, without subnormal numbers: outside of these a GPU sees 0 or infinity.
 _FLOAT32 = torch.finfo(torch.float32)
 
@@ -30,6 +32,11 @@ class Formula(NamedTuple):
     z_loss: float
     softcap: float | None
 
+    @staticmethod
+    def of(flat: Sequence[Flat]) -> Formula:
+        """The formula with which an operator's arguments begin, once its tensors are taken off."""
+        return Formula(*flat[:4])
+
 
 class Settings(NamedTuple):
     """What both public functions are asked for."""
@@ -43,9 +50,9 @@ class Settings(NamedTuple):
         return (*self.formula, self.reduction, self.return_lse)
 
     @staticmethod
-    def of(*flat: Flat) -> Settings:
-        *formula, reduction, return_lse = flat
-        return Settings(Formula(*formula), reduction, return_lse)
+    def of(flat: Sequence[Flat]) -> Settings:
+        """The settings with which an operator's arguments begin, once its tensors are taken off."""
+        return Settings(Formula.of(flat), *flat[4:6])
 
 
 class Work(NamedTuple):
@@ -56,6 +63,11 @@ class Work(NamedTuple):
     need_dx: bool
     need_dweight: bool
     need_dbias: bool
+
+    @staticmethod
+    def of(flat: Sequence[Flat]) -> Work:
+        """The work with which an operator's arguments end."""
+        return Work(*flat[-4:])
 
 
 FORMULA_SCHEMA = "int ignore_index, float label_smoothing, float z_loss, float? softcap"
@@ -171,13 +183,13 @@ def checked_settings(
     """Raise ValueError or TypeError for a setting out of its range."""
     if reduction not in REDUCTIONS:
         raise ValueError(f'{function}: reduction is {reduction!r}, use "mean", "sum" or "none"')
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | torch.SymInt):
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, _INTEGERS):
         raise TypeError(f"{function}: ignore_index is {ignore_index!r}, expected an int (-100 is torch's default)")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"{function}: ignore_index is {ignore_index}, use a number that fits in int64")
-    for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
-        if value is None:
-            raise TypeError(f"{function}: {name} is None, expected a number; 0.0 switches it off")
+    if label_smoothing is None or z_loss is None:
+        name = "label_smoothing" if label_smoothing is None else "z_loss"
+        raise TypeError(f"{function}: {name} is None, expected a number; 0.0 switches it off")
     check_numbers(function, label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{function}: label_smoothing is {label_smoothing}, use a value in [0, 1]")
@@ -196,7 +208,7 @@ def checked_num_chunks(function: str, num_chunks: int | None) -> int:
     """0 for None: the rule of `tiles.rows_per_chunk`."""
     if num_chunks is None:
         return 0
-    if isinstance(num_chunks, bool) or not isinstance(num_chunks, int | torch.SymInt):
+    if isinstance(num_chunks, bool) or not isinstance(num_chunks, _INTEGERS):
         raise TypeError(f"{function}: num_chunks is {num_chunks!r}, use an int, or None for the default rule")
     if num_chunks < 1:
         raise ValueError(f"{function}: num_chunks is {num_chunks}, use a number >= 1, or None for the default rule")

@@ -6,16 +6,16 @@ The formulas, and how a row lies in memory, are told in device.py.
 import triton
 import triton.language as tl
 
-from .device import load_logits, load_target, row_gradient, row_of, target_share
-from .structs import Softmax
+from .device import load_logits, load_target, row_gradient, target_share
+from .structs import Row, Softmax
 
 
 @triton.jit
-def gradient_kernel(rows, Out, stride_on, Target, stats, upstream, parts, formula, BLOCK_V: tl.constexpr):
+def gradient_kernel(rows, Out, stride_on, Target, Max, LogSum, upstream, parts, formula, BLOCK_V: tl.constexpr):
     """dlogits = dloss · dloss/dlogits + dlse · dlse/dlogits, from the saved softmax: one read, one write.
 
     rows: Rows (N, columns); Out the same shape with row stride stride_on, or the logits themselves; Target (N,) int;
-    stats: Stats (N,); upstream: Upstream (N,); formula: Formula. Grid (N * parts,), with
+    Max, LogSum (N,) float32; upstream: Upstream (N,); formula: Formula. Grid (N * parts,), with
     parts = cdiv(columns, BLOCK_V): the grid's other dimensions end at 65535. Called by `launch._gradient`.
 
     In place, each logit is read by the one thread that writes its gradient. Hence the comparison in every column: the
@@ -25,13 +25,14 @@ def gradient_kernel(rows, Out, stride_on, Target, stats, upstream, parts, formul
     i = program // parts
     offs = (program % parts) * BLOCK_V + tl.arange(0, BLOCK_V)  # (BLOCK_V,)
     t, valid = load_target(Target, i, rows.V, formula.ignore_index)
-    softmax = Softmax(tl.load(stats.Max + i), tl.load(stats.LogSum + i))
+    softmax = Softmax(tl.load(Max + i), tl.load(LogSum + i))
     dloss = tl.where(valid, tl.load(upstream.DLoss + i.to(tl.int64) * upstream.stride_n), 0.0)
     dlse = 0.0
     if upstream.DLse is not None:
         dlse = tl.load(upstream.DLse + i)
 
-    y, slope = load_logits(row_of(rows, i), offs, formula.softcap, True)
+    row = Row(rows.Logits + i.to(tl.int64) * rows.stride_n, rows.Bias, rows.V, rows.columns)
+    y, slope = load_logits(row, offs, formula.softcap, True)
     at_target = target_share(dloss, 1.0, rows.V, formula.label_smoothing)
     elsewhere = target_share(dloss, 0.0, rows.V, formula.label_smoothing)
     share = tl.where(offs == t, at_target, elsewhere)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from ..device.sums import sum_of_products
-from .structs import Row, Seen, Softmax
+from .structs import Seen, Softmax
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -48,12 +48,6 @@ def cap(x, softcap):
         x = tl.where(a < 0.25, near, tl.where(z < 0.0, -far, far))
         slope = 4.0 * e * inverse * inverse
     return x, slope
-
-
-@triton.jit
-def row_of(rows, i):
-    """Row i of `rows`."""
-    return Row(rows.Logits + i.to(tl.int64) * rows.stride_n, rows.Bias, rows.V, rows.columns)
 
 
 @triton.jit

@@ -14,9 +14,9 @@ from .device import (
     merge,
     nothing_seen,
     row_gradient,
-    row_of,
     target_share,
 )
+from .structs import Row
 
 
 @triton.jit
@@ -39,24 +39,25 @@ def count_targets_kernel(Target, Counts, N, V, ignore_index, BLOCK_N: tl.constex
 
 @triton.jit
 def loss_kernel(
-    rows, Target, Loss, stats, formula, HAS_SMOOTHING: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr
-):
+    rows, Target, Loss, Max, LogSum, formula,
+    HAS_SMOOTHING: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """loss = lse - (1 - a) y[t] - a mean(y) + w lse² of each row, and its softmax, in one read of the logits.
 
-    rows: Rows (N, columns); Target (N,) int; Loss and stats: Stats (N,) float32; formula: Formula. Grid (N,).
+    rows: Rows (N, columns); Target (N,) int; Loss, Max, LogSum (N,) float32; formula: Formula. Grid (N,).
     Called by `launch._loss`.
     """
     i = tl.program_id(0)
-    row = row_of(rows, i)
+    row = Row(rows.Logits + i.to(tl.int64) * rows.stride_n, rows.Bias, rows.V, rows.columns)
     t, valid = load_target(Target, i, row.V, formula.ignore_index)
     y_t, _ = load_logit(row, t, formula.softcap)
     softmax, pull = row_softmax(row, y_t, formula.softcap, HAS_SMOOTHING, LANES, WIDTH)
-    store_row(Loss, stats, i, softmax, y_t, pull, valid, row.V, formula)
+    store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, row.V, formula)
 
 
 @triton.jit
 def loss_and_gradient_kernel(
-    rows, Target, Loss, stats, formula,
+    rows, Target, Loss, Max, LogSum, formula,
     HAS_SMOOTHING: tl.constexpr, IN_REGISTERS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """As `loss_kernel`, and dloss/dlogits (for an upstream gradient of 1) written over the logits; 0 in ignored rows.
@@ -65,7 +66,7 @@ def loss_and_gradient_kernel(
     caches, where the first has just put it. Grid (N,). Called by `launch._loss_and_gradient`.
     """
     i = tl.program_id(0)
-    row = row_of(rows, i)
+    row = Row(rows.Logits + i.to(tl.int64) * rows.stride_n, rows.Bias, rows.V, rows.columns)
     dtype = rows.Logits.dtype.element_ty
     t, valid = load_target(Target, i, row.V, formula.ignore_index)
     y_t, slope_t = load_logit(row, t, formula.softcap)
@@ -97,7 +98,7 @@ def loss_and_gradient_kernel(
     tl.debug_barrier()  # after the stores above
     d_t = row_gradient(y_t, slope_t, softmax, dloss, 0.0, share_t, formula.z_loss)
     tl.store(row.Logits + t, d_t.to(dtype))
-    store_row(Loss, stats, i, softmax, y_t, pull, valid, row.V, formula)
+    store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, row.V, formula)
 
 
 @triton.jit
@@ -116,12 +117,12 @@ def row_softmax(row, y_t, softcap, HAS_SMOOTHING: tl.constexpr, LANES: tl.conste
 
 
 @triton.jit
-def store_row(Loss, stats, i, softmax, y_t, pull, valid, V, formula):
+def store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, V, formula):
     """Write the row's loss, 0 if it is ignored, and what its gradient needs."""
     m, log_sum = softmax.m, softmax.log_sum
     lse = m + log_sum
     smoothed = tl.where(y_t == -float("inf"), 0.0, formula.label_smoothing * (pull / V))
     loss = (log_sum + (m - y_t)) - smoothed + formula.z_loss * lse * lse
     tl.store(Loss + i, tl.where(valid, loss, 0.0))
-    tl.store(stats.Max + i, m)
-    tl.store(stats.LogSum + i, log_sum)
+    tl.store(Max + i, m)
+    tl.store(LogSum + i, log_sum)

@@ -15,7 +15,7 @@ from . import tiles
 from .arguments import Formula, Work
 from .backward import gradient_kernel, scale_kernel
 from .forward import count_targets_kernel, loss_and_gradient_kernel, loss_kernel
-from .structs import Rows, Stats, Upstream
+from .structs import Rows, Upstream
 
 # Kernels number rows and columns in 32 bits, and their last tile looks a little past the end.
 LARGEST = 2**31 - 2**15
@@ -52,7 +52,7 @@ def linear_forward(
         losses, stats = x.new_empty(N, dtype=torch.float32), x.new_empty(2, N, dtype=torch.float32)
         grads = _Gradients(x, weight, work)
         for chunk, rows in _chunks(x, grads.weight, bias, work.num_chunks):
-            where = target[chunk], losses[chunk], Stats(stats[0, chunk], stats[1, chunk])
+            where = target[chunk], losses[chunk], stats[:, chunk]
             if grads.any:
                 _loss_and_gradient(rows, *where, formula)
                 grads.add(chunk, rows.Logits[:, :V])
@@ -71,7 +71,7 @@ def linear_backward(
         grads = _Gradients(x, weight, work)
         for chunk, rows in _chunks(x, grads.weight, bias, work.num_chunks):
             upstream = Upstream(dlosses[chunk], dlosses.stride(0), None if dlse is None else dlse[chunk])
-            _gradient(rows, rows.Logits, target[chunk], Stats(stats[0, chunk], stats[1, chunk]), upstream, formula)
+            _gradient(rows, rows.Logits, target[chunk], stats[:, chunk], upstream, formula)
             grads.add(chunk, rows.Logits[:, :V])
         return grads.dx, grads.dweight.to(weight.dtype), grads.dbias.to(weight.dtype if bias is None else bias.dtype)
 
@@ -170,7 +170,7 @@ def logits_forward(logits: Tensor, target: Tensor, formula: Formula) -> tuple[Te
     with on_device_of(logits):
         counts = check_targets(target, V, formula.ignore_index)
         losses, stats = logits.new_empty(N, dtype=torch.float32), logits.new_empty(2, N, dtype=torch.float32)
-        _loss(_unpadded(logits), target, losses, Stats(stats[0], stats[1]), formula)
+        _loss(_unpadded(logits), target, losses, stats, formula)
         return losses, stats, counts
 
 
@@ -180,7 +180,7 @@ def logits_backward(
     """Write dlogits to `out` (N, V), which may be `logits` itself."""
     upstream = Upstream(dlosses, dlosses.stride(0), dlse)
     with on_device_of(logits):
-        _gradient(_unpadded(logits), out, target, Stats(stats[0], stats[1]), upstream, formula)
+        _gradient(_unpadded(logits), out, target, stats, upstream, formula)
 
 
 def _unpadded(logits: Tensor) -> Rows:
@@ -216,35 +216,36 @@ def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
     return counts
 
 
-def _loss(rows: Rows, target: Tensor, losses: Tensor, stats: Stats, formula: Formula) -> None:
+def _loss(rows: Rows, target: Tensor, losses: Tensor, stats: Tensor, formula: Formula) -> None:
     logits = rows.Logits
     if not logits.shape[0]:
         return
     tile = tiles.part_of_row(rows.columns, logits.element_size(), target_of(logits))
     loss_kernel[(logits.shape[0],)](
-        rows, target, losses, stats, formula,
+        rows, target, losses, stats[0], stats[1], formula,
         HAS_SMOOTHING=formula.label_smoothing != 0.0, LANES=tile.lanes, WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
-def _loss_and_gradient(rows: Rows, target: Tensor, losses: Tensor, stats: Stats, formula: Formula) -> None:
+def _loss_and_gradient(rows: Rows, target: Tensor, losses: Tensor, stats: Tensor, formula: Formula) -> None:
     logits = rows.Logits
     if not logits.shape[0]:
         return
     tile = tiles.whole_row(rows.columns, logits.element_size(), target_of(logits))
     loss_and_gradient_kernel[(logits.shape[0],)](
-        rows, target, losses, stats, formula,
+        rows, target, losses, stats[0], stats[1], formula,
         HAS_SMOOTHING=formula.label_smoothing != 0.0, IN_REGISTERS=tile.in_registers, LANES=tile.lanes,
         WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
-def _gradient(rows: Rows, out: Tensor, target: Tensor, stats: Stats, upstream: Upstream, formula: Formula) -> None:
+def _gradient(rows: Rows, out: Tensor, target: Tensor, stats: Tensor, upstream: Upstream, formula: Formula) -> None:
     logits = rows.Logits
     if not logits.shape[0]:
         return
     block_v, num_warps = tiles.part_of_gradient(rows.columns, logits.element_size())
     parts = cdiv(rows.columns, block_v)
     gradient_kernel[(logits.shape[0] * parts,)](
-        rows, out, out.stride(0), target, stats, upstream, parts, formula, BLOCK_V=block_v, num_warps=num_warps
-    )
+        rows, out, out.stride(0), target, stats[0], stats[1], upstream, parts, formula,
+        BLOCK_V=block_v, num_warps=num_warps,
+    )  # fmt: skip

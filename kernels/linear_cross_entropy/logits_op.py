@@ -73,31 +73,20 @@ def cross_entropy(
     return in_shape_of(target, loss, lse, settings)
 
 
-# ---- operators ----------------------------------------------------------------------------------------------------
+# ---- The operators. Their settings come flat, in the order of the schemas below; arguments.py puts them together. ----
 
 
 def _launch_forward(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
     return _launch_with_stats(logits, target, *flat)[:2]
 
 
-def _fake_forward(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
-    *settings, _ = flat
-    return fake_results(logits, Settings.of(*settings))
-
-
 def _launch_with_stats(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
     from . import launch
 
-    *settings, _ = flat
-    formula, reduction, return_lse = Settings.of(*settings)
+    formula, reduction, return_lse = Settings.of(flat)
     losses, stats, counts = launch.logits_forward(_unit_columns(logits), target.contiguous(), formula)
     lse = stats.sum(0) if return_lse else losses.new_empty(0)
     return reduced(losses, counts, reduction), lse, stats, counts
-
-
-def _fake_with_stats(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
-    stats = logits.new_empty(2, logits.shape[0], dtype=torch.float32)
-    return (*_fake_forward(logits, target, *flat), stats, logits.new_empty(2, dtype=torch.int64))
 
 
 def _launch_backward(
@@ -108,22 +97,12 @@ def _launch_backward(
     return out
 
 
-def _fake_backward(
-    dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, *formula: Flat
-) -> Tensor:
-    return logits.new_empty(logits.shape)
-
-
 def _launch_backward_overwriting(
     dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, *formula: Flat
 ) -> None:
     _write_gradient(logits, dlosses, dlse, logits, target, stats, Formula(*formula))
     if not logits.is_inference():  # whoever else has saved them for a backward pass must hear of it
         torch.autograd.graph.increment_version(logits)
-
-
-def _fake_backward_overwriting(*args: Tensor | Flat) -> None:
-    return None
 
 
 def _write_gradient(
@@ -139,6 +118,25 @@ def _unit_columns(logits: Tensor) -> Tensor:
     return logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
 
 
+def _fake_forward(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
+    return fake_results(logits, Settings.of(flat))
+
+
+def _fake_with_stats(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
+    stats = logits.new_empty(2, logits.shape[0], dtype=torch.float32)
+    return (*_fake_forward(logits, target, *flat), stats, logits.new_empty(2, dtype=torch.int64))
+
+
+def _fake_backward(
+    dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, *formula: Flat
+) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _fake_backward_overwriting(*args: Tensor | Flat) -> None:
+    return None
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(*args: Tensor | Flat) -> tuple[Tensor, ...]:
@@ -146,10 +144,10 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        logits, target, *settings, inplace = inputs
+        logits, target, *flat = inputs
         _, _, stats, counts = outputs
         ctx.save_for_backward(logits, target, stats, counts)
-        ctx.settings, ctx.inplace, ctx.overwritten = Settings.of(*settings), inplace, False
+        ctx.settings, ctx.inplace, ctx.overwritten = Settings.of(flat), flat[-1], False
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*outputs[2:] if ctx.settings.return_lse else outputs[1:])
 

@@ -86,16 +86,11 @@ def linear_cross_entropy(
     return in_shape_of(target, loss, lse, settings)
 
 
-# ---- operators ----------------------------------------------------------------------------------------------------
+# ---- The operators. Their settings come flat, in the order of the schemas below; arguments.py puts them together. ----
 
 
 def _launch_forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
     return _launch_with_gradients(x, weight, target, bias, *flat, False, False, False)[:2]
-
-
-def _fake_forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
-    *settings, _ = flat
-    return fake_results(x, Settings.of(*settings))
 
 
 def _launch_with_gradients(
@@ -103,16 +98,37 @@ def _launch_with_gradients(
 ) -> tuple[Tensor, ...]:
     from . import launch
 
-    settings, work = _settings_and_work(flat)
+    settings, work = Settings.of(flat), Work.of(flat)
     r = launch.linear_forward(x, weight, target.contiguous(), bias, settings.formula, work)
     lse = r.stats.sum(0) if settings.return_lse else r.losses.new_empty(0)
     return reduced(r.losses, r.counts, settings.reduction), lse, r.stats, r.counts, r.dx, r.dweight, r.dbias
 
 
+def _launch_backward(
+    dlosses: Tensor, dlse: Tensor | None, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
+    stats: Tensor, *flat: Flat,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from . import launch
+
+    formula, work = Formula.of(flat), Work.of(flat)
+    dlse = None if dlse is None else dlse.contiguous()
+    return launch.linear_backward(dlosses, dlse, x, weight, target.contiguous(), bias, stats, formula, work)
+
+
+def _launch_scale(dloss: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    from . import launch
+
+    return launch.scale(dloss, counts, gradient, dtype)
+
+
+def _fake_forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
+    return fake_results(x, Settings.of(flat))
+
+
 def _fake_with_gradients(
     x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat
 ) -> tuple[Tensor, ...]:
-    settings, work = _settings_and_work(flat)
+    settings, work = Settings.of(flat), Work.of(flat)
     return (
         *fake_results(x, settings),
         x.new_empty(2, x.shape[0], dtype=torch.float32),
@@ -123,43 +139,16 @@ def _fake_with_gradients(
     )
 
 
-def _settings_and_work(flat: tuple[Flat, ...]) -> tuple[Settings, Work]:
-    at = len(flat) - len(Work._fields)
-    return Settings.of(*flat[:at]), Work(*flat[at:])
-
-
-def _launch_backward(
-    dlosses: Tensor, dlse: Tensor | None, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
-    stats: Tensor, *flat: Flat,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    from . import launch
-
-    formula, work = _formula_and_work(flat)
-    dlse = None if dlse is None else dlse.contiguous()
-    return launch.linear_backward(dlosses, dlse, x, weight, target.contiguous(), bias, stats, formula, work)
-
-
 def _fake_backward(
     dlosses: Tensor, dlse: Tensor | None, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None,
     stats: Tensor, *flat: Flat,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    _, work = _formula_and_work(flat)
+    work = Work.of(flat)
     return (
         x.new_empty(x.shape if work.need_dx else (0,)),
         weight.new_empty(weight.shape if work.need_dweight else (0,)),
         (weight if bias is None else bias).new_empty(weight.shape[0] if work.need_dbias else 0),
     )
-
-
-def _formula_and_work(flat: tuple[Flat, ...]) -> tuple[Formula, Work]:
-    at = len(Formula._fields)
-    return Formula(*flat[:at]), Work(*flat[at:])
-
-
-def _launch_scale(dloss: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    from . import launch
-
-    return launch.scale(dloss, counts, gradient, dtype)
 
 
 def _fake_scale(dloss: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor:
@@ -175,16 +164,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
-        *settings, _ = flat
-        in_forward = Settings.of(*settings).reduction != "none"
+        in_forward = Settings.of(flat).reduction != "none"
         make = [in_forward and t is not None and t.requires_grad for t in (x, weight, bias)]
         return _library.below_autograd(_with_gradients_op, x, weight, target, bias, *flat, *make)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        x, weight, target, bias, *settings, num_chunks = inputs
+        x, weight, target, bias, *flat = inputs
         _, lse, stats, counts, dx, dweight, dbias = outputs
-        ctx.settings, ctx.num_chunks = Settings.of(*settings), num_chunks
+        ctx.settings, ctx.num_chunks = Settings.of(flat), flat[-1]
         made = dx.dim() == 2, dweight.dim() == 2, dbias.shape[0] > 0  # x and weight are 2-D, and V >= 1
         ctx.all_made = not any(n and not m for n, m in zip(_needed(ctx), made))
         again = () if ctx.all_made and not ctx.settings.return_lse else (x, weight, target, bias, stats)

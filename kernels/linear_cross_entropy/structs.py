@@ -1,56 +1,47 @@
-"""Values that travel together: arguments of the kernels, and what their device functions hand to each other."""
+"""What this family's kernels hand on together: NamedTuples, made by the launch or at a kernel's head."""
+
+from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import triton.language as tl
-
-Pointer = Any  # a torch.Tensor where launch.py makes the argument, a pointer where a kernel reads it
-
 
 class Rows(NamedTuple):
-    """Logits (N, columns) of V classes, to which Bias (columns,) or None is to be added; columns past V are padding."""
+    """Logits of N rows in memory."""
 
-    Logits: Pointer
-    Bias: Pointer
-    V: int
-    columns: int
-    stride_n: int
-
-
-class Stats(NamedTuple):
-    """Maximum and log-sum of each row, (N,) float32 both: all that its gradient needs to know of its softmax."""
-
-    Max: Pointer
-    LogSum: Pointer
-
-
-class Upstream(NamedTuple):
-    """Gradients of the rows' losses, (N,) float32 with stride stride_n (0: one for all), and of their lse, or None."""
-
-    DLoss: Pointer
-    stride_n: int
-    DLse: Pointer
+    Logits: Any  # pointer, (N, columns); columns V and beyond are padding
+    Bias: Any  # pointer, (columns,), to be added to each row; None: nothing is
+    V: Any  # how many classes there are
+    columns: Any
+    stride_n: Any
 
 
 class Row(NamedTuple):
-    """One row of Rows: Logits points at its first column."""
+    """One row of Rows."""
 
-    Logits: tl.tensor
-    Bias: tl.tensor
-    V: tl.tensor
-    columns: tl.tensor
+    Logits: Any  # pointer to its first column
+    Bias: Any
+    V: Any
+    columns: Any
+
+
+class Upstream(NamedTuple):
+    """Gradients of what the rows' losses and lse flow into."""
+
+    DLoss: Any  # pointer, (N,) float32
+    stride_n: Any  # of DLoss; 0: one gradient serves all rows
+    DLse: Any  # pointer, (N,) float32; None: nothing depends on lse
 
 
 class Seen(NamedTuple):
-    """Of the columns so far, lane by lane, (lanes,) float32: m = max(y), s = Σ exp(y - m), pull = Σ (y - y[t])."""
+    """What the lanes of a program have seen of their row so far, (LANES,) float32 each."""
 
-    m: tl.tensor
-    s: tl.tensor
-    pull: tl.tensor
+    m: Any  # max(y)
+    s: Any  # Σ exp(y - m)
+    pull: Any  # Σ (y - y[t])
 
 
 class Softmax(NamedTuple):
-    """Of one row, scalars: exp(y - m - log_sum) are its probabilities, m + log_sum is its lse."""
+    """Of a whole row, scalars: exp(y - m - log_sum) are its probabilities, m + log_sum is its lse."""
 
-    m: tl.tensor
-    log_sum: tl.tensor
+    m: Any
+    log_sum: Any
