@@ -149,7 +149,7 @@ MUTANTS = (
     Mutant(
         "attention-second-part-of-head-dim-not-rescaled",
         "attention.scaled",
-        operand("factor", nth=2).dropped(),
+        call("Pair").argument(2).operand("factor").dropped(),
         _ATTENTION + "head_dims",
     ),
     Mutant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import assignment, call, choice, comparison, condition, item, name, operand, statement, value
+from ..places import assignment, call, choice, comparison, condition, item, name, statement, value
 from ..plant import Mutant
 
 _SAVED = "tests/fastgpt/train/test_checkpoint.py::test_"
@@ -45,7 +45,7 @@ MUTANTS = (
     Mutant(
         "checksums-a-missing-file-is-whole",
         "base._check_file",
-        statement("raise", nth=1).becomes("return"),
+        statement("try", "stat").statement("raise").becomes("return"),
         _SAVED + "truncated_and_missing_files",
     ),
     Mutant(
@@ -157,19 +157,19 @@ MUTANTS = (
     Mutant(
         "checkpoint-of-other-shapes",
         "train.check_fits",
-        operand("shapes", nth=1).dropped(),
+        condition("shapes").operand("shapes").dropped(),
         _SAVED + "checkpoint_of_another_shape",
     ),
     Mutant(
         "checkpoint-of-more-layers",
         "train.check_fits",
-        operand("unknown", nth=1).dropped(),
+        condition("shapes").operand("unknown").dropped(),
         _SAVED + "fewer_layers_than_the_checkpoint",
     ),
     Mutant(
         "checkpoint-of-fewer-layers",
         "train.check_fits",
-        operand("absent", nth=1).dropped(),
+        condition("shapes").operand("absent").dropped(),
         _SAVED + "checkpoint_of_another_shape",
     ),
     Mutant(

@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant(
         "eval-nan-is-a-success",
         "eval.Command.run",
-        returned(nth=1).becomes("0"),
+        statement("if", "loss").returned().becomes("0"),
         _EFFECTS + "a_loss_that_is_none_is_exit_status_1_and_on_stderr",
     ),
     Mutant(
@@ -269,7 +269,7 @@ MUTANTS = (
     Mutant(
         "mistakes-name-no-option",
         "commands._setting",
-        returned(nth=2).becomes("error.need"),
+        statement("if", "words").returned().becomes("error.need"),
         _SETTINGS + "the_command_line_names_the_option",
     ),
     # --- checks of settings -------------------------------------------------------------------------------------------

@@ -36,13 +36,13 @@ MUTANTS = (
     Mutant(
         "sampler-targets-two-ahead",
         "data.window_batch",
-        (name("n", nth=-1).becomes("n - 1"), value("targets[row, :n]").becomes("tokens[2:]")),
+        assignment("targets", "tokens").becomes("idx[row, :n], targets[row, : n - 1] = tokens[:-1], tokens[2:]"),
         _BATCHES + "targets_are_the_next_tokens",
     ),
     Mutant(
         "sampler-windows-overlap",
         "data.window_batch",
-        operand("seq_len", nth=1).becomes("it - 1"),
+        value("start").operand("seq_len").becomes("it - 1"),
         _BATCHES + "an_epoch_shows_every_token_once",
     ),
     Mutant(
@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         "sampler-missing-targets-are-token-0",
         "data.window_batch",
-        call("full").becomes("torch.zeros((len(windows), seq_len), dtype=torch.int64, device='cpu')"),
+        call("full").argument(2).becomes("0"),
         _BATCHES + "an_epoch_shows_every_token_once",
     ),
     Mutant(
@@ -78,7 +78,7 @@ MUTANTS = (
     Mutant(
         "sampler-order-without-the-epoch",
         "BatchSampler._window",
-        item("epoch", nth=-1).dropped(),
+        value("_order").item("epoch").dropped(),
         _BATCHES + "epochs_differ_and_batches_cross_them",
     ),
     Mutant(
@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant(
         "sampler-validation-of-so-many-windows",
         "data.sequential_batches",
-        operand("batch_size", nth=2).dropped(),
+        call("linspace").operand("batch_size").dropped(),
         _BATCHES + "sequential_batches_score_every_token_once",
     ),
     Mutant(
@@ -219,7 +219,7 @@ MUTANTS = (
     Mutant(
         "dataset-read-beyond-the-end",
         "TokenDataset.read",
-        call("len", nth=1).dropped(),
+        comparison("start", "stop", "len").operand("len").dropped(),
         _DATA + "several_shards_and_reading_across_them",
     ),
     Mutant(

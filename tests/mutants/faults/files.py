@@ -225,7 +225,7 @@ MUTANTS = (
     Mutant(
         "files-replacing-is-not-undone",
         "base.take_places",
-        statement("if", nth=4).dropped(),
+        statement("try", "unlink").statement("if", "old").dropped(),
         "tests/fastgpt/base/test_replacing.py::test_a_rename_that_fails_or_ctrl_c_between_two_undoes_those_before",
     ),
     Mutant(

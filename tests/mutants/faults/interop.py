@@ -39,7 +39,12 @@ MUTANTS = (
         choice("module").becomes("True"),
         _EFFECTS + "what_the_call_says_of_causality_counts_before_the_module",
     ),
-    Mutant("interop-encoders-masks-made-causal", "interop._causal_and_window", value(nth=2).always(), _MASKS),
+    Mutant(
+        "interop-encoders-masks-made-causal",
+        "interop._causal_and_window",
+        statement("if", "hasattr").value().always(),
+        _MASKS,
+    ),
     Mutant(
         "interop-causality-said-in-the-call-ignored",
         "interop.attention",
@@ -65,7 +70,12 @@ MUTANTS = (
         assignment("sees", "window").dropped(),
         _ATTENTION + "a_window_without_a_mask_is_not_forgotten",
     ),
-    Mutant("interop-sliding-window-of-a-mask-ignored", "interop._causal_and_window", choice(nth=2).never(), _MASKS),
+    Mutant(
+        "interop-sliding-window-of-a-mask-ignored",
+        "interop._causal_and_window",
+        statement("if", "causal").choice().never(),
+        _MASKS,
+    ),
     Mutant(
         "interop-sliding-window-ignored-where-torch-runs",
         "interop._dense_mask",
@@ -129,7 +139,7 @@ MUTANTS = (
     Mutant(
         "interop-plain-attention-caps-without-scaling-back",
         "interop.plain_attention",
-        operand("softcap", nth=2).dropped(),
+        value("scores", "tanh").becomes(call("tanh")),
         _ATTENTION + "extras_are_computed_as_the_models_own_eager_does",
     ),
     Mutant(
@@ -290,7 +300,7 @@ MUTANTS = (
     Mutant(
         "patch-switch-of-the-ffn-ignored",
         "interop._classes_for",
-        operand("ffn", nth=1).dropped(),
+        condition("Sequential").operand("ffn").dropped(),
         _PATCH + "switches",
     ),
     Mutant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import call, choice, comparison, item, literal, name, operand, operation, value
+from ..places import call, choice, iterated, literal, name, operand, operation, value
 from ..plant import Mutant
 
 _LOSS = "tests/kernels/linear_cross_entropy/test_values.py::test_"
@@ -108,7 +108,7 @@ MUTANTS = (
     Mutant(
         "loss-lanes-past-the-last-target-counted",
         "linear_cross_entropy.count_targets_kernel",
-        comparison(nth=2).operator("<="),
+        value("valid").comparison("N").operator("<="),
         _LOSS_EXTREMES + "ignore_index_outside_of_int32",
     ),
     Mutant(
@@ -141,7 +141,7 @@ MUTANTS = (
     Mutant(
         "loss-overwrites-its-upstream-gradient",
         "linear_cross_entropy._may_be_overwritten",
-        item("dlse", nth=-1).dropped(),
+        iterated().becomes("(dlosses,)"),
         _INPLACE + "upstream_gradients_that_lie_in_the_logits",
     ),
 )

@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant(
         "evaluation-in-float32-always",
         "train.evaluate",
-        name("dtype", nth=-1).becomes("torch.float32"),
+        call("autocast").argument(2).becomes("torch.float32"),
         _SETTINGS + "validation_is_in_the_dtype_of_the_run",
     ),
     Mutant(
@@ -118,14 +118,16 @@ MUTANTS = (
     ),
     # --- the loop -----------------------------------------------------------------------------------------------------
     Mutant("trainer-due-one-step-early", "train._due", operand("step").becomes("it + 1"), _VALIDATIONS),
-    Mutant("trainer-no-validation-at-the-end", "Loop._step", operand("is_last", nth=1).dropped(), _VALIDATIONS),
+    Mutant(
+        "trainer-no-validation-at-the-end", "Loop._step", value("is_due").operand("is_last").dropped(), _VALIDATIONS
+    ),
     Mutant(
         "trainer-never-saves-on-the-way",
         "Loop._step",
         operand("save_every").dropped(),
         "tests/fastgpt/train/test_checkpoint.py::test_only_the_newest_are_kept",
     ),
-    Mutant("trainer-one-step-too-few", "Loop.run", operand("steps", nth=1).becomes("it - 1"), _STEPS),
+    Mutant("trainer-one-step-too-few", "Loop.run", condition("step").operand("steps").becomes("it - 1"), _STEPS),
     Mutant(
         "trainer-signals-unheard",
         "Loop.run",

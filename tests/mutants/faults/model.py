@@ -102,13 +102,13 @@ MUTANTS = (
     Mutant(
         "model-fused-attention-without-dropout",
         "CausalSelfAttention.attend",
-        argument("dropout_p", nth=1).dropped(),
+        returned("kernels").argument("dropout_p").dropped(),
         _EFFECTS + "fused_dropout_in_every_place",
     ),
     Mutant(
         "model-fused-loss-is-always-a-mean",
         "model.logits_and_loss",
-        argument("reduction", nth=1).dropped(),
+        value("loss", "head").argument("reduction").dropped(),
         _EFFECTS + "fused_losses_of_every_reduction",
     ),
     Mutant(
@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant(
         "model-fused-attention-maps-of-all-heads",
         "CausalSelfAttention.weights",
-        argument("heads", nth=1).dropped(),
+        returned("lse").argument("heads").dropped(),
         _IMPL + "attention_maps_and_generation_in_triton",
     ),
     Mutant(

@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import (
-    argument,
-    assignment,
-    call,
-    collection,
-    comparison,
-    condition,
-    item,
-    literal,
-    operand,
-    statement,
-    then,
-    value,
-)
+from ..places import argument, assignment, call, comparison, condition, item, literal, operand, statement, then, value
 from ..plant import Mutant
 
 _MODEL = "tests/fastgpt/model/test_model.py::test_"
@@ -43,7 +30,7 @@ MUTANTS = (
     Mutant(
         "tokens-negative-targets-pass",
         "model.checked_targets",
-        comparison(nth=3).dropped(),
+        condition("low").comparison("low").dropped(),
         _TOKENS + "bad_targets_are_named",
     ),
     Mutant(
@@ -98,7 +85,7 @@ MUTANTS = (
     Mutant(
         "output-of-a-transform-refused-inside-of-it",
         "model._outside_of_transforms",
-        condition(nth=1).never(),
+        call("_are_functorch_transforms_active").never(),
         _EFFECTS + "logits_asked_for_inside_of_a_transform_are_differentiated",
     ),
     # --- OneHeadLM ----------------------------------------------------------------------------------------------------
@@ -149,7 +136,7 @@ MUTANTS = (
     Mutant(
         "presets-width-and-heads-change-places",
         "model.fields_of",
-        collection(nth=6).swapped(2, 3),
+        assignment("d_model", "split").collection().swapped(2, 3),
         _CONFIG + "depth_study_grid",
     ),
     Mutant("presets-one-head-of-another-width", "model.ONE_HEAD_SIZES", value().swapped(2, 3), _ONE_HEAD + "presets"),
@@ -162,7 +149,7 @@ MUTANTS = (
     Mutant(
         "config-dropout-of-everything-passes",
         "GPTConfig.__post_init__",
-        value("checked", "below").becomes("check_number('GPTConfig', 'dropout', self.dropout, least=0, most=1)"),
+        call("check_number", "dropout").argument("below").becomes("2"),
         _CONFIG + "bad_fields_are_named",
     ),
     Mutant(

@@ -156,7 +156,7 @@ MUTANTS = (
     Mutant(
         "shards-fsync-of-a-replaced-set-removed",
         "data.new_set",
-        call("flush", nth=1).dropped(),
+        statement("with").call("flush").dropped(),
         _DURABLE + "token_shards",
     ),
     Mutant(
@@ -200,7 +200,7 @@ MUTANTS = (
     Mutant(
         "preparation-positions-within-the-batch",
         "data._write",
-        operand("writer", nth=1).dropped(),
+        call("ends.append").operand("writer").dropped(),
         _STREAM + "a_long_document_is_one",
     ),
     Mutant(

@@ -151,7 +151,7 @@ MUTANTS = (
     Mutant(
         "progress-time-of-all-steps",
         "base._Lines._left",
-        operand("step", nth=-1).dropped(),
+        value("seconds").operand("step").dropped(),
         _PROGRESS_TESTS + "the_time_left_is_that_of_the_steps_after_the_first",
     ),
     Mutant(
@@ -175,7 +175,7 @@ MUTANTS = (
     Mutant(
         "train-config-betas-of-1",
         "TrainConfig.__post_init__",
-        call("check_number", "below").becomes("check_number(_OWNER, name, getattr(self, name), least=0, most=1)"),
+        call("check_number", "below").argument("below").becomes("2"),
         _CONFIG_TESTS + "bad_values",
     ),
     Mutant(

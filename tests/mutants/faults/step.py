@@ -119,7 +119,7 @@ MUTANTS = (
     Mutant(
         "trainer-failed-step-is-swallowed",
         "Trainer.train_step",
-        statement("raise", nth=-1).becomes("return (math.nan, math.nan, lr)"),
+        statement("try").statement("raise").becomes("return math.nan, math.nan, lr"),
         _TESTS + "a_step_that_fails_leaves_the_trainer_as_it_was",
     ),
     Mutant(
@@ -152,15 +152,13 @@ MUTANTS = (
     Mutant(
         "optim-decay-into-the-gradient",
         "train.build_adamw",
-        name("AdamW", nth=1).becomes("torch.optim.Adam"),
+        value("optimizer").name("AdamW").becomes("torch.optim.Adam"),
         _OPTIM_TESTS + "update_is_adamw_in_float64",
     ),
     Mutant(
         "optim-amsgrad",
         "train.build_adamw",
-        value("optimizer").becomes(
-            "torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, amsgrad=True, fused=can_fuse(parameters))"
-        ),
+        value("optimizer").name("AdamW").becomes("lambda *groups, **options: it(*groups, amsgrad=True, **options)"),
         _STEPS,
     ),
     Mutant(
@@ -176,7 +174,12 @@ MUTANTS = (
         _OPTIM_TESTS + "a_state_of_other_shapes_is_refused",
     ),
     Mutant("optim-warm-up-from-0", "train.learning_rate", operation("+", "step").becomes("step"), _STEPS),
-    Mutant("optim-warm-up-one-shorter", "train.learning_rate", operand("warmup", nth=1).becomes("it - 1"), _STEPS),
+    Mutant(
+        "optim-warm-up-one-shorter",
+        "train.learning_rate",
+        comparison("step", "warmup").operand("warmup").becomes("it - 1"),
+        _STEPS,
+    ),
     Mutant(
         "optim-warm-up-rounded-down",
         "train.learning_rate",
