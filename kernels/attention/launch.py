@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -21,26 +22,7 @@ LOG2_E = 1.4426950408889634
 MAX_POSITIONS = 2**31 - 2**11
 WIDE_STRIDE = 2**22  # two offsets of at most 256 strides of this size still fit in int32 together
 MAX_PROGRAMS = 2**31 - 1  # CUDA's limit of a grid's first dimension, and what an int32 program id can tell apart
-NAME, BACKWARD = "flash_attention", "flash_attention's backward"
-
-
-class Call(NamedTuple):
-    """One call: its inputs, and what forward and backward work out from them alike."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    key_starts: Tensor | None
-    key_lengths: Tensor | None
-    document_ids: Tensor | None  # contiguous
-    target: _runtime.Target
-    group: int  # query heads that share a key head
-    lower: int | None
-    upper: int | None
-    roomy: bool  # whether tiles must leave registers for dropout
-    precision: str
-    qkv: structs.QKV
-    dropout: structs.Dropout
+NO_DROPOUT = structs.Dropout(None, 0, 1.0)
 
 
 def forward(
@@ -51,22 +33,26 @@ def forward(
     """out (B, H, T_q, D), in (B, T_q, H, D) memory; lse (B, H, T_q) float32. left, right < 0: no bound."""
     B, H, T_q, D = q.shape
     T_k = k.shape[2]
-    check_positions(NAME, T_q, T_k)
-    out = empty_heads_last(q)
-    lse = torch.empty((B, H, T_q), dtype=torch.float32, device=q.device)
-    if out.numel() == 0:
-        return out, lse
-    call = _call(q, k, v, key_starts, key_lengths, document_ids, seed, dropout_p, causal, left, right)
-    target = call.target
-    tile = tiles.forward(target, q.element_size(), D, roomy=call.roomy, T_q=T_q, heads=B * H)
-    C = _config(call, tile, has_wide_strides(q, k, v, out))
-    section = tiles.heads_per_section(target, 2 * T_k * D * q.element_size(), call.group)
+    check_positions("flash_attention", T_q, T_k)
+    if q.numel() == 0:
+        return empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
 
+    target, itemsize = _runtime.target_of(q), q.element_size()
+    is_wide = H * D >= WIDE_STRIDE or has_wide_strides(q, k, v)  # rows of out are H * D apart
+    tile = tiles.forward(target, itemsize, D, roomy=dropout_p > 0.0, T_q=T_q, heads=B * H)
+    plan = _plan(
+        "flash_attention", tile, target, itemsize, q.shape, k.shape, causal, left, right, is_wide,
+        _runtime.dot_precision(q),
+    )  # fmt: skip
+
+    out, lse = empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
     with _runtime.on_device_of(q):
-        device_forward.attention_forward[grid(NAME, cdiv(T_q, tile.block_m) * B * H)](
-            call.qkv, _matrix(out), lse, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
-            _masks(call, tile.block_m, of_keys=False), call.dropout, T_q, T_k, H, call.lower, call.upper,
-            min(section, B * H), softmax_scale * LOG2_E, C, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        device_forward.attention_forward[plan.grid](
+            structs.QKV(_matrix(q), _matrix(k), _matrix(v)), _matrix(out), lse,
+            *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
+            _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), _dropout(seed, dropout_p),
+            T_q, T_k, H, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E, plan.C,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, lse
 
@@ -77,106 +63,109 @@ def backward(
     softmax_scale: float, dropout_p: float, causal: bool, left: int, right: int, need_dq: bool, need_dkdv: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, each in heads-last memory like `out`; an empty tensor in the place of those not needed."""
-    dq = empty_heads_last(q) if need_dq else q.new_empty(0)
-    dk, dv = (empty_heads_last(x) if need_dkdv else q.new_empty(0) for x in (k, v))
+    B, H, T_q, D = q.shape
+    H_kv, T_k = k.shape[1:3]
+    name = "flash_attention's backward"
     if q.numel() == 0 or k.numel() == 0:  # nothing was attended: every gradient that has elements is 0
-        return dq.zero_(), dk.zero_(), dv.zero_()
-    call = _call(q, k, v, key_starts, key_lengths, document_ids, seed, dropout_p, causal, left, right)
+        return _gradient(q, need_dq).zero_(), _gradient(k, need_dkdv).zero_(), _gradient(v, need_dkdv).zero_()
+
+    target, itemsize, has_dropout = _runtime.target_of(q), q.element_size(), dropout_p > 0.0
     # dq, dk and dv have the strides of `out` or smaller ones: k has no more heads than q.
     is_wide = has_wide_strides(q, k, v, dout, out)
+    numbers = (target, itemsize, q.shape, k.shape, causal, left, right, is_wide, _runtime.dot_precision(q))
+    block_m = 32  # of the row statistics
+    is_wide_dlse = dlse is not None and dlse.stride(2) >= WIDE_STRIDE
+
+    dq, dk, dv = _gradient(q, need_dq), _gradient(k, need_dkdv), _gradient(v, need_dkdv)
+    lse2, delta = torch.empty_like(lse), torch.empty_like(lse)
+
+    qkv, upstream, dropout = structs.QKV(_matrix(q), _matrix(k), _matrix(v)), _matrix(dout), _dropout(seed, dropout_p)
     with _runtime.on_device_of(q):
-        lse2, delta = _row_statistics(call, out, dout, dlse, lse, is_wide)
+        device_backward.attention_delta[grid(name, cdiv(T_q, block_m) * B * H)](
+            _matrix(out), upstream, None if dlse is None else _matrix(dlse), lse, lse2, delta, T_q, H, HEAD_DIM=D,
+            BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D), IS_WIDE=is_wide or is_wide_dlse, num_warps=4,
+        )  # fmt: skip
         if need_dkdv:
-            _dkdv(call, dout, lse2, delta, dk, dv, softmax_scale, is_wide)
+            tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
+            plan = _plan(name, tile, *numbers, of_keys=True)
+            device_backward.attention_dkdv[plan.grid](
+                qkv, upstream, *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m),
+                lse2, delta, _matrix(dk), _matrix(dv),
+                _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_n, of_keys=True), dropout,
+                T_q, T_k, H_kv, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
+            )  # fmt: skip
         if need_dq:
-            _dq(call, dout, lse2, delta, dq, softmax_scale, is_wide)
+            is_roomy = has_dropout or document_ids is not None
+            tile = tiles.dq(target, itemsize, D, roomy=is_roomy, T_q=T_q, heads=B * H)
+            plan = _plan(name, tile, *numbers)
+            device_backward.attention_dq[plan.grid](
+                qkv, upstream, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
+                lse2, delta, _matrix(dq), _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m),
+                dropout, T_q, T_k, H, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
+            )  # fmt: skip
     return dq, dk, dv
 
 
-def _row_statistics(
-    call: Call, out: Tensor, dout: Tensor, dlse: Tensor | None, lse: Tensor, is_wide: bool
-) -> tuple[Tensor, Tensor]:
-    """lse2 and delta, both (B, H, T_q) float32: what dK/dV and dQ need of each row of scores."""
-    B, H, T_q, D = out.shape
-    block_m = 32
-    is_wide = is_wide or (dlse is not None and dlse.stride(2) >= WIDE_STRIDE)
+class Plan(NamedTuple):
+    """How one of the kernels that stream tiles is launched, but for its tensors."""
 
-    lse2, delta = torch.empty_like(lse), torch.empty_like(lse)
-    device_backward.attention_delta[grid(BACKWARD, cdiv(T_q, block_m) * B * H)](
-        _matrix(out), _matrix(dout), None if dlse is None else _matrix(dlse), lse, lse2, delta, T_q, H,
-        HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D), IS_WIDE=is_wide, num_warps=4,
-    )  # fmt: skip
-    return lse2, delta
+    grid: tuple[int]
+    lower: int | None  # the band, see masks.py
+    upper: int | None
+    heads_per_section: int  # see masks.program_tile
+    C: structs.Config
 
 
-def _dkdv(
-    call: Call, dout: Tensor, lse2: Tensor, delta: Tensor, dk: Tensor, dv: Tensor, softmax_scale: float, is_wide: bool
-) -> None:
-    """Fill dk and dv."""
-    q, target, group = call.q, call.target, call.group
-    B, _, T_q, D = q.shape
-    H_kv, T_k = dk.shape[1:3]
-    tile = tiles.dkdv(target, q.element_size(), D, roomy=call.roomy, T_k=T_k, heads=B * H_kv)
-    check_steps(BACKWARD, T_q, group, min(tile.block_m, tile.edge))
-    section = tiles.heads_per_section(target, 2 * group * T_q * D * q.element_size(), 1)
-
-    device_backward.attention_dkdv[grid(BACKWARD, cdiv(T_k, tile.block_n) * B * H_kv)](
-        call.qkv, _matrix(dout), *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m),
-        lse2, delta, _matrix(dk), _matrix(dv), _masks(call, tile.block_n, of_keys=True), call.dropout, T_q, T_k, H_kv,
-        call.lower, call.upper, min(section, B * H_kv), softmax_scale, _config(call, tile, is_wide),
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
-
-
-def _dq(call: Call, dout: Tensor, lse2: Tensor, delta: Tensor, dq: Tensor, softmax_scale: float, is_wide: bool) -> None:
-    """Fill dq."""
-    k, v, target = call.k, call.v, call.target
-    B, H, T_q, D = dq.shape
-    T_k = k.shape[2]
-    roomy = call.roomy or call.document_ids is not None
-    tile = tiles.dq(target, k.element_size(), D, roomy=roomy, T_q=T_q, heads=B * H)
-    section = tiles.heads_per_section(target, 2 * T_k * D * k.element_size(), call.group)
-
-    device_backward.attention_dq[grid(BACKWARD, cdiv(T_q, tile.block_m) * B * H)](
-        call.qkv, _matrix(dout), *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
-        lse2, delta, _matrix(dq), _masks(call, tile.block_m, of_keys=False), call.dropout, T_q, T_k, H,
-        call.lower, call.upper, min(section, B * H), softmax_scale, _config(call, tile, is_wide),
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    name: str, tile: tiles.Tile, target: _runtime.Target, itemsize: int, q_shape: tuple[int, ...],
+    k_shape: tuple[int, ...], causal: bool, left: int, right: int, is_wide: bool, precision: str,
+    *, of_keys: bool = False,
+) -> Plan:  # fmt: skip
+    """The Plan of a kernel whose programs hold a tile of queries, or of keys (dK/dV); every layer asks for the same."""
+    B, H, T_q, D = q_shape
+    H_kv, T_k = k_shape[1:3]
+    group = H // H_kv
+    if of_keys:
+        check_steps(name, T_q, group, min(tile.block_m, tile.edge))
+        programs, heads = cdiv(T_k, tile.block_n) * B * H_kv, B * H_kv
+        section = tiles.heads_per_section(target, 2 * group * T_q * D * itemsize, 1)
+    else:
+        programs, heads = cdiv(T_q, tile.block_m) * B * H, B * H
+        section = tiles.heads_per_section(target, 2 * T_k * D * itemsize, group)
+    lower, upper = band(T_q, T_k, causal, left, right)
+    d_low, d_high = tiles.split_head_dim(D)
+    C = structs.Config(D, d_low, d_high, tile.block_m, tile.block_n, tile.edge, group, is_wide, precision)
+    return Plan(grid(name, programs), lower, upper, min(section, heads), C)
 
 
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, key_starts: Tensor | None, key_lengths: Tensor | None,
-    document_ids: Tensor | None, seed: Tensor | None, dropout_p: float, causal: bool, left: int, right: int,
-) -> Call:  # fmt: skip
-    lower, upper = band(q.shape[2], k.shape[2], causal, left, right)
-    has_dropout = dropout_p > 0.0
-    return Call(
-        q, k, v, key_starts, key_lengths, None if document_ids is None else document_ids.contiguous(),
-        _runtime.target_of(q), q.shape[1] // k.shape[1], lower, upper, has_dropout, _runtime.dot_precision(q),
-        structs.QKV(_matrix(q), _matrix(k), _matrix(v)),
-        structs.Dropout(seed if has_dropout else None, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p)),
-    )  # fmt: skip
-
-
-def _config(call: Call, tile: tiles.Tile, is_wide: bool) -> structs.Config:
-    head_dim = call.q.shape[3]
-    d_low, d_high = tiles.split_head_dim(head_dim)
-    return structs.Config(
-        head_dim, d_low, d_high, tile.block_m, tile.block_n, tile.edge, call.group, is_wide, call.precision
-    )
+def _gradient(x: Tensor, needed: bool) -> Tensor:
+    """Memory for the gradient of x, in heads-last order like `out`; an empty tensor if it is not needed."""
+    return empty_heads_last(x) if needed else x.new_empty(0)
 
 
 def _matrix(x: Tensor) -> structs.Matrix:
     return structs.Matrix(x, x.stride())
 
 
-def _masks(call: Call, block: int, *, of_keys: bool) -> structs.Masks:
+def _dropout(seed: Tensor | None, dropout_p: float) -> structs.Dropout:
+    if dropout_p == 0.0:
+        return NO_DROPOUT
+    return structs.Dropout(seed, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
+
+
+def _masks(
+    key_starts: Tensor | None, key_lengths: Tensor | None, document_ids: Tensor | None, T_q: int, T_k: int,
+    block: int, *, of_keys: bool = False,
+) -> structs.Masks:  # fmt: skip
     """The masks of a kernel whose programs hold tiles of `block` queries, or keys."""
-    ids, ranges = call.document_ids, None
-    if ids is not None:
-        ranges = document_ranges(ids, call.q.shape[2], call.k.shape[2], block, of_keys=of_keys)
-    return structs.Masks(call.key_starts, call.key_lengths, ids, ranges)
+    if document_ids is None:
+        return structs.Masks(key_starts, key_lengths, None, None)
+    document_ids = document_ids.contiguous()
+    ranges = document_ranges(document_ids, T_q, T_k, block, of_keys=of_keys)
+    return structs.Masks(key_starts, key_lengths, document_ids, ranges)
 
 
 def document_ranges(document_ids: Tensor, T_q: int, T_k: int, block: int, *, of_keys: bool) -> Tensor:
@@ -185,7 +174,7 @@ def document_ranges(document_ids: Tensor, T_q: int, T_k: int, block: int, *, of_
     num_tiles, B = cdiv(rows, block), document_ids.shape[0]
 
     ranges = document_ids.new_empty((B, num_tiles, 3), dtype=torch.int32)
-    masks.document_ranges[grid(NAME, num_tiles * B)](
+    masks.document_ranges[grid("flash_attention", num_tiles * B)](
         document_ids, ranges, T_k, T_k - rows, rows, T_k - columns, columns, BLOCK=block, CHUNK=1024, num_warps=4
     )
     return ranges
