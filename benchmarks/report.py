@@ -3,22 +3,24 @@
     python -m benchmarks.report results.json [--out FOLDER]
 
 `results.json` is what `pytest benchmarks/ --benchmark --benchmark-json=results.json` writes; a .jsonl file of
---benchmark-rows does as well. Makes FOLDER/report.md, PNG plots and FOLDER/report.html, one file with everything in it.
+--benchmark-rows does as well. Makes FOLDER/report.md, SVG plots and FOLDER/report.html, one file with everything in it.
 Ratios are taken within one run only.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import html
-import io
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import correlation, linear_regression
+from typing import Any
+
+from fastgpt.study.charts import line_chart, side_by_side
 
 OURS = "fastgpt"
 
@@ -216,13 +218,8 @@ def markdown(environment: dict, rows: list[dict]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def figures(rows: list[dict]) -> dict[str, bytes]:
-    """File name -> PNG: speed, peak memory (log-log) and ratio to the best other against the main size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plots(rows: list[dict]) -> dict[str, str]:
+    """File name -> SVG: speed, ratio to the best other and peak memory (log-log) against the main size."""
     result = {}
     groups = defaultdict(list)
     for row in with_ratios(rows):
@@ -234,43 +231,35 @@ def figures(rows: list[dict]) -> dict[str, bytes]:
         if len({r["shape"][axis] for r in members}) < 2:
             continue
         _, value, label = PLOTS[op]
-        measured_memory = all(r["peak_bytes"] for r in members)  # not on a CPU
-        panels = 3 if measured_memory else 2
-        figure, axes = plt.subplots(1, panels, figsize=(4.7 * panels, 4), constrained_layout=True)
-        speed, ratio, *memory = axes
-        figure.suptitle(" ".join((op, mode, dtype, rest)))
-        for impl in sorted({r["impl"] for r in members}, key=lambda i: (i != OURS, i)):
-            line = sorted((r for r in members if r["impl"] == impl), key=lambda r: r["shape"][axis])
-            x = [r["shape"][axis] for r in line]
-            style = {"label": impl, "marker": "o", "linewidth": 2.5 if impl == OURS else 1.0}
-            speed.plot(x, [r[value] for r in line], **style)
-            for panel in memory:
-                panel.plot(x, [r["peak_bytes"] for r in line], **style)
-            ratio.plot(x, [r["ratio"] or float("nan") for r in line], **style)
-        speed.set(xscale="log", xlabel=axis, ylabel=label)
-        for panel in memory:
-            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="peak bytes")
-        ratio.set(xscale="log", xlabel=axis, ylabel="best other's time / own")
-        ratio.axhline(1.0, color="grey", linewidth=0.8)
-        speed.legend(fontsize="small")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        plt.close(figure)
+        panels = [_panel(members, axis, value, label)]
+        panels.append(_panel(members, axis, "ratio", "best other's time / own", levels={"as fast": 1.0}))
+        if all(r["peak_bytes"] for r in members):  # not on a CPU
+            panels.append(_panel(members, axis, "peak_bytes", "peak bytes", log_y=True))
         name = "-".join((op, mode, dtype, rest)).replace(" ", "-").replace("=", "").replace("+", "-")
-        result[f"{name}.png"] = buffer.getvalue()
+        result[f"{name}.svg"] = side_by_side(list(filter(None, panels)), title=" ".join((op, mode, dtype, rest)))
     return result
 
 
-def page(environment: dict, rows: list[dict], images: dict[str, bytes]) -> str:
+def _panel(rows: list[dict], axis: str, figure: str, label: str, **options: Any) -> str | None:
+    """One figure of the rows against their size, ours first and bold; None where no row has it."""
+    if not any(row[figure] for row in rows):
+        return None
+    lines = defaultdict(list)
+    for row in sorted(rows, key=lambda r: (r["impl"] != OURS, r["impl"], r["shape"][axis])):
+        lines[row["impl"]].append((row["shape"][axis], row[figure] or math.nan))
+    return line_chart(lines, x_label=axis, y_label=label, log_x=True, bold=(OURS,), size=(470, 370), **options)
+
+
+def page(environment: dict, rows: list[dict], images: dict[str, str]) -> str:
     """The whole report as one HTML file that needs nothing else."""
     parts = [
         "<!doctype html><meta charset=utf-8><title>fastgpt benchmarks</title>",
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
         "table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:2px 8px;text-align:right}"
-        "td:first-child,td:nth-child(2){text-align:left}tr.ours{background:#e8f4e8}img{max-width:100%}</style>",
+        "td:first-child,td:nth-child(2){text-align:left}tr.ours{background:#e8f4e8}svg{max-width:100%;height:auto}</style>",
         f"<h1>Benchmarks</h1><p>{html.escape(environment_line(environment))}</p>",
     ]
-    parts += [f'<img alt="{n}" src="data:image/png;base64,{base64.b64encode(b).decode()}">' for n, b in images.items()]
+    parts += images.values()
     for title, body in tables(rows).items():
         head = "".join(f"<th>{c}</th>" for c in COLUMNS)
         parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>")
@@ -294,15 +283,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     out = args.out or args.results.with_suffix("")
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        images, plots = figures(rows), None
-    except ImportError:
-        images, plots = {}, "no plots (they need matplotlib: pip install matplotlib)"
+    images = plots(rows)
     (out / "report.md").write_text(markdown(environment, rows))
     (out / "report.html").write_text(page(environment, rows, images))
     for name, data in images.items():
-        (out / name).write_bytes(data)
-    print(f"{len(rows)} figures -> {out}/report.md, {out}/report.html, {plots or f'{len(images)} plots'}")
+        (out / name).write_text(data)
+    print(f"{len(rows)} figures -> {out}/report.md, {out}/report.html, {len(images)} plots")
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -53,37 +54,48 @@ def head_panels(maps: Mapping[int, Tensor], heads: Sequence[int] | None = None) 
     return panels
 
 
-def draw_panels(figure: Any, panels: Sequence[tuple[str, Tensor]], columns: int) -> None:
-    """One square of weights per head on a matplotlib figure; brightness is the square root of the weight."""
-    axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
+def png(
+    maps: Mapping[int, Tensor], title: str, heads: Sequence[int] | None = None, *, columns: int | None = None,
+    most: int | None = None,
+) -> bytes:  # fmt: skip
+    """A PNG with a square of weights per head, at `most` so many, a row per layer or `columns` of them in a row.
+
+    Brightness is the square root of the weight.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure_class = import_figure()
+    panels = head_panels(maps, heads)[:most]
+    columns = columns or max(1, len(panels) // max(1, len(maps)))
+    rows = -(-len(panels) // columns)
+    figure = figure_class(figsize=(1.8 * columns + 0.4, 1.9 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    for axis, (title, weights) in zip(axes.flat, panels):
+    for axis, (name, weights) in zip(axes.flat, panels):
         axis.imshow(weights.sqrt().numpy(), vmin=0.0, vmax=1.0, cmap="magma", interpolation="nearest")
-        axis.set_title(title, fontsize=7)
+        axis.set_title(name, fontsize=7)
         axis.set_xticks([])
         axis.set_yticks([])
+    # A $ would start a formula.
+    figure.suptitle(f"rows: queries, columns: keys\n{title}".replace("$", r"\$"), fontsize=7)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, metadata={"Software": MARK})
+    return drawn.getvalue()
 
 
 def save_png(
     maps: Mapping[int, Tensor], tokens: Sequence[str], path: str | os.PathLike[str], heads: Sequence[int] | None = None
 ) -> None:
-    """A PNG with a panel per head, a row per layer.
+    """Write `png` to a file, the tokens as its title.
 
     Raises:
         ImportError: matplotlib is not installed. OSError: the disk is full or cannot be written.
     """
-    figure_class = import_figure()
-    panels = head_panels(maps, heads)
-    columns = max(1, len(panels) // max(1, len(maps)))
-    rows = -(-len(panels) // columns)
-    figure = figure_class(figsize=(1.8 * columns + 0.4, 1.9 * rows + 0.6), layout="constrained")
-    draw_panels(figure, panels, columns)
     text = " ".join(tokens)
-    # A $ would start a formula.
-    title = (text if len(text) <= 80 else text[:79] + "…").replace("$", r"\$")
-    figure.suptitle(f"rows: queries, columns: keys\n{title}", fontsize=7)
-    files.replace_file(Path(path), lambda new: figure.savefig(new, dpi=150, metadata={"Software": MARK}))
+    drawn = png(maps, text if len(text) <= 80 else text[:79] + "…", heads)
+    files.replace_file(Path(path), lambda new: new.write_bytes(drawn))
 
 
 def import_figure() -> Any:

@@ -25,7 +25,8 @@ from ..model.config import GPTConfig
 from ..model.gpt import GPT
 from ..nn.implementations import Implementations, implementations
 from ..study import attention_maps
-from ..study.report import Report, environment, line_chart
+from ..study.charts import line_chart, picture, side_by_side
+from ..study.report import Report, environment
 from ..train.metrics import read_metrics
 from ..train.trainer import TrainConfig, Trainer, TrainResult, Validation, resolve_device
 from . import verify
@@ -81,7 +82,7 @@ class DemoResult:
     self_check: verify.Report | None
     seconds: float
     report: Path
-    picture: Path | None
+    picture: Path
 
     @property
     def margin(self) -> float:
@@ -186,17 +187,15 @@ def _look_into(
     tokens = attention_maps.token_labels(tokenizer, ids)
     result = DemoResult(
         before, after, entropy, trainer.step, sample, table, self_check, time.perf_counter() - began,
-        folder / "report.html", folder / "demo.png",
+        folder / "report.html", folder / "demo.svg",
     )  # fmt: skip
-    lines = read_metrics(folder / "metrics.jsonl")
-    if not draw_picture(result, lines, maps):
-        say("matplotlib is not installed, so no picture; `pip install 'fastgpt-triton[train]'`")
-        result = dataclasses.replace(result, picture=None)
-    make_report(result, trainer, lines, attention_maps.maps_html(maps, tokens)).save(result.report)
+    curve = loss_curve(result, read_metrics(folder / "metrics.jsonl"))
+    draw_picture(result, curve, maps, say)
+    make_report(result, trainer, curve, attention_maps.maps_html(maps, tokens)).save(result.report)
     kernels = "kernels not checked" if self_check is None else self_check.verdict
     learned = f"{before.loss:.2f} → {after.loss:.2f} nats/token, {_beside(after.loss, entropy)} the unigram entropy"
     say(f"{learned}; {kernels}; {result.seconds:.0f} s")
-    say(f"{result.report}{'' if result.picture is None else f' and {result.picture}'}")
+    say(f"{result.report} and {result.picture}")
     return result
 
 
@@ -269,30 +268,28 @@ def write_sample(model: GPT, tokenizer: Tokenizer, config: DemoConfig) -> str:
     return tokenizer.decode(out[0].tolist())
 
 
-def draw_picture(result: DemoResult, lines: list[dict], maps: dict[int, torch.Tensor]) -> bool:
-    """The loss and some attention heads, as a PNG; False where matplotlib is not installed."""
+def draw_picture(result: DemoResult, curve: str, maps: dict[int, torch.Tensor], say: Callable[[str], None]) -> None:
+    """The loss and, where matplotlib is installed, some attention heads, as one SVG."""
+    parts = [curve]
     try:
-        figure_class = attention_maps.import_figure()
-    except ImportError:
-        return False
-    figure = figure_class(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
-    axis = left.subplots()
-    axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], lw=0.8, label="training")
-    points = validation_points(result, lines)
-    axis.plot([x for x, _ in points], [y for _, y in points], "o-", ms=4, label="validation")
-    axis.axhline(result.unigram_entropy, ls="--", color="gray", label=f"unigram entropy {result.unigram_entropy:.2f}")
-    axis.set_xlabel("step")
-    axis.set_ylabel("loss, nats per token")
-    axis.set_title(f"Shakespeare: {result.before.loss:.2f} → {result.after.loss:.2f} nats per token", fontsize=10)
-    axis.legend()
-    attention_maps.draw_panels(right, attention_maps.head_panels(maps)[:16], columns=4)
-    right.suptitle("What each head attends to (rows: queries, columns: keys)", fontsize=10)
-    figure.savefig(result.picture, dpi=110)
-    return True
+        parts.append(picture(attention_maps.png(maps, "what each head attends to", columns=4, most=16), 460, 320))
+    except ImportError as error:
+        say(f"no attention maps in the picture: {error}")
+    title = f"Shakespeare: {result.before.loss:.2f} → {result.after.loss:.2f} nats per token"
+    result.picture.write_text(side_by_side(parts, title), encoding="utf-8")
 
 
-def make_report(result: DemoResult, trainer: Trainer, lines: list[dict], maps_html: str) -> Report:
+def loss_curve(result: DemoResult, lines: list[dict]) -> str:
+    """Training and validation loss beside the unigram entropy, as SVG."""
+    curves = {
+        "training": [(line["step"], line["loss"]) for line in lines],
+        "validation": validation_points(result, lines),
+    }
+    levels = {"unigram entropy": result.unigram_entropy}
+    return line_chart(curves, x_label="step", y_label="loss, nats per token", levels=levels)
+
+
+def make_report(result: DemoResult, trainer: Trainer, curve: str, maps_html: str) -> Report:
     """Loss curve, sample, attention maps, implementations, self-check, environment: one page."""
     report = Report("fastgpt demo: a small GPT on Shakespeare")
     report.table(
@@ -310,12 +307,7 @@ def make_report(result: DemoResult, trainer: Trainer, lines: list[dict], maps_ht
         f"{EVAL_BATCHES} batches of them. Training loss: each step's own batch."
     )
     report.heading("Loss")
-    curves = {
-        "training": [(line["step"], line["loss"]) for line in lines],
-        "validation": validation_points(result, lines),
-    }
-    levels = {"unigram entropy": result.unigram_entropy}
-    report.add(line_chart(curves, x_label="step", y_label="loss, nats per token", levels=levels))
+    report.add(curve)
     report.heading("Sample")
     report.preformatted(result.sample)
     report.heading("Attention maps")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import re
-import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 
 from fastgpt.data.tokenizer import Tokenizer
 from fastgpt.study import attention_maps
-from fastgpt.study.report import Report, environment, line_chart, ticks
+from fastgpt.study.report import Report, environment
 
 
 class Page(HTMLParser):
@@ -52,35 +50,6 @@ def test_report_is_one_escaped_file(tmp_path):
     assert not {"b", "i", "u"} & set(page.tags)
     assert text.count("class=bad") == 1
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.html"]
-
-
-def test_line_chart_draws_every_point_and_level():
-    svg = line_chart(
-        {"training": [(1, 8.0), (2, 6.0), (3, float("nan")), (4, 5.0)], "a & b": [(1, 7.0)]},
-        x_label="step", y_label="loss", levels={"entropy": 6.08},
-    )  # fmt: skip
-    root = ET.fromstring(svg)
-    paths = [p.attrib["d"] for p in root.iter("path") if p.attrib.get("fill") == "none"]
-    points = [tuple(map(float, xy.split())) for xy in paths[0][1:].split("L")]
-    assert len(points) == 3
-    assert points[0][0] < points[1][0] < points[2][0]
-    assert points[0][1] < points[1][1] < points[2][1]  # the loss falls: the line goes down
-    assert points[1][0] - points[0][0] == pytest.approx((points[2][0] - points[1][0]) / 2, abs=0.2)
-    texts = [t.text for t in root.iter("text")]
-    assert {"training", "a & b", "entropy (6.080)", "step", "loss"} <= set(texts)
-    with pytest.raises(ValueError, match="no finite point"):
-        line_chart({"a": [(1, float("inf"))]}, x_label="", y_label="")
-    ET.fromstring(line_chart({"one": [(3, 3.0)]}, x_label="", y_label=""))
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (4.7, 8.4), (1, 1000), (-3, 3), (0.001, 0.0017)])
-def test_ticks_are_round_and_inside(low, high):
-    found = ticks(low, high)
-    assert 3 <= len(found) <= 8
-    assert all(low <= t <= high for t in found)
-    steps = {round(b - a, 9) for a, b in itertools.pairwise(found)}
-    assert len(steps) == 1
-    assert re.match(r"[125]", f"{steps.pop():e}")
 
 
 def test_environment_names_what_matters():

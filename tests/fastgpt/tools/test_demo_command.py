@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import xml.etree.ElementTree as ET
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -63,7 +65,10 @@ def test_demo_says_and_writes_everything(small_demo, tmp_path, capsys):
         assert f"{number:.4f}" in text
     assert result.self_check.rows[0].label in text
     assert f"all {result.after.tokens:,} tokens of the validation text" in text
-    assert (tmp_path / "demo" / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    drawn = ET.parse(tmp_path / "demo" / "demo.svg")
+    tags = [element.tag.rpartition("}")[2] for element in drawn.iter()]
+    assert tags.count("image") == (find_spec("matplotlib") is not None)
+    assert {"training", "validation"} <= {element.text for element in drawn.iter() if element.text}
 
 
 @pytest.mark.needs("tiktoken", "tyro")
@@ -77,16 +82,18 @@ def test_train_goes_on_with_a_demo(small_demo, tmp_path, capsys):
 @pytest.mark.needs("tiktoken")
 def test_demo_without_matplotlib_or_triton(small_demo, tmp_path, monkeypatch):
     def missing():
-        raise ImportError
+        raise ImportError("drawing needs matplotlib")
 
     monkeypatch.setattr(attention_maps, "import_figure", missing)
     monkeypatch.setattr(demo.support, "has_triton", lambda: False)
     said = []
     result = run_demo(small_demo, said.append)
-    assert result.picture is None
+    assert "<image" not in result.picture.read_text()
     assert result.self_check is None
-    assert any("matplotlib is not installed" in line for line in said)
-    assert "Triton is not installed" in (tmp_path / "demo" / "report.html").read_text()
+    assert "no attention maps in the picture: drawing needs matplotlib" in said
+    text = (tmp_path / "demo" / "report.html").read_text()
+    assert "Triton is not installed" in text
+    assert "<svg" in text
 
 
 @pytest.mark.needs("tiktoken")

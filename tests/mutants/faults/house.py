@@ -31,6 +31,7 @@ _TIED = "tests/fastgpt/model/test_tied.py::test_"
 _OUTPUT = "tests/fastgpt/model/test_output.py::test_"
 _IMPL = "tests/fastgpt/nn/test_impl.py::test_"
 _ROUNDING = "tests/fastgpt/tools/test_rounding.py::test_"
+_CHARTS = "tests/fastgpt/study/test_charts.py::test_"
 _REPORT = "tests/fastgpt/study/test_report.py::test_"
 
 MUTANTS = (
@@ -240,14 +241,14 @@ MUTANTS = (
     Mutant(
         "report-chart-upside-down",
         "line_chart.py",
-        operation("-", "y").becomes("y - y_low"),
-        _REPORT + "line_chart_draws_every_point_and_level",
+        operation("-", "y_of(y)").becomes("y_of(y) - y_low"),
+        _CHARTS + "line_chart_draws_every_point_and_level",
     ),
     Mutant(
         "report-chart-of-infinities",
         "study.line_chart",
         comprehension("isfinite").becomes("list(points)"),
-        _REPORT + "line_chart_draws_every_point_and_level",
+        _CHARTS + "line_chart_draws_every_point_and_level",
     ),
     Mutant(
         "attention-maps-a-token-ends-the-script",
