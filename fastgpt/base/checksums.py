@@ -126,11 +126,6 @@ def _check_file(path: Path, expected: str, stamp: list[int] | None) -> None:
 _known: dict[tuple[int, ...], str] = {}
 
 
-def forget() -> None:
-    """Hash every file again, those too that this process has hashed."""
-    _known.clear()
-
-
 def _sha256(path: Path, found: os.stat_result) -> str:
     """The file's hash; what this process has hashed and nobody has touched since is not read again."""
     stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-from ..base.files import read_json
 from ..base.implementations import IMPLEMENTATIONS, check_implementation
 from ..base.settings import (
     MOST_SIZE,
@@ -170,24 +166,6 @@ class GPTConfig:
             return cls(**fields)
         except (SettingError, SettingTypeError) as error:  # the file's fault, not that of an option of this name
             raise ValueError(str(error).replace("GPTConfig", source, 1)) from None
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> GPTConfig:
-        """Read a JSON file with the fields of this class.
-
-        Raises:
-            OSError: it cannot be read. ValueError, TypeError: no JSON, or see `from_dict`.
-        """
-        try:
-            fields = read_json(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: not a JSON file ({error}); write one with GPTConfig.to_json") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path}: expected a JSON object with GPTConfig's fields, got {type(fields).__name__}")
-        return cls.from_dict(fields, source=str(path))
 
 
 def may_change(field: str) -> bool:

@@ -161,16 +161,20 @@ def judge(
     )
 
 
+def judged(name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float) -> tuple[Verdict, Verdict]:
+    """`judge`, as sparingly as the report allows, which gets the verdicts where one is asked for."""
+    verdicts = judge(name, ours, torchs, exact, factor=factor, sparing=not os.environ.get(REPORT))
+    write_report(verdicts)
+    return verdicts
+
+
 def assert_within_budget(name: str, ours: Tensor, torchs: Tensor, exact: Exact, *, factor: float = OUTPUT) -> None:
     """Fail unless `ours` is as near to `exact` (see `exactly`) as the budget allows, and of `torchs`' dtype."""
     if not isinstance(exact, Exact):
         raise TypeError(f"{name}: exact is a {type(exact).__name__}; make it with exactly(function, *inputs)")
     assert ours.dtype == torchs.dtype, f"{name}: dtype {ours.dtype}, expected {torchs.dtype}"
-    verdicts = judge(name, ours, torchs, exact, factor=factor, sparing=not os.environ.get(REPORT))
-    if reported(verdicts):
-        return
-    for verdict in verdicts:
-        assert verdict.ok, str(verdict)
+    for verdict in judged(name, ours, torchs, exact, factor=factor):
+        assert verdict.ok or os.environ.get(REPORT), str(verdict)
 
 
 def assert_all_within_budget(
@@ -185,11 +189,11 @@ def assert_all_within_budget(
             assert_within_budget(name, a, b, c, factor=factor)
 
 
-def reported(verdicts: Sequence[Verdict]) -> bool:
+def write_report(verdicts: Sequence[Verdict]) -> None:
     """Append `verdicts` to the report, if one is asked for; in one write, so that processes do not mix their lines."""
     report = os.environ.get(REPORT)
     if not report:
-        return False
+        return
     text = "".join(verdict.line() for verdict in verdicts)
     try:
         file = os.open(report, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -201,4 +205,3 @@ def reported(verdicts: Sequence[Verdict]) -> bool:
         os.write(file, text.encode())
     finally:
         os.close(file)
-    return True

@@ -25,7 +25,7 @@ import torch
 from .. import kernels
 from ..base.settings import check_choice
 from ..kernels import reference, support
-from .budget import GRADIENT, OUTPUT, Verdict, exactly, judge, reported
+from .budget import GRADIENT, OUTPUT, Verdict, exactly, judged, write_report
 from .verify_cases import CASES, Case
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -175,7 +175,7 @@ def verify(
         raise RuntimeError("verify: triton is not installed, so there are no kernels to check; `pip install triton`")
     native = device.type == "cuda"
     where = f"on {torch.cuda.get_device_name(device)}" if native else "on the CPU, through Triton's interpreter"
-    reported([])  # so that a file that cannot be written is no kernel's fault
+    write_report([])  # so that a file that cannot be written is no kernel's fault
     rows = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if native else []))
@@ -226,8 +226,7 @@ def _check(case: Case, dtype: str, device: torch.device) -> Row:
             raise ValueError(f"shape {tuple(mine.shape)} in {mine.dtype}, expected {expected}")
         factor = OUTPUT if n < len(upstream) else GRADIENT
         name = f"{case.kernel} ({case.label}): result {n}"
-        verdicts = judge(name, mine, theirs, truth, factor=factor, sparing=not reported([]))
-        reported(verdicts)
+        verdicts = judged(name, mine, theirs, truth, factor=factor)
         found = [*verdicts, nearest[factor]] if factor in nearest else verdicts
         nearest[factor] = max(found, key=lambda verdict: verdict.used)
     figures = [(v.error, v.torch_error, v.limit) if (v := nearest.get(f)) else (None,) * 3 for f in (OUTPUT, GRADIENT)]

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..base import checksums, files
 from ..base.checksums import DamagedFile
 from ..model.config import may_change
-from ..model.formats.tensor_file import dtype_name, write_safetensors
+from ..model.formats.tensor_file import all_tensors, dtype_name, opened, write_safetensors
 from . import overwritten, step_folders
 from .overwritten import kept
 from .step_folders import (
@@ -227,7 +227,7 @@ def _check_config(folder: Path, model: nn.Module) -> None:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
+        with opened(path) as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {instead(path.parent)}") from error
@@ -235,4 +235,4 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return all_tensors(file)

@@ -11,11 +11,12 @@ CPU at once, and orders the metadata by chance: equal runs would leave files tha
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: truncated, corrupted or altered. OSError: no such file, or no permission.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     with open(path, "rb"):  # safetensors says "no such file" of one that may not be read
         pass
     is_checked = path.name in checksums.check(path.parent, [path.name])
     try:
-        with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        with opened(path) as file:
+            metadata, tensors = file.metadata() or {}, all_tensors(file)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupted ({error}); restore it from a copy, or save again") from None
     # A key that is almost ours is ours with some bytes overwritten.
@@ -82,6 +82,24 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"from a copy, or, if the change is wanted, write it anew without {HASH!r} in its metadata"
         )
     return tensors
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The library's reader of a file, whose tensors come to the CPU.
+
+    Raises:
+        SafetensorError: no such file, truncated or corrupted; also while it is read. OSError: it cannot be read.
+    """
+    from safetensors import safe_open  # a few milliseconds that `import fastgpt` need not take
+
+    with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
+        yield file
+
+
+def all_tensors(file: Any) -> dict[str, Tensor]:
+    """Name -> tensor, of a file that was `opened`."""
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -113,7 +113,7 @@ def test_a_file_that_a_disk_does_not_give_is_named(whole, monkeypatch, name, num
 
         return wrapped
 
-    checksums.forget()
+    monkeypatch.setattr(checksums, "_known", {})  # as in a process that has hashed nothing yet
     monkeypatch.setattr(files, "sha256", failing(files.sha256))
     monkeypatch.setattr(files, "read_json", failing(files.read_json))
     message = rf"{name}: cannot be read \({os.strerror(number)}\); go on from the one before it: fastgpt train --res"
