@@ -241,7 +241,7 @@ MUTANTS = (
     Mutant(
         "report-chart-upside-down",
         "line_chart.py",
-        operation("-", "y_of(y)").becomes("y_of(y) - y_low"),
+        operation("-", "y_of").becomes("y_of(y) - y_low"),
         _CHARTS + "line_chart_draws_every_point_and_level",
     ),
     Mutant(
