@@ -190,13 +190,13 @@ MUTANTS = (
     # --- which implementation -----------------------------------------------------------------------------------------
     Mutant(
         "impl-auto-takes-the-interpreter",
-        "nn._explain",
+        "nn._explained",
         statement("if", "interpreting").dropped(),
         _IMPL + "auto_does_not_interpret",
     ),
     Mutant(
         "impl-auto-takes-kernels-under-forward-mode",
-        "nn._explain",
+        "nn._explained",
         condition("tangents").never(),
         _IMPL + "auto_on_a_gpu_takes_heads_up_to_the_limit_and_no_forward_mode",
     ),
