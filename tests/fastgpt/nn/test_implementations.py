@@ -424,6 +424,12 @@ def test_a_module_without_parameters_is_asked_for_torchs_default(monkeypatch):
         assert "not float64" in row.why
 
 
+def test_each_part_of_a_model_has_its_own_dtype(monkeypatch):
+    model = nn.ModuleList([LayerNorm(8).double(), LayerNorm(8)])
+    with on("gpu", monkeypatch):
+        assert [row.used for row in fastgpt.implementations(model)] == ["torch", "triton"]
+
+
 def test_one_parameter_of_another_dtype_is_seen(monkeypatch):
     norm = LayerNorm(8)
     norm.bias = nn.Parameter(norm.bias.detach().double())
