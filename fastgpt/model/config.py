@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..base.implementations import IMPLEMENTATIONS, check_implementation
+from ..base.implementation_names import IMPLEMENTATIONS, check_implementation
 from ..base.settings import (
     MOST_SIZE,
     SettingError,

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.implementations import IMPLEMENTATIONS
+from ..base.implementation_names import IMPLEMENTATIONS
 from ..base.settings import SettingTypeError, check_choice
 from ..nn.impl import check_constructible
 from . import tied

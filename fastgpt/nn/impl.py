@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..base.implementations import check_implementation
+from ..base.implementation_names import check_implementation
 from ..kernels import _runtime, support
 from ..kernels._notice import say_once
 

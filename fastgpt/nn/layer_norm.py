@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..base.implementations import IMPLEMENTATIONS
+from ..base.implementation_names import IMPLEMENTATIONS
 from ..kernels import _checks, reference, support
 from ..kernels._notice import say_fallback
 from .impl import Choice, decided

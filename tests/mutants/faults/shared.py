@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import call, comparison, condition, iterated, literal, operand, operation, returned
+from ..places import call, comparison, condition, iterated, literal, operation, returned
 from ..plant import Mutant
 
 _PARTIALS = "tests/kernels/test_partials.py::test_"
