@@ -61,8 +61,11 @@ class Mutant:
 
     @property
     def family(self) -> str:
-        """The part of the repository that is meant: "kernels/attention", "fastgpt/train"."""
-        package, *rest = self.path.removesuffix(".py").split("/")
+        """The part of the repository that is meant: "kernels/attention", "fastgpt/train"; "" of one that is stale."""
+        try:
+            package, *rest = self.path.removesuffix(".py").split("/")
+        except ValueError:
+            return ""
         return "/".join([package, *rest[:1]])
 
     def edits(self, text: str) -> list[Edit]:

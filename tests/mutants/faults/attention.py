@@ -89,7 +89,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-more-heads-in-a-section-than-there-are",
-        "attention._dkdv",
+        "attention._plan",
         call("min", "section").unwrapped(),
         _EXTREMES + "products_of_sizes_fit_the_programs",
     ),

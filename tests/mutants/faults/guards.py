@@ -16,7 +16,7 @@ MUTANTS = (
     Mutant(
         "guard-of-wide-keys-off",
         "attention.launch.forward",
-        call("has_wide_strides").becomes("has_wide_strides(q, out)"),
+        call("has_wide_strides").becomes("has_wide_strides(q)"),
         _WIDE,
     ),
     Mutant(
@@ -33,8 +33,8 @@ MUTANTS = (
     ),
     Mutant(
         "guard-of-wide-gradients-of-lse-off",
-        "attention._row_statistics",
-        operation("and").dropped(),
+        "attention.backward",
+        value("is_wide_dlse").never(),
         _WIDE,
     ),
     Mutant("guard-of-strides-much-too-late", "attention.WIDE_STRIDE", literal(22).becomes("24"), _WIDE),
