@@ -30,15 +30,17 @@ def dgelu_kernel(DY, W, Pre, DPre, Act, DBias, stride, M, N, K, C: tl.constexpr)
     BLOCK_M: tl.constexpr = C.block_m
     BLOCK_N: tl.constexpr = C.block_n
     PARTS: tl.constexpr = C.parts
+    GROUP_M: tl.constexpr = C.group_m
+    IS_TANH: tl.constexpr = C.is_tanh
     BAND: tl.constexpr = BLOCK_N // PARTS
     num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0)):
-        i, j = tile_at(index, num_m, num_n, C.group_m)
+        i, j = tile_at(index, num_m, num_n, GROUP_M)
         m0, n0 = i * BLOCK_M, j * BLOCK_N
         dact = product_tile(DY, W, stride, M, N, K, m0, n0, B_IS_NK=False, C=C)
         for p in tl.static_range(PARTS):
             n1 = n0 + p * BAND
-            act, slope = gelu_and_derivative(load_band(Pre, stride.pre, M, N, m0, n1, C), C.is_tanh)
+            act, slope = gelu_and_derivative(load_band(Pre, stride.pre, M, N, m0, n1, C), IS_TANH)
             dpre = rounded_product(columns_of(dact, p, PARTS), slope)  # (block_m, block_n / parts)
             if Act is not None:
                 store_band(Act, stride.act, M, N, m0, n1, act, C)

@@ -116,6 +116,7 @@ def product_tile(A, B, stride, M, N, K, m0, n0, B_IS_NK: tl.constexpr, C: tl.con
     BLOCK_M: tl.constexpr = C.block_m
     BLOCK_N: tl.constexpr = C.block_n
     BLOCK_K: tl.constexpr = C.block_k
+    PRECISION: tl.constexpr = C.precision
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if C.is_tma:
         for k in tl.range(0, K, BLOCK_K):
@@ -124,8 +125,8 @@ def product_tile(A, B, stride, M, N, K, m0, n0, B_IS_NK: tl.constexpr, C: tl.con
                 b = B.load([n0, k]).T  # (block_k, block_n)
             else:
                 b = B.load([k, n0])
-            a, b = dot_operand(a, C.precision), dot_operand(b, C.precision)
-            acc = tl.dot(a, b, acc, input_precision=C.precision)
+            a, b = dot_operand(a, PRECISION), dot_operand(b, PRECISION)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
     else:
         offs_m = m0 + tl.arange(0, BLOCK_M)
         offs_n = n0 + tl.arange(0, BLOCK_N)
@@ -139,8 +140,8 @@ def product_tile(A, B, stride, M, N, K, m0, n0, B_IS_NK: tl.constexpr, C: tl.con
             ks = ks.to(tl.int64)
             a = tl.load(a_rows + ks[None, :] * stride.ak, mask=(offs_m < M)[:, None] & in_k[None, :], other=0.0)
             b = tl.load(b_columns + ks[:, None] * stride.bk, mask=in_k[:, None] & (offs_n < N)[None, :], other=0.0)
-            a, b = dot_operand(a, C.precision), dot_operand(b, C.precision)
-            acc = tl.dot(a, b, acc, input_precision=C.precision)
+            a, b = dot_operand(a, PRECISION), dot_operand(b, PRECISION)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
     return acc
 
 

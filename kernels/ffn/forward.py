@@ -27,10 +27,12 @@ def up_kernel(X, W, Bias, Pre, Act, stride, M, N, K, C: tl.constexpr):
     BLOCK_M: tl.constexpr = C.block_m
     BLOCK_N: tl.constexpr = C.block_n
     PARTS: tl.constexpr = C.parts
+    GROUP_M: tl.constexpr = C.group_m
+    IS_TANH: tl.constexpr = C.is_tanh
     BAND: tl.constexpr = BLOCK_N // PARTS
     num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0)):
-        i, j = tile_at(index, num_m, num_n, C.group_m)
+        i, j = tile_at(index, num_m, num_n, GROUP_M)
         m0, n0 = i * BLOCK_M, j * BLOCK_N
         product = product_tile(X, W, stride, M, N, K, m0, n0, B_IS_NK=True, C=C)
         for p in tl.static_range(PARTS):
@@ -42,7 +44,7 @@ def up_kernel(X, W, Bias, Pre, Act, stride, M, N, K, C: tl.constexpr):
                 pre += bias.to(tl.float32)[None, :]
             if Pre is not None:
                 store_band(Pre, stride.pre, M, N, m0, n1, pre, C)
-            store_band(Act, stride.act, M, N, m0, n1, gelu(pre, C.is_tanh), C)
+            store_band(Act, stride.act, M, N, m0, n1, gelu(pre, IS_TANH), C)
 
 
 @triton.jit
