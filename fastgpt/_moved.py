@@ -12,7 +12,6 @@ from types import ModuleType
 _FOLDERS = {
     "base": "checksums files progress settings user_cache",
     "model": "config modes one_head one_head_base output presets sampling tied token_ids",
-    "nn": "impl",
     "data": "archives assets dataset mapped preparation pretokens sampler shard_checks shard_writing shards sources "
     "token_cache tokenizer",
     "train": "checkpoint devices evaluation metrics optim overwritten reports run_folder step_folders stopping "
@@ -23,7 +22,7 @@ _FORMATS = "folder hf_gpt2 locate nanogpt one_head tensor_file transformer_encod
 
 MOVED = {f"fastgpt.{name}": f"fastgpt.{folder}.{name}" for folder, names in _FOLDERS.items() for name in names.split()}
 MOVED |= {f"fastgpt.interop.{name}": f"fastgpt.model.formats.{name}" for name in _FORMATS.split()}
-MOVED["fastgpt.modules"] = "fastgpt.model.blocks"
+MOVED |= {"fastgpt.modules": "fastgpt.model.blocks", "fastgpt.impl": "fastgpt.nn.implementations"}
 
 
 class _OldNames:

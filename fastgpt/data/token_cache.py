@@ -25,8 +25,9 @@ from pathlib import Path
 from ..base import user_cache
 from ..base.files import reason
 from ..base.user_cache import MAX_AGE
-from . import ShardError, TokenDataset, prepare
-from .shards import FolderError
+from .dataset import TokenDataset
+from .preparation import prepare
+from .shards import FolderError, ShardError
 from .sources import find_sources
 from .tokenizer import Tokenizer
 
