@@ -13,33 +13,31 @@ from ..device.tf32 import dot_operand
 from ..device.tiles import load_tile
 from .device import (
     add_product,
+    at_head,
     at_row,
-    dropout_of_head,
     keeps,
+    load_dropout,
     load_pair,
     pair_without_nonfinite,
     product,
     scaled,
     store_pair,
-    stream_of_head,
     stream_pair,
     tile_index,
     where_pair,
     zeros,
 )
 from .masks import (
+    documents_of_sequence,
     key_bounds,
-    mask_of_keys,
-    mask_of_queries,
+    load_documents,
     num_steps,
     program_tile,
-    streamed_documents,
     tile_runs,
     tile_start,
-    transposed,
     visible,
 )
-from .structs import Band, KeyValue, QueryRows, Scores, Stream
+from .structs import Band, KeyValue, Mask, QueryRows, Scores, Stream
 
 
 @triton.jit(do_not_specialize=["T_q", "H"])
@@ -108,19 +106,28 @@ def attention_dkdv(
     j = column + tl.arange(0, BLOCK_N)  # (block_n,) key index
     j_ok = j < T_k
 
-    q, do = stream_of_head(qkv.Q, QLow, QHigh, b, first_h), stream_of_head(DOut, DOutLow, DOutHigh, b, first_h)
-    first_rows = QueryRows(q, do, Lse2 + first_head.to(tl.int64) * T_q, Delta + first_head.to(tl.int64) * T_q)
+    Q, Do = at_head(qkv.Q, b, first_h), at_head(DOut, b, first_h)
+    Lse2 += first_head.to(tl.int64) * T_q
+    Delta += first_head.to(tl.int64) * T_q
     first_key, end_key = key_bounds(masks, b, T_k)
     key_ok = (j >= first_key) & (j < end_key)
     held = KeyValue(load_pair(qkv.K, b, h_kv, column, j_ok, C), load_pair(qkv.V, b, h_kv, column, j_ok, C))
     grads = KeyValue(zeros(BLOCK_N, C), zeros(BLOCK_N, C))
-    head_dropout = dropout_of_head(dropout, first_head)
-    mask = mask_of_keys(masks, b, Band(lower, upper), j, j_ok, T_q, T_k)
+    head_dropout = load_dropout(dropout, first_head) if dropout.Seed is not None else None
+    Documents, documents = None, None
+    if masks.Documents is not None:
+        Keys = documents_of_sequence(masks, b, T_k)
+        documents = load_documents(Keys, j, j_ok)[:, None]
+        Documents = Keys + T_k - T_q
+    # Padding keys need no mask: what is computed for them stays in their own rows, and is dropped at the end.
+    mask = Mask(0, 2147483647, Band(lower, upper), documents, Documents)
     scores = Scores(j, T_q, softmax_scale * 1.4426950408889634, mask, head_dropout)
     # A tile whose keys are all padding has nothing to do.
     some_key = (column < end_key) & (column + BLOCK_N > first_key)
+    # Key j is seen by the queries j - upper <= i <= j - lower.
+    band = Band(None if upper is None else -upper, None if lower is None else -lower)
     runs = tile_runs(
-        column, tl.minimum(column + BLOCK_N, T_k) - 1, transposed(mask.band), 0, tl.where(some_key, T_q, 0),
+        column, tl.minimum(column + BLOCK_N, T_k) - 1, band, 0, tl.where(some_key, T_q, 0),
         masks.Ranges, b * num_tiles + tile, BLOCK_M, EDGE,
     )  # fmt: skip
     for IS_MASKED in tl.static_range(2):  # in this order for the reason given in the forward
@@ -130,9 +137,14 @@ def attention_dkdv(
             # they depend on must be defined then.
             g = step % GROUP
             m = tile_start(step // GROUP, runs, BLOCK_M, EDGE, IS_MASKED)
-            grads = dkdv_step(grads, held, head_of_group(first_rows, g, T_q), m, g, scores, IS_MASKED, C)
+            g64 = tl.zeros([], tl.int64) + g
+            queries = QueryRows(
+                Stream(Q + g64 * qkv.Q.stride[1], qkv.Q.stride, QLow, QHigh, b, first_h + g),
+                Stream(Do + g64 * DOut.stride[1], DOut.stride, DOutLow, DOutHigh, b, first_h + g),
+                Lse2 + g64 * T_q, Delta + g64 * T_q,
+            )  # fmt: skip
+            grads = dkdv_step(grads, held, queries, m, g, scores, IS_MASKED, C)
 
-    # Padding keys were computed like the others, each in its own row; their gradient is 0.
     store_pair(DK, b, h_kv, column, j_ok, where_pair(key_ok[:, None], scaled(grads.k, softmax_scale)), C)
     store_pair(DV, b, h_kv, column, j_ok, where_pair(key_ok[:, None], grads.v), C)
 
@@ -157,7 +169,10 @@ def dkdv_step(grads, held, queries, m, g, scores, IS_MASKED: tl.constexpr, C: tl
     dout = stream_pair(queries.dout, m, row_ok, IS_MASKED, C)
     pT = tl.math.exp2(sT * scores.qk_scale - lse2[None, :])
     if IS_MASKED:
-        sees = visible(i[None, :], j, scores.mask, streamed_documents(scores.mask, i, i_ok))
+        documents = None
+        if scores.mask.Streamed is not None:
+            documents = load_documents(scores.mask.Streamed, i, i_ok)[None, :]
+        sees = visible(i[None, :], j, scores.mask, documents)
         pT = tl.where(sees, pT, 0.0)
     pT_kept = pT
     if scores.dropout is not None:
@@ -175,21 +190,6 @@ def dkdv_step(grads, held, queries, m, g, scores, IS_MASKED: tl.constexpr, C: tl
     if IS_MASKED:
         dsT = tl.where(sees, dsT, 0.0)  # 0 · NaN
     return KeyValue(add_product(grads.k, dot_operand(dsT.to(q.low.dtype), PRECISION), q, C), dv)
-
-
-@triton.jit
-def head_of_group(first, g, T_q):
-    """QueryRows of the g-th head of a group, from those of its first."""
-    g64 = tl.zeros([], tl.int64) + g
-    return QueryRows(
-        later_head(first.q, g, g64), later_head(first.dout, g, g64), first.lse2 + g64 * T_q, first.delta + g64 * T_q
-    )
-
-
-@triton.jit
-def later_head(x, g, g64):
-    """The Stream of the head that is g heads after that of x."""
-    return Stream(x.Base + g64 * x.stride[1], x.stride, x.Low, x.High, x.b, x.h + g)
 
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H", "lower", "upper", "heads_per_section"])
@@ -220,18 +220,26 @@ def attention_dq(
     i = row + tl.arange(0, BLOCK_M)  # (block_m,) query index
     i_ok = i < T_q
 
-    keys = KeyValue(stream_of_head(qkv.K, KLow, KHigh, b, h_kv), stream_of_head(qkv.V, VLow, VHigh, b, h_kv))
+    keys = KeyValue(
+        Stream(at_head(qkv.K, b, h_kv), qkv.K.stride, KLow, KHigh, b, h_kv),
+        Stream(at_head(qkv.V, b, h_kv), qkv.V.stride, VLow, VHigh, b, h_kv),
+    )
     offs = head.to(tl.int64) * T_q + i
     held = QueryRows(
         load_pair(qkv.Q, b, h, row, i_ok, C), load_pair(DOut, b, h, row, i_ok, C),
         tl.load(Lse2 + offs, mask=i_ok, other=0.0), tl.load(Delta + offs, mask=i_ok, other=0.0),
     )  # fmt: skip
     dq = zeros(BLOCK_M, C)
-    head_dropout = dropout_of_head(dropout, head)
-    mask = mask_of_queries(masks, b, Band(lower, upper), i, i_ok, T_q, T_k)
+    head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
+    Documents, documents = None, None
+    if masks.Documents is not None:
+        Documents = documents_of_sequence(masks, b, T_k)
+        documents = load_documents(Documents, T_k - T_q + i, i_ok)[:, None]
+    first_key, end_key = key_bounds(masks, b, T_k)
+    mask = Mask(first_key, end_key, Band(lower, upper), documents, Documents)
     scores = Scores(i, T_k, softmax_scale * 1.4426950408889634, mask, head_dropout)
     runs = tile_runs(
-        row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, mask.first_key, mask.end_key, masks.Ranges,
+        row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, first_key, end_key, masks.Ranges,
         b * num_tiles + tile, BLOCK_N, EDGE,
     )  # fmt: skip
     for IS_MASKED in tl.static_range(2):  # in this order for the reason given in the forward
@@ -257,7 +265,10 @@ def dq_step(dq, held, keys, n, scores, IS_MASKED: tl.constexpr, C: tl.constexpr)
         dp = tl.where(keeps(scores.dropout, 0, i, j[None, :]), dp * scores.dropout.scale, 0.0)
     ds = p * (dp - held.delta[:, None])
     if IS_MASKED:
-        sees = visible(i, j[None, :], scores.mask, streamed_documents(scores.mask, j, j_ok))
+        documents = None
+        if scores.mask.Streamed is not None:
+            documents = load_documents(scores.mask.Streamed, j, j_ok)[None, :]
+        sees = visible(i, j[None, :], scores.mask, documents)
         ds = tl.where(sees, ds, 0.0)
         k = pair_without_nonfinite(k, C)
     return add_product(dq, dot_operand(ds.to(k.low.dtype), PRECISION), k, C)

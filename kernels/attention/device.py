@@ -1,4 +1,8 @@
-"""Device code: how attention's kernels read, multiply and write the rows of a head, which are Pairs of tiles."""
+"""Device code: how attention's kernels read, multiply and write the rows of a head, which are Pairs of tiles.
+
+What may be None, or hold a None or a constexpr, is made where it is used: on Triton 3.6 device functions return tensors
+only.
+"""
 
 import triton
 import triton.language as tl
@@ -6,7 +10,7 @@ import triton.language as tl
 from ..device.dropout import keep_mask
 from ..device.tf32 import dot_operand
 from ..device.tiles import load_tile, store_tile
-from .structs import HeadDropout, Pair, Stream
+from .structs import HeadDropout, Pair
 
 
 @triton.jit
@@ -34,24 +38,21 @@ def at_row(x, b, h, row):
 
 
 @triton.jit
-def stream_of_head(x, Low, High, b, h):
-    """The (T, head_dim) matrix of head h of sequence b, as a Stream by the descriptors Low and High of x."""
-    return Stream(x.Base + (b.to(tl.int64) * x.stride[0] + h.to(tl.int64) * x.stride[1]), x.stride, Low, High, b, h)
+def at_head(x, b, h):
+    """Pointer to head h of sequence b of the Matrix x."""
+    return x.Base + (b.to(tl.int64) * x.stride[0] + h.to(tl.int64) * x.stride[1])
 
 
 @triton.jit
 def columns_of(PART: tl.constexpr, C: tl.constexpr):
-    """(columns of head_dim that the low (0) or high (1) tile of a Pair holds, which of them exist; None: all do)."""
-    HEAD_DIM: tl.constexpr = C.head_dim
+    """The columns of head_dim that the low (0) or high (1) tile of a Pair holds."""
     D_LOW: tl.constexpr = C.d_low
     D_HIGH: tl.constexpr = C.d_high
     IS_WIDE: tl.constexpr = C.is_wide
     if PART == 0:
-        columns = tile_index(D_LOW, IS_WIDE)
-        return columns, columns < HEAD_DIM if HEAD_DIM < D_LOW else None
+        return tile_index(D_LOW, IS_WIDE)
     else:
-        columns = D_LOW + tile_index(D_HIGH, IS_WIDE)
-        return columns, columns < HEAD_DIM if HEAD_DIM < D_LOW + D_HIGH else None
+        return D_LOW + tile_index(D_HIGH, IS_WIDE)
 
 
 @triton.jit
@@ -70,7 +71,10 @@ def load_part(Start, stride, row_ok, PART: tl.constexpr, C: tl.constexpr):
     """One tile of `load_pair`."""
     IS_WIDE: tl.constexpr = C.is_wide
     PRECISION: tl.constexpr = C.precision
-    columns, column_ok = columns_of(PART, C)
+    HEAD_DIM: tl.constexpr = C.head_dim
+    END: tl.constexpr = C.d_low + PART * C.d_high
+    columns = columns_of(PART, C)
+    column_ok = columns < HEAD_DIM if HEAD_DIM < END else None
     rows = tile_index(row_ok.shape[0], IS_WIDE)
     return dot_operand(load_tile(Start, rows, columns, stride[2], stride[3], row_ok, column_ok), PRECISION)
 
@@ -96,7 +100,10 @@ def stream_part(x, Descriptor, row, row_ok, PART: tl.constexpr, IS_MASKED: tl.co
     IS_WIDE: tl.constexpr = C.is_wide
     PRECISION: tl.constexpr = C.precision
     D_LOW: tl.constexpr = C.d_low
-    columns, column_ok = columns_of(PART, C)
+    HEAD_DIM: tl.constexpr = C.head_dim
+    END: tl.constexpr = C.d_low + PART * C.d_high
+    columns = columns_of(PART, C)
+    column_ok = columns < HEAD_DIM if HEAD_DIM < END else None
     if Descriptor is not None and not IS_MASKED:
         tile = Descriptor.load([x.b, x.h, row, PART * D_LOW]).reshape(row_ok.shape[0], columns.shape[0])
     else:
@@ -119,7 +126,10 @@ def store_pair(x, b, h, row, row_ok, pair, C: tl.constexpr):
 def store_part(Start, stride, row_ok, tile, PART: tl.constexpr, C: tl.constexpr):
     """One tile of `store_pair`."""
     IS_WIDE: tl.constexpr = C.is_wide
-    columns, column_ok = columns_of(PART, C)
+    HEAD_DIM: tl.constexpr = C.head_dim
+    END: tl.constexpr = C.d_low + PART * C.d_high
+    columns = columns_of(PART, C)
+    column_ok = columns < HEAD_DIM if HEAD_DIM < END else None
     rows = tile_index(row_ok.shape[0], IS_WIDE)
     store_tile(Start, tile, rows, columns, stride[2], stride[3], row_ok, column_ok)
 
@@ -172,12 +182,9 @@ def pair_without_nonfinite(pair, C: tl.constexpr):
 
 
 @triton.jit
-def dropout_of_head(dropout, head):
-    """What decides which weights of head `head` = b * H + h are dropped; None: none are."""
-    if dropout.Seed is not None:
-        return HeadDropout(tl.load(dropout.Seed), tl.load(dropout.Seed + 1), head, dropout.threshold, dropout.scale)
-    else:
-        return None
+def load_dropout(dropout, head):
+    """What decides which weights of head `head` = b * H + h are dropped."""
+    return HeadDropout(tl.load(dropout.Seed), tl.load(dropout.Seed + 1), head, dropout.threshold, dropout.scale)
 
 
 @triton.jit

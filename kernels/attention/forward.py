@@ -6,19 +6,28 @@ import triton.language as tl
 from ..device.tf32 import dot_operand
 from .device import (
     add_product,
-    dropout_of_head,
+    at_head,
     keeps,
+    load_dropout,
     load_pair,
     pair_without_nonfinite,
     product,
     scaled,
     store_pair,
-    stream_of_head,
     stream_pair,
     zeros,
 )
-from .masks import mask_of_queries, num_steps, program_tile, streamed_documents, tile_runs, tile_start, visible
-from .structs import Band, KeyValue, Scores, Softmax
+from .masks import (
+    documents_of_sequence,
+    key_bounds,
+    load_documents,
+    num_steps,
+    program_tile,
+    tile_runs,
+    tile_start,
+    visible,
+)
+from .structs import Band, KeyValue, Mask, Scores, Softmax, Stream
 
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H", "lower", "upper", "heads_per_section"])
@@ -50,14 +59,22 @@ def attention_forward(
     i = row + tl.arange(0, BLOCK_M)  # (block_m,) query index
     i_ok = i < T_q
 
-    keys = KeyValue(stream_of_head(qkv.K, KLow, KHigh, b, h_kv), stream_of_head(qkv.V, VLow, VHigh, b, h_kv))
+    keys = KeyValue(
+        Stream(at_head(qkv.K, b, h_kv), qkv.K.stride, KLow, KHigh, b, h_kv),
+        Stream(at_head(qkv.V, b, h_kv), qkv.V.stride, VLow, VHigh, b, h_kv),
+    )
     q = load_pair(qkv.Q, b, h, row, i_ok, C)
     state = Softmax(zeros(BLOCK_M, C), tl.zeros((BLOCK_M,), tl.float32), tl.full((BLOCK_M,), -float("inf"), tl.float32))
-    head_dropout = dropout_of_head(dropout, head)
-    mask = mask_of_queries(masks, b, Band(lower, upper), i, i_ok, T_q, T_k)
+    head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
+    Documents, documents = None, None
+    if masks.Documents is not None:
+        Documents = documents_of_sequence(masks, b, T_k)
+        documents = load_documents(Documents, T_k - T_q + i, i_ok)[:, None]
+    first_key, end_key = key_bounds(masks, b, T_k)
+    mask = Mask(first_key, end_key, Band(lower, upper), documents, Documents)
     scores = Scores(i, T_k, qk_scale, mask, head_dropout)
     runs = tile_runs(
-        row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, mask.first_key, mask.end_key, masks.Ranges,
+        row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, first_key, end_key, masks.Ranges,
         b * num_tiles + tile, BLOCK_N, EDGE,
     )  # fmt: skip
     # Mask-free tiles first, then the ones at the edges of the mask. In this order, with the second loop not pipelined,
@@ -83,7 +100,10 @@ def forward_step(state, q, keys, n, scores, IS_MASKED: tl.constexpr, C: tl.const
     s = product(q, stream_pair(keys.k, n, j_ok, IS_MASKED, C), C)  # (block_m, num_keys)
     v = stream_pair(keys.v, n, j_ok, IS_MASKED, C)
     if IS_MASKED:
-        sees = visible(i, j[None, :], scores.mask, streamed_documents(scores.mask, j, j_ok))
+        documents = None
+        if scores.mask.Streamed is not None:
+            documents = load_documents(scores.mask.Streamed, j, j_ok)[None, :]
+        sees = visible(i, j[None, :], scores.mask, documents)
         # NaN (or inf) in V must reach the rows that see it, through their scores, and no others.
         poison = tl.sum(v.low.to(tl.float32) * 0.0, 1)
         if C.d_high > 0:

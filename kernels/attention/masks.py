@@ -17,7 +17,7 @@ a tile, and a bound beyond every key is no bound. What comes from a tensor is cl
 import triton
 import triton.language as tl
 
-from .structs import Band, Mask, Runs
+from .structs import Runs
 
 
 @triton.jit
@@ -56,37 +56,15 @@ def clamped(x, end):
 
 
 @triton.jit
-def mask_of_queries(masks, b, band, i, i_ok, T_q, T_k):
-    """The Mask of a program that holds the queries i of sequence b and streams its keys."""
-    held, Streamed = None, None
-    if masks.Documents is not None:
-        Streamed = masks.Documents + b.to(tl.int64) * T_k
-        held = tl.load(Streamed + T_k - T_q + i, mask=i_ok, other=0)[:, None]
-    first_key, end_key = key_bounds(masks, b, T_k)
-    return Mask(first_key, end_key, band, held, Streamed)
+def documents_of_sequence(masks, b, T_k):
+    """Pointer to the document ids of the keys of sequence b."""
+    return masks.Documents + b.to(tl.int64) * T_k
 
 
 @triton.jit
-def mask_of_keys(masks, b, band, j, j_ok, T_q, T_k):
-    """The Mask of a program that holds the keys j of sequence b and streams its queries.
-
-    It does not hide padding keys: whatever is computed for them stays in their own rows, and they get no gradient.
-    """
-    held, Streamed = None, None
-    if masks.Documents is not None:
-        Keys = masks.Documents + b.to(tl.int64) * T_k
-        held = tl.load(Keys + j, mask=j_ok, other=0)[:, None]
-        Streamed = Keys + T_k - T_q
-    return Mask(0, 2147483647, band, held, Streamed)
-
-
-@triton.jit
-def streamed_documents(mask, tokens, tokens_ok):
-    """(1, tokens) document ids of tokens that are streamed; None if there are no documents."""
-    if mask.Streamed is not None:
-        return tl.load(mask.Streamed + tokens, mask=tokens_ok, other=0)[None, :]
-    else:
-        return None
+def load_documents(Documents, tokens, tokens_ok):
+    """Document ids of `tokens`, of their shape."""
+    return tl.load(Documents + tokens, mask=tokens_ok, other=0)
 
 
 @triton.jit
@@ -103,12 +81,6 @@ def visible(i, j, mask, documents):
     if documents is not None:
         sees = sees & (mask.held == documents)
     return sees
-
-
-@triton.jit
-def transposed(band):
-    """The band of the transposed score matrix: key j is seen by the queries j - upper <= i <= j - lower."""
-    return Band(None if band.upper is None else -band.upper, None if band.lower is None else -band.lower)
 
 
 @triton.jit
