@@ -50,7 +50,9 @@ def layer_norm_backward(
     BLOCK_N: tl.constexpr = C.block_n
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BLOCK_N)  # (block_n,)
-    DY, DHOut, H = as_rows(DY, stride_dym, C), as_rows(DHOut, stride_dhm, C), as_rows(H, stride_hm, C)
+    DY, H = as_rows(DY, stride_dym, C), as_rows(H, stride_hm, C)
+    if DHOut is not None:
+        DHOut = as_rows(DHOut, stride_dhm, C)
     dropout = Dropout(Seed, threshold, scale)
     if Weight is not None:
         # One-dimensional, so that a weight of a wider dtype does not impose its layout on the tiles of the loop.
@@ -64,7 +66,7 @@ def layer_norm_backward(
         at = whole_rows(tile, M, C)
         h = load_rows(H, at).to(tl.float32)  # (block_m, block_n)
         dy = load_rows(DY, at).to(tl.float32)
-        mean, rstd = load_stats(Stats, at.rows, at.row_ok, M)  # (block_m, 1)
+        mean, rstd = load_stats(Stats, at, M)  # (block_m, 1)
         xhat = tl.where(at.row_ok[:, None] & at.col_ok[None, :], (h - mean) * rstd, 0.0)  # (block_m, block_n)
         if C.need_dweight:
             dweight += dy * xhat
@@ -99,7 +101,9 @@ def layer_norm_backward_held(
     BLOCK_N: tl.constexpr = C.block_n
     TILES: tl.constexpr = (N - 1) // BLOCK_N + 1
     program, programs = tl.program_id(0), tl.num_programs(0)
-    DY, DHOut, H = as_rows(DY, stride_dym, C), as_rows(DHOut, stride_dhm, C), as_rows(H, stride_hm, C)
+    DY, H = as_rows(DY, stride_dym, C), as_rows(H, stride_hm, C)
+    if DHOut is not None:
+        DHOut = as_rows(DHOut, stride_dhm, C)
     dropout = Dropout(Seed, threshold, scale)
     dweight, dbias = (), ()  # TILES x (1, block_n) float32, over all rows of this program
     for _ in tl.static_range(TILES):
@@ -108,7 +112,7 @@ def layer_norm_backward_held(
 
     for m in tl.range(program, M, programs, num_stages=C.stages):
         row = row_indices(m, 1)  # (1,)
-        mean, rstd = load_stats(Stats, row, None, M)  # (1, 1)
+        mean, rstd = load_stats(Stats, part_of_row(row, 0, C), M)  # (1, 1)
         h, dy = (), ()  # TILES x (1, block_n), in their own dtypes
         sum_gx = tl.zeros((1, BLOCK_N), tl.float32)
         sum_g = tl.zeros((1, BLOCK_N), tl.float32)
@@ -161,10 +165,12 @@ def layer_norm_dh_long(
     """
     N: tl.constexpr = C.n
     BLOCK_N: tl.constexpr = C.block_n
-    DY, DHOut, H = as_rows(DY, stride_dym, C), as_rows(DHOut, stride_dhm, C), as_rows(H, stride_hm, C)
+    DY, H = as_rows(DY, stride_dym, C), as_rows(H, stride_hm, C)
+    if DHOut is not None:
+        DHOut = as_rows(DHOut, stride_dhm, C)
     dropout = Dropout(Seed, threshold, scale)
     row = row_indices(tl.program_id(0), 1)  # (1,)
-    mean, rstd = load_stats(Stats, row, None, M)  # (1, 1)
+    mean, rstd = load_stats(Stats, part_of_row(row, 0, C), M)  # (1, 1)
     sum_gx = tl.zeros((1, BLOCK_N), tl.float32)
     sum_g = tl.zeros((1, BLOCK_N), tl.float32)
     for i in tl.range(0, tl.cdiv(N, BLOCK_N)):
@@ -201,7 +207,7 @@ def layer_norm_dweight_long(DY, H, Stats, DWeight, DBias, M, stride_dym, stride_
         dy = load_rows(DY, at).to(tl.float32)  # (block_m, block_n)
         if DWeight is not None:
             h = load_rows(H, at).to(tl.float32)
-            mean, rstd = load_stats(Stats, rows, at.row_ok, M)  # (block_m, 1)
+            mean, rstd = load_stats(Stats, at, M)  # (block_m, 1)
             dweight += dy * (h - mean) * rstd  # rstd is 0 past the last row
         if DBias is not None:
             dbias += dy

@@ -35,19 +35,16 @@ def part_of_row(row, i, C: tl.constexpr):
     """The i-th block_n columns of one row, (1,) int64."""
     BLOCK_N: tl.constexpr = C.block_n
     cols = i * BLOCK_N + tl.arange(0, BLOCK_N)
-    return Tile(row, cols, None, cols < C.n)
+    return Tile(row, cols, tl.full((1,), True, tl.int1), cols < C.n)
 
 
 @triton.jit
 def as_rows(X, stride, C: tl.constexpr):
-    """The matrix that X points to, None if X is, with the stride of its rows in units of `C.aligned` elements.
+    """The matrix that X points to, with the stride of its rows in units of `C.aligned` elements.
 
     In int64 elements it is visibly a multiple of `aligned`, so that loads of 16 bytes are seen to be possible.
     """
-    rows = X
-    if X is not None:
-        rows = Rows(X, tl.cast(stride, tl.int64) * C.aligned)
-    return rows
+    return Rows(X, tl.cast(stride, tl.int64) * C.aligned)
 
 
 # ---- Loads and stores ----
@@ -81,25 +78,18 @@ def load_weight(Weight, at):
 
 
 @triton.jit
-def load_stats(Stats, rows, row_ok, M):
-    """mean and rstd of rows, (block_m, 1) float32 each, 0 outside the matrix. row_ok None: all rows are inside."""
-    Mean, Rstd = Stats + rows[:, None], Stats + M + rows[:, None]
-    if row_ok is None:
-        mean, rstd = tl.load(Mean), tl.load(Rstd)
-    else:
-        mean = tl.load(Mean, mask=row_ok[:, None], other=0.0)
-        rstd = tl.load(Rstd, mask=row_ok[:, None], other=0.0)
-    return mean, rstd
+def load_stats(Stats, at, M):
+    """mean and rstd of the tile's rows, (block_m, 1) float32 each, 0 outside the matrix."""
+    rows, row_ok = at.rows[:, None], at.row_ok[:, None]
+    return tl.load(Stats + rows, mask=row_ok, other=0.0), tl.load(Stats + M + rows, mask=row_ok, other=0.0)
 
 
 @triton.jit
-def store_stats(Stats, mean, rstd, rows, row_ok, M):
+def store_stats(Stats, mean, rstd, at, M):
     """Write what `load_stats` reads."""
-    mask = None
-    if row_ok is not None:
-        mask = row_ok[:, None]
-    tl.store(Stats + rows[:, None], mean, mask=mask)
-    tl.store(Stats + M + rows[:, None], rstd, mask=mask)
+    rows, row_ok = at.rows[:, None], at.row_ok[:, None]
+    tl.store(Stats + rows, mean, mask=row_ok)
+    tl.store(Stats + M + rows, rstd, mask=row_ok)
 
 
 @triton.jit

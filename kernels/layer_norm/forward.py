@@ -46,7 +46,9 @@ def layer_norm_forward(
     Stats            (2, M) float32: mean, rstd
     """
     N: tl.constexpr = C.n
-    X, Residual = as_rows(X, stride_xm, C), as_rows(Residual, stride_rm, C)
+    X = as_rows(X, stride_xm, C)
+    if Residual is not None:
+        Residual = as_rows(Residual, stride_rm, C)
     at = whole_rows(tl.program_id(0), M, C)
     inside = at.row_ok[:, None] & at.col_ok[None, :]  # (block_m, block_n)
 
@@ -61,7 +63,7 @@ def layer_norm_forward(
     centred = tl.where(inside, h - mean, 0.0)  # columns past N must not count
     rstd = tl.rsqrt(sum_of_products(centred, centred, axis=1, keep_dims=True) / N + eps)  # (block_m, 1)
 
-    store_stats(Stats, mean, rstd, at.rows, at.row_ok, M)
+    store_stats(Stats, mean, rstd, at, M)
     store_y(Y, Weight, Bias, centred * rstd, at, N)
 
 
@@ -87,7 +89,7 @@ def layer_norm_forward_held(X, Weight, Bias, Y, Stats, M, stride_xm, eps, zero, 
         held = held + (h,)
         lanes = add_to_lanes(lanes, h.to(tl.float32), at.col_ok, 1.0 / (i + 1))
     mean, rstd = merge_lanes(lanes, eps, C)
-    store_stats(Stats, mean, rstd, row, None, M)
+    store_stats(Stats, mean, rstd, part_of_row(row, 0, C), M)
     for i in tl.static_range(TILES):
         xhat = (convert_again(held[i], zero) - mean) * rstd  # (1, block_n)
         store_y(Y, Weight, Bias, xhat, part_of_row(row, i, C), N)
@@ -105,7 +107,9 @@ def layer_norm_forward_long(
     """
     N: tl.constexpr = C.n
     BLOCK_N: tl.constexpr = C.block_n
-    X, Residual = as_rows(X, stride_xm, C), as_rows(Residual, stride_rm, C)
+    X = as_rows(X, stride_xm, C)
+    if Residual is not None:
+        Residual = as_rows(Residual, stride_rm, C)
     dropout = Dropout(Seed, threshold, scale)
     row = row_indices(tl.program_id(0), 1)  # (1,)
     lanes = empty_lanes(BLOCK_N)
@@ -118,7 +122,7 @@ def layer_norm_forward_long(
         seen += 1.0
         lanes = add_to_lanes(lanes, h, at.col_ok, tl.div_rn(1.0, seen))
     mean, rstd = merge_lanes(lanes, eps, C)
-    store_stats(Stats, mean, rstd, row, None, M)
+    store_stats(Stats, mean, rstd, part_of_row(row, 0, C), M)
 
     if Residual is not None:
         tl.debug_barrier()  # an element of the new residual may be read by another thread than wrote it

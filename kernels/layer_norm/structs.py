@@ -37,7 +37,7 @@ class Tile(NamedTuple):
 
     rows: Any  # (block_m,) int64: row · stride may pass 2^31
     cols: Any  # (block_n,) int32
-    row_ok: Any  # (block_m,) bool: which lie inside the matrix; None: all
+    row_ok: Any  # (block_m,) bool: which lie inside the matrix
     col_ok: Any  # (block_n,) bool
 
 
