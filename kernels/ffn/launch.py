@@ -50,16 +50,16 @@ def linear_gelu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dw, db) of `linear_gelu`; `grads` says which are wanted, `pre` None recomputes the pre-activation."""
     with _runtime.on_device_of(x):
-        want_x, want_w, want_b = grads
+        need_dx, need_dw, need_db = grads
         flat = rows_of(x)
         dact = rows_of(dact)
         dact = dact if dact.stride(1) == 1 else dact.contiguous()
         pre = linear(flat, w, b, x.new_empty(flat.shape[0], w.shape[0])) if pre is None else pre
         dpre = torch.empty_like(pre)
-        _, partials = dgelu_pass(dact, pre, dpre, False, want_b, approximate == "tanh")
+        _, partials = dgelu_pass(dact, pre, dpre, False, need_db, approximate == "tanh")
         db = x.new_empty(0) if partials is None else sum_partials(partials, x.new_empty(w.shape[0]))
-        dw = weight_grad(dpre, flat) if want_w else x.new_empty(0)
-        dx = product(dpre, w).view(x.shape) if want_x else x.new_empty(0)
+        dw = weight_grad(dpre, flat) if need_dw else x.new_empty(0)
+        dx = product(dpre, w).view(x.shape) if need_dx else x.new_empty(0)
     return dx, dw, db
 
 
@@ -94,29 +94,31 @@ def gelu_ffn_backward(
     `overwrite_pre`, dpre takes the place of the pre-activation: one hidden-sized matrix and one chunk is all there is.
     """
     with _runtime.on_device_of(x):
-        want_x, want_w1, want_b1, want_w2, want_b2 = grads
-        empty, dtype, tanh = x.new_empty(0), x.dtype, approximate == "tanh"
+        need_dx, need_dw1, need_db1, need_dw2, need_db2 = grads
+        empty, dtype, is_tanh = x.new_empty(0), x.dtype, approximate == "tanh"
         flat, (d_hidden, M) = rows_of(x), (w1.shape[0], x.shape[:-1].numel())
-        dy, db2 = prepare_grad(rows_of(dout), _dropout(seed, dropout_p), dtype, want_b2)
+        dy, db2 = prepare_grad(rows_of(dout), _dropout(seed, dropout_p), dtype, need_db2)
         db2 = empty if db2 is None else db2
-        want_dpre = want_x or want_w1 or want_b1
-        if not (want_dpre or want_w2):
+        need_dpre = need_dx or need_dw1 or need_db1
+        if not (need_dpre or need_dw2):
             return empty, empty.clone(), empty.clone(), empty.clone(), db2
         if pre is None:
             pre, overwrite_pre = linear(flat, w1, b1, x.new_empty(M, d_hidden)), True
         dpre = pre if overwrite_pre else torch.empty_like(pre)
-        dw2 = x.new_empty(w2.shape) if want_w2 else x.new_empty(0)
-        db1 = x.new_empty(d_hidden) if want_b1 else x.new_empty(0)
+        dw2 = x.new_empty(w2.shape) if need_dw2 else x.new_empty(0)
+        db1 = x.new_empty(d_hidden) if need_db1 else x.new_empty(0)
         for begin, end in tiles.hidden_chunks(M, d_hidden):
             columns = slice(begin, end)
-            act, partials = dgelu(dy, w2[:, columns], pre[:, columns], dpre[:, columns], want_w2, want_b1, tanh, path)
+            act, partials = dgelu(
+                dy, w2[:, columns], pre[:, columns], dpre[:, columns], need_dw2, need_db1, is_tanh, path
+            )
             if act is not None:
                 weight_grad(dy, act, dw2[:, columns])
             if partials is not None:
                 sum_partials(partials, db1[columns])
             del act  # before the next chunk's is allocated
-        dx = product(dpre, w1).view(x.shape) if want_x else x.new_empty(0)
-        dw1 = weight_grad(dpre, flat) if want_w1 else x.new_empty(0)
+        dx = product(dpre, w1).view(x.shape) if need_dx else x.new_empty(0)
+        dw1 = weight_grad(dpre, flat) if need_dw1 else x.new_empty(0)
     return dx, dw1, db1, dw2, db2
 
 
@@ -133,19 +135,19 @@ def _dropout(seed: Tensor | None, dropout_p: float) -> Dropout | None:
 
 
 def up(
-    x: Tensor, w: Tensor, b: Tensor | None, tanh: bool, pre: Tensor | None, path: str, out: Tensor | None = None
+    x: Tensor, w: Tensor, b: Tensor | None, is_tanh: bool, pre: Tensor | None, path: str, out: Tensor | None = None
 ) -> Tensor:
     """gelu(x wᵀ + b), into `out` if given, and x wᵀ + b into `pre` if given; both contiguous.
 
     x (M, d_in), w (d_hidden, d_in), out and pre (M, d_hidden).
     """
     (M, K), N = x.shape, w.shape[0]
-    plan = _plan("up", path, x, w, N, tanh, out_tma=N % 8 == 0)
+    plan = _plan("up", path, x, w, N, is_tanh, out_tma=N % 8 == 0)
     act = x.new_empty(M, N) if out is None else out
     if plan is None:
         pre = act if pre is None else pre
         linear(x, w, b, pre)
-        gelu_pass(pre, act, tanh)
+        gelu_pass(pre, act, is_tanh)
         return act
     C, stride_bias = plan.config, None if b is None else b.stride(0)
     stride = Strides(x.stride(0), x.stride(1), w.stride(1), w.stride(0), stride_bias, pre=N, act=N)
@@ -157,10 +159,10 @@ def up(
     return act
 
 
-def gelu_pass(pre: Tensor, act: Tensor, tanh: bool) -> None:
+def gelu_pass(pre: Tensor, act: Tensor, is_tanh: bool) -> None:
     """act = gelu(pre), both contiguous; they may be the same."""
     if pre.numel():
-        fwd.gelu_kernel[(cdiv(pre.numel(), 2048),)](pre, act, pre.numel(), IS_TANH=tanh, BLOCK=2048, num_warps=8)
+        fwd.gelu_kernel[(cdiv(pre.numel(), 2048),)](pre, act, pre.numel(), IS_TANH=is_tanh, BLOCK=2048, num_warps=8)
 
 
 def down(
@@ -191,17 +193,19 @@ def finish_pass(y: Tensor, residual: Tensor | None, dropout: Dropout | None, out
 # --------------------------------------------------------------------------------------------------------- backward
 
 
-def prepare_grad(dout: Tensor, dropout: Dropout | None, dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor | None]:
+def prepare_grad(
+    dout: Tensor, dropout: Dropout | None, dtype: torch.dtype, need_dbias: bool
+) -> tuple[Tensor, Tensor | None]:
     """(dy, sum of dy's rows or None): dropout's mask applied to dout (M, N), in `dtype`, with contiguous rows."""
     M, N = dout.shape
     rewrite = dropout is not None or dout.dtype != dtype or (N > 1 and dout.stride(1) != 1) or dout.stride(0) == 0
     if not M or not N:
-        return dout.to(dtype), dout.new_zeros(N, dtype=dtype) if bias else None
-    if not rewrite and not bias:
+        return dout.to(dtype), dout.new_zeros(N, dtype=dtype) if need_dbias else None
+    if not rewrite and not need_dbias:
         return dout, None
     bands, rows = _bands(M)
     dy = dout.new_empty(M, N, dtype=dtype) if rewrite else None
-    partials = dout.new_empty(bands, N, dtype=torch.float32) if bias else None
+    partials = dout.new_empty(bands, N, dtype=torch.float32) if need_dbias else None
     bwd.prepare_grad_kernel[(cdiv(N, 128), bands)](
         dout, dy, partials, dropout, dout.stride(0), dout.stride(1), N, M, N, rows, BLOCK_M=16, BLOCK_N=128, num_warps=4
     )
@@ -210,19 +214,19 @@ def prepare_grad(dout: Tensor, dropout: Dropout | None, dtype: torch.dtype, bias
 
 
 def dgelu(
-    dy: Tensor, w: Tensor, pre: Tensor, dpre: Tensor, want_act: bool, bias: bool, tanh: bool, path: str
+    dy: Tensor, w: Tensor, pre: Tensor, dpre: Tensor, need_act: bool, need_dbias: bool, is_tanh: bool, path: str
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fill dpre = (dy w) ⊙ gelu'(pre); returns (gelu(pre) or None, partial sums of dpre's rows or None).
 
     dy (M, d_out); w (d_out, N), pre and dpre (M, N) may be columns of larger matrices; dpre may be pre itself.
     """
     (M, K), N = dy.shape, w.shape[1]
-    plan = _plan("dgelu", path, dy, w, N, tanh, out_tma=N % 8 == 0 and _can_tma(pre, dpre))
+    plan = _plan("dgelu", path, dy, w, N, is_tanh, out_tma=N % 8 == 0 and _can_tma(pre, dpre))
     if plan is None:
-        return dgelu_pass(product(dy, w), pre, dpre, want_act, bias, tanh)
+        return dgelu_pass(product(dy, w), pre, dpre, need_act, need_dbias, is_tanh)
     C = plan.config
-    act = dy.new_empty(M, N) if want_act else None
-    partials = dy.new_empty(cdiv(M, C.block_m), N, dtype=torch.float32) if bias else None
+    act = dy.new_empty(M, N) if need_act else None
+    partials = dy.new_empty(cdiv(M, C.block_m), N, dtype=torch.float32) if need_dbias else None
     stride = Strides(
         dy.stride(0), dy.stride(1), w.stride(0), w.stride(1), pre=pre.stride(0), dpre=dpre.stride(0), act=N
     )
@@ -235,17 +239,17 @@ def dgelu(
 
 
 def dgelu_pass(
-    dact: Tensor, pre: Tensor, dpre: Tensor, want_act: bool, bias: bool, tanh: bool
+    dact: Tensor, pre: Tensor, dpre: Tensor, need_act: bool, need_dbias: bool, is_tanh: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """`dgelu` from dact = dy w, which it overwrites with the activation if that is asked for."""
     M, N = dact.shape
     bands, rows = _bands(max(M, 1))
-    act = dact if want_act else None
-    partials = dact.new_empty(bands, N, dtype=torch.float32) if bias else None
+    act = dact if need_act else None
+    partials = dact.new_empty(bands, N, dtype=torch.float32) if need_dbias else None
     if dact.numel():
         bwd.dgelu_pass_kernel[(cdiv(N, 128), bands)](
             dact, pre, dpre, act, partials, dact.stride(0), pre.stride(0), dpre.stride(0), dact.stride(0), M, N, rows,
-            IS_TANH=tanh, BLOCK_M=16, BLOCK_N=128, num_warps=4,
+            IS_TANH=is_tanh, BLOCK_M=16, BLOCK_N=128, num_warps=4,
         )  # fmt: skip
     elif partials is not None:
         partials.zero_()
@@ -271,7 +275,7 @@ class _Plan(NamedTuple):
     num_stages: int
 
 
-def _plan(role: str, path: str, a: Tensor, b: Tensor, N: int, tanh: bool, out_tma: bool) -> _Plan | None:
+def _plan(role: str, path: str, a: Tensor, b: Tensor, N: int, is_tanh: bool, out_tma: bool) -> _Plan | None:
     """How to launch the product `role` of a (M, K) and b, with N columns; None: it is cuBLAS's.
 
     out_tma: whether TMA could take the matrices of the epilogue, too.
@@ -284,7 +288,15 @@ def _plan(role: str, path: str, a: Tensor, b: Tensor, N: int, tanh: bool, out_tm
         return None
     tile = tiles.product_tile(target, kind, role)
     config = Config(
-        tile.block_m, tile.block_n, tile.block_k, tile.parts, tile.group_m, is_tma, is_tma and out_tma, tanh, precision
+        tile.block_m,
+        tile.block_n,
+        tile.block_k,
+        tile.parts,
+        tile.group_m,
+        is_tma,
+        is_tma and out_tma,
+        is_tanh,
+        precision,
     )
     work = cdiv(M, tile.block_m) * cdiv(N, tile.block_n)
     return _Plan(config, (min(work, target.num_sms * tile.programs_per_sm),), tile.num_warps, tile.num_stages)
