@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 
 from ..attention.masks import key_bounds, visible
-from ..attention.structs import Band, Mask, Masks
+from ..attention.structs import Band, Mask
 from ..device.tf32 import dot_operand
+from ..device.tiles import load_tile, store_tile
 
 
 # Plain numbers that change from call to call: specialising on them (== 1, % 16) would only compile the kernel again.
@@ -23,17 +24,21 @@ from ..device.tf32 import dot_operand
     ]
 )  # fmt: skip
 def attention_weights_kernel(
-    Q, K, Lse, Weights, KeyLengths, KeyStarts, Documents, stride_q, stride_k, stride_l, stride_w, stride_d,
-    num_heads, num_rows, T_q, T_k, group, head_start, head_step, row_start, row_step, lower, upper, softmax_scale,
-    HAS_LOWER: tl.constexpr, HAS_UPPER: tl.constexpr, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    Q, K, Lse, Weights, masks, num_heads, num_rows, T_q, T_k, group, head_start, head_step, row_start, row_step,
+    lower, upper, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
-    """One program writes one (BLOCK_M, BLOCK_N) tile of Weights (B, num_heads, num_rows, T_k).
+    """Weights[b, n, r, j] = exp(softmax_scale · q_i · k_j - lse_i) of head h and query i; 0 where i does not see j.
 
-    Output head n is head head_start + n * head_step of q, output row r is query row_start + r * row_step; query i sees
-    keys i + lower ... i + upper. The rows of a tile are neighbours in the output, not in q.
+    Q, K        Matrix (B, H, T_q, head_dim) and (B, H / group, T_k, head_dim)
+    Lse         Matrix (B, H, T_q) float32, natural logarithm
+    Weights     Matrix (B, num_heads, num_rows, T_k) of Q's dtype, its last dimension contiguous
+    n, r        stand for head h = head_start + n · head_step and query i = row_start + r · row_step
+    masks, lower, upper    which keys a query sees: see attention's masks.py and structs.py
+
+    One program: block_m rows, which are neighbours in Weights and not in Q, and block_n keys. launch.forward calls it.
     """
-    HAS_DOCUMENTS: tl.constexpr = Documents is not None
+    BLOCK_M: tl.constexpr = C.block_m
+    BLOCK_N: tl.constexpr = C.block_n
     # The tiles along a row come one after another, so that q stays in L2 and the stores run on.
     tiles_n = tl.cdiv(T_k, BLOCK_N)
     tiles_m = tl.cdiv(num_rows, BLOCK_M)
@@ -44,49 +49,53 @@ def attention_weights_kernel(
     n = (plane % num_heads).to(tl.int64)
     b = (plane // num_heads).to(tl.int64)
     h = head_start + n * head_step
-
-    r = row + tl.arange(0, BLOCK_M)  # (BLOCK_M,) row of the output
-    i = row_start + r * row_step  # (BLOCK_M,) query
-    j = column + tl.arange(0, BLOCK_N)  # (BLOCK_N,) key
+    r = row + tl.arange(0, BLOCK_M)  # (block_m,)
+    i = row_start + r * row_step  # (block_m,)
+    j = column + tl.arange(0, BLOCK_N)  # (block_n,)
     r_ok, j_ok = r < num_rows, j < T_k
     i64, j64 = i.to(tl.int64), j.to(tl.int64)
 
-    first_key, end_key = key_bounds(Masks(KeyStarts, KeyLengths, None, None), b, T_k)
-    document_i, document_j = None, None
-    if HAS_DOCUMENTS:
-        Documents += b * stride_d[0]
-        document_i = tl.load(Documents + (i64 + T_k - T_q) * stride_d[1], mask=r_ok, other=0)[:, None]
-        document_j = tl.load(Documents + j64 * stride_d[1], mask=j_ok, other=0)[None, :]
-    band = Band(lower if HAS_LOWER else None, upper if HAS_UPPER else None)
-    sees = visible(i[:, None], j[None, :], Mask(first_key, end_key, band, document_i, None), document_j)
+    first_key, end_key = key_bounds(masks, b, T_k)
+    documents_i, documents_j = None, None
+    if masks.Documents is not None:
+        Keys = masks.Documents + b * T_k
+        documents_i = tl.load(Keys + T_k - T_q + i, mask=r_ok, other=0)[:, None]
+        documents_j = tl.load(Keys + j, mask=j_ok, other=0)[None, :]
+    mask = Mask(first_key, end_key, Band(lower, upper), documents_i, None)
+    sees = visible(i[:, None], j[None, :], mask, documents_j)
 
     # A tile that no query sees skips the product; the band and the padding decide for all of its rows at once.
-    if HAS_LOWER:
+    last_row = tl.minimum(row + BLOCK_M, num_rows) - 1
+    if lower is not None:
         first_key = tl.maximum(first_key, row_start + row * row_step + lower)
-    if HAS_UPPER:
-        last_r = tl.minimum(row + BLOCK_M, num_rows) - 1
-        end_key = tl.minimum(end_key, row_start + last_r * row_step + upper + 1)
-    some = (column < end_key) & (column + BLOCK_N > first_key)
+    if upper is not None:
+        end_key = tl.minimum(end_key, row_start + last_row * row_step + upper + 1)
+    is_seen = (column < end_key) & (column + BLOCK_N > first_key)
 
-    Q += b * stride_q[0] + h * stride_q[1]
-    K += b * stride_k[0] + h // group * stride_k[1]
-    s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for d0 in tl.range(0, tl.where(some, HEAD_DIM, 0), BLOCK_D):
-        d = (d0 + tl.arange(0, BLOCK_D)).to(tl.int64)  # times a stride that may be that of a transposed view
-        d_ok = d < HEAD_DIM
-        q = tl.load(
-            Q + i64[:, None] * stride_q[2] + d[None, :] * stride_q[3], mask=r_ok[:, None] & d_ok[None, :], other=0.0
-        )  # (BLOCK_M, BLOCK_D)
-        k = tl.load(
-            K + j64[:, None] * stride_k[2] + d[None, :] * stride_k[3], mask=j_ok[:, None] & d_ok[None, :], other=0.0
-        )  # (BLOCK_N, BLOCK_D)
-        q, k = dot_operand(q, PRECISION), dot_operand(k, PRECISION)
-        s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
-
-    lse = tl.load(Lse + b * stride_l[0] + h * stride_l[1] + i64 * stride_l[2], mask=r_ok, other=0.0)  # (BLOCK_M,)
+    QHead = Q.Base + b * Q.stride[0] + h * Q.stride[1]
+    KHead = K.Base + b * K.stride[0] + h // group * K.stride[1]
+    s = product(QHead, KHead, Q.stride, K.stride, i64, j64, r_ok, j_ok, is_seen, C)  # (block_m, block_n)
+    LseHead = Lse.Base + b * Lse.stride[0] + h * Lse.stride[1]
+    lse = tl.load(LseHead + i64 * Lse.stride[2], mask=r_ok, other=0.0)  # (block_m,)
     # Subtract in natural units, where lse was rounded: the difference is small, and so is the error of scaling it.
     w = tl.math.exp2((s * softmax_scale - lse[:, None]) * 1.4426950408889634)
     w = tl.where(sees, w, 0.0)  # also in rows that see nothing, where lse = -inf
-    Weights += b * stride_w[0] + n * stride_w[1]
-    pointers = Weights + r.to(tl.int64)[:, None] * stride_w[2] + j[None, :]
-    tl.store(pointers, w.to(Weights.dtype.element_ty), mask=r_ok[:, None] & j_ok[None, :])
+    WeightsHead = Weights.Base + b * Weights.stride[0] + n * Weights.stride[1]
+    store_tile(WeightsHead, w, r.to(tl.int64), j, Weights.stride[2], 1, r_ok, j_ok)
+
+
+@triton.jit
+def product(Q, K, stride_q, stride_k, i, j, i_ok, j_ok, is_seen, C: tl.constexpr):
+    """q_i · k_j of one head for all i and j, block_d columns of head_dim at a time; 0 unless is_seen."""
+    HEAD_DIM: tl.constexpr = C.head_dim
+    BLOCK_D: tl.constexpr = C.block_d
+    PRECISION: tl.constexpr = C.precision
+    s = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+    for d0 in tl.range(0, tl.where(is_seen, HEAD_DIM, 0), BLOCK_D):
+        d = (d0 + tl.arange(0, BLOCK_D)).to(tl.int64)  # times a stride that may be that of a transposed view
+        d_ok = d < HEAD_DIM
+        q = load_tile(Q, i, d, stride_q[2], stride_q[3], i_ok, d_ok)  # (block_m, block_d)
+        k = load_tile(K, j, d, stride_k[2], stride_k[3], j_ok, d_ok)  # (block_n, block_d)
+        q, k = dot_operand(q, PRECISION), dot_operand(k, PRECISION)
+        s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
+    return s

@@ -7,10 +7,12 @@ from torch import Tensor
 from .. import _runtime
 from .._runtime import cdiv
 from ..attention.launch import band, check_positions, grid
+from ..attention.structs import Masks, Matrix
 from . import tiles
 from .forward import attention_weights_kernel
+from .structs import Config
 
-_NAME = "attention_weights"
+NAME = "attention_weights"
 
 
 def forward(
@@ -21,27 +23,27 @@ def forward(
     """(B, len(heads), row_count, T_k) in q's dtype. left, right < 0: no bound."""
     B, H, T_q, D = q.shape
     H_kv, T_k = k.shape[1:3]
-    check_positions(_NAME, T_q, T_k)
-    weights = q.new_empty((B, len(heads), row_count, T_k))
-    if weights.numel() == 0:
-        return weights
+    check_positions(NAME, T_q, T_k)
+    shape = (B, len(heads), row_count, T_k)
+    if 0 in shape:
+        return q.new_empty(shape)
+
     tile = tiles.forward(row_count, D, q.element_size())
+    config = Config(D, tile.block_m, tile.block_n, tile.block_d, _runtime.dot_precision(q))
     num_tiles = cdiv(row_count, tile.block_m) * cdiv(T_k, tile.block_n)
     lower, upper = band(T_q, T_k, False, left, right)
     row_step = min(row_step, T_q)  # with a longer step there is one row
-    stride_d = (0, 0) if document_ids is None else document_ids.stride()
-    done = 0
+
+    weights, done = q.new_empty(shape), 0
+    inputs = Matrix(q, q.stride()), Matrix(k, k.stride()), Matrix(lse, lse.stride())
+    masks = Masks(key_starts, key_lengths, None if document_ids is None else document_ids.contiguous(), None)
     with _runtime.on_device_of(q):
         for head_start, head_step, count in progressions(heads):
             out = weights[:, done : done + count]
             done += count
-            attention_weights_kernel[grid(_NAME, B * count * num_tiles)](
-                q, k, lse, out, key_lengths, key_starts, document_ids,
-                q.stride(), k.stride(), lse.stride(), out.stride()[:3], stride_d,
-                count, row_count, T_q, T_k, H // H_kv, head_start, head_step, row_start, row_step,
-                lower or 0, upper or 0, softmax_scale,
-                HAS_LOWER=lower is not None, HAS_UPPER=upper is not None, HEAD_DIM=D,
-                PRECISION=_runtime.dot_precision(q), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
+            attention_weights_kernel[grid(NAME, B * count * num_tiles)](
+                *inputs, Matrix(out, out.stride()), masks, count, row_count, T_q, T_k, H // H_kv,
+                head_start, head_step, row_start, row_step, lower, upper, softmax_scale, config,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
     return weights

@@ -107,7 +107,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-weights-columns-times-a-wide-stride-in-int32",
-        "attention_weights.attention_weights_kernel",
+        "attention_weights.product",
         value("d").becomes(receiver()),
         _EXTREMES + "columns_of_weights_a_whole_tensor_apart",
     ),
@@ -262,7 +262,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-weights-tf32-keys-truncated",
-        "attention_weights.attention_weights_kernel",
+        "attention_weights.product",
         assignment("k", "q").becomes("q = dot_operand(q, PRECISION)"),
         _PRECISION + "attention",
     ),

@@ -1,0 +1,15 @@
+"""What the kernel is handed together, beside attention's own structs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Config(NamedTuple):
+    """What the kernel is compiled for, all of it as one constexpr. Plain Python numbers."""
+
+    head_dim: int
+    block_m: int  # rows of a tile
+    block_n: int  # keys of a tile
+    block_d: int  # columns of head_dim multiplied at a time; head_dim, rounded up to 16, is a multiple of it
+    precision: str  # of products: tl.dot's input_precision
