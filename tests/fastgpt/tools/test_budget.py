@@ -29,7 +29,7 @@ from fastgpt.tools.budget import (
     judge,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
