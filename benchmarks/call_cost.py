@@ -9,8 +9,8 @@ launcher. The GPU is not: the launcher ends in a driver that does nothing (`scri
 CPU tensors that say that they are on a GPU, so what torch computes beside the kernels (the products of gelu_ffn and
 linear_cross_entropy) costs next to nothing, and no more than on a GPU.
 
-CPU time, median over rounds of some calls each; the processes of what is compared run in turns. Kernels are compiled
-for an H100 at the first run (minutes; Triton's cache keeps them).
+Medians over calls, and then over rounds, so that other processes' work counts little; the processes of what is compared
+run in turns. Kernels are compiled for an H100 at the first run (minutes; Triton's cache keeps them).
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ def measure(rounds: int, calls: int) -> Figures:
     for _ in range(rounds):
         for name, kind, call in timed:
             call()  # what ran before has left another's memory in the caches
-            call()
-            start = time.process_time_ns()
+            spent = []
             for _ in range(calls):
+                start = time.perf_counter_ns()
                 call()
-            spent = (time.process_time_ns() - start) / 1e3 / calls
-            figures.setdefault(name, {}).setdefault(kind, []).append(spent)
+                spent.append(time.perf_counter_ns() - start)
+            figures.setdefault(name, {}).setdefault(kind, []).append(statistics.median(spent) / 1e3)
         gc.collect()
     return figures
 
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.write:
         RESULT.write_text(
             "# Python time of a call\n\n"
-            "Microseconds of CPU time a call, medians, by `python -m benchmarks.call_cost --write` "
+            "Microseconds a call, medians, by `python -m benchmarks.call_cost --write` "
             f"(Python {platform.python_version()}, torch {torch.__version__}); what it leaves out is in its header.\n\n"
             + table(figures)
         )
