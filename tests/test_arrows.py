@@ -29,10 +29,6 @@ FLOORS = (
 )
 FLOOR = {name: len(FLOORS) - number for number, names in enumerate(FLOORS) for name in names}
 
-EXCUSED = {
-    ("fastgpt.train.training_loop", "fastgpt.train.trainer"),  # a type; the loop is being written anew
-}
-
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
     """Dotted name -> file, of every module of the package; kernels/ is fastgpt.kernels."""
@@ -106,10 +102,7 @@ def arrows_of(root: Path) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def arrows() -> dict[str, set[str]]:
-    found = arrows_of(ROOT)
-    for name, other in EXCUSED:
-        found[name].remove(other)  # an excuse that nobody needs is an error
-    return found
+    return arrows_of(ROOT)
 
 
 def test_no_circles(arrows):

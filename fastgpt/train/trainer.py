@@ -3,8 +3,9 @@
     trainer = Trainer(model, train_data, TrainConfig(name="mine", steps=1000), val_data=val_data)
     result = trainer.fit()                    # or trainer.fit(resume=True)
 
-A step is the same whoever runs it: the batch depends on the sampler's position, dropout on the random state, and both
-are in the checkpoint; so an interrupted and resumed run ends with the same bits as an uninterrupted one.
+The step itself is in `updates.py`, what follows it in `training_loop.py`. What a step depends on, the sampler's
+position and the random state, is in the checkpoint; so an interrupted and resumed run ends with the same bits as an
+uninterrupted one.
 
 Updates come before reports: a step is saved before it is validated, what an error interrupts is saved first, and
 where a measurement cannot be written, training goes on.
@@ -13,30 +14,27 @@ where a measurement cannot be written, training goes on.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import logging
-import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..base.settings import SettingError, SettingTypeError
+from ..base.settings import SettingTypeError
 from ..data import TokenDataset
-from ..data.sampler import IGNORED, BatchSampler, check_dataset
 from ..data.tokenizer import Tokenizer
-from . import checkpoint, metrics, overwritten, run_folder
+from . import checkpoint, overwritten, run_folder
+from .arguments import check_arguments, check_settings
 from .devices import autocast, resolve_device, resolve_dtype
-from .evaluation import Validation, evaluate, fitting_seq_len
-from .optim import build_adamw, learning_rate
+from .evaluation import Validation, evaluate
+from .owed import Owed
 from .run_folder import SettingsChanged
 from .stopping import StopSignals
 from .train_config import TrainConfig
-from .training_loop import Loop, Owed, TrainResult
+from .training_loop import Loop, TrainResult
+from .updates import Updates
 
 __all__ = [
     "SettingsChanged", "TrainConfig", "TrainResult", "Trainer", "Validation", "autocast", "evaluate", "resolve_device",
@@ -46,7 +44,7 @@ __all__ = [
 _log = logging.getLogger("fastgpt")
 
 
-class Trainer:
+class Trainer(Updates):
     """Trains `model` on `train_data`; see the module's docstring.
 
     Args:
@@ -75,91 +73,16 @@ class Trainer:
         settings: dict[str, Any] | None = None,
         show_progress: bool | str = True,
     ) -> None:
-        self.config = config = TrainConfig() if config is None else config
-        _check_arguments(model, train_data, config, val_data, tokenizer)
-        _check_settings(settings)
-        self.device = resolve_device(config.device, owner="Trainer")
-        self.dtype = resolve_dtype(config.dtype, self.device, owner="Trainer")
-        self.model = model.to(self.device)
-        self.seq_len = fitting_seq_len("Trainer", model, config.seq_len)
+        config = TrainConfig() if config is None else config
+        check_arguments(model, train_data, config, val_data, tokenizer)
+        check_settings(settings)
+        super().__init__(model, train_data, config)
         self.train_data, self.val_data, self.tokenizer = train_data, val_data, tokenizer
         self.settings = {"train": dataclasses.asdict(config)} | ({} if settings is None else settings)
         self.show_progress = show_progress
-        self.sampler = BatchSampler(train_data, config.batch_size, self.seq_len, seed=config.seed)
-        self.optimizer = build_adamw(
-            model, config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
-        )
-        owned = {p for group in self.optimizer.param_groups for p in group["params"]}
-        self._trained = [p for p in model.parameters() if p in owned]
-        self.step = 0
-        self._forward: Callable[..., Any] = torch.compile(model) if config.compile else model
-        self.owed = Owed()  # of `step`
         self._signals = StopSignals()
-        self._in_update = False
 
-    # ---- one step -------------------------------------------------------------------------------------------------
-
-    def train_step(self) -> tuple[float, float, float]:
-        """One update. Returns (loss: mean over the step's tokens, norm of the gradient, learning rate).
-
-        An error before the parameters change leaves the trainer as it was, position and random state included.
-
-        Raises:
-            FloatingPointError: the loss or the gradient is not finite.
-            RuntimeError: an error has ended the update before this one when it had changed some of the parameters.
-        """
-        if self._in_update:
-            raise RuntimeError(
-                f"Trainer: update {self.step + 1} was broken off half-way, so the weights are of no step; go on from a "
-                "checkpoint: fit(resume=True) or load(folder)"
-            )
-        config = self.config
-        lr = learning_rate(
-            self.step, steps=config.steps, peak=config.lr, warmup_fraction=config.warmup_fraction,
-            final_fraction=config.final_lr_fraction,
-        )  # fmt: skip
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        position, random_state = self.sampler.position, self._random_state()
-        try:
-            loss, norm = self._gradient()
-        except BaseException:
-            self.sampler.position = position
-            checkpoint.set_rng(random_state)
-            raise
-        self._in_update = True  # until the step is counted, an error leaves weights of no step
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.owed = Owed()
-        self._in_update = False
-        return loss, norm, lr
-
-    def _gradient(self) -> tuple[float, float]:
-        """The gradient of the next batches, clipped. Returns (loss, norm before clipping)."""
-        batches = [self.sampler.next_batch() for _ in range(self.config.grad_accum)]
-        counts = [_count(targets) for _, targets in batches]
-        self.optimizer.zero_grad(set_to_none=True)  # those that others left are not this step's
-        if not self.model.training:  # who has put parts of a model in eval mode, to freeze them, finds them so
-            self.model.train()
-        shares = []
-        for (idx, targets), count in zip(batches, counts):
-            with autocast(self.device, self.dtype):
-                loss = self._forward(self._move(idx), self._move(targets)).loss
-            # Each micro-batch weighs as its tokens do: accumulating equals one large batch.
-            share = loss * (count / sum(counts))
-            share.backward()
-            shares.append(share.detach())
-        clip = math.inf if self.config.grad_clip == 0 else self.config.grad_clip
-        # Only what is trained: a gradient that someone left on a frozen parameter is not cleared, and does not count.
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, clip)
-        loss, norm = torch.stack([sum(shares), norm.to(shares[0])]).tolist()  # the step's only wait for the device
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"Trainer: loss {loss}, gradient norm {norm} at step {self.step + 1}; lower lr ({self.config.lr}), or "
-                "set grad_clip, and go on from a checkpoint with allow_changes=True (--allow-changes)"
-            )
-        return loss, norm
+    # ---- what is measured ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None:
@@ -211,7 +134,7 @@ class Trainer:
             )
         try:
             run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)  # before the folder is made
-            with StopSignals() as self._signals, run_folder.alone(self.config):
+            with StopSignals() as self._signals, run_folder.alone(self.config), self._batches:
                 newest = run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)
                 if resume is not False:
                     self._resume(newest if resume is True else Path(resume), allow_changes=allow_changes)
@@ -318,99 +241,3 @@ class Trainer:
         if self.val_data is not None:
             data["val_sha256"] = self.val_data.sha256
         return others | run_folder.model_record(self.model) | dataclasses.asdict(self.config) | data
-
-    def is_whole(self) -> bool:
-        """Whether the parameters are those after `step` updates, and they and their moments finite."""
-        return not self._in_update and self._is_finite()
-
-    def _is_finite(self) -> bool:
-        # The moments too: a gradient whose square overflows leaves finite weights, and a checkpoint of no use.
-        updated = [p for p in self._trained if p in self.optimizer.state]
-        moments = [m for p in updated for kind, m in self.optimizer.state[p].items() if kind != "step"]
-        return not updated or bool(torch.stack([t.detach().isfinite().all() for t in updated + moments]).all())
-
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {"rng/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            number = torch.cuda.current_device() if self.device.index is None else self.device.index
-            state[f"rng/cuda/{number}"] = torch.cuda.get_rng_state(number)
-        return state
-
-    # ---- speed and batches ------------------------------------------------------------------------------------------
-
-    def mfu(self, tokens_per_second: float) -> float | None:
-        """Model FLOPs utilisation (see `fastgpt.train.metrics`), or None where it is not known."""
-        if self._flops_per_token is None:
-            return None
-        return metrics.mfu(tokens_per_second, self._flops_per_token, self.device, self.dtype)
-
-    @functools.cached_property
-    def _flops_per_token(self) -> float | None:
-        of_length = getattr(self.model, "flops_per_token", None)
-        return None if of_length is None else of_length(self.seq_len)
-
-    def _move(self, batch: Tensor) -> Tensor:
-        return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
-
-
-def _count(targets: Tensor) -> int:
-    return int((targets != IGNORED).sum())
-
-
-def _check_arguments(
-    model: nn.Module,
-    train_data: TokenDataset,
-    config: TrainConfig,
-    val_data: TokenDataset | None,
-    tokenizer: Tokenizer | None,
-) -> None:
-    if not isinstance(model, nn.Module):
-        need = 'must be a torch.nn.Module, e.g. GPT(GPTConfig.preset("gpt2"))'
-        raise SettingTypeError("Trainer", "model", model, need)
-    if not isinstance(config, TrainConfig):
-        raise SettingTypeError("Trainer", "config", config, "must be a TrainConfig, e.g. TrainConfig(steps=1000)")
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        need = 'must be a Tokenizer, e.g. Tokenizer.named("gpt2")'
-        raise SettingTypeError("Trainer", "tokenizer", tokenizer, need)
-    _check_data(model, train_data, val_data)
-    if tokenizer is not None and tokenizer.sha256 != train_data.tokenizer_sha256:
-        need = (
-            f"({tokenizer.sha256[:12]}...) is not the one that train_data was made with "
-            f"({train_data.tokenizer_sha256[:12]}...); give that one, or tokenize the data again"
-        )
-        raise SettingError("Trainer", "tokenizer", tokenizer.name, need)
-
-
-def _check_settings(settings: dict[str, Any] | None) -> None:
-    """Before a run begins, or an old one is set aside for it: what JSON cannot hold, or makes another thing of."""
-    if settings is not None and not isinstance(settings, dict):
-        raise SettingTypeError("Trainer", "settings", settings, "must be a dict, or None")
-    try:
-        json.dumps(settings, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        need = f"must be what JSON holds, numbers, strings, lists and dicts ({error})"
-        raise SettingTypeError("Trainer", "settings", settings, need) from None
-
-
-def _check_data(model: nn.Module, train_data: TokenDataset, val_data: TokenDataset | None) -> None:
-    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
-    for name, data in (("train_data", train_data), ("val_data", val_data)):
-        if data is None and name == "val_data":
-            continue
-        check_dataset("Trainer", name, data)
-        if vocab_size is not None and data.vocab_size > vocab_size:
-            raise ValueError(
-                f"Trainer: {data.name} has token ids up to {data.vocab_size - 1}, the model's vocab_size is "
-                f"{vocab_size}; build the model with vocab_size={data.vocab_size}"
-            )
-        if data.tokenizer_sha256 != train_data.tokenizer_sha256:
-            need = (
-                f"was made with another tokenizer ({data.tokenizer_sha256[:12]}...) than train_data "
-                f"({train_data.tokenizer_sha256[:12]}...); tokenize both with the same"
-            )
-            raise SettingError("Trainer", name, data.name, need)
-    if val_data is not None and len(val_data) == len(train_data) and val_data.sha256 == train_data.sha256:
-        _log.warning(
-            "the validation data is the training data, %s: its loss does not tell what the model makes of other texts",
-            val_data.name,
-        )

@@ -1,4 +1,4 @@
-"""The loop of `Trainer.fit`: step after step, what is due after each, and what is saved where one fails.
+"""The loop of `Trainer.fit`, as a recipe: update, checkpoint, validation, report; step after step.
 
 A step's checkpoint comes before its validation, and that before its line in metrics.jsonl. So the checkpoint keeps what
 the reports still owe of the step (`Owed`), and whoever resumes from it makes that up: a run that was killed between two
@@ -10,23 +10,44 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import torch
 
 from ..base import files
 from ..base.progress import progress
-from . import checkpoint, metrics
+from ..data import TokenDataset
+from ..data.sampler import BatchSampler
+from . import checkpoint, metrics, rescue
 from .evaluation import Validation
-from .reports import reports
+from .owed import Owed
+from .reports import Reports, reports
 from .stopping import StopSignals
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .train_config import TrainConfig
 
 _log = logging.getLogger("fastgpt")
 
-_MEASURED = ("tokens_per_second", "mfu", "memory_bytes")  # what two equal runs do not have in common
+
+class Training(Protocol):
+    """What the loop asks of whoever trains: `Trainer`."""
+
+    config: TrainConfig
+    device: torch.device
+    sampler: BatchSampler
+    seq_len: int
+    val_data: TokenDataset | None
+    show_progress: bool | str
+    step: int
+    owed: Owed
+
+    def train_step(self) -> tuple[float, float, float]: ...
+    def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None: ...
+    def write(self) -> Path: ...
+    def is_whole(self) -> bool: ...
+    def mfu(self, tokens_per_second: float) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -47,46 +68,12 @@ class TrainResult:
     checkpoint: Path
 
 
-@dataclass
-class Owed:
-    """What the reports may not have of a step when it is saved.
-
-    lines       of metrics.jsonl, the step's own the last; without timings, by which equal runs would differ
-    validation  whether one is due
-    """
-
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    validation: bool = False
-
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> Owed:
-        """What a checkpoint's training.json says; version 0.1 wrote none."""
-        return cls(**state.get("owed", {}))
-
-    def state(self) -> dict[str, Any]:
-        """For training.json."""
-        lines = [{k: v for k, v in line.items() if k not in _MEASURED} for line in self.lines]
-        return {"lines": lines, "validation": self.validation}
-
-    def left(self, folder: Path) -> Owed:
-        """What the metrics.jsonl of the run in `folder` lacks of it."""
-        path = folder / "metrics.jsonl"
-        written = {line["step"]: line for line in metrics.read_metrics(path)} if path.exists() else {}
-        last = self.lines[-1]["step"] if self.lines else None
-        due = self.validation and last is not None and written.get(last, {}).get("val_loss") is None
-        missing = [line for line in self.lines if line["step"] not in written]
-        if due and last in written:
-            missing.append(written[last])
-        return Owed(missing, due)
-
-    def __bool__(self) -> bool:
-        return bool(self.lines)
-
-
 class Loop:
     """The steps of one call of `Trainer.fit`, which has put the trainer where it starts or goes on."""
 
-    def __init__(self, trainer: Trainer, signals: StopSignals) -> None:
+    report: Reports
+
+    def __init__(self, trainer: Training, signals: StopSignals) -> None:
         self.trainer, self.config, self.signals = trainer, trainer.config, signals
         self.root = self.config.folder / "checkpoints"
         self.losses: list[float] = []
@@ -98,47 +85,33 @@ class Loop:
         Raises:
             FloatingPointError, CheckpointError, and whatever a step or a validation raises; what was whole is saved.
         """
-        trainer = self.trainer
-        shown = progress(
-            trainer.show_progress, done=trainer.step, total=self.config.steps, log_every=self.config.log_every
-        )
-        again = owed.lines.pop() if owed.validation else None  # this step's, written with its validation
-        opened = reports(
-            self.config.folder, shown, first=trainer.step - (again is not None), tensorboard=self.config.tensorboard,
-            add=owed.lines,
-        )  # fmt: skip
-        trainer.owed.validation = owed.validation
-        with opened as self.report:
+        unvalidated = owed.lines.pop() if owed.validation else None  # the step's own, written with its validation
+        self.trainer.owed.validation = owed.validation
+        with self._opened_reports(owed, unvalidated is not None) as self.report:
             try:
-                if again is not None:
-                    self._account(again, checkpoint.folder_of(self.root, trainer.step))
-                while trainer.step < self.config.steps and self.signals.stopped_by is None:
+                if unvalidated is not None:
+                    self._account(unvalidated, checkpoint.folder_of(self.root, self.trainer.step))
+                while self.trainer.step < self.config.steps and self.signals.stopped_by is None:
                     self._step()
-                path = checkpoint.folder_of(self.root, trainer.step)
-                if not path.exists():
-                    path = self._save()
-                    checkpoint.prune(self.root, self.config.keep, path)
+                newest = self._saved()
             except Exception as error:
-                self._end(error)
+                rescue.end(error, self.root, self.trainer.step, self.trainer.is_whole, self._save)
                 raise
-        stopped_by = self.signals.stopped_by
-        if stopped_by is not None:
-            is_done = trainer.step == self.config.steps and not trainer.owed.validation
-            then = "it was the last one" if is_done else "go on with resume=True (--resume)"
-            _log.warning("%s: step %d is saved in %s; %s", stopped_by, trainer.step, path, then)
-        return TrainResult(trainer.step, self.losses, self.validation, stopped_by, path)
+        self._tell_of_signals(newest)
+        return TrainResult(self.trainer.step, self.losses, self.validation, self.signals.stopped_by, newest)
 
     def _step(self) -> None:
+        """An update, and what is due after it."""
         trainer, config = self.trainer, self.config
-        line = self._measured_step()
+        line = self._update()
         self.losses.append(line["loss"])
         is_last = trainer.step == config.steps
         is_due = trainer.val_data is not None and (is_last or _due(trainer.step, config.eval_every))
         trainer.owed = Owed([line], is_due)
         self._account(line, is_last or _due(trainer.step, config.save_every))
 
-    def _measured_step(self) -> dict[str, Any]:
-        """One update. Returns its line for metrics.jsonl."""
+    def _update(self) -> dict[str, Any]:
+        """Batch, forward, backward, clip, AdamW. Returns the step's line for metrics.jsonl."""
         trainer = self.trainer
         tokens = self.config.batch_size * self.config.grad_accum * trainer.seq_len
         began = time.perf_counter()
@@ -193,31 +166,29 @@ class Loop:
         else:
             _log.warning("step %d is saved in %s, in case that it gets worse", self.trainer.step, path)
 
-    def _end(self, error: Exception) -> None:
-        """After an error that ends the run: save what can be, and say what is kept."""
-        kept = self._rescue(error)
-        if isinstance(error, FloatingPointError):
-            raise FloatingPointError(f"{error}; {kept}") from error
-        if isinstance(error, checkpoint.CheckpointError) or self.trainer.step == 0:
-            return  # it says so itself; nothing was there to lose
-        is_saved = checkpoint.latest(self.root) is not None
-        then = "go on with resume=True (--resume)" if is_saved else "start again"
-        _log.warning("Trainer: an error ends the run at step %d; %s; %s", self.trainer.step, kept, then)
+    def _saved(self) -> Path:
+        """The checkpoint of the step at which the loop ends: where a signal came, it is not yet there."""
+        path = checkpoint.folder_of(self.root, self.trainer.step)
+        if not path.exists():
+            path = self._save()
+            checkpoint.prune(self.root, self.config.keep, path)
+        return path
 
-    def _rescue(self, error: Exception) -> str:
-        """Save the updates that no checkpoint holds, if they are whole. Says what is kept."""
-        trainer, newest = self.trainer, checkpoint.folder_of(self.root, self.trainer.step)
-        if trainer.step == 0 or isinstance(error, checkpoint.CheckpointError):
-            return checkpoint.kept(self.root)
-        if not newest.exists():
-            if not trainer.is_whole():
-                return f"{checkpoint.kept(self.root)}, what follows it is lost"
-            try:
-                newest = self._save()
-            except checkpoint.CheckpointError as failed:
-                return str(failed)
-        others = ", ".join(path.name for path in checkpoint.all_checkpoints(self.root) if path != newest)
-        return f"{newest} is kept{f', and before it {others}' if others else ''}"
+    def _opened_reports(self, owed: Owed, again: bool) -> AbstractContextManager[Reports]:
+        """metrics.jsonl and the progress bar, with the lines that are owed; `again`: the step's own comes later."""
+        step = self.trainer.step
+        shown = progress(
+            self.trainer.show_progress, done=step, total=self.config.steps, log_every=self.config.log_every
+        )
+        return reports(
+            self.config.folder, shown, first=step - again, tensorboard=self.config.tensorboard, add=owed.lines
+        )
+
+    def _tell_of_signals(self, newest: Path) -> None:
+        if self.signals.stopped_by is not None:
+            is_done = self.trainer.step == self.config.steps and not self.trainer.owed.validation
+            then = "it was the last one" if is_done else "go on with resume=True (--resume)"
+            _log.warning("%s: step %d is saved in %s; %s", self.signals.stopped_by, self.trainer.step, newest, then)
 
 
 def _due(step: int, every: int) -> bool:
