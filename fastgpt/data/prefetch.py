@@ -74,9 +74,9 @@ class BatchesAhead:
     def _begin(self, sampler: BatchSampler, count: int) -> None:
         if self._thread is None or not self._thread.is_alive():  # after a fork it is not
             self._start()
-        if _state(self._scout) != _state(sampler):
+        if _depends_on(self._scout) != _depends_on(sampler):
             self._scout = copy.copy(sampler)
-        self._expected = _state(sampler), count
+        self._expected = _depends_on(sampler), count
         self._jobs.put((self._scout, count))
 
     def _start(self) -> None:
@@ -98,7 +98,7 @@ class BatchesAhead:
             return None
         batches = self._result()
         expected, self._expected = self._expected, None
-        return batches if expected == (_state(sampler), count) else None
+        return batches if expected == (_depends_on(sampler), count) else None
 
     def _result(self) -> list[Batch] | None:
         while self._thread is not None and self._thread.is_alive():
@@ -107,7 +107,7 @@ class BatchesAhead:
         return None
 
 
-def _state(sampler: BatchSampler | None) -> tuple[Any, ...] | None:
+def _depends_on(sampler: BatchSampler | None) -> tuple[Any, ...] | None:
     """All that the next batches depend on."""
     if sampler is None:
         return None

@@ -105,7 +105,8 @@ def test_a_shard_that_is_cut_while_training_costs_nothing(tmp_path):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert "tokens-00000.bin: cut to 40 bytes" in (tmp_path / "said").read_text()
-    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-00000002"]
+    (kept,) = (tmp_path / "a" / "checkpoints").iterdir()
+    assert kept.name in ("step-00000002", "step-00000003")  # the third step's batch was made before the cut, or not
 
 
 # ---- on the command line -------------------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ def test_no_two_train_in_one_folder(tmp_path):
 
 _RUN = """
     import sys
-    from tests.fastgpt.training import tiny_trainer
+    from tests.support.training import tiny_trainer
     trainer = tiny_trainer(sys.argv[1], name="killed", steps=100000)
     print("ready", flush=True)
     result = trainer.fit()

@@ -136,7 +136,7 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-stop-not-saved",
-        "Loop.run",
+        "Loop._saved",
         assignment("path", "_save").dropped(),
         _TESTS + "interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
     ),
@@ -166,13 +166,13 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-infinite-weights-are-saved",
-        "Trainer._is_finite",
+        "Updates._is_finite",
         call("isfinite").becomes("~t.detach().isnan()"),
         _TESTS + "weights_that_are_not_finite_are_not_saved",
     ),
     Mutant(
         "trainer-infinite-moments-are-saved",
-        "Trainer._is_finite",
+        "Updates._is_finite",
         operand("moments").dropped(),
         "tests/fastgpt/train/test_trainer_guards.py::test_moments_that_are_not_finite_are_not_saved",
     ),
@@ -196,19 +196,19 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-rescue-saves-nothing",
-        "Loop._rescue",
-        assignment("newest", "_save").dropped(),
+        "train._rescue",
+        assignment("newest", "save").dropped(),
         _TESTS + "an_error_costs_no_whole_update",
     ),
     Mutant(
         "trainer-rescue-saves-half-an-update",
-        "Trainer.is_whole",
+        "Updates.is_whole",
         operation("not").dropped(),
         _TESTS + "an_error_in_the_middle_of_an_update_is_not_saved",
     ),
     Mutant(
         "trainer-epoch-of-the-step-before",
-        "Loop._measured_step",
+        "Loop._update",
         item("epoch").becomes(
             "(trainer.sampler.position - self.config.batch_size * self.config.grad_accum) / trainer.sampler.n_windows"
         ),
@@ -216,7 +216,7 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-speed-without-accumulation",
-        "Loop._measured_step",
+        "Loop._update",
         operand("grad_accum").dropped(),
         _SETTINGS + "speed_counts_the_tokens_of_the_update",
     ),
@@ -271,7 +271,7 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-log-of-lost-steps-stays",
-        "Loop.run",
+        "Loop._opened_reports",
         argument("first").becomes("self.config.steps"),
         _TESTS + "log_of_steps_after_the_checkpoint_is_dropped_on_resume",
     ),
@@ -290,7 +290,7 @@ MUTANTS = (
     Mutant(
         "trainer-what-was-due-is-not-made-up",
         "Loop.run",
-        statement("if", "again").dropped(),
+        statement("if", "unvalidated").dropped(),
         "tests/fastgpt/tools/test_made_up.py::test_a_signal_in_a_validation",
     ),
     Mutant(
