@@ -25,6 +25,8 @@ _DATA = "tests/fastgpt/data/test_data.py::test_"
 _STREAM = "tests/fastgpt/data/test_token_stream.py::test_"
 _CACHED = "tests/fastgpt/data/test_token_cache.py::test_"
 
+_PREFETCH = "tests/fastgpt/data/test_prefetch.py::test_"
+
 MUTANTS = (
     # --- batches ------------------------------------------------------------------------------------------------------
     Mutant(
@@ -100,6 +102,55 @@ MUTANTS = (
             "np.random.default_rng([self.seed, epoch]).integers(self.n_windows, size=self.n_windows)"
         ),
         _BATCHES + "an_epoch_shows_every_token_once",
+    ),
+    # --- batches made ahead -------------------------------------------------------------------------------------------
+    Mutant(
+        "prefetch-position-of-what-was-made-stays",
+        "BatchesAhead.take",
+        assignment("sampler.position").dropped(),
+        _PREFETCH + "the_sampler_s_batches_in_its_order",
+    ),
+    Mutant(
+        "prefetch-hands-out-what-was-made-of-something-else",
+        "BatchesAhead._made",
+        comparison("expected").always(),
+        _PREFETCH + "what_was_made_of_something_else_is_dropped",
+    ),
+    Mutant(
+        "prefetch-of-the-dataset-before",
+        "data._depends_on",
+        call("id").becomes("None"),
+        _PREFETCH + "what_was_made_of_something_else_is_dropped[dataset]",
+    ),
+    Mutant(
+        "prefetch-beyond-the-last-step",
+        "BatchesAhead.take",
+        operand("more").dropped(),
+        _PREFETCH + "no_batch_is_made_that_nobody_wants",
+    ),
+    Mutant(
+        "prefetch-thread-never-ends",
+        "BatchesAhead.__exit__",
+        call("put").dropped(),
+        _PREFETCH + "no_thread_outlives_fit",
+    ),
+    Mutant(
+        "prefetch-asks-no-sampler-of-one-s-own",
+        "BatchesAhead.take",
+        comparison("next_batch").always(),
+        _PREFETCH + "a_sampler_of_one_s_own_is_asked_itself",
+    ),
+    Mutant(
+        "prefetch-not-pinned",
+        "data._make",
+        condition("cuda").never(),
+        _PREFETCH + "a_gpu_s_batches_are_pinned_on_its_own_account",
+    ),
+    Mutant(
+        "prefetch-pins-on-gpu-0",
+        "data._work",
+        call("set_device").dropped(),
+        _PREFETCH + "a_gpu_s_batches_are_pinned_on_its_own_account",
     ),
     Mutant(
         "sampler-ranks-see-the-same",
