@@ -21,12 +21,12 @@ def compiled(arch: str, *, dtype: torch.dtype, group: int, head_dim: int, T: int
     def meta(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    q, d_out = meta(1, group, T, head_dim), meta(1, group, T, head_dim)
+    q, dout = meta(1, group, T, head_dim), meta(1, group, T, head_dim)
     k, v = meta(1, 1, T, head_dim), meta(1, 1, T, head_dim)
     lse = meta(1, group, T, dtype=torch.float32)
     with offline(arch) as launches:
         launch.backward(
-            d_out, lse, q, k, v, torch.empty_like(q), lse, None, None, None, None, 0.1, 0.0, True, -1, -1,
+            dout, lse, q, k, v, torch.empty_like(q), lse, None, None, None, None, 0.1, 0.0, True, -1, -1,
             False, need_dkdv,
         )  # fmt: skip
     return {launch.name: usage(launch, arch) for launch in launches}

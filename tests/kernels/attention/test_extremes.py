@@ -251,14 +251,14 @@ def test_what_int32_cannot_count_is_refused(recorded):
 WIDE = {"rows": (0, 0, 2**22, 1), "columns": (0, 0, 1, 2**22)}  # of one (1, 1, T, D) argument, in elements
 FLAGGED = {  # arguments that a kernel reaches by offsets inside a tile
     "attention_forward": ("q", "k", "v"),
-    "attention_delta": ("out", "d_out", "d_lse"),
-    "attention_dkdv": ("q", "k", "v", "d_out"),
-    "attention_dq": ("q", "k", "v", "d_out"),
+    "attention_delta": ("out", "dout", "dlse"),
+    "attention_dkdv": ("q", "k", "v", "dout"),
+    "attention_dq": ("q", "k", "v", "dout"),
 }
 
 
 @pytest.mark.parametrize("layout", WIDE)
-@pytest.mark.parametrize("which", ["q", "k", "v", "out", "d_out", "d_lse", None])
+@pytest.mark.parametrize("which", ["q", "k", "v", "out", "dout", "dlse", None])
 def test_every_wide_argument_makes_offsets_inside_a_tile_int64(recorded, which, layout):
     """Also those that the neighbours of a test's tensors would not show: one wide argument at a time."""
     T, D = 64, 32
@@ -267,11 +267,11 @@ def test_every_wide_argument_makes_offsets_inside_a_tile_int64(recorded, which, 
         stride = WIDE[layout] if name == which else (0, 0, D, 1)
         return torch.empty_strided(shape, stride[: len(shape)], dtype=torch.float16, device="meta")
 
-    q, k, v, out, d_out = (tensor(name, 1, 1, T, D) for name in ("q", "k", "v", "out", "d_out"))
-    d_lse = torch.empty_strided((1, 1, T), (0, 0, 2**22 if which == "d_lse" else 1), device="meta")
+    q, k, v, out, dout = (tensor(name, 1, 1, T, D) for name in ("q", "k", "v", "out", "dout"))
+    dlse = torch.empty_strided((1, 1, T), (0, 0, 2**22 if which == "dlse" else 1), device="meta")
     lse, none, numbers = torch.empty(1, 1, T, device="meta"), (None,) * 4, (0.1, 0.0, True, -1, -1)
     launch.forward(q, k, v, *none, *numbers)
-    launch.backward(d_out, d_lse, q, k, v, out, lse, *none, *numbers, True, True)
+    launch.backward(dout, dlse, q, k, v, out, lse, *none, *numbers, True, True)
     found = {name: arguments.get("IS_WIDE") for name, arguments, _ in recorded}
     found |= {name: arguments["C"].is_wide for name, arguments, _ in recorded if "C" in arguments}
     assert list(found) == list(FLAGGED)
@@ -299,12 +299,12 @@ def test_strides_of_what_the_backward_is_given(interpreter, seed):
     """A gradient of lse whose rows lie 2^27 elements apart: the last of a tile's 32 is past 2^31."""
     T, stride = 33, 2**27
     storage = torch.UntypedStorage(4 * (stride * (T - 1) + 1))
-    d_lse = torch.empty(0).set_(storage, 0, (1, 1, T), (0, 0, stride))
-    d_lse.copy_(torch.randn(1, 1, T))
+    dlse = torch.empty(0).set_(storage, 0, (1, 1, T), (0, 0, stride))
+    dlse.copy_(torch.randn(1, 1, T))
     q, k, v = random_qkv(interpreter, 1, 1, T, T, 16)
     gradients = [
         torch.autograd.grad(flash_attention(q, k, v, return_lse=True), (q, k), (torch.zeros_like(q), g))
-        for g in (d_lse, d_lse.contiguous())
+        for g in (dlse, dlse.contiguous())
     ]
     assert all(map(torch.equal, *gradients))
     assert FARTHEST >= launch.MAX_POSITIONS

@@ -73,14 +73,14 @@ def test_nan_stays_in_the_rows_that_it_touches(device, seed, which, value):
     dirty = [x.detach().clone() for x in clean]
     dirty["qkv".index(which)][0, 0, at, 3] = value
     dirty = [x.requires_grad_() for x in dirty]
-    d_out = torch.randn(1, 1, T, 80, device=device)
+    dout = torch.randn(1, 1, T, 80, device=device)
     out, dirty_out = flash_attention(*clean), flash_attention(*dirty)
     touched = torch.arange(T) == at if which == "q" else torch.arange(T) >= at  # causal
     assert torch.equal(out[0, 0, ~touched], dirty_out[0, 0, ~touched])
     if math.isnan(value):
         assert dirty_out[0, 0, touched].isnan().any(dim=-1).all()
-    before = torch.autograd.grad(out, clean, d_out)
-    after = torch.autograd.grad(dirty_out, dirty, d_out)
+    before = torch.autograd.grad(out, clean, dout)
+    after = torch.autograd.grad(dirty_out, dirty, dout)
     assert torch.equal(before[0][0, 0, ~touched], after[0][0, 0, ~touched])  # dq of the other rows
     if which == "q":  # key j is seen by the rows from j on
         for b, a in zip(before[1:], after[1:]):
@@ -91,10 +91,10 @@ def test_nan_in_the_upstream_gradient(device, seed):
     T, at = 150, 70
     qkv = random_qkv(device, 1, 1, T, T, 32)
     out = flash_attention(*qkv)
-    d_out = torch.randn_like(out)
-    before = torch.autograd.grad(out, qkv, d_out, retain_graph=True)
-    d_out[0, 0, at, 5] = math.nan
-    dq, dk, dv = torch.autograd.grad(out, qkv, d_out)
+    dout = torch.randn_like(out)
+    before = torch.autograd.grad(out, qkv, dout, retain_graph=True)
+    dout[0, 0, at, 5] = math.nan
+    dq, dk, dv = torch.autograd.grad(out, qkv, dout)
     others = torch.arange(T) != at
     assert torch.equal(dq[0, 0, others], before[0][0, 0, others])
     assert torch.equal(dk[0, 0, at + 1 :], before[1][0, 0, at + 1 :])
@@ -131,8 +131,8 @@ def test_fully_masked_rows(device, seed):
     assert torch.equal(lse[:, 0][blind], torch.full_like(lse[:, 0][blind], -torch.inf))
     assert lse[:, 0][~blind].isfinite().all()
     # Whatever arrives at a blind row's lse, even the NaN of exp(-inf - -inf), leaves no trace.
-    d_lse = torch.where(blind[:, None].to(device), math.nan, 1.0)
-    dq, dk, dv = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), d_lse))
+    dlse = torch.where(blind[:, None].to(device), math.nan, 1.0)
+    dq, dk, dv = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), dlse))
     assert torch.equal(dq[:, 0][blind], torch.zeros_like(dq[:, 0][blind]))
     assert all(g.isfinite().all() for g in (dq, dk, dv))
     assert torch.equal(dk[1], torch.zeros_like(dk[1]))
@@ -187,11 +187,11 @@ def test_only_the_gradients_that_are_asked_for(device, seed, wanted, monkeypatch
 def test_same_bits_every_time(device, seed):
     runs = 100 if device.type == "cuda" else 3
     qkv = random_qkv(device, 1, 2, 100, 100, 16, H_kv=1, dtype=torch.bfloat16)
-    d_out = torch.randn_like(qkv[0])
+    dout = torch.randn_like(qkv[0])
 
     def run():
         out = flash_attention(*qkv)
-        return out, *torch.autograd.grad(out, qkv, d_out)
+        return out, *torch.autograd.grad(out, qkv, dout)
 
     first = run()
     for _ in range(runs - 1):
