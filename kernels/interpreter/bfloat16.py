@@ -7,12 +7,14 @@ bfloat16 cast truncates. Here every operation on bfloat16 computes in float32 an
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter as upstream
-
-Handle, Builder = upstream.TensorHandle, upstream.InterpreterBuilder
+from triton.runtime.interpreter import InterpreterBuilder as Builder
+from triton.runtime.interpreter import TensorHandle as Handle
 
 
 def to_float32(bits: np.ndarray) -> np.ndarray:
@@ -49,27 +51,27 @@ def install() -> None:
     }
     floats = {tl.bfloat16, tl.float16, tl.float32, tl.float64}
 
-    def binary_op(self, lhs, rhs, op):
+    def binary_op(self: Builder, lhs: Handle, rhs: Handle, op: Any) -> Handle:
         if not _is_bf16(lhs):
             return original["binary_op"](self, lhs, rhs, op)
         out = original["binary_op"](self, _up(lhs), _up(rhs), op)
         # Comparisons keep their booleans under the operand's type; the caller gives them their own.
         return Handle(out.data, tl.bfloat16) if out.data.dtype == np.bool_ else _down(out)
 
-    def unary_op(self, arg, op):
+    def unary_op(self: Builder, arg: Handle, op: Any) -> Handle:
         out = original["unary_op"](self, _up(arg), op)
         return _down(out) if _is_bf16(arg) else out
 
-    def ternary_op(self, a, b, c, op):
+    def ternary_op(self: Builder, a: Handle, b: Handle, c: Handle, op: Any) -> Handle:
         if op is np.where or not _is_bf16(c):  # a select moves bits, whatever they mean
             return original["ternary_op"](self, a, b, c, op)
         return _down(original["ternary_op"](self, _up(a), _up(b), _up(c), op))
 
-    def create_fma(self, x, y, z):
+    def create_fma(self: Builder, x: Handle, y: Handle, z: Handle) -> Handle:
         out = original["create_fma"](self, _up(x), _up(y), _up(z))
         return _down(out) if _is_bf16(z) else out
 
-    def cast_impl(self, src, dst_type):
+    def cast_impl(self: Builder, src: Handle, dst_type: tl.dtype) -> Handle:
         source, target = src.dtype.scalar, dst_type.scalar
         if source == tl.bfloat16 and target != tl.bfloat16:
             wide = _up(src)
@@ -78,13 +80,13 @@ def install() -> None:
             return _down(Handle(src.data.astype(np.float32), tl.float32))
         return original["cast_impl"](self, src, dst_type)
 
-    def create_fp_to_fp(self, src, dst_type, rounding_mode):
+    def create_fp_to_fp(self: Builder, src: Handle, dst_type: tl.dtype, rounding_mode: Any) -> Handle:
         kinds = {src.dtype.scalar, dst_type.scalar}
         if tl.bfloat16 in kinds and kinds <= floats:
             return cast_impl(self, src, dst_type)
         return original["create_fp_to_fp"](self, src, dst_type, rounding_mode)
 
-    def create_dot(self, a, b, d, *rest):
+    def create_dot(self: Builder, a: Handle, b: Handle, d: Handle, *rest: Any) -> Handle:
         return original["create_dot"](self, _up(a), _up(b), d, *rest)
 
     for function in (binary_op, unary_op, ternary_op, create_fma, cast_impl, create_fp_to_fp, create_dot):
@@ -95,13 +97,13 @@ def install() -> None:
     upstream.ReduceOps.min_max = _reduce_in_float32(upstream.ReduceOps.min_max)
 
 
-def _reduce_in_float32(reduce):
-    def narrow(t):
+def _reduce_in_float32(reduce: Callable[..., Any]) -> Callable[..., Any]:
+    def narrow(t: tl.tensor) -> tl.tensor:
         if t.dtype != tl.float32:  # the indices of an argmin or argmax
             return t
         return tl.core.tensor(_down(t.handle), tl.block_type(tl.bfloat16, list(t.shape)) if t.shape else tl.bfloat16)
 
-    def wrapper(self, input, *args, **kwargs):
+    def wrapper(self: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         x = input[0] if isinstance(input, tuple) else input
         if not _is_bf16(x.handle):
             return reduce(self, input, *args, **kwargs)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ class OutOfBounds(RuntimeError):
     """A kernel read or wrote outside the storage of every tensor that it was given."""
 
 
-_interpreted: dict = {}  # python function -> InterpretedFunction; hashing a JITFunction would walk its source
+# Python function -> Triton's InterpretedFunction of it; to hash a JITFunction would walk its source.
+_interpreted: dict[Callable[..., Any], Any] = {}
 
 
 @contextlib.contextmanager
@@ -72,7 +74,7 @@ def _mend_index() -> None:
 
     patch_lang = upstream._patch_lang
 
-    def mended(fn):
+    def mended(fn: Callable[..., Any]) -> Any:
         scope = patch_lang(fn)
         scope.set_attr(tl.tensor, "__index__", _as_int)
         return scope
@@ -80,7 +82,7 @@ def _mend_index() -> None:
     upstream._patch_lang = mended
 
 
-def _as_int(scalar) -> int:
+def _as_int(scalar: Any) -> int:
     """The Python integer in a tensor of one element."""
     return int(scalar.handle.data.item())
 
@@ -97,21 +99,20 @@ def _patched(check_bounds: bool) -> Iterator[None]:
         return
     prepare_process()
 
-    def interpreted(jit):
+    def interpreted(jit: JITFunction) -> Any:
         if jit.fn not in _interpreted:
             _interpreted[jit.fn] = upstream.InterpretedFunction(jit.fn)
         return _interpreted[jit.fn]
 
-    def as_int(v):
+    def as_int(v: Any) -> int:
         return _as_int(v) if isinstance(v, tl.tensor) else int(v)
 
-    def tl_range(
-        start, end=None, step=1, **_hints
-    ):  # an i32 tensor per step, as on the GPU; upstream gives Python ints
+    def tl_range(start: Any, end: Any = None, step: Any = 1, **_hints: Any) -> Iterator[Any]:
+        """An int32 tensor per step, as on the GPU; upstream gives Python ints."""
         first, last = (0, start) if end is None else (start, end)
         return (upstream._implicit_cvt(i) for i in range(as_int(first), as_int(last), as_int(step)))
 
-    def run(jit, *args, grid, warmup, **kwargs):
+    def run(jit: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         # Only while a kernel runs: a module that is imported meanwhile would keep interpreted functions for good.
         triton.knobs.runtime.interpret = True
         try:
@@ -121,7 +122,7 @@ def _patched(check_bounds: bool) -> Iterator[None]:
 
     with contextlib.ExitStack() as undo:
 
-        def patch(owner, name, value):
+        def patch(owner: Any, name: str, value: Any) -> None:
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
 
@@ -141,20 +142,20 @@ def _patched(check_bounds: bool) -> Iterator[None]:
         yield
 
 
-def live_addresses(pointers, mask) -> np.ndarray:
+def live_addresses(pointers: Any, mask: Any) -> np.ndarray:
     """The addresses that a load or store of the interpreter touches: those of its pointers that are masked in. 1-D."""
     shape = np.broadcast(pointers.data, mask.data).shape
     return np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask.data, shape)]
 
 
-def _watch_memory(patch, upstream) -> None:
+def _watch_memory(patch: Callable[[Any, str, Any], None], upstream: types.ModuleType) -> None:
     """Compare every masked-in pointer of a load or store with the storages of the launch's tensor arguments."""
     builder = upstream.InterpreterBuilder
     storages: list[tuple[int, int]] = []  # [first byte, one past the last byte)
     load, store = builder.create_masked_load, builder.create_masked_store
     convert, launch = upstream._implicit_cvt, upstream.GridExecutor.__call__
 
-    def check(pointers, mask, what):
+    def check(pointers: Any, mask: Any, what: str) -> None:
         live = live_addresses(pointers, mask)
         if not live.size:
             return
@@ -164,21 +165,21 @@ def _watch_memory(patch, upstream) -> None:
             ranges = ", ".join(f"[{start:#x}, {end:#x})" for start, end in storages)
             raise OutOfBounds(f"{what} of bytes [{low:#x}, {high:#x}) outside every argument's storage: {ranges}")
 
-    def remember(arg):
+    def remember(arg: Any) -> Any:
         if hasattr(arg, "untyped_storage"):
             storage = arg.untyped_storage()
             storages.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
         return convert(arg)
 
-    def start(executor, *args, **kwargs):
+    def start(executor: Any, *args: Any, **kwargs: Any) -> Any:
         storages.clear()
         return launch(executor, *args, **kwargs)
 
-    def checked_load(self, pointers, mask, *args, **kwargs):
+    def checked_load(self: Any, pointers: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
         check(pointers, mask, "load")
         return load(self, pointers, mask, *args, **kwargs)
 
-    def checked_store(self, pointers, value, mask, *args, **kwargs):
+    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
         check(pointers, mask, "store")
         return store(self, pointers, value, mask, *args, **kwargs)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import triton.language as tl
 from triton._C.libtriton import ir
-from triton.runtime import interpreter as upstream
+from triton.runtime.interpreter import InterpreterBuilder as Builder
+from triton.runtime.interpreter import TensorHandle as Handle
 
 LOW_BITS = 13  # of float32's mantissa, which TF32 does not have
 
@@ -21,16 +23,16 @@ def truncate(values: np.ndarray) -> np.ndarray:
 @functools.cache
 def install() -> None:
     """Patch the interpreter's builder, once per process. Compiled kernels are not affected."""
-    original = upstream.InterpreterBuilder.create_dot
+    original = Builder.create_dot
 
-    def operand(handle):
+    def operand(handle: Handle) -> Handle:
         if handle.dtype.scalar != tl.float32:
             return handle
-        return upstream.TensorHandle(truncate(handle.data), tl.float32)
+        return Handle(truncate(handle.data), tl.float32)
 
-    def create_dot(self, a, b, d, input_precision, *rest):
+    def create_dot(self: Builder, a: Handle, b: Handle, d: Handle, input_precision: Any, *rest: Any) -> Handle:
         if input_precision == ir.INPUT_PRECISION.TF32:
             a, b = operand(a), operand(b)
         return original(self, a, b, d, input_precision, *rest)
 
-    upstream.InterpreterBuilder.create_dot = create_dot
+    Builder.create_dot = create_dot

@@ -11,10 +11,10 @@ from .structs import Row, Softmax
 
 
 @triton.jit
-def gradient_kernel(rows, Out, stride_on, Target, Max, LogSum, upstream, parts, formula, BLOCK_V: tl.constexpr):
+def gradient_kernel(rows, Target, Out, stride_on, Max, LogSum, upstream, parts, formula, BLOCK_V: tl.constexpr):
     """dlogits = dloss · dloss/dlogits + dlse · dlse/dlogits, from the saved softmax: one read, one write.
 
-    rows: Rows (N, columns); Out the same shape with row stride stride_on, or the logits themselves; Target (N,) int;
+    rows: Rows (N, columns); Target (N,) int; Out as the logits, with row stride stride_on, or the logits themselves;
     Max, LogSum (N,) float32; upstream: Upstream (N,); formula: Formula. Grid (N * parts,), with
     parts = cdiv(columns, BLOCK_V): the grid's other dimensions end at 65535. Called by `launch._gradient`.
 

@@ -39,12 +39,12 @@ def count_targets_kernel(Target, Counts, N, V, ignore_index, BLOCK_N: tl.constex
 
 @triton.jit
 def loss_kernel(
-    rows, Target, Loss, Max, LogSum, formula,
+    Target, Loss, Max, LogSum, rows, formula,
     HAS_SMOOTHING: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """loss = lse - (1 - a) y[t] - a mean(y) + w lse² of each row, and its softmax, in one read of the logits.
 
-    rows: Rows (N, columns); Target (N,) int; Loss, Max, LogSum (N,) float32; formula: Formula. Grid (N,).
+    Target (N,) int; Loss, Max, LogSum (N,) float32; rows: Rows (N, columns); formula: Formula. Grid (N,).
     Called by `launch._loss`.
     """
     i = tl.program_id(0)
@@ -57,7 +57,7 @@ def loss_kernel(
 
 @triton.jit
 def loss_and_gradient_kernel(
-    rows, Target, Loss, Max, LogSum, formula,
+    Target, Loss, Max, LogSum, rows, formula,
     HAS_SMOOTHING: tl.constexpr, IN_REGISTERS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """As `loss_kernel`, and dloss/dlogits (for an upstream gradient of 1) written over the logits; 0 in ignored rows.

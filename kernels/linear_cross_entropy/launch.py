@@ -222,7 +222,7 @@ def _loss(rows: Rows, target: Tensor, losses: Tensor, stats: Tensor, formula: Fo
         return
     tile = tiles.part_of_row(rows.columns, logits.element_size(), target_of(logits))
     loss_kernel[(logits.shape[0],)](
-        rows, target, losses, stats[0], stats[1], formula,
+        target, losses, stats[0], stats[1], rows, formula,
         HAS_SMOOTHING=formula.label_smoothing != 0.0, LANES=tile.lanes, WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
@@ -233,7 +233,7 @@ def _loss_and_gradient(rows: Rows, target: Tensor, losses: Tensor, stats: Tensor
         return
     tile = tiles.whole_row(rows.columns, logits.element_size(), target_of(logits))
     loss_and_gradient_kernel[(logits.shape[0],)](
-        rows, target, losses, stats[0], stats[1], formula,
+        target, losses, stats[0], stats[1], rows, formula,
         HAS_SMOOTHING=formula.label_smoothing != 0.0, IN_REGISTERS=tile.in_registers, LANES=tile.lanes,
         WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
@@ -246,6 +246,6 @@ def _gradient(rows: Rows, out: Tensor, target: Tensor, stats: Tensor, upstream: 
     block_v, num_warps = tiles.part_of_gradient(rows.columns, logits.element_size())
     parts = cdiv(rows.columns, block_v)
     gradient_kernel[(logits.shape[0] * parts,)](
-        rows, out, out.stride(0), target, stats[0], stats[1], upstream, parts, formula,
+        rows, target, out, out.stride(0), stats[0], stats[1], upstream, parts, formula,
         BLOCK_V=block_v, num_warps=num_warps,
     )  # fmt: skip
