@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import correlation, linear_regression
 from typing import Any
 
-from fastgpt.study.charts import line_chart, side_by_side
+from fastgpt.study.charts import in_a_row, line_chart
 
 OURS = "fastgpt"
 
@@ -236,7 +236,7 @@ def plots(rows: list[dict]) -> dict[str, str]:
         if all(r["peak_bytes"] for r in members):  # not on a CPU
             panels.append(_panel(members, axis, "peak_bytes", "peak bytes", log_y=True))
         name = "-".join((op, mode, dtype, rest)).replace(" ", "-").replace("=", "").replace("+", "-")
-        result[f"{name}.svg"] = side_by_side(list(filter(None, panels)), title=" ".join((op, mode, dtype, rest)))
+        result[f"{name}.svg"] = in_a_row(list(filter(None, panels)), title=" ".join((op, mode, dtype, rest)))
     return result
 
 

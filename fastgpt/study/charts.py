@@ -1,7 +1,7 @@
 """Line charts as SVG, which browsers show and nothing need be installed for.
 
 svg = line_chart({"training": [(1, 8.3), (2, 7.9)]}, x_label="step", y_label="nats/token")
-two = side_by_side([svg, picture(png_bytes, 400, 320)], title="A training run")
+two = in_a_row([svg, picture(png_bytes, 400, 320)], title="A training run")
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def picture(png: bytes, width: int, height: int) -> str:
     return f"{_opened(width, height)}{image}</svg>"
 
 
-def side_by_side(charts: Sequence[str], title: str) -> str:
+def in_a_row(charts: Sequence[str], title: str) -> str:
     """One SVG, white, of several that this module made, in a row below a title."""
     sizes = [tuple(map(int, re.findall(r'width="(\d+)" height="(\d+)"', chart)[0])) for chart in charts]
     width, height = sum(w for w, _ in sizes), max(h for _, h in sizes) + 30

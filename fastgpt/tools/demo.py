@@ -25,7 +25,7 @@ from ..model.config import GPTConfig
 from ..model.gpt import GPT
 from ..nn.implementations import Implementations, implementations
 from ..study import attention_maps
-from ..study.charts import line_chart, picture, side_by_side
+from ..study.charts import in_a_row, line_chart, picture
 from ..study.report import Report, environment
 from ..train.metrics import read_metrics
 from ..train.trainer import TrainConfig, Trainer, TrainResult, Validation, resolve_device
@@ -276,7 +276,7 @@ def draw_picture(result: DemoResult, curve: str, maps: dict[int, torch.Tensor], 
     except ImportError as error:
         say(f"no attention maps in the picture: {error}")
     title = f"Shakespeare: {result.before.loss:.2f} → {result.after.loss:.2f} nats per token"
-    result.picture.write_text(side_by_side(parts, title), encoding="utf-8")
+    result.picture.write_text(in_a_row(parts, title), encoding="utf-8")
 
 
 def loss_curve(result: DemoResult, lines: list[dict]) -> str:

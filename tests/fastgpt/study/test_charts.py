@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fastgpt.study.charts import line_chart, log_ticks, picture, side_by_side, ticks
+from fastgpt.study.charts import in_a_row, line_chart, log_ticks, picture, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -48,9 +48,9 @@ def test_logarithmic_axes_have_equal_steps_for_equal_factors():
     assert {"500", "1000", "2000", "1G", "10G"} <= set(texts)
 
 
-def test_charts_side_by_side_are_one_svg():
+def test_charts_in_a_row_are_one_svg():
     chart = line_chart({"a": [(1, 2.0), (2, 3.0)]}, x_label="", y_label="", size=(400, 200))
-    root = ET.fromstring(side_by_side([chart, picture(b"png", 100, 300)], title="a <b> & c"))
+    root = ET.fromstring(in_a_row([chart, picture(b"png", 100, 300)], title="a <b> & c"))
     assert (root.attrib["width"], root.attrib["height"]) == ("500", "330")
     assert [g.attrib["transform"] for g in root.findall(f"{SVG}g")] == ["translate(0 30)", "translate(400 30)"]
     assert "a <b> & c" in [t.text for t in root.iter(f"{SVG}text")]

@@ -6,6 +6,7 @@ from ..places import (
     argument,
     assignment,
     call,
+    choice,
     comparison,
     comprehension,
     condition,
@@ -32,6 +33,7 @@ _OUTPUT = "tests/fastgpt/model/test_output.py::test_"
 _IMPL = "tests/fastgpt/nn/test_impl.py::test_"
 _ROUNDING = "tests/fastgpt/tools/test_rounding.py::test_"
 _CHARTS = "tests/fastgpt/study/test_charts.py::test_"
+_MOVED = "tests/fastgpt/test_moved.py::test_"
 _REPORT = "tests/fastgpt/study/test_report.py::test_"
 
 MUTANTS = (
@@ -249,6 +251,30 @@ MUTANTS = (
         "study.line_chart",
         comprehension("isfinite").becomes("list(points)"),
         _CHARTS + "line_chart_draws_every_point_and_level",
+    ),
+    Mutant(
+        "chart-logarithmic-axis-is-linear",
+        "study.line_chart",
+        choice("log10").becomes("float"),
+        _CHARTS + "logarithmic_axes_have_equal_steps_for_equal_factors",
+    ),
+    Mutant(
+        "charts-in-a-row-lie-on-each-other",
+        "in_a_row",
+        assignment("left", "chart_width").dropped(),
+        _CHARTS + "charts_in_a_row_are_one_svg",
+    ),
+    Mutant(
+        "old-import-path-is-another-module",
+        "_OldNames.exec_module",
+        assignment("modules", "import_module").becomes("import_module(MOVED[old])"),
+        _MOVED + "an_old_path_is_the_new_module",
+    ),
+    Mutant(
+        "old-import-path-says-nothing",
+        "_OldNames.exec_module",
+        call("warn_explicit").dropped(),
+        _MOVED + "an_old_path_is_the_new_module",
     ),
     Mutant(
         "attention-maps-a-token-ends-the-script",
