@@ -112,23 +112,26 @@ def attention(
     window, T_k = kwargs.get("sliding_window"), key.shape[2]
     # A KeyMask says its window itself. One that hides nothing is no mask here: if bidirectional, of T_k - 1 keys on
     # each side or more, which some models hand on as they are, and others with one more.
-    if attention_mask is None and isinstance(window, int) and 0 < window < (T_k if sees["causal"] else T_k - 1):
-        sees["window"] = window
+    if attention_mask is None and sees is not None:
+        farthest = T_k if sees["causal"] else T_k - 1
+        if isinstance(window, int) and 0 < window < farthest:
+            sees["window"] = window
     documents = _documents(query, key, kwargs)
     reason = _why_torchs(query, key, value, sees, dropout, kwargs)
     wanted = _weights_wanted(module, kwargs)
-    if reason is None:
+    if reason is None and sees is not None:
         sees |= {"softmax_scale": scaling, "cu_seqlens": documents}
         out, lse = attend(query, key, value, dropout_p=dropout, return_lse=True, **sees)
         weights = attention_weights(query, key, lse, **sees).to(query.dtype) if wanted else None
         return out.transpose(1, 2), weights
+    assert reason is not None, "a mask that is not described is one"
     say_fallback(f'attn_implementation="{NAME}"', "torch's attention is used", reason)
     dense = _dense_mask(query, key, attention_mask, sees, documents)
     extras = {"softcap": kwargs.get("softcap"), "sinks": _sinks(kwargs)}
     if wanted or any(extra is not None for extra in extras.values()):
         if kwargs.get("cache") is not None:
             raise ValueError(f'attn_implementation="{NAME}" has no weights, softcap or sinks with a paged cache')
-        if dense is None and sees["causal"]:  # torch's `is_causal` is not there to say it
+        if dense is None and sees is not None and sees["causal"]:  # torch's `is_causal` is not there to say it
             dense = reference.attention_mask(query.shape[2], key.shape[2], device=query.device)
         extras["position_bias"] = kwargs.get("position_bias")
         out, weights = plain_attention(query, key, value, dense, scale=scaling, dropout_p=dropout, **extras)
@@ -164,7 +167,7 @@ def _dense_mask(
     """The mask as a tensor, for torch; None where none is needed beside torch's own `is_causal`."""
     T_q, T_k = query.shape[2], key.shape[2]
     if sees is None:
-        if documents is None:
+        if documents is None or mask is None:
             return mask
         same = reference.attention_mask(T_q, T_k, causal=False, cu_seqlens=documents, device=query.device)
         return mask & same if mask.dtype == torch.bool else mask.masked_fill(~same, torch.finfo(mask.dtype).min)

@@ -50,9 +50,11 @@ class GPT2MLP(modeling_gpt2.GPT2MLP):
         if reason is not None:
             say_fallback("GPT2MLP", "transformers' own is used", reason)
             return super().forward(hidden_states)
+        approximate = approximate_of(self.act)
+        assert approximate is not None, "the children run where there is none"
         return gelu_ffn(
             hidden_states, self.c_fc.weight.t(), self.c_fc.bias, self.c_proj.weight.t(), self.c_proj.bias,
-            approximate=approximate_of(self.act), dropout_p=self.dropout.p if self.dropout.training else 0.0,
+            approximate=approximate, dropout_p=self.dropout.p if self.dropout.training else 0.0,
         )  # fmt: skip
 
     def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:

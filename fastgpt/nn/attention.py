@@ -34,7 +34,8 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
     - A query that sees no key gives the output projection's bias and weights 0, where torch may give NaN.
 
     torch's own implementation takes over, and the "fastgpt" log says why, once per reason, for other masks,
-    `add_bias_kv`, `add_zero_attn`, head_dim above 256, float64, nested tensors, and devices without Triton.
+    `add_bias_kv`, `add_zero_attn`, head_dim above 256, float64, a dropout of 1.0, nested tensors, and devices without
+    Triton.
     """
 
     fastgpt_part = "attn"  # for `fastgpt.implementations`
@@ -77,21 +78,20 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
             "FlashMultiheadAttention", 3, query=query, key=key, value=value, key_padding_mask=key_padding_mask,
             attn_mask=attn_mask,
         )  # fmt: skip
-        reason = self._why_torchs(query, key, value)
-        if reason is None:
-            masks = _read_masks(attn_mask, key_padding_mask, is_causal, query, key, self.batch_first)
-            reason = masks if isinstance(masks, str) else None
-        if reason is not None:
-            say_fallback("FlashMultiheadAttention", "torch's own implementation is used", reason)
-            if is_causal and attn_mask is None:
-                time = 0 if query.dim() == 2 or not self.batch_first else 1
-                attn_mask = _hidden_by_causality(query.shape[time], key.shape[time], query.device)
-            arguments = query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            if not _transforms.are_on():
-                return self._torchs_own(*arguments)
-            with _transforms.torch_attention():
-                return self._torchs_own(*arguments)
-        return self._attend(query, key, value, masks, need_weights, average_attn_weights)
+        masks = self._why_torchs(query, key, value) or _read_masks(
+            attn_mask, key_padding_mask, is_causal, query, key, self.batch_first
+        )
+        if not isinstance(masks, str):
+            return self._attend(query, key, value, masks, need_weights, average_attn_weights)
+        say_fallback("FlashMultiheadAttention", "torch's own implementation is used", reason=masks)
+        if is_causal and attn_mask is None:
+            time = 0 if query.dim() == 2 or not self.batch_first else 1
+            attn_mask = _hidden_by_causality(query.shape[time], key.shape[time], query.device)
+        arguments = query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        if not _transforms.are_on():
+            return self._torchs_own(*arguments)
+        with _transforms.torch_attention():
+            return self._torchs_own(*arguments)
 
     def _torchs_own(self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None]:
         """torch's forward, which reads the weight of `out_proj`: one that is no longer itself runs after it."""
@@ -148,11 +148,11 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         batched = query.dim() == 3
         q, k, v = self._project(query, key, value)  # (B, H, T, D) views
         T_q, T_k = q.shape[2], k.shape[2]
-        key_lengths, key_starts = masks.key_lengths, masks.key_starts
         causal, window = top_left(T_q, T_k) if masks.causal else (False, None)
         if masks.causal and T_q < T_k:  # nobody sees the keys beyond T_q
             k, v = k[:, :, :T_q], v[:, :, :T_q]
-        sees = {"causal": causal, "window": window, "key_lengths": key_lengths, "key_starts": key_starts}
+        padding = {"key_lengths": masks.key_lengths, "key_starts": masks.key_starts}
+        sees: dict[str, Any] = {"causal": causal, "window": window} | padding
         out, lse = flash_attention(
             q, k, v, dropout_p=self.dropout if self.training else 0.0, return_lse=True, **sees
         )  # (B, H, T_q, D) on (B, T_q, H, D) memory, so that the heads merge without a copy
@@ -252,7 +252,8 @@ def _hidden_by_causality(T_q: int, T_k: int, device: torch.device) -> Tensor:
 
 def _read_attn_mask(hidden: Tensor, plain: Tensor) -> str | None:
     """ "causal" or "empty"; None for any other mask, or one that does more than hide (`plain`, a scalar, is False)."""
-    causal = (hidden == _hidden_by_causality(*hidden.shape, hidden.device)).all()
+    T_q, T_k = hidden.shape
+    causal = (hidden == _hidden_by_causality(T_q, T_k, hidden.device)).all()
     plain, causal, hides = torch.stack([plain, causal, hidden.any()]).tolist()
     if not plain:
         return None

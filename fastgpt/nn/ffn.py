@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -121,7 +122,7 @@ class GELUFFN(SequentialFFN):
         options: dict[str, Any] = {"residual": residual}
         if dropout and dropout[0].training:
             options["dropout_p"] = dropout[0].p
-        function = reference.gelu_ffn
+        function: Callable[..., Tensor] = reference.gelu_ffn
         if impl == "triton":
             function, options["recompute"] = gelu_ffn, self.recompute
         return function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate, **options)

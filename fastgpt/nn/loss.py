@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -101,8 +103,9 @@ class LinearCrossEntropyLoss(nn.Module):
             if reason is not None:
                 say_fallback("LinearCrossEntropyLoss", "the loss is that of its linear's output", reason)
                 possible = explain("loss", self.impl, input.device, input.dtype).name == "triton"
-                function = cross_entropy if possible else reference.cross_entropy
-                return function(self.linear(input), target, **dict(zip(_SETTINGS, settings)))
+                of_logits = cross_entropy if possible else reference.cross_entropy
+                named: dict[str, Any] = dict(zip(_SETTINGS, settings))
+                return of_logits(self.linear(input), target, **named)
             weight, bias = self.linear.weight, self.linear.bias
         elif weight is None:
             raise ValueError(
