@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..device.sums import rounded_product
 from ..device.tiles import load_tile, store_tile
-from .device import columns_of, drop, gelu_and_derivative, load_band, product_tile, store_band, tile_at
+from .device import columns_of, drop, gelu_and_derivative, load_band, matmul_tile, store_band, tile_at
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def dgelu_kernel(DY, W, Pre, DPre, Act, DBias, stride, M, N, K, C: tl.constexpr)
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0)):
         i, j = tile_at(index, num_m, num_n, GROUP_M)
         m0, n0 = i * BLOCK_M, j * BLOCK_N
-        dact = product_tile(DY, W, stride, M, N, K, m0, n0, B_IS_NK=False, C=C)
+        dact = matmul_tile(DY, W, stride, M, N, K, m0, n0, B_IS_NK=False, C=C)
         for p in tl.static_range(PARTS):
             n1 = n0 + p * BAND
             act, slope = gelu_and_derivative(load_band(Pre, stride.pre, M, N, m0, n1, C), IS_TANH)

@@ -107,7 +107,7 @@ def tile_at(index, num_m, num_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def product_tile(A, B, stride, M, N, K, m0, n0, B_IS_NK: tl.constexpr, C: tl.constexpr):
+def matmul_tile(A, B, stride, M, N, K, m0, n0, B_IS_NK: tl.constexpr, C: tl.constexpr):
     """(block_m, block_n) float32: rows m0.. and columns n0.. of A (M, K) · B (K, N).
 
     A, B come by pointers and `stride`, any layout and alignment; or as descriptors (sm_90 and newer) over the memory as

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..device.tiles import load_tile, store_tile
-from .device import columns_of, drop, gelu, product_tile, store_band, tile_at
+from .device import columns_of, drop, gelu, matmul_tile, store_band, tile_at
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def up_kernel(X, W, Bias, Pre, Act, stride, M, N, K, C: tl.constexpr):
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0)):
         i, j = tile_at(index, num_m, num_n, GROUP_M)
         m0, n0 = i * BLOCK_M, j * BLOCK_N
-        product = product_tile(X, W, stride, M, N, K, m0, n0, B_IS_NK=True, C=C)
+        product = matmul_tile(X, W, stride, M, N, K, m0, n0, B_IS_NK=True, C=C)
         for p in tl.static_range(PARTS):
             pre = columns_of(product, p, PARTS)  # (block_m, block_n / parts)
             n1 = n0 + p * BAND

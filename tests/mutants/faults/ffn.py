@@ -26,7 +26,7 @@ MUTANTS = (
     Mutant("ffn-bias-dropped", "ffn.up_kernel", value("pre", "bias").becomes("0.0 * it"), _FFN + "linear_gelu"),
     Mutant(
         "ffn-last-ragged-step-of-a-product-skipped",
-        "ffn.device.product_tile",
+        "ffn.matmul_tile",
         value("in_k").operand("K").becomes("K - K % BLOCK_K"),
         _FFN + "any_size",
     ),
@@ -46,7 +46,7 @@ MUTANTS = (
     # --- products in TF32 ---------------------------------------------------------------------------------------------
     Mutant(
         "ffn-tf32-second-operand-truncated",
-        "ffn.device.product_tile",
+        "ffn.matmul_tile",
         value("b", "dot_operand", nth=-1).unwrapped(),
         _PRECISION + "ffn",
     ),
