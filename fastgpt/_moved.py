@@ -30,7 +30,7 @@ class _OldNames:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return ModuleSpec(name, _OldNames) if name in MOVED else None
+        return ModuleSpec(name, _OldNames) if name in MOVED else None  # type: ignore[arg-type]  # a class will do
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:

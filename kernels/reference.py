@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ def flash_attention(
     return_lse: bool = False,
     deterministic: bool = True,
     dropout_mask: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """softmax(q kᵀ · scale + mask) v, and the log-sum-exp of the masked scores.
 
     q (B, H, T_q, D); k, v (B, H_kv, T_k, D) with H a multiple of H_kv; out (B, H, T_q, D); lse (B, H, T_q),
@@ -300,7 +301,7 @@ def cross_entropy(
     softcap: float | None = None,
     return_lse: bool = False,
     inplace: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """Cross-entropy of (..., V) logits with (...) targets, in float32 or better. `inplace` changes nothing here.
 
     softcap c: logits -> c · tanh(logits / c), before everything else (Gemma 2). z_loss w: adds w · lse² to each row
@@ -340,7 +341,7 @@ def linear_cross_entropy(
     return_lse: bool = False,
     *,
     num_chunks: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """cross_entropy(x weightᵀ + bias, target, ...), in one chunk. x (..., d), weight (V, d), bias (V), target (...)."""
     _check_tensors("linear_cross_entropy", 3, x=x, weight=weight, target=target, bias=bias)
     _check_target("linear_cross_entropy", target, x.shape[:-1], "x")

@@ -45,7 +45,7 @@ def reason(error: BaseException) -> str:
 
 def remedy(error: BaseException) -> str:
     """What may help against an error of the operating system, by its number; "" where that is not known."""
-    return _REMEDIES.get(_number(error), "")
+    return _REMEDIES.get(_number(error) or 0, "")
 
 
 def way_out(error: BaseException) -> str:

@@ -15,7 +15,7 @@ def root() -> Path:
         RuntimeError: it is not named, and there is no home folder.
     """
     named = os.environ.get("FASTGPT_CACHE")
-    if not named:
-        asked = Path(os.environ.get("XDG_CACHE_HOME") or "")  # by its specification, a relative one does not count
-        named = (asked if asked.is_absolute() else Path.home() / ".cache") / "fastgpt"
-    return Path(named).absolute()
+    if named:
+        return Path(named).absolute()
+    asked = Path(os.environ.get("XDG_CACHE_HOME") or "")  # by its specification, a relative one does not count
+    return ((asked if asked.is_absolute() else Path.home() / ".cache") / "fastgpt").absolute()

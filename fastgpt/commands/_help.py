@@ -22,7 +22,8 @@ def print_help(given: Given) -> None:
     captured = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace")
     width = min(shutil.get_terminal_size().columns, 120)
     with _columns(width), contextlib.redirect_stdout(captured), contextlib.suppress(SystemExit):
-        tyro.cli(tyro.conf.OmitArgPrefixes[given.command], args=["--help"], prog=given.prog)
+        options = tyro.conf.OmitArgPrefixes[given.command]  # type: ignore[name-defined]  # made at run time
+        tyro.cli(options, args=["--help"], prog=given.prog)
     captured.seek(0)
     _, _, text = captured.read().partition("\n")  # tyro's usage line can be longer than the screen is wide
     text = re.sub(r"\{None\}\|(\w+)( ?)", lambda found: f"{found[1]}{found[2]}{' ' * len('{None}|')}", text)

@@ -7,7 +7,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.settings import SettingError, SettingTypeError, check_integer
 
@@ -134,7 +134,7 @@ def read_config(model: str) -> GPTConfig:
 
 
 def open_model(
-    path: str, device: torch.device, tokenizer: str | None, *, verify: bool = False, **overrides: str
+    path: str, device: torch.device, tokenizer: str | None, *, verify: bool = False, **overrides: Any
 ) -> tuple[GPT | OneHeadLM, Tokenizer]:
     """The model in a run's or a model's folder, ready on `device`, and its tokenizer. `verify`: hash every file of a
     training checkpoint, and not only those that are read.

@@ -73,7 +73,7 @@ def is_ours(error: Exception) -> bool:
 
 def _setting(error: SettingError | SettingTypeError, given: Given | None) -> str:
     option = given.options.get(error.name) if given is not None else None
-    if option is None:
+    if given is None or option is None:
         return f"{error.name.replace('_', ' ')} {shown(error.value)} {error.need}"
     if option.name in given.words and (given.values[option.name] == error.value or error.value != error.value):
         return f"{given.words[option.name]} {error.need}"
@@ -114,7 +114,9 @@ def _mentions(text: str, typed: str) -> bool:
 
 def _texts(given: Given | None) -> Iterator[tuple[Option, str]]:
     """Every text that was typed or stands in the configuration file, with its option."""
-    for option in given.options.values() if given is not None else ():
+    if given is None:
+        return
+    for option in given.options.values():
         value = given.values.get(option.name)
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, str) and one:
@@ -122,7 +124,7 @@ def _texts(given: Given | None) -> Iterator[tuple[Option, str]]:
 
 
 def _path(error: OSError, given: Given | None) -> str:
-    reason = _BY_ERRNO.get(error.errno) or os.strerror(error.errno).lower()
+    reason = _BY_ERRNO.get(error.errno or 0) or os.strerror(error.errno or 0).lower()
     if error.filename is None:
         return reason
     path = os.fspath(error.filename) if not isinstance(error.filename, int) else f"file {error.filename}"

@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # what a shell gives for a process that they end
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -27,7 +28,7 @@ class Signals:
     def __init__(self, prog: str) -> None:
         self.prog = prog
         self._number = signal.SIGINT
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
         for number in STATUS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class Command:
                 try:
                     found[implementation] = _time_steps(
                         config.replace(**parts), self.batch_size, seq_len, self.steps, self.compile, device,
-                        lambda: autocast(device, dtype), lambda text, name=implementation: say(f"{name}: {text}"),
+                        lambda: autocast(device, dtype),
+                        functools.partial(lambda name, text: say(f"{name}: {text}"), implementation),
                     )  # fmt: skip
                 except torch.OutOfMemoryError:  # of one implementation, which the others may well not run into
                     found[implementation] = None

@@ -68,6 +68,7 @@ class Command:
                 )  # fmt: skip
         except KeyboardInterrupt:
             raise KeyboardInterrupt("there is no result, and nothing was written") from None
+        assert found is not None  # a bar stops nothing
         if not math.isfinite(found.loss):
             why = f"its training diverged, or {self.dtype} cannot hold its numbers"
             print(

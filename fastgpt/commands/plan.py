@@ -83,7 +83,7 @@ class Command:
         from ..tools import memory
         from ._status import status
 
-        options = {"autocast": dtype == "bfloat16", "arch": gpu.arch if gpu.runs_kernels else "sm_90"}
+        options: dict[str, Any] = {"autocast": dtype == "bfloat16", "arch": gpu.arch if gpu.runs_kernels else "sm_90"}
         room = gpu.memory - int(self.margin * 2**30)
         found = {}
         with status() as say:

@@ -20,11 +20,11 @@ from ..train.train_config import TrainConfig
 from ._signals import STATUS
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..data import TokenDataset
     from ..data.tokenizer import Tokenizer
     from ..model.config import GPTConfig
+    from ..model.gpt import GPT
+    from ..model.one_head import OneHeadLM
     from ..model.one_head_config import OneHeadConfig
     from ..train.trainer import TrainResult
 
@@ -274,10 +274,11 @@ class Command:
         if not resumes:
             return None
         start = newest if self.resume_from is None else Path(self.resume_from)
+        assert start is not None  # else `check` has raised
         checkpoint.verify(start)  # says which one can be gone on from, where this cannot
         return start
 
-    def _model(self, start: Path | None) -> tuple[Tokenizer, Callable[[], nn.Module]]:
+    def _model(self, start: Path | None) -> tuple[Tokenizer, Callable[[], GPT | OneHeadLM]]:
         """The tokenizer, and what makes the model when the data is there."""
         from .. import interop
         from ..base import checksums
@@ -319,8 +320,9 @@ class Command:
         from ..data.tokenizer import Tokenizer
 
         beside = folder if folder is None or folder.is_dir() else folder.parent
-        has_own = beside is not None and os.path.lexists(beside / "fastgpt_tokenizer.json")
-        own = Tokenizer.from_pretrained(beside) if has_own else None
+        own = None
+        if beside is not None and os.path.lexists(beside / "fastgpt_tokenizer.json"):
+            own = Tokenizer.from_pretrained(beside)
         if own is not None and self.tokenizer is None:
             return own
         name = DEFAULT_TOKENIZER if self.tokenizer is None else self.tokenizer
@@ -333,7 +335,7 @@ class Command:
     def _data(self, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset]:
         from . import _inputs
 
-        how = {"progress": self.progress, "verify": self.verify}
+        how: dict[str, Any] = {"progress": self.progress, "verify": self.verify}
         train_data = _inputs.open_data(self.data, "train", tokenizer, **how)
         if self.val_data:
             val_data = _inputs.open_data(self.val_data, "val", tokenizer, option="--val-data", **how)

@@ -129,7 +129,7 @@ class TokenDataset:
             return hashlib.sha256(f"{whole.sha256} {start} {stop}".encode()).hexdigest()
         digest = hashlib.sha256()
         for ids in self._blocks():
-            digest.update(ids.astype(id_dtype(self.vocab_size)))
+            digest.update(ids.astype(id_dtype(self.vocab_size)).data)
         return digest.hexdigest()
 
     def _known_as(self, sha256: str | None, part_of: tuple[TokenDataset, int, int] | None = None) -> TokenDataset:

@@ -13,11 +13,11 @@ import numpy as np
 from .shards import REDO, ShardError, unreadable
 
 
-def check_whole(array: np.ndarray) -> None:
+def check_whole(array: np.ndarray | np.memmap) -> None:
     """Raise ShardError where reading a mapped `array` would end the process: SIGBUS, beyond the end of a file that was
     cut since. (The file that was mapped counts, also when another one has taken its name.)"""
     mapped = getattr(array, "_mmap", None)  # numpy's name for it; what has none is no map
-    if mapped is not None and mapped.size() < _begin(array) + len(mapped):
+    if mapped is not None and isinstance(array, np.memmap) and mapped.size() < _begin(array) + len(mapped):
         raise ShardError(
             f"{array.filename}: cut to {mapped.size()} bytes while it was in use, {_begin(array) + len(mapped)} "
             f"were there when it was opened; {REDO}, or restore the file"
@@ -49,7 +49,9 @@ class Place:
             ShardError: the file was cut since it was mapped.
         """
         mapped, path = getattr(array, "_mmap", None), getattr(array, "filename", None)
-        if mapped is None or path is None or array.mode not in ("r", "r+") or not array.size or not array.flags.forc:
+        if mapped is None or path is None or not isinstance(array, np.memmap):
+            return array
+        if array.mode not in ("r", "r+") or not array.size or not array.flags.forc:
             return array
         check_whole(array)
         first = np.frombuffer(mapped, np.uint8).ctypes.data

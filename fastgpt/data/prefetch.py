@@ -40,9 +40,11 @@ class BatchesAhead:
         self.device = device
         self._thread: threading.Thread | None = None
         self._inside = False
+        self._scout: BatchSampler | None = None  # a copy of the sampler, which moves ahead
+        self._expected: tuple[tuple[Any, ...], int] | None = None  # what the thread's batches depend on, and how many
 
     def __enter__(self) -> BatchesAhead:
-        self._inside, self._expected = True, None
+        self._inside, self._expected, self._scout = True, None, None
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,7 +56,7 @@ class BatchesAhead:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, also inside of the `with`: without the thread."""
-        return {"device": self.device, "_thread": None, "_inside": False}
+        return {"device": self.device, "_thread": None, "_inside": False, "_scout": None, "_expected": None}
 
     def take(self, sampler: BatchSampler, count: int, *, more: bool = True) -> list[Batch]:
         """`count` times the sampler's next batch. `more`: as many will be wanted after these.
@@ -63,7 +65,7 @@ class BatchesAhead:
             whatever reading raises; the sampler is then at the batch that failed.
         """
         batches = self._made(sampler, count)
-        if batches is None:
+        if batches is None or self._scout is None:
             batches = _make(sampler, count, self.device)
         else:
             sampler.position = self._scout.position
@@ -74,7 +76,7 @@ class BatchesAhead:
     def _begin(self, sampler: BatchSampler, count: int) -> None:
         if self._thread is None or not self._thread.is_alive():  # after a fork it is not
             self._start()
-        if _depends_on(self._scout) != _depends_on(sampler):
+        if self._scout is None or _depends_on(self._scout) != _depends_on(sampler):
             self._scout = copy.copy(sampler)
         self._expected = _depends_on(sampler), count
         self._jobs.put((self._scout, count))
@@ -82,7 +84,6 @@ class BatchesAhead:
     def _start(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[BatchSampler, int] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[list[Batch] | None] = queue.SimpleQueue()
-        self._scout: BatchSampler | None = None
         index = self.device.index
         if self.device.type == "cuda" and index is None:
             index = torch.cuda.current_device()  # a new thread's own is 0
@@ -107,10 +108,8 @@ class BatchesAhead:
         return None
 
 
-def _depends_on(sampler: BatchSampler | None) -> tuple[Any, ...] | None:
+def _depends_on(sampler: BatchSampler) -> tuple[Any, ...]:
     """All that the next batches depend on."""
-    if sampler is None:
-        return None
     return (
         sampler.position, id(sampler.dataset), sampler.batch_size, sampler.seq_len, sampler.seed, sampler.rank,
         sampler.world_size, sampler.n_windows,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -93,7 +94,7 @@ def _kind(char: str) -> str:
 
 
 @functools.cache
-def _engines() -> dict[str, object]:
+def _engines() -> dict[str, Any]:
     """For each kind of character an encoding that has tokens for no others."""
     import tiktoken
 

@@ -8,6 +8,7 @@ What was read in whole and found right is remembered in the user's cache, so tha
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -42,7 +43,8 @@ def check_unaltered(folder: Path, manifest: dict[str, Any], *, whole: bool = Fal
     sizes = [states[entry["file"]][1] for entry in doubtful]
     with bytes_bar("verifying", sum(sizes), enabled=progress and sum(sizes) >= _LONG, transient=True) as move:
         for entry, before in zip(doubtful, itertools.accumulate(sizes, initial=0)):
-            _check_hash(folder / entry["file"], entry["sha256"], lambda n, before=before: move(before + n))
+            on_read = functools.partial(lambda start, n: move(start + n), before)
+            _check_hash(folder / entry["file"], entry["sha256"], on_read)
     new = {entry["file"]: states[entry["file"]] for entry in doubtful if entry["file"] in large - believed}
     if new:
         _remember(folder, remembered | new)

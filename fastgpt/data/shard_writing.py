@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -122,7 +122,8 @@ class ShardWriter:
     def __init__(self, folder: Path, dtype: np.dtype, shard_tokens: int) -> None:
         self.folder, self.dtype, self.shard_tokens = folder, dtype, shard_tokens
         self.n_tokens = 0
-        self._file, self._count, self._hash = None, 0, hashlib.sha256()
+        self._file: BinaryIO | None = None  # the shard that is being written
+        self._count, self._hash = 0, hashlib.sha256()  # of its ids
         self._hash_of_all = hashlib.sha256()
         self._entries: list[dict[str, Any]] = []
 
@@ -131,21 +132,22 @@ class ShardWriter:
             if self._file is None:
                 self._file = open(self.folder / shard_name(len(self._entries)), "wb")  # noqa: SIM115
                 self._file.write(bytes(HEADER.size))
+            file = self._file
             part, ids = ids[: self.shard_tokens - self._count], ids[self.shard_tokens - self._count :]
             data = part.astype(self.dtype).tobytes()
-            self._file.write(data)
+            file.write(data)
             self._hash.update(data)
             self._hash_of_all.update(data)
             self._count += len(part)
             self.n_tokens += len(part)
             if self._count == self.shard_tokens:
-                self._finish()
+                self._finish(file)
 
-    def _finish(self) -> None:
-        self._file.seek(0)
-        self._file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self._count))
-        self._file.close()
-        name = Path(self._file.name).name
+    def _finish(self, file: BinaryIO) -> None:
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self._count))
+        file.close()
+        name = Path(file.name).name
         self._entries.append({"file": name, "n_tokens": self._count, "sha256": self._hash.hexdigest()})
         self._file, self._count, self._hash = None, 0, hashlib.sha256()
 
@@ -153,7 +155,7 @@ class ShardWriter:
         """End the last shard; write documents.npy, the (n,) positions where documents start, and the manifest, in which
         `about` (tokenizer, n_bytes, sources) stands too."""
         if self._file is not None:
-            self._finish()
+            self._finish(self._file)
         np.save(self.folder / DOCUMENTS, documents.astype(np.int64))
         entry = {"file": DOCUMENTS, "sha256": files.sha256(self.folder / DOCUMENTS)}
         manifest = {

@@ -251,7 +251,7 @@ def _no_text(path: Path, data: bytes, line: int, offset: int) -> SourceError:
     where = f"(a NUL byte in line {line + data.count(10, 0, at)}, at byte {offset + at})"
     sample = data[offset % 4 and 4 - offset % 4 :][:4096]  # from the beginning of a character on, whatever they are
     zeros = [sample[byte::4].count(0) * 8 > len(sample) for byte in range(4)]  # more than half of them
-    encoding = _ZEROS.get(tuple(zeros))
+    encoding = _ZEROS.get((zeros[0], zeros[1], zeros[2], zeros[3]))
     if encoding:
         return SourceError(f"{path}: {encoding} text without a byte-order mark {where}; {_convert(path, encoding)}")
     return SourceError(f"{path}: binary data {where}, not text; give text or JSON Lines files")

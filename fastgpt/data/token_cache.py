@@ -74,6 +74,7 @@ def _opened(folder: Path, **how: bool) -> TokenDataset | None:
     """The entry, if it is there and whole."""
     with contextlib.suppress(FileNotFoundError, ShardError):
         return TokenDataset.open(folder, **how)
+    return None
 
 
 def _delete(entry: Path) -> None:

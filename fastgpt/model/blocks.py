@@ -7,6 +7,8 @@ Shapes: B batch, T tokens, d d_model, H query heads, H_kv key/value heads, D hea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,10 +48,12 @@ class CausalSelfAttention(nn.Module):
     """
 
     fastgpt_part = "attn"
+    in_proj_bias: nn.Parameter | None
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         check_constructible("attn", config.attn_impl, config.head_dim)
+        assert config.n_kv_heads is not None  # a config has seen to it
         self.impl = config.attn_impl
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self.dropout = config.dropout
@@ -167,6 +171,7 @@ class FeedForward(SequentialFFN):
     """
 
     def __init__(self, config: GPTConfig) -> None:
+        assert config.d_ff is not None  # a config has seen to it
         super().__init__(
             nn.Linear(config.d_model, config.d_ff, bias=config.bias),
             nn.GELU(approximate=config.gelu),
@@ -184,7 +189,8 @@ class FeedForward(SequentialFFN):
         impl = choose("ffn", self.impl, x.device, x.dtype)
         if impl == "torch":
             return super().forward(x)
-        up, gelu, down = self._modules.values()
+        children: list[Any] = [*self._modules.values()]
+        up, gelu, down = children
         function = kernels.gelu_ffn if impl == "triton" else reference.gelu_ffn
         return function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate)
 
@@ -222,7 +228,10 @@ def why_head_runs(head: nn.Module) -> str | None:
 def head_choice(head: nn.Module, device: torch.device, dtype: torch.dtype) -> Choice:
     """What computes the loss where `head` stands in a model's head's place, and why."""
     reason = why_head_runs(head)
-    return explain("loss", head.impl, device, dtype) if reason is None else children_run(reason)
+    if reason is not None:
+        return children_run(reason)
+    assert isinstance(head, Head)
+    return explain("loss", head.impl, device, dtype)
 
 
 def logits_and_loss(
@@ -241,6 +250,7 @@ def logits_and_loss(
         say_fallback("GPT", "the loss is torch's cross-entropy of the head's logits", reason)
         logits = head(hidden)
         return logits, _cross_entropy(logits, targets, reduction)
+    assert isinstance(head, Head)
     impl = choose("loss", head.impl, hidden.device, hidden.dtype)
     if impl == "triton":
         loss = kernels.linear_cross_entropy(

@@ -182,7 +182,8 @@ class GPT(Generates):
 
     def _attention(self, layer: int) -> CausalSelfAttention:
         """That layer's own attention, also inside of what somebody has put around it."""
-        attn = self.blocks[layer].attn
+        block: Any = self.blocks[layer]
+        attn: nn.Module = block.attn
         own = next((module for module in attn.modules() if isinstance(module, CausalSelfAttention)), None)
         if own is None:
             raise TypeError(f"attention_maps: layer {layer} attends by a {type(attn).__name__}, which tells no weights")
@@ -203,7 +204,7 @@ class GPT(Generates):
         for module in self.modules():
             request = requests.get(f"{getattr(module, 'fastgpt_part', None)}_impl")
             if request is not None:
-                module.impl = request
+                module.impl = request  # type: ignore[assignment]  # for torch, attributes are tensors or modules
         return self
 
     def parts_read(self) -> dict[str, tuple[str, Any]]:
@@ -281,6 +282,6 @@ class GPT(Generates):
 def _checked_config(config: Any) -> GPTConfig:
     if isinstance(config, GPTConfig):
         return config
-    way = {dict: "GPTConfig(**config)", str: "GPTConfig.preset(name), or GPT.from_pretrained(folder)"}
+    way: dict[type, str] = {dict: "GPTConfig(**config)", str: "GPTConfig.preset(name), or GPT.from_pretrained(folder)"}
     hint = way.get(type(config), 'GPTConfig.preset("gpt2"), or GPTConfig(vocab_size, max_len, n_layers, ...)')
     raise SettingTypeError("GPT", "config", config, f"must be a GPTConfig: {hint}")

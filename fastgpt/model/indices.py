@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..base.settings import check_integer
 
@@ -15,10 +16,9 @@ def chosen_indices(what: str, wanted: Sequence[int] | int | None, count: int) ->
     """
     if wanted is None:
         return list(range(count))
-    try:
-        several = [wanted] if isinstance(wanted, str) else list(wanted)
-    except TypeError:  # one number
-        several = [wanted]
+    several: list[Any] = [wanted]
+    if isinstance(wanted, Iterable) and not isinstance(wanted, str):
+        several = list(wanted)
     numbers = [check_integer("attention_maps", f"{what}s", n) for n in several]
     for n in numbers:
         if not -count <= n < count:

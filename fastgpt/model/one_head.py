@@ -38,7 +38,11 @@ class OneHeadOutput(NamedTuple):
     causal_mask: Tensor
     qk_scaled: Tensor
     qk_softmax: Tensor
-    loss = None  # there are no targets
+
+    @property
+    def loss(self) -> None:
+        """There are no targets."""
+        return None
 
 
 class OneHeadOutputWithLoss(NamedTuple):

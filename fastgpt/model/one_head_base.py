@@ -18,7 +18,7 @@ from .sampling import Generates
 from .token_ids import checked_ids, checked_targets
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 
 class OneHeadBase(Generates):

@@ -70,6 +70,8 @@ class GPTOutput(OrderedDict):
     @property
     def logits(self) -> Tensor | None:
         if self._pending:
+            assert self.unembedding is not None  # what is pending has one, and what it is made of
+            assert self.hidden is not None
             super().__setitem__("logits", self.unembedding.logits(self.hidden))
             self._pending = False
         if self._lost:
@@ -107,7 +109,7 @@ class GPTOutput(OrderedDict):
                 raise KeyError(_LOST)
             return self.logits if key == "logits" and self._pending else super().__getitem__(key)
         names = self._names(pending=True)[key]  # only what is asked for is computed
-        return tuple(self[name] for name in names) if isinstance(key, slice) else self[names]
+        return self[names] if isinstance(names, str) else tuple(self[name] for name in names)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self[key] if key in self else default  # noqa: SIM401 (this is get)
@@ -120,18 +122,22 @@ class GPTOutput(OrderedDict):
         return self[:]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names(pending=self._pending and self.unembedding.evaluating))
+        return iter(self._names(pending=self._pending and self._evaluating()))
 
     def __len__(self) -> int:
-        return len(self._names(pending=self._pending and self.unembedding.evaluating))
+        return len(self._names(pending=self._pending and self._evaluating()))
 
-    def keys(self) -> KeysView[str]:
+    def _evaluating(self) -> bool:
+        return self.unembedding is not None and self.unembedding.evaluating
+
+    # The views of a dict of any kind; OrderedDict's own would not see the logits that are not there yet.
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
         return KeysView(self)
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
         return ValuesView(self)
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
         return ItemsView(self)
 
     def _names(self, pending: bool) -> list[str]:
@@ -280,6 +286,5 @@ _pytree.register_pytree_node(
     to_dumpable_context=lambda context: list(context[0]),
     from_dumpable_context=lambda names: (tuple(names), None, False),
 )  # fmt: skip
-GPTOutput.__dataclass_fields__ = dataclasses.make_dataclass(
-    "GPTOutput", ["loss", "computed_logits", "hidden", "unembedding"]
-).__dataclass_fields__
+_as_fields = dataclasses.make_dataclass("GPTOutput", ["loss", "computed_logits", "hidden", "unembedding"])
+GPTOutput.__dataclass_fields__ = _as_fields.__dataclass_fields__  # type: ignore[attr-defined]

@@ -59,6 +59,11 @@ class SamplingConfig:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The token ids that end a text: `eos`, as many as there are."""
+        return self.eos if isinstance(self.eos, tuple) else ()
+
     @classmethod
     def of(cls, settings: dict[str, Any], vocab_size: int) -> SamplingConfig:
         """The keyword arguments of a call, checked against the model's vocabulary too.
@@ -76,7 +81,7 @@ class SamplingConfig:
             raise SettingError(
                 "generate", "top_k", config.top_k, f"must be at most {vocab_size}, the model's vocabulary"
             )
-        for token in config.eos or ():
+        for token in config.ends:
             if token >= vocab_size:
                 raise SettingError("generate", "eos", token, f"must be a token id in [0, {vocab_size})")
         return config
@@ -190,7 +195,7 @@ def _stream(
         unchecked = undrawable
         if config.eos:
             token = torch.where(finished, token, drawn)
-            for eos in config.eos:
+            for eos in config.ends:
                 finished = finished | (token == eos)
         else:
             token = drawn

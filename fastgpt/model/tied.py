@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,8 +24,11 @@ class Tying(Protocol):
     """A model whose head may be its token embedding."""
 
     config: GPTConfig
-    token_emb: nn.Module
-    head: nn.Module
+
+    @property
+    def token_emb(self) -> nn.Module: ...
+    @property
+    def head(self) -> nn.Module: ...
 
 
 class Place(NamedTuple):
@@ -36,7 +40,9 @@ class Place(NamedTuple):
 
     @property
     def parameter(self) -> nn.Parameter:
-        return self.module._parameters[self.name]
+        parameter = self.module._parameters[self.name]
+        assert parameter is not None  # else it is no place
+        return parameter
 
 
 def places(model: Tying) -> list[Place]:
@@ -54,8 +60,8 @@ def _to_be_tied(model: Tying) -> list[Place]:
     """Both places of a model without values, which Accelerate's init_empty_weights has untied as it was made."""
     both = [Place(f"{part}.weight", getattr(model, part), "weight") for part in ("token_emb", "head")]
     weights = [place.module._parameters.get("weight") for place in both]
-    empty = model.config.tie_weights and all(w is not None and w.is_meta for w in weights)
-    return both if empty and weights[0].shape == weights[1].shape else []
+    shapes = {w.shape for w in weights if w is not None and w.is_meta}
+    return both if model.config.tie_weights and None not in weights and len(shapes) == 1 else []
 
 
 @contextlib.contextmanager
@@ -120,7 +126,7 @@ def _in_trainers_checkpoint() -> bool:
     and fails at its last step, the training lost, if it gets a state dict as everybody else does."""
     if "transformers.trainer" not in sys.modules:
         return False
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name in _CHECKPOINTS and frame.f_globals.get("__name__") == "transformers.trainer":
             return True
@@ -133,7 +139,7 @@ _CHECKPOINTS = ("_save", "save_model", "_load_from_checkpoint", "_load_best_mode
 
 def _loading_is_strict() -> bool:
     """What the load_state_dict that runs now was asked for: torch tells a module's hooks "strict" in either case."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "load_state_dict" and "strict" in frame.f_locals:
             return bool(frame.f_locals["strict"])

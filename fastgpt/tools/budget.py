@@ -61,7 +61,8 @@ class Exact:
     def __getitem__(self, index) -> Exact:
         """A part of the result, to be judged on its own."""
         index = index if isinstance(index, tuple) else (index,)
-        return Exact(self.value[index], lambda: self._moved()[(slice(None), *index)])
+        of_all = (slice(None), *index)
+        return Exact(self.value[index], lambda: self._moved()[of_all])
 
     @functools.cached_property
     def rounding(self) -> Errors:

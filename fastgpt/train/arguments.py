@@ -54,9 +54,7 @@ def check_settings(settings: dict[str, Any] | None) -> None:
 
 def _check_data(model: nn.Module, train_data: TokenDataset, val_data: TokenDataset | None) -> None:
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
-    for name, data in (("train_data", train_data), ("val_data", val_data)):
-        if data is None and name == "val_data":
-            continue
+    for name, data in {"train_data": train_data, **({} if val_data is None else {"val_data": val_data})}.items():
         check_dataset("Trainer", name, data)
         if vocab_size is not None and data.vocab_size > vocab_size:
             raise ValueError(

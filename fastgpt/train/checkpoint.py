@@ -96,9 +96,11 @@ def verify(folder: Path) -> None:
 
 
 def save(
-    target: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], tokenizer: Any = None
+    target: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any], tokenizer: Any = None
 ) -> None:
     """Write model, optimizer, random-number states and `state` (JSON) as one checkpoint, atomically.
+
+    model: a torch.nn.Module with `save_pretrained(folder)`.
 
     Raises:
         CheckpointError: it cannot be written; nothing was replaced.
@@ -206,7 +208,7 @@ def _check_config(folder: Path, model: nn.Module) -> None:
     """Raise CheckpointError where the saved config would compute something else with the same weights."""
     config = getattr(model, "config", None)
     path = folder / "config.json"
-    if not dataclasses.is_dataclass(config) or not path.is_file():
+    if not dataclasses.is_dataclass(config) or isinstance(config, type) or not path.is_file():
         return
     saved = files.read_json(path)
     own = dataclasses.asdict(config) if isinstance(saved, dict) else {}  # a model of others may write what it likes

@@ -212,7 +212,7 @@ class Scalars:
         folder.mkdir(parents=True, exist_ok=True)
         # The name that TensorBoard looks for. Two runs of one second in one folder, one after the other, append.
         self._file = open(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}", "ab")  # noqa: SIM115
-        self._records, self._event = RecordWriter(self._file), Event
+        self._records, self._event, self._flush = RecordWriter(self._file), Event, self._file.flush
         self._add(file_version="brain.Event:2")
         self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -224,7 +224,7 @@ class Scalars:
 
     def _add(self, **fields: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-        self._file.flush()
+        self._flush()
 
     def close(self) -> None:
         """Raises OSError where what was not written before still cannot be."""

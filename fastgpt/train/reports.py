@@ -97,8 +97,9 @@ class _Guarded:
             self._failed(error)
 
     def __call__(self, line: dict[str, Any]) -> None:
-        if self._show is not None:
-            self.run(lambda: self._show(line))
+        show = self._show
+        if show is not None:
+            self.run(lambda: show(line))
 
     def __exit__(self, *_: object) -> None:
         self.run(self._stack.close)

@@ -82,7 +82,7 @@ def saved_record(state: dict[str, Any]) -> dict[str, Any]:
 def model_record(model: nn.Module) -> dict[str, Any]:
     """The fields of the model's config that change what it computes; {} of a model without such a config."""
     config = getattr(model, "config", None)
-    if not dataclasses.is_dataclass(config):
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return {}
     return {k: v for k, v in dataclasses.asdict(config).items() if not k.endswith("_impl")}
 

@@ -35,7 +35,7 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int:
-    return int(_STEP.fullmatch(folder.name).group(1))
+    return int(folder.name.rpartition("-")[2])
 
 
 def is_named_for(folder: Path, step: int) -> bool:

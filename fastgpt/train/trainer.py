@@ -137,6 +137,7 @@ class Trainer(Updates):
             with StopSignals() as self._signals, run_folder.alone(self.config), self._batches:
                 newest = run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)
                 if resume is not False:
+                    assert newest is not None  # else `check` has raised
                     self._resume(newest if resume is True else Path(resume), allow_changes=allow_changes)
                     owed = self.owed.left(self.config.folder)
                     if self.step >= self.config.steps and not owed:

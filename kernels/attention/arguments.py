@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def window_bounds(function: str, window: int | tuple[int, int] | None, causal: b
     if window is None:
         return -1, -1
     one = isinstance(window, int | torch.SymInt)
-    numbers = (window,) if one else window
+    numbers: Any = (window,) if one else window
     if not isinstance(numbers, tuple | list) or not all(isinstance(x, int | torch.SymInt) for x in numbers):
         raise TypeError(f"{function}: window must be an int or a pair of ints (left, right), got {window!r}; use int()")
     if len(numbers) != (1 if one else 2) or min(numbers) < (1 if one else -1):
@@ -84,7 +84,7 @@ def window_bounds(function: str, window: int | tuple[int, int] | None, causal: b
             f"{function}: window must be the number of keys a query sees, at least 1, or a pair (left, right) with -1 "
             f"for no bound; got {window}"
         )
-    left, right = (window - 1, -1 if causal else window - 1) if one else window
+    left, right = (numbers[0] - 1, -1 if causal else numbers[0] - 1) if one else numbers
     return min(left, FARTHEST), min(right, FARTHEST)
 
 
@@ -191,7 +191,7 @@ def chosen_rows(function: str, rows: slice | None, T_q: int) -> tuple[int, int, 
     return first, max(0, cdiv(last - first, step)), step
 
 
-def _bound(function: str, bound: SupportsIndex | None, rows: slice) -> int | None:
+def _bound(function: str, bound: SupportsIndex | None, rows: slice) -> Any:
     """A slice's bound as a number; the compiler's symbolic ones stay so."""
     if bound is None or isinstance(bound, int | torch.SymInt):
         return bound

@@ -28,7 +28,7 @@ def flash_attention(
     document_ids: Tensor | None = None,
     return_lse: bool = False,
     deterministic: bool = True,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """softmax(q kᵀ · softmax_scale + mask) v without ever holding the (T_q, T_k) scores in memory.
 
     Heads come before tokens, as in torch, and `causal` is on unless switched off. For torch's own signature and rules
@@ -74,7 +74,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool, softmax_scale: float | None = None, dropout_p: float = 0.0,
     window: int | tuple[int, int] | None = None, key_lengths: Tensor | None = None, key_starts: Tensor | None = None,
     cu_seqlens: Tensor | None = None, document_ids: Tensor | None = None, return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+) -> Tensor | Any:  # fmt: skip
     """`flash_attention` for callers whose own signature settles the layout."""
     _checks.check_dense(
         "flash_attention", 3, q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,

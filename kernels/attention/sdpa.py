@@ -10,6 +10,7 @@ every key). The two agree when T_q == T_k, and top-left is otherwise one of
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,8 @@ def scaled_dot_product_attention(
         say_fallback("scaled_dot_product_attention", "torch's own function is used", reason)
         if causal is not None and not is_causal:  # a CausalBias knows torch's function by its public name only
             attn_mask, is_causal = _without_causal_bias(query, key, causal)
-        tensors, options = (query, key, value, attn_mask), {"scale": scale, "enable_gqa": enable_gqa}
+        tensors = query, key, value, attn_mask
+        options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
         if not _transforms.are_on():
             return _runtime.torch_attention(*tensors, dropout_p, is_causal, **options)
         # Of torch's own, only the one that materialises the scores has a forward mode and second derivatives.

@@ -76,7 +76,8 @@ def gelu_ffn_forward(
         y = x.new_empty(*x.shape[:-1], d_out, dtype=x.dtype if residual is None else residual.dtype)
         flat_y = rows_of(y)
         for begin, end in tiles.token_chunks(M, d_hidden):
-            pre_, y_, x_ = (None if t is None else t[begin:end] for t in (pre, flat_y, flat))
+            x_, y_ = flat[begin:end], flat_y[begin:end]
+            pre_ = None if pre is None else pre[begin:end]
             residual_ = None if flat_residual is None else flat_residual[begin:end]
             act = up(x_, w1, b1, approximate == "tanh", pre_, path)
             down(act, w2, b2, residual_, dropout, y_, begin)

@@ -133,7 +133,7 @@ def backward(
                 layer_norm_backward[(programs,)](
                     *tensors, partials, *scalars, C=config, num_warps=tile.num_warps
                 )  # fmt: skip
-        if summed:
+        if partials is not None:
             sum_partials(partials, *sums)
         elif sums_wanted:
             tile = tiles.DWEIGHT_LONG

@@ -21,7 +21,7 @@ _INTEGERS = (int, torch.SymInt)
 # The kernels take settings in float32, without subnormal numbers: outside of these a GPU sees 0 or infinity.
 _FLOAT32 = torch.finfo(torch.float32)
 
-Flat = int | float | bool | str | None  # a setting among an operator's arguments
+Flat = Any  # a setting among an operator's arguments, of the type that the schema says
 
 
 class Formula(NamedTuple):
@@ -155,7 +155,8 @@ def check_overwritable(function: str, logits: Tensor) -> None:
 def _is_view_of_leaf(x: Tensor) -> bool:
     if torch.compiler.is_compiling():  # which knows no bases, and plans memory itself
         return False
-    return x._is_view() and x._base.is_leaf and x._base.requires_grad
+    base = x._base
+    return base is not None and base.is_leaf and base.requires_grad
 
 
 def may_overlap(x: Tensor) -> bool:

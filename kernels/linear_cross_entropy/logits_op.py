@@ -34,7 +34,7 @@ def cross_entropy(
     softcap: float | None = None,
     return_lse: bool = False,
     inplace: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """F.cross_entropy of (..., V) logits, computed in float32: one read forward, one read and one write backward.
 
     Nothing of the size of the logits is allocated in the forward pass, and nothing but the gradient in the backward

@@ -37,7 +37,7 @@ def linear_cross_entropy(
     return_lse: bool = False,
     *,
     num_chunks: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """F.cross_entropy(F.linear(x, weight, bias).float(), target, ...), without ever holding all the logits.
 
     Rows go in a few large chunks. For each, a GEMM makes the logits, one kernel turns them into losses and, in place,

@@ -180,7 +180,7 @@ MUTANTS = (
     Mutant(
         "output-walking-through-it-computes-logits-in-training",
         "GPTOutput.__iter__",
-        operand("evaluating").dropped(),
+        operand("_evaluating").dropped(),
         _OUTPUT + "who_walks_through_an_output_in_training_computes_no_logits",
     ),
     Mutant(
