@@ -7,7 +7,7 @@ arguments, in this order: its schema, its flattening and its rebuilding are writ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ _INTEGERS = (int, torch.SymInt)
 # The kernels take settings in float32, without subnormal numbers: outside of these a GPU sees 0 or infinity.
 _FLOAT32 = torch.finfo(torch.float32)
 
-Flat = Any  # a setting among an operator's arguments, of the type that the schema says
+Flat: TypeAlias = Any  # a setting among an operator's arguments, of the type that the schema says
 
 
 class Formula(NamedTuple):
