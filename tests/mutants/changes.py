@@ -111,12 +111,6 @@ def _followed_by(tree: Tree, node: ast.AST, statements: str) -> Edit:
     return Edit(end, end, "\n" + " " * statement.col_offset + indented(_block(statements), statement.col_offset))
 
 
-def _preceded_by(tree: Tree, node: ast.AST, statements: str) -> Edit:
-    statement = _statement(tree, node)
-    start = start_of(statement)
-    return Edit(start, start, indented(_block(statements), start[1]) + "\n" + " " * start[1])
-
-
 _VERBS: dict[str, Callable[..., Edit]] = {
     "becomes": _becomes,
     "dropped": _dropped,
@@ -127,7 +121,6 @@ _VERBS: dict[str, Callable[..., Edit]] = {
     "swapped": _swapped,
     "unwrapped": _unwrapped,
     "followed_by": _followed_by,
-    "preceded_by": _preceded_by,
 }
 
 

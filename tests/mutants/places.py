@@ -206,10 +206,6 @@ class Place:
         """What is done after it, too."""
         return Change(self, "followed_by", (statements,))
 
-    def preceded_by(self, statements: str) -> Change:
-        """What is done before it, too."""
-        return Change(self, "preceded_by", (statements,))
-
 
 _FUNCTION = Place()
 assignment, statement = _FUNCTION.assignment, _FUNCTION.statement

@@ -145,7 +145,6 @@ def planted(change: Change, where: str) -> list[str]:
         (operation("-").unwrapped(), "Loss.other", ['total = {"low": low, "high": high}']),
         (statement("with").unwrapped(), "Loss.other", ["low, high = (x.min(), x.max())"]),
         (assignment("x").followed_by("x = 1"), "Loss.other", ["x = 1"]),
-        (call("clear").preceded_by("x = 1"), "Loss.other", ["x = 1"]),
         (call("max", "y").becomes(element()), "Loss.other", ["return y, low if eps else high, not x"]),
         (call("x.max").becomes(receiver()), "Loss.other", ["low, high = x.min(), x"]),
     ],
