@@ -66,7 +66,7 @@ def define(
     function = _not_differentiable(name, operator, way_out) if autograd is None else autograd
     operator.function = _transforms.transformable(function, operator, name, way_out)
     # What torch.autograd.Function.apply does before this is for torch.func only, and takes as long as all the rest.
-    operator.record = super(torch.autograd.Function, operator.function).apply
+    operator.record = super(torch.autograd.Function, operator.function).apply  # type: ignore[misc]
 
     def dispatch(*args: Any) -> Any:
         if forward_ad._current_level >= 0:

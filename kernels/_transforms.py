@@ -105,7 +105,8 @@ def apply(operator: Any, name: str, way_out: str, args: tuple[Any, ...]) -> Any:
         from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
         from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 
-        api = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())
+        interpreter: Any = retrieve_current_functorch_interpreter()
+        api = FunctorchFunctionalizeAPI(interpreter)
         with api.redispatch_to_next():
             return api.wrap_tensors(operator.op(*api.unwrap_tensors(args)))
     if functionalize in transforms:

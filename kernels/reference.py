@@ -372,7 +372,9 @@ def _check_tensors(function: str, required: int, **tensors: Tensor | None) -> No
 def _checked_sizes(normalized_shape: int | Iterable[int], x: Tensor) -> tuple[int, ...]:
     """`normalized_shape` as a tuple; raise unless these are integers and the last dimensions of x."""
     given = normalized_shape
-    sizes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, Tensor) else (given,)
+    sizes: tuple[Any, ...] = (given,)
+    if isinstance(given, Iterable) and not isinstance(given, Tensor):
+        sizes = tuple(given)
     if not all(isinstance(size, Integral | torch.SymInt) for size in sizes):
         raise TypeError(
             f"reference.layer_norm: normalized_shape is {given!r}, expected an int or a sequence of ints; convert it"

@@ -139,7 +139,9 @@ class AddLayerNorm(nn.LayerNorm):
         self.impl = config.norm_impl
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]  # a LayerNorm by its parameters, not by what it is given
+        self, x: Tensor | None, residual: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(LayerNorm(new), new) with new = residual + dropout(x); x None: nothing to add. All (B, T, d)."""
         dropout_p = self.dropout if self.training else 0.0
         affine = (self.weight, self.bias, self.eps)

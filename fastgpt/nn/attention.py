@@ -102,8 +102,9 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal = arguments
         turned = self.batch_first and query.dim() == 3
         like = self.in_proj_weight if self._qkv_same_embed_dim else self.q_proj_weight
+        query, key, value = (x.transpose(0, 1) if turned else x for x in (query, key, value))
         out, weights = F.multi_head_attention_forward(
-            *(x.transpose(0, 1) if turned else x for x in (query, key, value)), self.embed_dim, self.num_heads,
+            query, key, value, self.embed_dim, self.num_heads,
             self.in_proj_weight, self.in_proj_bias, self.bias_k, self.bias_v, self.add_zero_attn, self.dropout,
             out_proj_weight=torch.eye(self.embed_dim, dtype=like.dtype, device=like.device), out_proj_bias=None,
             training=self.training, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
@@ -172,14 +173,16 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         heads, dim = self.num_heads, self.head_dim
         if self._qkv_same_embed_dim and query is key and key is value:
             packed = F.linear(query, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3E), (T, B, 3E) or (T, 3E)
-            return tuple(map(self._heads_first, packed.unflatten(-1, (3, heads, dim)).unbind(-3)))
+            q, k, v = map(self._heads_first, packed.unflatten(-1, (3, heads, dim)).unbind(-3))
+            return q, k, v
         if self._qkv_same_embed_dim:
             weights = self.in_proj_weight.chunk(3)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         projected = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases))
-        return tuple(self._heads_first(x.unflatten(-1, (heads, dim))) for x in projected)
+        q, k, v = (self._heads_first(x.unflatten(-1, (heads, dim))) for x in projected)
+        return q, k, v
 
     def _heads_first(self, x: Tensor) -> Tensor:
         """(B, T, H, D), (T, B, H, D) or unbatched (T, H, D) -> (B, H, T, D), a view."""

@@ -33,7 +33,8 @@ class SequentialFFN(nn.Sequential):
             return f"there are {len(children)} of them"
         reason = _exact.why_children_run(children.values(), expected)
         if reason is None and len(children) == 4:
-            return support.dropout_why_not([*children.values()][3].p)
+            dropout: Any = [*children.values()][3]
+            return support.dropout_why_not(dropout.p)
         return reason
 
     def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:

@@ -79,7 +79,7 @@ class LinearCrossEntropyLoss(nn.Module):
                 f"LinearCrossEntropyLoss: in_features is {in_features} and num_classes is {num_classes}; give both, or "
                 "neither to pass the weight at each call"
             )
-        if in_features is None:
+        if in_features is None or num_classes is None:
             self.linear = None
         else:
             self.linear = nn.Linear(in_features, num_classes, bias, device, dtype)
