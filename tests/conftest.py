@@ -63,11 +63,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
         elif "device" in getattr(item, "fixturenames", ()) and item.nodeid.startswith(ON_A_GPU):
             item.add_marker(pytest.mark.gpu)
+        if item.nodeid.split("[")[0] in QUICK or item.nodeid.split("::")[0] in QUICK:
+            item.add_marker(pytest.mark.quick)
         if item.module.__name__ not in BESIDE_THE_POINT and _uses_the_budget(item.module):
             item.add_marker(pytest.mark.numeric)
 
 
-BESIDE_THE_POINT = ("tests.fastgpt.test_budget", "tests.fastgpt.test_rounding")  # nothing of ours is judged there
+# What `make check` runs: of each promise a test or a file that says soonest that it is broken. 20 s on two cores.
+QUICK = frozenset(
+    f"tests/{name}"
+    for name in (
+        "test_arrows.py", "test_docs.py", "fastgpt/test_surface.py",
+        "kernels/attention/test_flash_attention.py::test_dtypes",
+        "kernels/attention/test_flash_attention.py::test_lengths",
+        "kernels/attention/test_flash_attention.py::test_grouped_queries",
+        "kernels/attention/test_sdpa.py::test_causal_is_aligned_top_left",
+        "kernels/attention/test_weights.py::test_every_mask",
+        "kernels/layer_norm/test_add_layer_norm.py::test_dtypes",
+        "kernels/layer_norm/test_add_layer_norm.py::test_dropout_is_exact",
+        "kernels/layer_norm/test_bad_input.py",
+        "kernels/ffn/test_values.py::test_ffn",
+        "kernels/ffn/test_values.py::test_dropout_and_residual",
+        "kernels/linear_cross_entropy/test_values.py::test_loss_and_gradients",
+        "kernels/linear_cross_entropy/test_values.py::test_cross_entropy_of_logits",
+        "kernels/test_arguments.py",
+        "fastgpt/nn/test_impl.py::test_auto_without_a_gpu_falls_back_and_says_why_once",
+        "fastgpt/model/test_config.py", "fastgpt/model/test_tied.py",
+        "fastgpt/model/test_model.py::test_equals_the_reference_model",
+        "fastgpt/model/test_model.py::test_nothing_leaks_from_the_future",
+        "fastgpt/model/test_one_head.py", "fastgpt/model/test_plain_loop.py",
+        "fastgpt/data/test_sampler.py", "fastgpt/data/test_prefetch.py", "fastgpt/data/test_token_stream.py",
+        "fastgpt/train/test_trainer.py::test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
+        "fastgpt/train/test_optim.py", "fastgpt/train/test_train_config.py",
+        "fastgpt/commands/test_command_line.py::test_help_and_mistakes_load_nothing_heavy",
+    )
+)  # fmt: skip
+
+BESIDE_THE_POINT = (
+    "tests.fastgpt.tools.test_budget",
+    "tests.fastgpt.tools.test_rounding",
+)  # nothing of ours is judged there
 JUDGES = {
     "assert_within_budget", "assert_all_within_budget", "assert_results_within_budget",
     "check",  # what folders call their own judge
