@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fastgpt.data import pretokens
 from fastgpt.data.pretokens import END_OF_TEXT
 from fastgpt.data.tokenizer import BUNDLED, Tokenizer
-from tests.support.published import published_encoding
+from tests.fastgpt.published import published_encoding
 
 from .harness import fuzz
 

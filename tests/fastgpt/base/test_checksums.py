@@ -20,7 +20,7 @@ from fastgpt.model.formats.tensor_file import read_safetensors, write_safetensor
 from fastgpt.train import checkpoint
 from fastgpt.train.checkpoint import CheckpointError
 
-from ...support.training import tiny_model, tiny_trainer
+from ..training import tiny_model, tiny_trainer
 
 pytestmark = pytest.mark.needs("tiktoken")
 

@@ -24,7 +24,7 @@ from fastgpt.kernels import _runtime
 from fastgpt.tools.demo import DemoConfig
 from fastgpt.train.metrics import read_metrics
 
-from ...support.training import tiny_model
+from ..training import tiny_model
 
 pytestmark = pytest.mark.needs("tyro", "tiktoken")
 

@@ -14,7 +14,7 @@ import pytest
 from fastgpt.data.tokenizer import Tokenizer
 from tests.support import command
 
-from ...support.training import tiny_model
+from ..training import tiny_model
 
 pytestmark = pytest.mark.needs("tyro")
 

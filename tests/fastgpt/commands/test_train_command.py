@@ -17,8 +17,8 @@ from fastgpt.train import trainer
 from fastgpt.train.checkpoint import CheckpointError
 from fastgpt.train.metrics import read_metrics
 
-from ...support.train_command import TEXT, TINY, checkpoints, error, snapshot, train
-from ...support.training import tiny_model
+from ..train_command import TEXT, TINY, checkpoints, error, snapshot, train
+from ..training import tiny_model
 
 pytestmark = pytest.mark.needs("tyro", "rich", "tiktoken")
 

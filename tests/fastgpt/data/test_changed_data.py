@@ -16,7 +16,7 @@ from fastgpt.train import run_folder
 from fastgpt.train.run_folder import SettingsChanged
 from tests.support import command
 
-from ...support.training import tiny_data, tiny_model, tiny_trainer
+from ..training import tiny_data, tiny_model, tiny_trainer
 from .test_shards import big, flip
 
 TINY = [

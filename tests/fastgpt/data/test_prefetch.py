@@ -16,7 +16,7 @@ from fastgpt.data import TokenDataset
 from fastgpt.data.prefetch import BatchesAhead
 from fastgpt.data.sampler import BatchSampler
 
-from ...support.training import tiny_data, tiny_trainer
+from ..training import tiny_data, tiny_trainer
 
 CPU = torch.device("cpu")
 NAME = "fastgpt-batches"

@@ -10,7 +10,7 @@ import pytest
 
 from fastgpt.data import SourceError, TokenDataset, preparation, prepare, sources
 from fastgpt.data.tokenizer import END_OF_TEXT, Tokenizer
-from tests.support.published import published_encoding
+from tests.fastgpt.published import published_encoding
 
 pytestmark = pytest.mark.needs("tiktoken")
 

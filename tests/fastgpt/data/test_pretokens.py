@@ -10,7 +10,7 @@ import pytest
 from fastgpt.data import pretokens
 from fastgpt.data.pretokens import END_OF_TEXT, pieces
 from fastgpt.data.tokenizer import Tokenizer
-from tests.support.published import published_encoding
+from tests.fastgpt.published import published_encoding
 
 pytestmark = pytest.mark.needs("tiktoken")
 

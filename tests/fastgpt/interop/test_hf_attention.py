@@ -12,8 +12,8 @@ from fastgpt.interop import attention_registry, key_mask
 from fastgpt.interop.key_mask import KeyMask
 from fastgpt.interop.plain_attention import plain_attention
 from fastgpt.kernels import interpret
+from tests.fastgpt.hf_models import hf_pair
 from tests.support.budget import assert_within_budget, exactly
-from tests.support.hf_models import hf_pair
 
 pytestmark = pytest.mark.needs("transformers")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fastgpt
-from tests.support.hf_models import hf_model
+from tests.fastgpt.hf_models import hf_model
 
 pytestmark = pytest.mark.needs("transformers")
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import fastgpt
 from fastgpt import GPT, GPTConfig
-from tests.support.hf_models import hf_model
+from tests.fastgpt.hf_models import hf_model
 
 pytestmark = pytest.mark.needs("transformers", "accelerate")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.model.modes import evaluating
-from tests.support.training import tiny_model, tiny_trainer
+from tests.fastgpt.training import tiny_model, tiny_trainer
 
 IDX = torch.ones(1, 2, dtype=torch.long)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastgpt import GPT, GPTConfig, OneHeadLM, interop, presets
-from tests.support.training import VOCAB_SIZE, tiny_trainer
+from tests.fastgpt.training import VOCAB_SIZE, tiny_trainer
 
 
 def documented(seed_):

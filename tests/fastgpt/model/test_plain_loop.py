@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastgpt.train.metrics import read_metrics
 from fastgpt.train.trainer import TrainConfig
 
-from ...support.training import tiny_data, tiny_model, tiny_trainer
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 # No field has its default, no two the same value, and none is without effect: half of the steps are clipped (below).
 SETTINGS = {

@@ -13,7 +13,7 @@ from fastgpt.model.formats import tensor_file
 from fastgpt.model.formats.tensor_file import read_safetensors, write_safetensors
 from fastgpt.train.training_state import optimizer_tensors
 
-from ...support.training import tiny_trainer
+from ..training import tiny_trainer
 
 DTYPES = sorted(tensor_file._NAMES, key=str)
 

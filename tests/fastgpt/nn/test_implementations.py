@@ -20,7 +20,7 @@ import fastgpt
 from fastgpt import GPT, GPTConfig
 from fastgpt.kernels import _library, _notice, _runtime, interpret, reference
 from fastgpt.nn import GELUFFN, FlashMultiheadAttention, LayerNorm, LinearCrossEntropyLoss, impl
-from tests.support.hf_models import hf_model
+from tests.fastgpt.hf_models import hf_model
 from tests.support.launches import launches_skipped
 
 pytest.importorskip("triton")

@@ -17,7 +17,7 @@ from fastgpt.train import checkpoint, metrics, trainer, training_loop
 from fastgpt.train.metrics import read_metrics
 from fastgpt.train.trainer import Validation
 
-from ...support.training import tiny_model, tiny_trainer
+from ..training import tiny_model, tiny_trainer
 
 RUN = {"steps": 6, "save_every": 2, "eval_every": 3, "keep": 2}
 

@@ -18,7 +18,7 @@ from fastgpt.train import run_folder
 from fastgpt.train.trainer import Trainer
 
 from ...support import command
-from ...support.training import tiny_data, tiny_model, tiny_trainer
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 TINY = [
     "--data", "a.txt", "--val-fraction", "0.2", "--tokenizer", "shakespeare", "--n-layers", "1", "--n-heads", "2",

@@ -20,7 +20,7 @@ from fastgpt.train.checkpoint import CheckpointError
 from fastgpt.train.run_folder import SettingsChanged
 from fastgpt.train.train_config import TrainConfig
 
-from ...support.training import tiny_model, tiny_trainer
+from ..training import tiny_model, tiny_trainer
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fastgpt.model.formats.tensor_file import tensors_sha256
 from fastgpt.train import checkpoint
 from fastgpt.train.checkpoint import CheckpointError
 
-from ...support.training import tiny_model, tiny_trainer
+from ..training import tiny_model, tiny_trainer
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fastgpt.data.preparation import prepare
 from fastgpt.data.tokenizer import Tokenizer
 from tests.support.power_cut import PowerCut, real
 
-from ...support.training import tiny_trainer
+from ..training import tiny_trainer
 
 SHAPE = {"vocab_size": 61, "max_len": 24, "n_layers": 1, "n_heads": 2, "d_model": 16}
 

@@ -12,7 +12,7 @@ import torch
 from fastgpt.base.settings import SettingError, SettingTypeError
 from fastgpt.train.trainer import evaluate
 
-from ...support.training import tiny_data, tiny_model
+from ..training import tiny_data, tiny_model
 
 
 def test_evaluation_does_not_depend_on_the_batch_size():

@@ -13,7 +13,7 @@ import pytest
 from fastgpt.train import checkpoint, metrics
 from fastgpt.train.metrics import MetricsLog, read_metrics
 
-from ...support.training import tiny_model, tiny_trainer
+from ..training import tiny_model, tiny_trainer
 
 
 def lines(*steps: int) -> bytes:

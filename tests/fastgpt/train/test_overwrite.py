@@ -16,7 +16,7 @@ from fastgpt.commands import _inputs
 from fastgpt.train import checkpoint, overwritten, run_folder
 from fastgpt.train.metrics import read_metrics
 
-from ...support.training import tiny_trainer
+from ..training import tiny_trainer
 
 
 @pytest.fixture(scope="module")

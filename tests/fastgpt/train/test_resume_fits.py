@@ -17,7 +17,7 @@ from fastgpt.model.formats.tensor_file import write_safetensors
 from fastgpt.train import checkpoint
 from fastgpt.train.checkpoint import CheckpointError
 
-from ...support.training import VOCAB_SIZE, tiny_model, tiny_trainer
+from ..training import VOCAB_SIZE, tiny_model, tiny_trainer
 
 
 class WithSpare(GPT):

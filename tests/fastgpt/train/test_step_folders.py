@@ -10,7 +10,7 @@ import pytest
 
 from fastgpt.train import checkpoint, overwritten
 
-from ...support.training import tiny_trainer
+from ..training import tiny_trainer
 
 
 @pytest.fixture(scope="module")

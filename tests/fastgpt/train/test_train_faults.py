@@ -14,7 +14,7 @@ from fastgpt import cli
 from fastgpt.train import trainer
 from fastgpt.train.metrics import read_metrics
 
-from ...support.train_command import TEXT, TINY, checkpoints, error, train
+from ..train_command import TEXT, TINY, checkpoints, error, train
 
 pytestmark = pytest.mark.needs("tyro", "rich", "tiktoken")
 

@@ -26,7 +26,7 @@ from fastgpt.train.run_folder import SettingsChanged
 from fastgpt.train.stopping import StopSignals
 from fastgpt.train.trainer import TrainConfig, Trainer, Validation, evaluate
 
-from ...support.training import tiny_data, tiny_model, tiny_trainer
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 
 def weights(trainer) -> dict:
@@ -241,7 +241,7 @@ def test_no_two_train_in_one_folder(tmp_path):
 
 _RUN = """
     import sys
-    from tests.support.training import tiny_trainer
+    from tests.fastgpt.training import tiny_trainer
     trainer = tiny_trainer(sys.argv[1], name="killed", steps=100000)
     print("ready", flush=True)
     result = trainer.fit()

@@ -11,7 +11,7 @@ import torch
 from fastgpt.base.settings import SettingError, SettingTypeError
 from fastgpt.train.trainer import TrainConfig, Trainer
 
-from ...support.training import tiny_data, tiny_model, tiny_trainer
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 
 @pytest.mark.parametrize(

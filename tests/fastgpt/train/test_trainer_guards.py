@@ -10,7 +10,7 @@ import torch
 
 from fastgpt.train.evaluation import evaluate
 
-from ...support.training import tiny_data, tiny_model, tiny_trainer
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 
 def state_of(trainer) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from fastgpt.train.optim import learning_rate
 from fastgpt.train.run_folder import SettingsChanged
 from fastgpt.train.trainer import TrainConfig
 
-from ...support.training import tiny_data, tiny_model, tiny_trainer
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from fastgpt.model.sampling import SamplingConfig
 from fastgpt.tools.demo_config import DemoConfig
 from fastgpt.train.trainer import Trainer
 
-from ...support.training import tiny_data, tiny_model, tiny_trainer
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 
 def expected_steps(n: int) -> list[tuple[float, float, float]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import command
-from .command import Done
+from ..support import command
+from ..support.command import Done
 
 TINY = [
     "--data", "a.txt", "--val-fraction", "0.2", "--tokenizer", "shakespeare", "--n-layers", "1", "--n-heads", "2",
