@@ -88,7 +88,7 @@ def test_the_command_ends_with_its_report(installed, clone, how, tmp_path):
     report = installed.run("python", "-m", "benchmarks.report", results, cwd=clone)
     assert report.returncode == 0, report.stdout
     plots = len(list((tmp_path / "results").glob("*.svg")))
-    assert plots > 0
+    assert plots > 0 or how == "--quick"  # one size of each
     assert report.stdout.endswith(f", {plots} plots\n")
     assert "## attention, forward, bfloat16" in (tmp_path / "results" / "report.md").read_text()
 
