@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..base.settings import check_integer
@@ -16,9 +16,11 @@ def chosen_indices(what: str, wanted: Sequence[int] | int | None, count: int) ->
     """
     if wanted is None:
         return list(range(count))
-    several: list[Any] = [wanted]
-    if isinstance(wanted, Iterable) and not isinstance(wanted, str):
-        several = list(wanted)
+    asked: Any = wanted  # whatever it really is
+    try:
+        several = [asked] if isinstance(asked, str) else list(asked)
+    except TypeError:  # one number
+        several = [asked]
     numbers = [check_integer("attention_maps", f"{what}s", n) for n in several]
     for n in numbers:
         if not -count <= n < count:
