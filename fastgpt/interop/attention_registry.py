@@ -127,7 +127,7 @@ def attention(
     assert reason is not None, "a mask that is not described is one"
     say_fallback(f'attn_implementation="{NAME}"', "torch's attention is used", reason)
     dense = _dense_mask(query, key, attention_mask, sees, documents)
-    extras = {"softcap": kwargs.get("softcap"), "sinks": _sinks(kwargs)}
+    extras: dict[str, Any] = {"softcap": kwargs.get("softcap"), "sinks": _sinks(kwargs)}
     if wanted or any(extra is not None for extra in extras.values()):
         if kwargs.get("cache") is not None:
             raise ValueError(f'attn_implementation="{NAME}" has no weights, softcap or sinks with a paged cache')

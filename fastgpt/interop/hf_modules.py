@@ -35,7 +35,7 @@ _CHILDREN = {
 _LM_HEAD = _exact.exactly(nn.modules.linear.Linear)
 
 
-def approximate_of(activation: nn.Module) -> str | None:
+def approximate_of(activation: object) -> str | None:
     """ "tanh" or "none" for the GELUs that the kernel computes; None for any other activation."""
     return activation.approximate if type(activation) is nn.GELU else _APPROXIMATE.get(type(activation))
 
@@ -45,11 +45,12 @@ class GPT2MLP(modeling_gpt2.GPT2MLP):
 
     fastgpt_part = "ffn"
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    # transformers says that it takes a tuple, and gives and takes a tensor.
+    def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
         reason = self.why_children() or support.why_not(hidden_states, self.c_fc.weight, self.c_proj.weight)
         if reason is not None:
             say_fallback("GPT2MLP", "transformers' own is used", reason)
-            return super().forward(hidden_states)
+            return super().forward(hidden_states)  # type: ignore[arg-type]
         approximate = approximate_of(self.act)
         assert approximate is not None, "the children run where there is none"
         return gelu_ffn(
@@ -67,7 +68,7 @@ class GPT2MLP(modeling_gpt2.GPT2MLP):
 
     def why_children(self) -> str | None:
         """Why the children run, and no kernel stands in for them; None if one may."""
-        children = self._modules
+        children: dict[str, Any] = self._modules
         fc, act, proj, dropout = children["c_fc"], children["act"], children["c_proj"], children["dropout"]
         expected = _CHILDREN.get(type(act))
         if expected is None:
@@ -80,11 +81,12 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
 
     fastgpt_part = "loss"
 
-    @functools.wraps(modeling_gpt2.GPT2LMHeadModel.forward)  # generate() and Trainer read the signature
-    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+    # generate() and Trainer read the signature. (To mypy, what is wrapped is no method.)
+    @functools.wraps(modeling_gpt2.GPT2LMHeadModel.forward)
+    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         if labels is None or labels.is_floating_point() or not self.training or not self._loss_is_plain(kwargs):
             return super().forward(*args, labels=labels, **kwargs)
-        weight = getattr(self.lm_head, "weight", None)
+        weight: Any = getattr(self.lm_head, "weight", None)  # a tensor, if `why_children` has no reason
         reason = self.why_children() or support.why_not(weight)
         if reason is not None:
             say_fallback("GPT2LMHeadModel", "transformers' own loss is used", reason)
@@ -126,7 +128,8 @@ class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
 
     def why_children(self) -> str | None:
         """Why lm_head runs, and no kernel stands in for it; None if one may."""
-        return _exact.why_children_run((self._modules["lm_head"],), _LM_HEAD)
+        children: dict[str, Any] = self._modules
+        return _exact.why_children_run((children["lm_head"],), _LM_HEAD)
 
     def _loss_is_plain(self, kwargs: dict[str, Any]) -> bool:
         """The stock causal loss over all positions, which the fused function computes."""

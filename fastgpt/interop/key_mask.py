@@ -9,7 +9,7 @@ of an operation is an ordinary mask again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -21,9 +21,13 @@ from ..kernels import reference, support
 class KeyMask(Tensor):
     """A (B, 1, T_q, T_k) bool mask that `sees` says in full: keyword arguments of `flash_attention`."""
 
+    sees: dict[str, Any]
+    _elements: Tensor | None
+    _as_built: bool
+
     @staticmethod
     def __new__(cls, shape: tuple[int, int, int, int], device: torch.device, sees: dict[str, Any]) -> KeyMask:
-        self = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
+        self: KeyMask = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
         self.sees, self._elements, self._as_built = sees, None, True
         return self
 
@@ -41,7 +45,9 @@ class KeyMask(Tensor):
         return self._elements
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch's is in C
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if any(argument.alias_info is not None for argument in func._schema.arguments):
             for x in tree_leaves((args, kwargs)):  # written into, or by a view of it soon: who knows what it then says
                 if isinstance(x, KeyMask):
@@ -49,13 +55,13 @@ class KeyMask(Tensor):
         args, kwargs = tree_map_only(KeyMask, KeyMask.dense, (args, kwargs or {}))
         return func(*args, **kwargs)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch's has the same
         return f"KeyMask(shape={tuple(self.shape)}, {self.sees})"
 
     def __deepcopy__(self, memo: dict) -> Tensor:
         return self.dense().clone()
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return self.dense().__reduce_ex__(protocol)
 
 
@@ -88,7 +94,7 @@ def mask(
         causal, window = described
         aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
         if aligned or (not causal and window is None):
-            sees = {"causal": causal, "window": window}
+            sees: dict[str, Any] = {"causal": causal, "window": window}
             skip = kwargs.get("allow_is_causal_skip", True) if causal else kwargs.get("allow_is_bidirectional_skip")
             if attention_mask is None:
                 if skip and window is None:
@@ -106,7 +112,9 @@ def mask(
                     sees |= {"key_starts": bounds[0], "key_lengths": bounds[1]}
                     return KeyMask((batch_size, 1, q_length, kv_length), kept.device, sees)
     return sdpa_mask(
-        batch_size, q_length, kv_length, q_offset, kv_offset, function, attention_mask,
+        batch_size, q_length, kv_length,
+        q_offset,  # type: ignore[arg-type]  # transformers hands a tensor on too
+        kv_offset, function, attention_mask,
         **{**kwargs, "allow_is_causal_skip": False},
     )  # fmt: skip
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class PatchReport(tuple[Change, ...]):
     left     {path: why this transformers model keeps its own attention, or this module its own forward}
     already  paths of modules that an earlier `patch` converted
     """
+
+    left: dict[str, str]
+    already: tuple[str, ...]
 
     def __new__(cls, changes: Iterable[Change], left: dict[str, str] | None = None, already: Sequence[str] = ()):
         self = super().__new__(cls, changes)
@@ -138,7 +145,7 @@ def _classes_for(
         yield drop_in.FlashMultiheadAttention
     elif layer_norm and kind is nn.LayerNorm:
         yield drop_in.LayerNorm
-    elif ffn and kind is nn.Sequential and is_gelu_ffn(module):
+    elif ffn and type(module) is nn.Sequential and is_gelu_ffn(module):
         yield drop_in.GELUFFN
     elif kind.__module__ == "transformers.models.gpt2.modeling_gpt2":
         from . import hf_modules
@@ -192,7 +199,7 @@ def _attention(model: nn.Module, changes: list[Change], left: dict[str, str], al
             changes.append(Change(path, f'attn_implementation="{was}"', f'"{name}"'))
 
 
-def _why_own_attention(model: nn.Module) -> str | None:
+def _why_own_attention(model: PreTrainedModel) -> str | None:
     """Why a transformers model keeps its own attention; None if ours computes the same."""
     if not model._can_set_attn_implementation():
         return "its attention does not go through transformers' AttentionInterface"

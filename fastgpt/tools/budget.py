@@ -21,6 +21,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,13 @@ def exactly(function: Callable[..., Tensor | Sequence[Tensor | None]], *inputs) 
     found = function(*tree_map(_double, inputs))
     values = [None if x is None else x.detach() for x in ([found] if isinstance(found, Tensor) else found)]
     moved = functools.cache(lambda: deviations(function, inputs, values))
-    return [None if x is None else Exact(x, functools.partial(lambda i: moved()[i], i)) for i, x in enumerate(values)]
+
+    def moved_of(i: int) -> Tensor:
+        of_one = moved()[i]
+        assert of_one is not None  # values[i] is there
+        return of_one
+
+    return [None if x is None else Exact(x, functools.partial(moved_of, i)) for i, x in enumerate(values)]
 
 
 def _copy(x):
@@ -137,7 +144,7 @@ class Verdict:
             "limit": self.limit, "used": self.used,
         }  # fmt: skip
         test = os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)")
-        record = {"test": test, "name": self.name, "dtype": self.dtype, "norm": self.norm}
+        record: dict[str, Any] = {"test": test, "name": self.name, "dtype": self.dtype, "norm": self.norm}
         record |= {key: number if math.isfinite(number) else None for key, number in numbers.items()}
         return json.dumps(record | {"ok": self.ok}) + "\n"
 
@@ -187,6 +194,8 @@ def assert_all_within_budget(
         assert (a is None) == (c is None), f"{name}: {'missing' if a is None else 'not asked for'}"
         assert (b is None) == (c is None), f"{name}: {'missing' if b is None else 'not asked for'} in torch's results"
         if a is not None:
+            assert b is not None  # as just checked
+            assert c is not None
             assert_within_budget(name, a, b, c, factor=factor)
 
 

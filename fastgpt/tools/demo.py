@@ -118,6 +118,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
         table = implementations(model)
         say(f"{table}\n")
         before = trainer.validate(whole=True)
+        assert before is not None  # there is validation data
         say(f"validation loss before training  {before.loss:.4f} nats/token, on all {before.tokens:,} tokens")
         trained = trainer.fit()
         if trained.stopped_by is not None:
@@ -127,6 +128,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
                 f"{'' if config.runs_dir == DemoConfig.runs_dir else f' --runs-dir {config.runs_dir}'} goes on",
                 trained.stopped_by,
             )
+        assert trained.validation is not None  # nothing stopped the last one
         try:
             return _look_into(config, trainer, before, trained.validation, table, say, began)
         except KeyboardInterrupt:
@@ -162,7 +164,7 @@ def _new_folder(config: DemoConfig) -> Iterator[Path]:
 
 def _look_into(
     config: DemoConfig,
-    trainer: Trainer,
+    trainer: _Trainer,
     before: Validation,
     after: Validation,
     table: Implementations,
@@ -209,6 +211,10 @@ class _Trainer(Trainer):
     Of a signal, `Interrupted` tells, once.
     """
 
+    model: GPT
+    val_data: TokenDataset
+    tokenizer: Tokenizer
+
     def fit(self, **options: Any) -> TrainResult:
         def is_running(record: logging.LogRecord) -> bool:
             return self._signals.stopped_by is None
@@ -231,11 +237,11 @@ def make_trainer(
     tokenizer: Tokenizer,
     train_data: TokenDataset,
     val_data: TokenDataset,
-) -> Trainer:
+) -> _Trainer:
     """The run, with as many steps as fit into `config.seconds`: a few steps of a throw-away copy are timed first."""
     setting = SETTINGS[device.type]
 
-    def make(steps: int) -> Trainer:
+    def make(steps: int) -> _Trainer:
         torch.manual_seed(config.seed)
         shape = (setting.max_len, setting.n_layers, setting.n_heads, setting.d_model)
         model = GPT(GPTConfig(tokenizer.vocab_size, *shape, dropout=setting.dropout))
@@ -289,7 +295,7 @@ def loss_curve(result: DemoResult, lines: list[dict]) -> str:
     return line_chart(curves, x_label="step", y_label="loss, nats per token", levels=levels)
 
 
-def make_report(result: DemoResult, trainer: Trainer, curve: str, maps_html: str) -> Report:
+def make_report(result: DemoResult, trainer: _Trainer, curve: str, maps_html: str) -> Report:
     """Loss curve, sample, attention maps, implementations, self-check, environment: one page."""
     report = Report("fastgpt demo: a small GPT on Shakespeare")
     report.table(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,14 +87,15 @@ def _difference(result: Tensor | None, exact: Tensor | None) -> Tensor | None:
             f"deviations: a result is a {type(result).__name__} that owes nothing to the inputs; hand the function all "
             f"of its tensors as inputs, upstream gradients too"
         )
-    return torch.nan_to_num(result.detach().value - exact, nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.nan_to_num(result.value.detach() - exact, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class Coins:
     """Tosses of one run; the same ones every time."""
 
     def __init__(self, seed: int) -> None:
-        self.seed, self.generators = seed, {}
+        self.seed = seed
+        self.generators: dict[torch.device, torch.Generator] = {}
 
     def like(self, x: Tensor) -> Tensor:
         """-1 or 1 for each element of x."""
@@ -108,7 +110,7 @@ class Rounded(Tensor):
 
     value: Tensor
     coins: Coins
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents it
 
     @staticmethod
     def __new__(cls, value: Tensor, dtype: torch.dtype, coins: Coins):
@@ -120,11 +122,11 @@ class Rounded(Tensor):
     def __init__(self, value: Tensor, dtype: torch.dtype, coins: Coins) -> None:
         self.value, self.coins = value, coins
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]  # torch's takes an argument that only its own printing gives
         return f"Rounded({self.value}, dtype={self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]  # torch's is in C
         kwargs = kwargs or {}
         operation = func.overloadpacket
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()]
@@ -238,7 +240,7 @@ def _on_the_way(operation, func, args: list, kwargs: dict, result: Tensor, total
 
 def _largest_partial_sum(a: Tensor, b: Tensor) -> Tensor:
     """Of a @ b, over its inner dimension in eight parts."""
-    partial, largest = 0.0, torch.zeros((), dtype=a.dtype, device=a.device)
+    partial = largest = torch.zeros((), dtype=a.dtype, device=a.device)
     for left, right in zip(a.tensor_split(8, -1), b.tensor_split(8, -2 if b.dim() > 1 else -1)):
         partial = partial + left @ right
         largest = torch.maximum(largest, partial.abs())
@@ -319,7 +321,7 @@ def _layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, wanted):
     return tuple(g if asked else None for g, asked in zip((dx, dweight, dbias), wanted))
 
 
-FORMULAS = {
+FORMULAS: dict[Any, Callable[..., Any]] = {
     aten._softmax: _softmax,
     aten._safe_softmax: _safe_softmax,
     aten._softmax_backward_data: _softmax_backward,

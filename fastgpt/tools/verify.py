@@ -70,7 +70,9 @@ class Row:
     def by_rounding(self) -> bool:
         """Whether it is what roundings make, and not torch's error, that allows a result."""
         pairs = (self.error, self.torch_error, OUTPUT), (self.grad_error, self.torch_grad_error, GRADIENT)
-        return self.ok and any(error is not None and error > factor * torchs for error, torchs, factor in pairs)
+        return self.ok and any(
+            error is not None and torchs is not None and error > factor * torchs for error, torchs, factor in pairs
+        )
 
     @property
     def verdict(self) -> str:
@@ -224,12 +226,16 @@ def _check(case: Case, dtype: str, device: torch.device) -> Row:
         if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
             expected = f"{tuple(theirs.shape)} in {theirs.dtype}"
             raise ValueError(f"shape {tuple(mine.shape)} in {mine.dtype}, expected {expected}")
+        assert truth is not None  # a missing gradient is an error in `run`
         factor = OUTPUT if n < len(upstream) else GRADIENT
         name = f"{case.kernel} ({case.label}): result {n}"
         verdicts = judged(name, mine, theirs, truth, factor=factor)
         found = [*verdicts, nearest[factor]] if factor in nearest else verdicts
         nearest[factor] = max(found, key=lambda verdict: verdict.used)
-    figures = [(v.error, v.torch_error, v.limit) if (v := nearest.get(f)) else (None,) * 3 for f in (OUTPUT, GRADIENT)]
+    figures: list[tuple[float | None, float | None, float | None]] = [
+        (v.error, v.torch_error, v.limit) if (v := nearest.get(factor)) else (None, None, None)
+        for factor in (OUTPUT, GRADIENT)
+    ]
     return Row(
         case.kernel, case.label, dtype, *figures[0], *figures[1], max(verdict.used for verdict in nearest.values())
     )
