@@ -140,7 +140,7 @@ def dot_precision(tensor: torch.Tensor) -> str:
 paper_autocast: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("paper_autocast", default=None)
 
 
-def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Launch on the device of the inputs, not on the current one."""
     if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def _value(value: Any, option: Option, key: str) -> Any:
     return value
 
 
-def _leaves(values: dict[str, Any], prefix: str, keys: dict[str, Option], where: str):
+def _leaves(values: dict[str, Any], prefix: str, keys: dict[str, Option], where: str) -> Iterator[tuple[str, Any]]:
     """(key, value) of every setting, the names of tables joined by dots."""
     for name, value in values.items():
         key = prefix + str(name).replace("-", "_")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+from collections.abc import Callable
 
 _DECORATION = {
     **dict.fromkeys("─━═╌╍┄┅┈┉╴╶╸╺", "-"), **dict.fromkeys("│┃║╎╏┆┇┊┋╵╷", "|"),
@@ -45,7 +46,9 @@ def _is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name == "utf-8"
 
 
-def _replaced(error: UnicodeError, otherwise) -> tuple[str | bytes, int]:
+def _replaced(
+    error: UnicodeError, otherwise: Callable[[UnicodeError], tuple[str | bytes, int]]
+) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     characters = error.object[error.start : error.end]

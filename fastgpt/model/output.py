@@ -20,7 +20,7 @@ _WAY_OUT = "call the model with return_logits=True"
 _LOST = f"GPTOutput: the logits were not computed before this copy was made; {_WAY_OUT}"
 
 
-class GPTOutput(OrderedDict):
+class GPTOutput(OrderedDict[str, Any]):
     """An ordered dict whose entries are attributes too, without those that are None. Made and used as transformers'
     ModelOutput: `out.loss`, `out["loss"]`, `out[0]`, `out[:2]`, `out.to_tuple()`, `**out`; iterating gives the names.
 
@@ -236,7 +236,7 @@ def _version(parameter: Tensor) -> int:
     return 0 if parameter.is_inference() else parameter._version
 
 
-def _autocast(device_type: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+def _autocast(device_type: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
     if device_type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ def resolve_dtype(name: str, device: torch.device, *, owner: str = "resolve_dtyp
     return getattr(torch, name)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
     """The context in which a model of float32 weights computes in `dtype`."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 

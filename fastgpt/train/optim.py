@@ -16,7 +16,7 @@ from torch import nn
 from ..base.settings import check_integer, check_number
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two parameter groups: matrices (embeddings among them), which decay; biases and LayerNorms, which do not."""
     parameters = [p for p in model.parameters() if p.requires_grad]  # a tied weight appears once
     return [

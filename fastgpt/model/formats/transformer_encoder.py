@@ -9,6 +9,7 @@ names in the wild: the caller adds them.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -32,7 +33,9 @@ def encoder_from_blocks(state: dict[str, Tensor], prefix: str = "") -> dict[str,
     return _rename(state, pattern, lambda i, part, rest: f"{prefix}layers.{i}.{_BACK[part]}.{rest}", "blocks.*")
 
 
-def _rename(state, pattern, name, expected) -> dict[str, Tensor]:
+def _rename(
+    state: dict[str, Tensor], pattern: re.Pattern[str], name: Callable[..., str], expected: str
+) -> dict[str, Tensor]:
     matches = ((pattern.fullmatch(old), tensor) for old, tensor in state.items())
     renamed = {name(*match.groups()): tensor for match, tensor in matches if match}
     if not renamed:
