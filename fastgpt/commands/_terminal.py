@@ -46,9 +46,7 @@ def _is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name == "utf-8"
 
 
-def _replaced(
-    error: UnicodeError, otherwise: Callable[[UnicodeError], tuple[str | bytes, int]]
-) -> tuple[str | bytes, int]:
+def _replaced(error: UnicodeError, otherwise: Callable[[str], str]) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     characters = error.object[error.start : error.end]
