@@ -36,7 +36,9 @@ class PatchReport(tuple[Change, ...]):
     left: dict[str, str]
     already: tuple[str, ...]
 
-    def __new__(cls, changes: Iterable[Change], left: dict[str, str] | None = None, already: Sequence[str] = ()):
+    def __new__(
+        cls, changes: Iterable[Change], left: dict[str, str] | None = None, already: Sequence[str] = ()
+    ) -> PatchReport:
         self = super().__new__(cls, changes)
         self.left, self.already = dict(left or {}), tuple(already)
         return self

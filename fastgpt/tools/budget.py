@@ -59,7 +59,7 @@ class Exact:
         assert value.dtype == torch.float64, f"the exact result must be float64, not {value.dtype}"
         self.value, self._moved = value.detach(), moved
 
-    def __getitem__(self, index) -> Exact:
+    def __getitem__(self, index: Any) -> Exact:
         """A part of the result, to be judged on its own."""
         index = index if isinstance(index, tuple) else (index,)
         of_all = (slice(None), *index)
@@ -75,7 +75,7 @@ class Exact:
         return Errors(moved.amax(1).square().mean().sqrt().item(), moved.square().mean().sqrt().item())
 
 
-def exactly(function: Callable[..., Tensor | Sequence[Tensor | None]], *inputs) -> list[Exact | None]:
+def exactly(function: Callable[..., Tensor | Sequence[Tensor | None]], *inputs: Any) -> list[Exact | None]:
     """The results of function(*inputs) in float64: outputs, gradients, any number.
 
     `inputs` are tensors (in lists and dictionaries too) as they are given to the operator under test, in its dtypes and
@@ -95,11 +95,11 @@ def exactly(function: Callable[..., Tensor | Sequence[Tensor | None]], *inputs) 
     return [None if x is None else Exact(x, functools.partial(moved_of, i)) for i, x in enumerate(values)]
 
 
-def _copy(x):
+def _copy(x: Any) -> Any:
     return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
 
 
-def _double(x):
+def _double(x: Any) -> Any:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     return x.detach().double().requires_grad_(x.requires_grad)

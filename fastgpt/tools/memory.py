@@ -227,8 +227,9 @@ class _FlashSdpa(TorchFunctionMode):
 
     @staticmethod
     def _attention(
-        q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
-    ):  # torch's names
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: None = None, dropout_p: float = 0.0, is_causal: bool = False,
+        scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # torch's names  # fmt: skip
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v)) if enable_gqa else (k, v)
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
 

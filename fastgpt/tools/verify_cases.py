@@ -156,7 +156,9 @@ def _sdpa(scale: int) -> Iterator[Case]:
 
     yield Case("scaled_dot_product_attention", "causal_lower_right", tensors(1, 1, short, T), names, call=masked)
 
-    def dropped(functions: ModuleType, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, **mask: Any):
+    def dropped(
+        functions: ModuleType, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, **mask: Any
+    ) -> Tensor:
         if functions is reference:  # torch's own draws another mask
             return reference.flash_attention(query, key, value, dropout_p=dropout_p, **mask)
         return functions.scaled_dot_product_attention(query, key, value, None, dropout_p, True)
