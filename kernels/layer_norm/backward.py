@@ -117,7 +117,7 @@ def layer_norm_backward_held(
         sum_gx = tl.zeros((1, BLOCK_N), tl.float32)
         sum_g = tl.zeros((1, BLOCK_N), tl.float32)
         for i in tl.static_range(TILES):
-            at = part_of_row(row, i, C)
+            at = part_of_row(row, i * BLOCK_N, C)
             h = h + (load_rows(H, at),)
             dy = dy + (load_rows(DY, at),)
             g = dy[i].to(tl.float32) * load_weight(Weight, at)  # 0 past the last column
@@ -128,7 +128,7 @@ def layer_norm_backward_held(
         dweight_before, dbias_before = dweight, dbias
         dweight, dbias = (), ()
         for i in tl.static_range(TILES):
-            at = part_of_row(row, i, C)
+            at = part_of_row(row, i * BLOCK_N, C)
             xhat = tl.where(at.col_ok[None, :], (convert_again(h[i], zero) - mean) * rstd, 0.0)  # (1, block_n)
             g = convert_again(dy[i], zero)
             dweight = dweight + (dweight_before[i] + g * xhat,)
@@ -173,14 +173,14 @@ def layer_norm_dh_long(
     mean, rstd = load_stats(Stats, part_of_row(row, 0, C), M)  # (1, 1)
     sum_gx = tl.zeros((1, BLOCK_N), tl.float32)
     sum_g = tl.zeros((1, BLOCK_N), tl.float32)
-    for i in tl.range(0, tl.cdiv(N, BLOCK_N)):
-        xhat, g = load_xhat_and_g(H, DY, Weight, mean, rstd, part_of_row(row, i, C))
+    for start in tl.range(0, N, BLOCK_N):
+        xhat, g = load_xhat_and_g(H, DY, Weight, mean, rstd, part_of_row(row, start, C))
         sum_gx += g * xhat
         sum_g += g
     mean_gx = tl.sum(sum_gx, axis=1, keep_dims=True) / N  # (1, 1)
     mean_g = tl.sum(sum_g, axis=1, keep_dims=True) / N
-    for i in tl.range(0, tl.cdiv(N, BLOCK_N)):
-        at = part_of_row(row, i, C)
+    for start in tl.range(0, N, BLOCK_N):
+        at = part_of_row(row, start, C)
         xhat, g = load_xhat_and_g(H, DY, Weight, mean, rstd, at)
         dh = (g - mean_g - xhat * mean_gx) * rstd
         store_input_gradients(dh, DHOut, DH, DX, dropout, at, N)

@@ -31,10 +31,10 @@ def whole_rows(tile, M, C: tl.constexpr):
 
 
 @triton.jit
-def part_of_row(row, i, C: tl.constexpr):
-    """The i-th block_n columns of one row, (1,) int64."""
+def part_of_row(row, start, C: tl.constexpr):
+    """Columns [start, start + block_n) of one row, (1,) int64."""
     BLOCK_N: tl.constexpr = C.block_n
-    cols = i * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = start + tl.arange(0, BLOCK_N)
     return Tile(row, cols, tl.full((1,), True, tl.int1), cols < C.n)
 
 

@@ -84,7 +84,7 @@ def layer_norm_forward_held(X, Weight, Bias, Y, Stats, M, stride_xm, eps, zero, 
     lanes = empty_lanes(BLOCK_N)
     held = ()  # TILES x (1, block_n), in x's dtype
     for i in tl.static_range(TILES):
-        at = part_of_row(row, i, C)
+        at = part_of_row(row, i * BLOCK_N, C)
         h = load_rows(X, at)
         held = held + (h,)
         lanes = add_to_lanes(lanes, h.to(tl.float32), at.col_ok, 1.0 / (i + 1))
@@ -92,7 +92,7 @@ def layer_norm_forward_held(X, Weight, Bias, Y, Stats, M, stride_xm, eps, zero, 
     store_stats(Stats, mean, rstd, part_of_row(row, 0, C), M)
     for i in tl.static_range(TILES):
         xhat = (convert_again(held[i], zero) - mean) * rstd  # (1, block_n)
-        store_y(Y, Weight, Bias, xhat, part_of_row(row, i, C), N)
+        store_y(Y, Weight, Bias, xhat, part_of_row(row, i * BLOCK_N, C), N)
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
@@ -115,7 +115,7 @@ def layer_norm_forward_long(
     lanes = empty_lanes(BLOCK_N)
     seen = tl.zeros((1, 1), tl.float32)  # elements of each lane
     for i in tl.range(0, tl.cdiv(N, BLOCK_N), num_stages=C.stages):
-        at = part_of_row(row, i, C)
+        at = part_of_row(row, i * BLOCK_N, C)
         h = load_h(X, Residual, dropout, at)
         if Residual is not None:
             store_rows(NewResidual, h, at, N)
@@ -128,6 +128,6 @@ def layer_norm_forward_long(
         tl.debug_barrier()  # an element of the new residual may be read by another thread than wrote it
         X = Rows(NewResidual, N)
     for i in tl.range(0, tl.cdiv(N, BLOCK_N)):
-        at = part_of_row(row, i, C)
+        at = part_of_row(row, i * BLOCK_N, C)
         h = load_rows(X, at).to(tl.float32)
         store_y(Y, Weight, Bias, (h - mean) * rstd, at, N)

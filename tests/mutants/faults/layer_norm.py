@@ -82,7 +82,7 @@ MUTANTS = (
     Mutant(
         "layer-norm-held-rows-read-twice",
         "layer_norm.layer_norm_forward_held",
-        operand("zero").becomes("load_rows(X, part_of_row(row, i, C)).to(tl.float32)"),
+        operand("zero").becomes("load_rows(X, part_of_row(row, i * BLOCK_N, C)).to(tl.float32)"),
         "tests/kernels/layer_norm/test_traffic.py::test_forward_reads_x_once_up_to_65536_columns",
     ),
     Mutant(
