@@ -49,10 +49,9 @@ class BatchesAhead:
 
     def __exit__(self, *error: object) -> None:
         self._inside = False
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join(timeout=1.0)  # one that hangs in a read ends with the process
-            self._thread = None
+        thread = self._dismissed()
+        if thread is not None:
+            thread.join(timeout=1.0)  # one that hangs in a read ends with the process
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, also inside of the `with`: without the thread."""
@@ -93,12 +92,24 @@ class BatchesAhead:
         )
         self._thread.start()
 
+    def _dismissed(self) -> threading.Thread | None:
+        """The thread, which ends by itself; nothing of what it has made, or is making, is held or asked for again."""
+        thread, self._thread, self._scout, self._expected = self._thread, None, None, None
+        if thread is not None:
+            self._jobs.put(None)
+            del self._jobs, self._results
+        return thread
+
     def _made(self, sampler: BatchSampler, count: int) -> list[Batch] | None:
         """What the thread has made, if it is what comes next; None if it is not, or nothing."""
         if not self._inside or self._expected is None:
             return None
-        batches = self._result()
         expected, self._expected = self._expected, None
+        try:
+            batches = self._result()
+        except BaseException:  # Ctrl-C: whether the result has been fetched is not known
+            self._dismissed()
+            raise
         return batches if expected == (_depends_on(sampler), count) else None
 
     def _result(self) -> list[Batch] | None:

@@ -45,6 +45,10 @@ class Updates:
         self._batches = BatchesAhead(self.device)
         self._in_update = False
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pickles of version 0.1 have no batches made ahead."""
+        self.__dict__.update({"_batches": BatchesAhead(state["device"])} | state)
+
     def train_step(self) -> tuple[float, float, float]:
         """One update. Returns (loss: mean over the step's tokens, norm of the gradient, learning rate).
 

@@ -19,10 +19,11 @@ from .device import (
     load_dropout,
     load_pair,
     pair_without_nonfinite,
-    product,
     scaled,
     store_pair,
     stream_pair,
+    stream_part,
+    stream_product,
     tile_index,
     where_pair,
     zeros,
@@ -37,7 +38,7 @@ from .masks import (
     tile_start,
     visible,
 )
-from .structs import Band, KeyValue, Mask, QueryRows, Scores, Stream
+from .structs import Band, KeyValue, Mask, Pair, QueryRows, Scores, Stream
 
 
 @triton.jit(do_not_specialize=["T_q", "H"])
@@ -162,8 +163,7 @@ def dkdv_step(grads, held, queries, m, g, scores, IS_MASKED: tl.constexpr, C: tl
         # see get NaN through lse.
         lse2 = tl.load(queries.lse2 + i, mask=i_ok, other=float("inf"))
         row_ok = tl.abs(lse2) < float("inf")
-    q = stream_pair(queries.q, m, row_ok, IS_MASKED, C)
-    sT = product(held.k, q, C)  # (block_n, num_queries)
+    sT, q = stream_product(held.k, queries.q, m, row_ok, IS_MASKED, C)  # sT (block_n, num_queries)
     if not IS_MASKED:
         lse2 = tl.load(queries.lse2 + i)
     dout = stream_pair(queries.dout, m, row_ok, IS_MASKED, C)
@@ -178,8 +178,13 @@ def dkdv_step(grads, held, queries, m, g, scores, IS_MASKED: tl.constexpr, C: tl
     if scores.dropout is not None:
         keep = keeps(scores.dropout, g, i[None, :], j)
         pT_kept = tl.where(keep, pT * scores.dropout.scale, 0.0)
-    dv = add_product(grads.v, dot_operand(pT_kept.to(dout.low.dtype), PRECISION), dout, C)
-    dpT = product(held.v, dout, C)  # (block_n, num_queries)
+    weights = dot_operand(pT_kept.to(dout.low.dtype), PRECISION)
+    # One tile after the other: both of dv before those of dpT would hold more registers.
+    dv_low, dv_high = tl.dot(weights, dout.low, grads.v.low, input_precision=PRECISION), grads.v.high
+    dpT = tl.dot(held.v.low, tl.trans(dout.low), input_precision=PRECISION)  # (block_n, num_queries)
+    if C.d_high > 0:
+        dv_high = tl.dot(weights, dout.high, grads.v.high, input_precision=PRECISION)
+        dpT = tl.dot(held.v.high, tl.trans(dout.high), dpT, input_precision=PRECISION)
     if scores.dropout is not None:
         dpT = tl.where(keep, dpT * scores.dropout.scale, 0.0)
     if IS_MASKED:
@@ -189,7 +194,7 @@ def dkdv_step(grads, held, queries, m, g, scores, IS_MASKED: tl.constexpr, C: tl
     dsT = pT * (dpT - delta[None, :])
     if IS_MASKED:
         dsT = tl.where(sees, dsT, 0.0)  # 0 · NaN
-    return KeyValue(add_product(grads.k, dot_operand(dsT.to(q.low.dtype), PRECISION), q, C), dv)
+    return KeyValue(add_product(grads.k, dot_operand(dsT.to(q.low.dtype), PRECISION), q, C), Pair(dv_low, dv_high))
 
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H", "lower", "upper", "heads_per_section"])
@@ -256,10 +261,18 @@ def dq_step(dq, held, keys, n, scores, IS_MASKED: tl.constexpr, C: tl.constexpr)
     NUM_KEYS: tl.constexpr = C.edge if IS_MASKED else C.block_n
     i, j = scores.held[:, None], n + tl.arange(0, NUM_KEYS)  # (block_m, 1), (num_keys,)
     j_ok = j < scores.num_streamed
-    k = stream_pair(keys.k, n, j_ok, IS_MASKED, C)
-    v = stream_pair(keys.v, n, j_ok, IS_MASKED, C)
-    s = product(held.q, k, C)  # (block_m, num_keys)
-    dp = product(held.dout, v, C)  # (block_m, num_keys)
+    # The low tiles are multiplied before the high ones are loaded: all four at once would fill the registers.
+    low = stream_part(keys.k, keys.k.Low, n, j_ok, 0, IS_MASKED, C)
+    v_low = stream_part(keys.v, keys.v.Low, n, j_ok, 0, IS_MASKED, C)
+    high = low
+    s = tl.dot(held.q.low, tl.trans(low), input_precision=PRECISION)  # (block_m, num_keys)
+    dp = tl.dot(held.dout.low, tl.trans(v_low), input_precision=PRECISION)  # (block_m, num_keys)
+    if C.d_high > 0:
+        high = stream_part(keys.k, keys.k.High, n, j_ok, 1, IS_MASKED, C)
+        v_high = stream_part(keys.v, keys.v.High, n, j_ok, 1, IS_MASKED, C)
+        s = tl.dot(held.q.high, tl.trans(high), s, input_precision=PRECISION)
+        dp = tl.dot(held.dout.high, tl.trans(v_high), dp, input_precision=PRECISION)
+    k = Pair(low, high)
     p = tl.math.exp2(s * scores.qk_scale - held.lse2[:, None])
     if scores.dropout is not None:
         dp = tl.where(keeps(scores.dropout, 0, i, j[None, :]), dp * scores.dropout.scale, 0.0)

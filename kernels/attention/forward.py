@@ -5,16 +5,15 @@ import triton.language as tl
 
 from ..device.tf32 import dot_operand
 from .device import (
-    add_product,
     at_head,
     keeps,
     load_dropout,
     load_pair,
     pair_without_nonfinite,
-    product,
     scaled,
     store_pair,
     stream_pair,
+    stream_product,
     zeros,
 )
 from .masks import (
@@ -27,7 +26,7 @@ from .masks import (
     tile_start,
     visible,
 )
-from .structs import Band, KeyValue, Mask, Scores, Softmax, Stream
+from .structs import Band, KeyValue, Mask, Pair, Scores, Softmax, Stream
 
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H", "lower", "upper", "heads_per_section"])
@@ -64,7 +63,7 @@ def attention_forward(
         Stream(at_head(qkv.V, b, h_kv), qkv.V.stride, VLow, VHigh, b, h_kv),
     )
     q = load_pair(qkv.Q, b, h, row, i_ok, C)
-    state = Softmax(zeros(BLOCK_M, C), tl.zeros((BLOCK_M,), tl.float32), tl.full((BLOCK_M,), -float("inf"), tl.float32))
+    state = Softmax(zeros(BLOCK_M, C), tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32))
     head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
     Documents, documents = None, None
     if masks.Documents is not None:
@@ -86,8 +85,9 @@ def attention_forward(
 
     # A row that saw nothing has l = 0 and m = -inf: its output is 0 / 1 and its lse -inf + log2(1).
     l = tl.where(state.l == 0.0, 1.0, state.l)
+    inverse = dropout.scale / l
     tl.store(Lse + head.to(tl.int64) * T_q + i, (state.m + tl.math.log2(l)) * 0.6931471805599453, mask=i_ok)
-    store_pair(Out, b, h, row, i_ok, scaled(state.acc, (dropout.scale / l)[:, None]), C)
+    store_pair(Out, b, h, row, i_ok, scaled(state.acc, inverse[:, None]), C)
 
 
 @triton.jit
@@ -95,15 +95,15 @@ def forward_step(state, q, keys, n, scores, IS_MASKED: tl.constexpr, C: tl.const
     """The online softmax over the keys from n on: p = 2^(s - m), acc += p v, l += Σ p."""
     PRECISION: tl.constexpr = C.precision
     NUM_KEYS: tl.constexpr = C.edge if IS_MASKED else C.block_n
-    i, j = scores.held[:, None], n + tl.arange(0, NUM_KEYS)  # (block_m, 1), (num_keys,)
+    j = n + tl.arange(0, NUM_KEYS)  # (num_keys,)
     j_ok = j < scores.num_streamed
-    s = product(q, stream_pair(keys.k, n, j_ok, IS_MASKED, C), C)  # (block_m, num_keys)
+    s, _ = stream_product(q, keys.k, n, j_ok, IS_MASKED, C)  # (block_m, num_keys)
     v = stream_pair(keys.v, n, j_ok, IS_MASKED, C)
     if IS_MASKED:
         documents = None
         if scores.mask.Streamed is not None:
             documents = load_documents(scores.mask.Streamed, j, j_ok)[None, :]
-        sees = visible(i, j[None, :], scores.mask, documents)
+        sees = visible(scores.held[:, None], j[None, :], scores.mask, documents)
         # NaN (or inf) in V must reach the rows that see it, through their scores, and no others.
         poison = tl.sum(v.low.to(tl.float32) * 0.0, 1)
         if C.d_high > 0:
@@ -121,8 +121,17 @@ def forward_step(state, q, keys, n, scores, IS_MASKED: tl.constexpr, C: tl.const
     alpha = tl.math.exp2(state.m - m_safe)
     l = state.l * alpha + tl.sum(p, 1)
     if scores.dropout is not None:
-        p = tl.where(
-            keeps(scores.dropout, 0, i, j[None, :]), p, 0.0
-        )  # its constant 1 / (1 - dropout_p) waits for the end
+        # Its constant 1 / (1 - dropout_p) waits for the end.
+        p = tl.where(keeps(scores.dropout, 0, scores.held[:, None], j[None, :]), p, 0.0)
     p = dot_operand(p.to(v.low.dtype), PRECISION)
-    return Softmax(add_product(scaled(state.acc, alpha[:, None]), p, v, C), l, m)
+    return Softmax(decay_and_add(state.acc, alpha[:, None], p, v, C), m, l)
+
+
+@triton.jit
+def decay_and_add(acc, decay, weights, x, C: tl.constexpr):
+    """acc · decay + weights · x, tile by tile. A high tile that is not there is left alone: a loop would compute it."""
+    PRECISION: tl.constexpr = C.precision
+    low, high = tl.dot(weights, x.low, acc.low * decay, input_precision=PRECISION), acc.high
+    if C.d_high > 0:
+        high = tl.dot(weights, x.high, acc.high * decay, input_precision=PRECISION)
+    return Pair(low, high)

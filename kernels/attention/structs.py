@@ -50,7 +50,7 @@ class Masks(NamedTuple):
 class Dropout(NamedTuple):
     """Dropout of the weights."""
 
-    Seed: Any  # (2,) int64, seed and offset of `new_seed`; None: no dropout
+    Seed: Any  # (2,) int64, seed and offset of `_random.new_seed`; None: no dropout
     threshold: Any  # round(dropout_p * 2^32)
     scale: Any  # 1 / (1 - dropout_p)
 
@@ -78,14 +78,14 @@ class Mask(NamedTuple):
     first_key: Any
     end_key: Any
     band: Band  # of queries i and keys j
-    held: Any  # document ids of the tile that is held, as a column; None: no documents
+    held: Any  # document ids (not indices) of the tile that is held, as a column; None: no documents
     Streamed: Any  # pointer to the document ids of the tokens that are streamed, or None
 
 
 class Scores(NamedTuple):
     """How the scores of the tile that a program holds (of queries, or of keys in dK/dV) become weights."""
 
-    held: Any  # (block,) indices of its queries or keys
+    held: Any  # (block,) indices of its queries or keys (`mask.held`: their document ids)
     num_streamed: Any  # how many keys or queries there are to stream
     qk_scale: Any  # softmax_scale · log2(e)
     mask: Mask
@@ -128,8 +128,8 @@ class Softmax(NamedTuple):
     """The online softmax of a tile of queries."""
 
     acc: Pair  # sum of p v so far, each (block_m, columns) float32
-    l: Any  # (block_m,) sum of p
     m: Any  # (block_m,) maximum of the scaled scores, in base 2
+    l: Any  # (block_m,) sum of p
 
 
 class KeyValue(NamedTuple):

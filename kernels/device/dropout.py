@@ -13,12 +13,13 @@ import triton.language as tl
 def keep_mask(seed, offset, plane, row, column, threshold):
     """Which elements survive: bool, of the broadcast shape of `plane`, `row` and `column`.
 
-    seed, offset   int64 scalars, loaded from the pair of `new_seed`
+    seed, offset   int64 scalars, loaded from the pair that `kernels/_random.py: new_seed` draws
     plane, row     int32 or int64 coordinates, e.g. b * H + h and the query index
     column         int32 coordinates of the last dimension
-    threshold      uint32 round(dropout_p * 2^32): an element is dropped when its random word is below it
+    threshold      uint32 round(dropout_p * 2^32), of `_random.drop_threshold`: words below it drop
 
-    Counter (c0, c1, c2, c3) = (column, row, plane, offset); the first Philox word decides.
+    Counter (c0, c1, c2, c3) = (column, row, plane, offset); the first Philox word decides. Called by each family's own
+    step: `keeps` (attention), `dropout_factor` (layer_norm), `drop` (ffn).
     """
     zero = (column + row + plane).to(tl.uint32) * 0  # broadcasts, and keeps every counter 32 bits wide
     word, _, _, _ = tl.philox(

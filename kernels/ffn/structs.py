@@ -39,6 +39,6 @@ class Strides(NamedTuple):
 class Dropout(NamedTuple):
     """Dropout of the output."""
 
-    Seed: Any  # (2,) int64, seed and offset of `new_seed`
+    Seed: Any  # (2,) int64, seed and offset of `_random.new_seed`
     threshold: Any  # round(dropout_p * 2^32)
     scale: Any  # 1 / (1 - dropout_p)

@@ -34,7 +34,7 @@ def layer_norm_backward(
     DY, DHOut, H, Weight, Stats, Seed, DH, DX, Partials,
     M, stride_dym, stride_dhm, stride_hm, threshold, scale, C: tl.constexpr,
 ):  # fmt: skip
-    """A fixed number of programs walk over the rows, block_m at a time, each summing its own rows' weight gradients.
+    """dh, dx and each program's part of dweight and dbias; a fixed number of programs walk over the rows by block_m.
 
     DY, H        (M, N) of any float dtype each, their row strides in units of C.aligned elements; H is what was
                  normalised: x, or the new residual
@@ -95,7 +95,8 @@ def layer_norm_backward_held(
 ):  # fmt: skip
     """Arguments of `layer_norm_backward`; the programs walk over single rows, each held in its dtype, tile by tile.
 
-    As float32, h and dy would not fit into the registers beside the sums for dweight and dbias.
+    As float32, h and dy would not fit into the registers beside the sums for dweight and dbias. zero: 0, which the
+    compiler must not know (`convert_again`).
     """
     N: tl.constexpr = C.n
     BLOCK_N: tl.constexpr = C.block_n

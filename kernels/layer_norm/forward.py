@@ -36,7 +36,7 @@ def layer_norm_forward(
     X, Residual, Weight, Bias, Seed, Y, NewResidual, Stats, M, stride_xm, stride_rm, eps, threshold, scale,
     C: tl.constexpr,
 ):  # fmt: skip
-    """One program normalises rows [block_m · program, block_m · (program + 1)).
+    """y = (h - mean) · rstd · weight + bias, a program for rows [block_m · program, block_m · (program + 1)).
 
     X, Residual      (M, N) of any float dtype each, their row strides in units of C.aligned elements; Residual None
                      for plain layer_norm
@@ -70,6 +70,8 @@ def layer_norm_forward(
 @triton.jit(do_not_specialize=["M", "zero"])
 def layer_norm_forward_held(X, Weight, Bias, Y, Stats, M, stride_xm, eps, zero, C: tl.constexpr):
     """`layer_norm_forward` without a residual, one program a row, which it holds in its own dtype, tile by tile.
+
+    zero    0, which the compiler must not know: see `convert_again`
 
     A program has 65536 registers: as float32, a row of 65536 elements would fill them all. In bfloat16 and float16 it
     takes half of that, and each tile is converted twice, for the sums and for the result. A float32 row leaves no room

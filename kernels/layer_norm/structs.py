@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 class Dropout(NamedTuple):
     """The dropout of x, before it is added to the residual stream."""
 
-    Seed: Any  # (2,) int64, seed and offset of `new_seed`; None: no dropout
+    Seed: Any  # (2,) int64, seed and offset of `_random.new_seed`; None: no dropout
     threshold: Any  # round(dropout_p * 2^32)
     scale: Any  # 1 / (1 - dropout_p)
 

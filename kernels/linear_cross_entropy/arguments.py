@@ -52,7 +52,8 @@ class Settings(NamedTuple):
     @staticmethod
     def of(flat: Sequence[Flat]) -> Settings:
         """The settings with which an operator's arguments begin, once its tensors are taken off."""
-        return Settings(Formula.of(flat), *flat[4:6])
+        ignore_index, label_smoothing, z_loss, softcap, reduction, return_lse = flat[:6]
+        return Settings(Formula(ignore_index, label_smoothing, z_loss, softcap), reduction, return_lse)
 
 
 class Work(NamedTuple):

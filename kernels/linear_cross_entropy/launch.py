@@ -184,7 +184,8 @@ def logits_backward(
 
 
 def _unpadded(logits: Tensor) -> Rows:
-    return Rows(logits, None, logits.shape[1], logits.shape[1], logits.stride(0))
+    V = logits.shape[1]
+    return Rows(logits, None, V, V, logits.stride(0))
 
 
 # ---- kernels ------------------------------------------------------------------------------------------------------

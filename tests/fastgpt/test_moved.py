@@ -20,3 +20,12 @@ def test_an_old_path_is_the_new_module(old, monkeypatch):
     assert len(said) == 1
     assert new.__spec__.name == new.__name__ == MOVED[old]
     assert importlib.import_module(old) is new
+
+
+@pytest.mark.parametrize(
+    "name", ["filled", "load", "load_one_head", "model_type", "read_config", "save", "save_one_head", "skeleton"]
+)
+def test_the_functions_that_interop_had(name):
+    interop = importlib.import_module("fastgpt.interop")
+    with pytest.warns(DeprecationWarning, match=f"is now fastgpt.model.formats.*{name}$"):
+        assert callable(getattr(interop, name))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -183,6 +185,36 @@ def test_a_gpu_s_batches_are_pinned_on_its_own_account(monkeypatch):
         assert calls[2:] == [(torch.device("cuda", 1), NAME), "pin", "pin"]
 
 
+def test_an_interrupt_while_a_batch_is_fetched_leaves_nothing_to_wait_for():
+    sampler, plain = BatchSampler(tiny_data(), 1, 16), BatchSampler(tiny_data(), 1, 16)
+    with BatchesAhead(CPU) as ahead:
+        ahead.take(sampler, 1)
+        fetch = ahead._result
+
+        def fetched_and_interrupted():
+            fetch()
+            raise KeyboardInterrupt
+
+        ahead._result = fetched_and_interrupted
+        with pytest.raises(KeyboardInterrupt):
+            ahead.take(sampler, 1)
+        del ahead._result
+        assert ahead._thread is None  # the one whose answer was lost would be waited for without end
+        plain.next_batch()
+        assert equal(ahead.take(sampler, 1), [plain.next_batch()])
+
+
+def test_nothing_of_the_data_is_held_afterwards():
+    sampler = BatchSampler(tiny_data(), 1, 16)
+    with BatchesAhead(CPU) as ahead:
+        ahead.take(sampler, 1)
+        held = weakref.ref(sampler.dataset)
+    sampler.dataset = tiny_data(seed=2)
+    gc.collect()
+    assert held() is None
+    assert not hasattr(ahead, "_results")
+
+
 # ---- in training -----------------------------------------------------------------------------------------------------
 
 
@@ -232,3 +264,14 @@ def test_the_checkpoint_has_the_position_of_what_was_used(tmp_path):
     trainer.write = slow_write
     trainer.fit()
     assert positions == [3, 6, 9, 12]
+
+
+def test_a_trainer_pickled_before_there_were_batches_ahead_trains(tmp_path):
+    trainer = tiny_trainer(tmp_path, steps=6)
+    state = vars(trainer).copy()
+    del state["_batches"]
+    old = type(trainer).__new__(type(trainer))
+    old.__setstate__(state)
+    torch.manual_seed(0)
+    old.train_step()
+    assert old.step == 1

@@ -142,8 +142,8 @@ MUTANTS = (
     ),
     Mutant(
         "attention-stale-accumulator",
-        "attention.forward_step",
-        call("scaled").unwrapped(),
+        "attention.decay_and_add",
+        value("low").operand("decay").dropped(),
         _ATTENTION + "lengths",
     ),
     Mutant(

@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     Mutant(
         "prefetch-thread-never-ends",
-        "BatchesAhead.__exit__",
+        "BatchesAhead._dismissed",
         call("put").dropped(),
         _PREFETCH + "no_thread_outlives_fit",
     ),
