@@ -111,6 +111,8 @@ class Rounding:
             case ast.Call(func=ast.Name(id=name), args=parts) if name in self.structs:
                 fields = dict(zip(self.structs[name], parts))
                 return bool(path) and path[0] in fields and self.of(fields[path[0]], function, path[1:])
+            case ast.Tuple(elts=parts):  # what a function returns, several values
+                return bool(path) and isinstance(path[0], int) and self.of(parts[path[0]], function, path[1:])
             case ast.Call(func=ast.Name(id=name)) if name in self.functions:
                 called = self.functions[name]
                 returned = [n.value for n in ast.walk(called) if isinstance(n, ast.Return)]
@@ -128,7 +130,7 @@ class Rounding:
         try:
             values = list(self.values_of(name, function))
             if values:
-                return any(self.of(value, function, path) for value in values)
+                return any(self.of(value, function, (*before, *path)) for value, before in values)
             passed = [
                 (call.args[place], caller) for place, argument in enumerate(function.args.args) if argument.arg == name
                 for caller in self.functions.values() for call in calls_of(caller, function.name)
@@ -142,10 +144,10 @@ class Rounding:
         for n in ast.walk(function):
             for target in n.targets if isinstance(n, ast.Assign) else ():
                 if isinstance(target, ast.Name) and target.id == name:
-                    yield n.value
+                    yield n.value, ()
                 elif isinstance(target, ast.Tuple) and name in [ast.unparse(part) for part in target.elts]:
                     at = [ast.unparse(part) for part in target.elts].index(name)
-                    yield n.value.elts[at] if isinstance(n.value, ast.Tuple) else n.value
+                    yield n.value, (at,)
 
 
 def test_every_product_names_its_precision_and_rounds_its_operands():
