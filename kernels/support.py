@@ -85,7 +85,7 @@ def kinds_why_not(device: torch.device, *dtypes: torch.dtype, alike: bool = True
             return dtype_why_not(dtype)
         if alike and dtype is not dtypes[0] and not (device.type != "meta" and torch.is_autocast_enabled(device.type)):
             return DIFFERENT_DTYPES
-    return machine_why_not(device)
+    return None if device.type == "meta" else machine_why_not(device)  # shapes only, as `why_not`
 
 
 def why_not(first: Tensor, *others: Tensor | None, alike: bool = True) -> str | None:

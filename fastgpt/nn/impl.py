@@ -41,7 +41,10 @@ def choose(part: str, requested: str, device: torch.device, dtype: torch.dtype, 
 
 
 def explain(part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int | None = None) -> Choice:
-    """As `choose`, with the reason, and silent. The name is empty where "triton" is requested and cannot run."""
+    """As `choose`, with the reason, and silent. The name is empty where "triton" is requested and cannot run.
+
+    In forward mode it cannot, though `choose` lets it: a call without tangents does run.
+    """
     return _explained(part, requested, device, dtype, head_dim, *_moment(device))
 
 
@@ -56,6 +59,8 @@ def _chosen(
     part: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int | None, *moment: bool
 ) -> str:
     name, why = _explained(part, requested, device, dtype, head_dim, *moment)
+    if requested == "triton" and why == support.NO_FORWARD_MODE:
+        return requested  # the operator raises, if a tensor has a tangent
     if not name:
         raise RuntimeError(f'{part}_impl="triton" cannot run here: {why}')
     if requested == "auto" and name != "triton":
@@ -80,11 +85,10 @@ def _explained(
     obstacle = support.machine_why_not(device) or support.dtype_why_not(dtype)
     if obstacle is None and head_dim is not None:
         obstacle = support.head_dim_why_not(head_dim)
-    if requested == "auto":
-        if obstacle is None and tangents:
-            obstacle = support.NO_FORWARD_MODE
-        if interpreting:
-            obstacle = 'the CPU interpreter is for tests and teaching; request "triton" by name to run it'
+    if obstacle is None and tangents:
+        obstacle = support.NO_FORWARD_MODE
+    if requested == "auto" and interpreting:
+        obstacle = 'the CPU interpreter is for tests and teaching; request "triton" by name to run it'
     return decided(requested, obstacle, device, dtype, FALLBACK[part])
 
 

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 import fastgpt
 from fastgpt import GPT, GPTConfig
-from fastgpt.kernels import _library, _notice, _runtime, interpret, reference
+from fastgpt.kernels import _library, _notice, _runtime, interpret, reference, support
 from fastgpt.nn import GELUFFN, FlashMultiheadAttention, LayerNorm, LinearCrossEntropyLoss, impl
 from tests.fastgpt.hf_models import hf_model
 from tests.support.launches import launches_skipped
@@ -236,6 +236,42 @@ def test_in_every_mode_of_torch(name, scope, seed, ran, monkeypatch, caplog):
     with on("gpu", monkeypatch), scopes[scope]():
         found = compare(module, call(module), ran, caplog)
     assert list(found.values()) == ["torch" if scope == "dual_level" else "triton"]
+
+
+@pytest.mark.parametrize("name", ["norm by name", "ffn by name", "loss by name"])
+def test_by_name_in_forward_mode_it_is_said_that_tangents_have_no_way(name, seed, ran, monkeypatch):
+    """A call without tangents still runs there: what is frozen may stay on the kernels."""
+    make, call = {
+        "norm by name": (lambda: LayerNorm(8, impl="triton"), feed),
+        "ffn by name": (lambda: GELUFFN(8, impl="triton"), feed),
+        "loss by name": (lambda: LinearCrossEntropyLoss(8, 6, impl="triton"), judge),
+    }[name]
+    module = make()
+
+    def with_tangents(weight: torch.Tensor) -> torch.Tensor:
+        rows.extend(fastgpt.implementations(module))
+        call(module)()
+        named = next(name for name, _ in module.named_parameters())
+        inputs = (torch.randn(3, 8), torch.tensor([0, 1, 2]))[: 2 if name.startswith("loss") else 1]
+        return torch.func.functional_call(module, {named: weight}, inputs)
+
+    rows: list[Any] = []
+    weight = next(module.parameters()).detach()
+    with on("gpu", monkeypatch), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(with_tangents, (weight,), (torch.ones_like(weight),))
+    assert [(row.used, row.why) for row in rows] == [("", support.NO_FORWARD_MODE)]
+    assert set.union(*ran.values()) == {"triton"}
+
+
+SHAPES_ONLY = [name for name in MODULES if "float64" not in name and "without a weight" not in name]
+
+
+@pytest.mark.parametrize("name", SHAPES_ONLY)
+def test_a_module_without_data_does_what_the_table_says(name, seed, ran, monkeypatch, caplog):
+    make, call, _ = MODULES[name]
+    with on("cpu", monkeypatch), torch.device("meta"):
+        module = make()
+        compare(module, call(module), ran, caplog)
 
 
 # ---- models of torch's, patched --------------------------------------------------------------------------------------

@@ -25,6 +25,12 @@ MUTANTS = (
         _SUPPORT + "before_the_tensors_the_answer_is_the_same",
     ),
     Mutant(
+        "judge-asks-the-machine-about-shapes",
+        "support.kinds_why_not",
+        choice("meta").never(),
+        _TABLE + "a_module_without_data_does_what_the_table_says",
+    ),
+    Mutant(
         "judge-lets-an-old-gpu-pass",
         "support._young_enough",
         comparison("MIN_CAPABILITY").always(),
@@ -48,6 +54,12 @@ MUTANTS = (
         "implementations._bypassed",
         value("differentiated").never(),
         _TABLE + "torchs_encoder_layer_may_pass_our_modules_by",
+    ),
+    Mutant(
+        "table-says-that-kernels-take-tangents",
+        "impl._explained",
+        condition("tangents").never(),
+        _TABLE + "by_name_in_forward_mode_it_is_said_that_tangents_have_no_way",
     ),
     Mutant(
         "table-asks-of-a-norm-without-its-parameters",
