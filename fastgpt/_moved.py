@@ -1,4 +1,7 @@
-"""Where the modules of version 0.1 are now: `import fastgpt.trainer` gives fastgpt.train.trainer, and says so."""
+"""Where the modules of version 0.1 are now: `import fastgpt.trainer` gives fastgpt.train.trainer, and says so.
+
+What such a module gives no longer, being elsewhere, it still has under its old path: `fastgpt.trainer.build_adamw`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _FOLDERS = {
     "base": "checksums files progress settings user_cache",
@@ -23,6 +27,44 @@ _FORMATS = "folder hf_gpt2 locate nanogpt one_head tensor_file transformer_encod
 MOVED = {f"fastgpt.{name}": f"fastgpt.{folder}.{name}" for folder, names in _FOLDERS.items() for name in names.split()}
 MOVED |= {f"fastgpt.interop.{name}": f"fastgpt.model.formats.{name}" for name in _FORMATS.split()}
 MOVED |= {"fastgpt.modules": "fastgpt.model.blocks", "fastgpt.impl": "fastgpt.nn.implementations"}
+
+_ELSEWHERE = {  # {module of version 0.1: {where they are now: names that it had}}
+    "data": {"data.tokenizer": "END_OF_TEXT Tokenizer"},
+    "impl": {"nn.impl": "FALLBACK check_constructible choose explain", "kernels.support": "MAX_HEAD_DIM"},
+    "interop": {
+        "model.formats.folder": "filled load model_type read_config save skeleton",
+        "model.formats.one_head": "load_one_head save_one_head",
+    },
+    "model": {
+        "model.blocks": "AddLayerNorm CausalSelfAttention FeedForward Head LayerCache",
+        "model.config": "GPTConfig",
+        "model.indices": "chosen_indices",
+        "model.output": "GPTOutput Unembedding",
+        "model.sampling": "Generates",
+    },
+    "trainer": {
+        "base.settings": "SettingError",
+        "data.sampler": "BatchSampler",
+        "train.evaluation": "fitting_seq_len",
+        "train.optim": "build_adamw learning_rate",
+    },
+}
+
+MOVED_NAMES = {
+    f"fastgpt.{module}": {name: f"fastgpt.{home}" for home, names in homes.items() for name in names.split()}
+    for module, homes in _ELSEWHERE.items()
+}
+
+
+def old_name(module: str, name: str) -> Any:
+    """What `module` had by this name in version 0.1, from where it is now: a `__getattr__` for the module of today."""
+    home = MOVED_NAMES[module].get(name)
+    if home is None:
+        raise AttributeError(f"module {sys.modules[module].__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{module}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=3)
+    found = getattr(import_module(home), name)
+    setattr(sys.modules[module], name, found)  # said once, though `from ... import` asks a package twice
+    return found
 
 
 class _OldNames:
@@ -45,6 +87,8 @@ class _OldNames:
         where = asking.f_code.co_filename, asking.f_lineno, asking.f_globals["__name__"]
         warnings.warn_explicit(f"{old} is now {MOVED[old]}", DeprecationWarning, *where)
         sys.modules[old] = import_module(MOVED[old])
+        if old in MOVED_NAMES:
+            vars(sys.modules[old])["__getattr__"] = lambda name: old_name(old, name)
 
 
 def install() -> None:

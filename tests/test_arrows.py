@@ -25,7 +25,7 @@ FLOORS = (
     ("model",),
     ("nn",),
     ("base", "kernels"),
-    ("_version",),
+    ("_version", "_moved"),
 )
 FLOOR = {name: len(FLOORS) - number for number, names in enumerate(FLOORS) for name in names}
 
@@ -82,7 +82,7 @@ def upward(arrows: dict[str, set[str]]) -> list[str]:
     found = []
     for name, others in sorted(arrows.items()):
         here = _folder(name)
-        if here in (None, "_moved"):  # the root hands names on, and stands above all
+        if here is None:  # the root hands names on, and stands above all
             continue
         for other in sorted(others):
             there = _folder(other)

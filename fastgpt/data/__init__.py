@@ -9,6 +9,9 @@ Every document is followed by the tokenizer's `<|endoftext|>`. `fastgpt.data.sha
 
 from __future__ import annotations
 
+from typing import Any
+
+from .. import _moved
 from .corpus import shakespeare, shakespeare_tokens
 from .dataset import TokenDataset
 from .preparation import prepare
@@ -16,3 +19,7 @@ from .shards import ShardError
 from .sources import SourceError
 
 __all__ = ["ShardError", "SourceError", "TokenDataset", "prepare", "shakespeare", "shakespeare_tokens"]
+
+
+def __getattr__(name: str) -> Any:
+    return _moved.old_name(__name__, name)

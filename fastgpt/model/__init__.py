@@ -6,6 +6,8 @@ The names below load torch when they are first used: the command line reads conf
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .. import _moved
+
 if TYPE_CHECKING:
     from .gpt import GPT, Block, KVCache
 
@@ -15,4 +17,4 @@ __all__ = ["GPT", "Block", "KVCache"]
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module(".gpt", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _moved.old_name(__name__, name)

@@ -7,13 +7,27 @@ from typing import TYPE_CHECKING, Any
 from ..base.settings import SettingError
 from .config import GPTConfig
 from .one_head_config import OneHeadConfig
-from .preset_sizes import ONE_HEAD, ONE_HEAD_SIZES, described, models, names
+from .preset_sizes import (
+    GPT2_VOCAB_SIZE,
+    ONE_HEAD,
+    ONE_HEAD_SIZES,
+    STUDY_HEADS,
+    STUDY_LAYERS,
+    STUDY_MAX_LEN,
+    STUDY_WIDTHS,
+    described,
+    models,
+    names,
+)
 
 if TYPE_CHECKING:
     from .gpt import GPT
     from .one_head import OneHeadLM
 
-__all__ = ["ONE_HEAD", "build", "config", "described", "make", "models", "names", "preset"]
+__all__ = [
+    "GPT2_VOCAB_SIZE", "ONE_HEAD", "STUDY_HEADS", "STUDY_LAYERS", "STUDY_MAX_LEN", "STUDY_WIDTHS",
+    "build", "config", "described", "make", "models", "names", "preset",
+]  # fmt: skip
 
 
 def build(name: str, *, vocab_size: int | None = None, **overrides: Any) -> GPT | OneHeadLM:

@@ -2,10 +2,12 @@
 
 import importlib
 import sys
+import warnings
 
 import pytest
 
-from fastgpt._moved import MOVED
+import fastgpt
+from fastgpt._moved import MOVED, MOVED_NAMES
 
 
 @pytest.mark.parametrize("old", MOVED)
@@ -22,10 +24,28 @@ def test_an_old_path_is_the_new_module(old, monkeypatch):
     assert importlib.import_module(old) is new
 
 
-@pytest.mark.parametrize(
-    "name", ["filled", "load", "load_one_head", "model_type", "read_config", "save", "save_one_head", "skeleton"]
-)
-def test_the_functions_that_interop_had(name):
-    interop = importlib.import_module("fastgpt.interop")
-    with pytest.warns(DeprecationWarning, match=f"is now fastgpt.model.formats.*{name}$"):
-        assert callable(getattr(interop, name))
+@pytest.mark.parametrize(("old", "name"), [(old, name) for old, names in MOVED_NAMES.items() for name in names])
+def test_a_name_that_is_elsewhere_now_is_found_under_its_old_path(old, name, monkeypatch):
+    home = MOVED_NAMES[old][name]
+    if old in MOVED:
+        monkeypatch.delitem(sys.modules, old, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        vars(importlib.import_module(old)).pop(name, None)
+    with pytest.warns(DeprecationWarning, match=f"^{old}.{name} is now {home}.{name}$") as said:
+        exec(f"from {old} import {name}", found := {"__name__": "theirs"})
+    assert len(said) == 1
+    assert said[0].filename == "<string>", "the import is what is told of"
+    assert found[name] is getattr(importlib.import_module(home), name)
+
+
+@pytest.mark.parametrize("module", ["fastgpt.data", "fastgpt.interop", "fastgpt.model", "fastgpt.train.trainer"])
+def test_a_name_that_never_was_is_no_attribute(module):
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'lead_to_gold'$"):
+        importlib.import_module(module).lead_to_gold  # noqa: B018
+
+
+def test_what_fastgpt_offers_has_its_names_where_they_were():
+    p = fastgpt.presets
+    assert (p.GPT2_VOCAB_SIZE, p.STUDY_MAX_LEN) == (50257, 512)
+    assert (p.STUDY_LAYERS, p.STUDY_WIDTHS, p.STUDY_HEADS) == ((2, 4, 8, 12), (256, 512), (4, 8))
