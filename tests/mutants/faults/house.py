@@ -277,12 +277,6 @@ MUTANTS = (
         _MOVED + "an_old_path_is_the_new_module",
     ),
     Mutant(
-        "old-import-path-has-lost-what-is-elsewhere",
-        "_OldNames.exec_module",
-        condition("MOVED_NAMES").never(),
-        _MOVED + "a_name_that_is_elsewhere_now_is_found_under_its_old_path",
-    ),
-    Mutant(
         "old-name-is-told-of-twice",
         "_moved.old_name",
         call("setattr").dropped(),
