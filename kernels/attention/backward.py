@@ -131,7 +131,9 @@ def attention_dkdv(
         column, tl.minimum(column + BLOCK_N, T_k) - 1, band, 0, tl.where(some_key, T_q, 0),
         masks.Ranges, b * num_tiles + tile, BLOCK_M, EDGE,
     )  # fmt: skip
-    for IS_MASKED in tl.static_range(2):  # in this order for the reason given in the forward
+    # Before the loops, and these in this order, for the reasons given in the forward.
+    queries_of_tile, queries_of_edge = tl.arange(0, BLOCK_M), tl.arange(0, EDGE)
+    for IS_MASKED in tl.static_range(2):
         for step in tl.range(0, num_steps(runs, IS_MASKED) * GROUP, num_stages=1 if IS_MASKED else None):
             # The heads of the group take turns at a tile, so that both divisions are by a constant. The number of tiles
             # may be 0, and the loads of the first step are issued before the loop, whether or not it has a step: what
@@ -144,18 +146,18 @@ def attention_dkdv(
                 Stream(Do + g64 * DOut.stride[1], DOut.stride, DOutLow, DOutHigh, b, first_h + g),
                 Lse2 + g64 * T_q, Delta + g64 * T_q,
             )  # fmt: skip
-            grads = dkdv_step(grads, held, queries, m, g, scores, IS_MASKED, C)
+            i = m + (queries_of_edge if IS_MASKED else queries_of_tile)
+            grads = dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED, C)
 
     store_pair(DK, b, h_kv, column, j_ok, where_pair(key_ok[:, None], scaled(grads.k, softmax_scale)), C)
     store_pair(DV, b, h_kv, column, j_ok, where_pair(key_ok[:, None], grads.v), C)
 
 
 @triton.jit
-def dkdv_step(grads, held, queries, m, g, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
-    """dK and dV from the queries from m on of the group's g-th head. Scores are transposed: (keys, queries)."""
+def dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
+    """dK and dV from the queries i, m and those after it, of the group's g-th head. Scores are (keys, queries) here."""
     PRECISION: tl.constexpr = C.precision
-    NUM_QUERIES: tl.constexpr = C.edge if IS_MASKED else C.block_m
-    i, j = m + tl.arange(0, NUM_QUERIES), scores.held[:, None]  # (num_queries,), (block_n, 1)
+    j = scores.held[:, None]  # (block_n, 1)
     i_ok = i < scores.num_streamed
     row_ok = i_ok
     if IS_MASKED:
@@ -197,10 +199,10 @@ def dkdv_step(grads, held, queries, m, g, scores, IS_MASKED: tl.constexpr, C: tl
     return KeyValue(add_product(grads.k, dot_operand(dsT.to(q.low.dtype), PRECISION), q, C), Pair(dv_low, dv_high))
 
 
-@triton.jit(do_not_specialize=["T_q", "T_k", "H", "lower", "upper", "heads_per_section"])
+@triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "heads_per_section"])
 def attention_dq(
     qkv, DOut, KLow, KHigh, VLow, VHigh, Lse2, Delta, DQ, masks, dropout,
-    T_q, T_k, H, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
+    T_q, T_k, H, group, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
     """dq = scale · ds k. launch.backward calls it.
 
@@ -220,20 +222,20 @@ def attention_dq(
     if upper is not None:
         tile = num_tiles - 1 - tile
     b, h = head // H, head % H
-    h_kv = h // C.group
     row = tile * BLOCK_M
     i = row + tl.arange(0, BLOCK_M)  # (block_m,) query index
     i_ok = i < T_q
 
-    keys = KeyValue(
-        Stream(at_head(qkv.K, b, h_kv), qkv.K.stride, KLow, KHigh, b, h_kv),
-        Stream(at_head(qkv.V, b, h_kv), qkv.V.stride, VLow, VHigh, b, h_kv),
-    )
     offs = head.to(tl.int64) * T_q + i
     held = QueryRows(
         load_pair(qkv.Q, b, h, row, i_ok, C), load_pair(DOut, b, h, row, i_ok, C),
         tl.load(Lse2 + offs, mask=i_ok, other=0.0), tl.load(Delta + offs, mask=i_ok, other=0.0),
     )  # fmt: skip
+    h_kv = h // group
+    keys = KeyValue(
+        Stream(at_head(qkv.K, b, h_kv), qkv.K.stride, KLow, KHigh, b, h_kv),
+        Stream(at_head(qkv.V, b, h_kv), qkv.V.stride, VLow, VHigh, b, h_kv),
+    )
     dq = zeros(BLOCK_M, C)
     head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
     Documents, documents = None, None
@@ -247,19 +249,21 @@ def attention_dq(
         row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, first_key, end_key, masks.Ranges,
         b * num_tiles + tile, BLOCK_N, EDGE,
     )  # fmt: skip
-    for IS_MASKED in tl.static_range(2):  # in this order for the reason given in the forward
+    # Before the loops, and these in this order, for the reasons given in the forward.
+    keys_of_tile, keys_of_edge = tl.arange(0, BLOCK_N), tl.arange(0, EDGE)
+    for IS_MASKED in tl.static_range(2):
         for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=1 if IS_MASKED else None):
             n = tile_start(step, runs, BLOCK_N, EDGE, IS_MASKED)
-            dq = dq_step(dq, held, keys, n, scores, IS_MASKED, C)
+            j = n + (keys_of_edge if IS_MASKED else keys_of_tile)
+            dq = dq_step(dq, held, keys, n, j, scores, IS_MASKED, C)
     store_pair(DQ, b, h, row, i_ok, scaled(dq, softmax_scale), C)
 
 
 @triton.jit
-def dq_step(dq, held, keys, n, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
-    """dQ from the keys from n on."""
+def dq_step(dq, held, keys, n, j, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
+    """dQ from the keys j, n and those after it."""
     PRECISION: tl.constexpr = C.precision
-    NUM_KEYS: tl.constexpr = C.edge if IS_MASKED else C.block_n
-    i, j = scores.held[:, None], n + tl.arange(0, NUM_KEYS)  # (block_m, 1), (num_keys,)
+    i = scores.held[:, None]  # (block_m, 1)
     j_ok = j < scores.num_streamed
     # The low tiles are multiplied before the high ones are loaded: all four at once would fill the registers.
     low = stream_part(keys.k, keys.k.Low, n, j_ok, 0, IS_MASKED, C)

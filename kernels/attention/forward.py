@@ -29,10 +29,10 @@ from .masks import (
 from .structs import Band, KeyValue, Mask, Pair, Scores, Softmax, Stream
 
 
-@triton.jit(do_not_specialize=["T_q", "T_k", "H", "lower", "upper", "heads_per_section"])
+@triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "heads_per_section"])
 def attention_forward(
-    qkv, Out, Lse, KLow, KHigh, VLow, VHigh, masks, dropout, T_q, T_k, H, lower, upper, heads_per_section, qk_scale,
-    C: tl.constexpr,
+    qkv, Out, Lse, KLow, KHigh, VLow, VHigh, masks, dropout,
+    T_q, T_k, H, group, lower, upper, heads_per_section, qk_scale, C: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale · q kᵀ + mask) v and lse, the log of the softmax's denominators. launch.forward calls it.
 
@@ -53,16 +53,15 @@ def attention_forward(
     if upper is not None:
         tile = num_tiles - 1 - tile  # causal: the last queries see most keys
     b, h = head // H, head % H
-    h_kv = h // C.group
     row = tile * BLOCK_M
     i = row + tl.arange(0, BLOCK_M)  # (block_m,) query index
     i_ok = i < T_q
-
+    q = load_pair(qkv.Q, b, h, row, i_ok, C)
+    h_kv = h // group
     keys = KeyValue(
         Stream(at_head(qkv.K, b, h_kv), qkv.K.stride, KLow, KHigh, b, h_kv),
         Stream(at_head(qkv.V, b, h_kv), qkv.V.stride, VLow, VHigh, b, h_kv),
     )
-    q = load_pair(qkv.Q, b, h, row, i_ok, C)
     state = Softmax(zeros(BLOCK_M, C), tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32))
     head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
     Documents, documents = None, None
@@ -76,12 +75,15 @@ def attention_forward(
         row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, first_key, end_key, masks.Ranges,
         b * num_tiles + tile, BLOCK_N, EDGE,
     )  # fmt: skip
+    # Made before the loops: ptxas may spill where the narrow one is made between them.
+    keys_of_tile, keys_of_edge = tl.arange(0, BLOCK_N), tl.arange(0, EDGE)
     # Mask-free tiles first, then the ones at the edges of the mask. In this order, with the second loop not pipelined,
     # ptxas keeps the wgmma of both asynchronous; a first loop that masks makes it serialize them (C7515).
     for IS_MASKED in tl.static_range(2):
         for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=1 if IS_MASKED else None):
             n = tile_start(step, runs, BLOCK_N, EDGE, IS_MASKED)
-            state = forward_step(state, q, keys, n, scores, IS_MASKED, C)
+            j = n + (keys_of_edge if IS_MASKED else keys_of_tile)
+            state = forward_step(state, q, keys, n, j, scores, IS_MASKED, C)
 
     # A row that saw nothing has l = 0 and m = -inf: its output is 0 / 1 and its lse -inf + log2(1).
     l = tl.where(state.l == 0.0, 1.0, state.l)
@@ -91,11 +93,9 @@ def attention_forward(
 
 
 @triton.jit
-def forward_step(state, q, keys, n, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
-    """The online softmax over the keys from n on: p = 2^(s - m), acc += p v, l += Σ p."""
+def forward_step(state, q, keys, n, j, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
+    """The online softmax over the keys j, n and those after it: p = 2^(s - m), acc += p v, l += Σ p."""
     PRECISION: tl.constexpr = C.precision
-    NUM_KEYS: tl.constexpr = C.edge if IS_MASKED else C.block_n
-    j = n + tl.arange(0, NUM_KEYS)  # (num_keys,)
     j_ok = j < scores.num_streamed
     s, _ = stream_product(q, keys.k, n, j_ok, IS_MASKED, C)  # (block_m, num_keys)
     v = stream_pair(keys.v, n, j_ok, IS_MASKED, C)

@@ -51,7 +51,7 @@ def forward(
             structs.QKV(_matrix(q), _matrix(k), _matrix(v)), _matrix(out), lse,
             *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
             _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), _dropout(seed, dropout_p),
-            T_q, T_k, H, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E, plan.C,
+            T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E, plan.C,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, lse
@@ -102,7 +102,7 @@ def backward(
             device_backward.attention_dq[plan.grid](
                 qkv, upstream, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
                 lse2, delta, _matrix(dq), _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m),
-                dropout, T_q, T_k, H, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
+                dropout, T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
     return dq, dk, dv
@@ -115,6 +115,7 @@ class Plan(NamedTuple):
     lower: int | None  # the band, see masks.py
     upper: int | None
     heads_per_section: int  # see masks.program_tile
+    group: int  # query heads that share a key head
     C: structs.Config
 
 
@@ -137,8 +138,10 @@ def _plan(
         section = tiles.heads_per_section(target, 2 * T_k * D * itemsize, group)
     lower, upper = band(T_q, T_k, causal, left, right)
     d_low, d_high = tiles.split_head_dim(D)
-    C = structs.Config(D, d_low, d_high, tile.block_m, tile.block_n, tile.edge, group, is_wide, precision)
-    return Plan(grid(name, programs), lower, upper, min(section, heads), C)
+    C = structs.Config(
+        D, d_low, d_high, tile.block_m, tile.block_n, tile.edge, group if of_keys else 0, is_wide, precision
+    )
+    return Plan(grid(name, programs), lower, upper, min(section, heads), group, C)
 
 
 def _gradient(x: Tensor, needed: bool) -> Tensor:

@@ -18,7 +18,7 @@ class Config(NamedTuple):
     block_m: int  # queries of a tile
     block_n: int  # keys of a tile
     edge: int  # queries or keys of a streamed tile that a mask cuts
-    group: int  # query heads that share a key head
+    group: int  # query heads that share a key head, where a loop divides by it (dK/dV); 0: an argument
     is_wide: bool  # offsets inside a tile need int64
     precision: str  # of products: tl.dot's input_precision
 
