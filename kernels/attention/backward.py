@@ -38,17 +38,18 @@ from .masks import (
     tile_start,
     visible,
 )
-from .structs import Band, KeyValue, Mask, Pair, QueryRows, Scores, Stream
+from .structs import Band, KeyValue, Mask, Matrix, Pair, QueryRows, Scores, Stream
 
 
 @triton.jit(do_not_specialize=["T_q", "H"])
 def attention_delta(
-    Out, DOut, DLse, Lse, Lse2, Delta, T_q, H,
+    Out, DOut, DLse, Lse, Lse2, Delta, stride_out, stride_dout, T_q, H,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, IS_WIDE: tl.constexpr,
 ):  # fmt: skip
     """delta_i = Σ_d dout_id out_id - dlse_i and lse2_i = lse_i / ln 2. launch.backward calls it.
 
-    Out, DOut         Matrices (B, H, T_q, head_dim)
+    Out, DOut         (B, H, T_q, head_dim); their pointers and strides come apart, since registers are fewer so: as
+                      Matrices they would cost one CTA in nine (float32, sm_90)
     DLse              Matrix (B, H, T_q) of any float type, or None
     Lse, Lse2, Delta  (B, H, T_q) float32, contiguous
 
@@ -65,9 +66,9 @@ def attention_delta(
     i_ok = i < T_q
     rows, columns = tile_index(BLOCK_M, IS_WIDE), tile_index(BLOCK_D, IS_WIDE)
     column_ok = columns < HEAD_DIM if BLOCK_D != HEAD_DIM else None
-    o, do = at_row(Out, b, h, row), at_row(DOut, b, h, row)
-    out = load_tile(o, rows, columns, Out.stride[2], Out.stride[3], i_ok, column_ok)
-    dout = load_tile(do, rows, columns, DOut.stride[2], DOut.stride[3], i_ok, column_ok)
+    Out, DOut = at_row(Matrix(Out, stride_out), b, h, row), at_row(Matrix(DOut, stride_dout), b, h, row)
+    out = load_tile(Out, rows, columns, stride_out[2], stride_out[3], i_ok, column_ok)
+    dout = load_tile(DOut, rows, columns, stride_dout[2], stride_dout[3], i_ok, column_ok)
     delta = sum_of_products(out.to(tl.float32), dout.to(tl.float32), 1)
     offs = head.to(tl.int64) * T_q + i
     if DLse is not None:

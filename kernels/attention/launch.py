@@ -82,8 +82,9 @@ def backward(
     qkv, upstream, dropout = structs.QKV(_matrix(q), _matrix(k), _matrix(v)), _matrix(dout), _dropout(seed, dropout_p)
     with _runtime.on_device_of(q):
         device_backward.attention_delta[grid(name, cdiv(T_q, block_m) * B * H)](
-            _matrix(out), upstream, None if dlse is None else _matrix(dlse), lse, lse2, delta, T_q, H, HEAD_DIM=D,
-            BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D), IS_WIDE=is_wide or is_wide_dlse, num_warps=4,
+            out, dout, None if dlse is None else _matrix(dlse), lse, lse2, delta, out.stride(), dout.stride(), T_q, H,
+            HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D), IS_WIDE=is_wide or is_wide_dlse,
+            num_warps=4,
         )  # fmt: skip
         if need_dkdv:
             tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
