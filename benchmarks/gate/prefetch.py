@@ -8,13 +8,15 @@ out of bounds, or lands in shared memory that has other uses by then. No interpr
 Triton's last intermediate form (TTGIR) says which copies have such a condition: a scalar that depends on the kernel's
 arguments or on which program this is. In PTX, the predicate of these copies (of cp.async also the number of bytes,
 which is 0 where the condition does not hold) must still depend on a comparison of such scalars, one that is the same
-for all threads.
+for all threads. A copy whose own mask implies the condition, "k < K" with k >= 0 where the loop's is "K > 0", needs no
+other: LLVM drops the condition with good reason.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 _REGISTER = re.compile(r"%(?!tid|ntid|ctaid|nctaid|laneid|warpid|clock)[A-Za-z_]+\d*\b")
@@ -30,6 +32,8 @@ _MLIR = re.compile(r"^\s*(?:(%[\w#]+)(?::\d+)? = )?(?:\"?)([a-z_]+(?:\.[a-z_0-9]
 _MLIR_VALUE = re.compile(r"%[\w$.-]+")
 _MLIR_COPY = re.compile(r"ttg\.async_copy_global_to_local|ttng\.async_tma_copy_global_to_local")
 _MLIR_CONDITION = re.compile(r":\s*i1 -> tensor")
+_MLIR_LOWEST = re.compile(r"^ *(?:dense<)?(-?\d+)>? *:|\bstart = (\d+)")  # of a constant, of a range
+_SAME_NUMBERS = {"tt.splat", "tt.broadcast", "tt.expand_dims", "ttg.convert_layout"}
 _LOCATION = re.compile(r"^(#loc\d*) = loc\((.*)\)$")
 
 
@@ -66,9 +70,23 @@ class _Values:
         return set().union(*(self.facts.get(value, ()) for value in self.behind([name])))
 
 
+@dataclass(frozen=True)
+class _Operation:
+    """A line of TTGIR: "arith.cmpi", " sgt, %K, %c0_i32 : i32", ["%K", "%c0_i32"]."""
+
+    name: str
+    text: str
+    operands: list[str]
+
+    @property
+    def predicate(self) -> str:
+        """ "sgt" of a comparison."""
+        return self.text.split(",")[0].strip()
+
+
 def _conditional_copies(ttgir: str) -> dict[str, bool]:
     """Place in the source -> whether all copies there have a condition that depends on the launch."""
-    values, copies = _Values(), []
+    values, copies, operations = _Values(), [], {}
     locations = dict(match.groups() for line in ttgir.splitlines() if (match := _LOCATION.match(line)))
     for line in ttgir.splitlines():
         if "tt.func" in line:
@@ -91,6 +109,7 @@ def _conditional_copies(ttgir: str) -> dict[str, bool]:
             facts.add("condition")
         if result:
             values.define([result], used, facts)
+            operations[result] = _Operation(op, operands, used)
         if _MLIR_COPY.match(op):
             place = _place(rest.rsplit("loc(", 1)[-1].split(")")[0], locations)
             if "tma" in op:  # coordinates, destination, barrier, condition
@@ -103,9 +122,56 @@ def _conditional_copies(ttgir: str) -> dict[str, bool]:
         if mask is not None:
             splats = [v for v in values.behind([mask]) if "condition" in values.facts.get(v, ())]
             conditions = [source for splat in splats for source in values.sources[splat]]
+            conditions = [condition for condition in conditions if not _implied(condition, mask, operations)]
         conditional = any("launch" in values.facts_of(condition) for condition in conditions)
         found[place] = found.get(place, True) and conditional
     return found
+
+
+def _implied(condition: str, mask: str, operations: dict[str, _Operation]) -> bool:
+    """Whether `condition` is "K > n", and `mask` has a term "k < K" whose every k is n or more."""
+    asked = operations.get(condition)
+    if asked is None or asked.name != "arith.cmpi" or asked.predicate != "sgt":
+        return False
+    K, n = asked.operands
+    least = _at_least(n, operations)
+    return any(
+        _same_everywhere(bound, operations) == K and _at_least(k, operations) >= least > -math.inf
+        for k, bound in _upper_bounds(mask, operations)
+    )
+
+
+def _upper_bounds(mask: str, operations: dict[str, _Operation]) -> Iterator[tuple[str, str]]:
+    """(k, K) of each comparison "k < K" that holds wherever `mask` does."""
+    operation = operations.get(mask)
+    if operation is None:
+        return
+    if operation.name == "arith.cmpi" and operation.predicate == "slt":
+        k, bound = operation.operands
+        yield k, bound
+    if operation.name in ("arith.andi", *_SAME_NUMBERS):
+        for name in operation.operands:
+            yield from _upper_bounds(name, operations)
+
+
+def _at_least(name: str, operations: dict[str, _Operation]) -> float:
+    """A bound below the integers of `name`: constants, ranges and their sums have one, of others nothing is known."""
+    operation = operations.get(name)
+    if operation is None:
+        return -math.inf
+    if operation.name in ("arith.constant", "tt.make_range"):
+        number = _MLIR_LOWEST.search(operation.text)
+        return int(number[1] or number[2]) if number else -math.inf
+    if operation.name in ("arith.addi", *_SAME_NUMBERS):
+        return sum(_at_least(operand, operations) for operand in operation.operands)
+    return -math.inf
+
+
+def _same_everywhere(name: str, operations: dict[str, _Operation]) -> str:
+    """The scalar whose value all elements of the tensor `name` have; `name` itself if none is known."""
+    while (operation := operations.get(name)) and operation.name in _SAME_NUMBERS:
+        (name,) = operation.operands
+    return name
 
 
 def _place(name: str, locations: dict[str, str]) -> str:

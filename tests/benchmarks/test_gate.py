@@ -8,8 +8,9 @@ import pytest
 import triton
 
 from benchmarks.gate import __main__ as cli
-from benchmarks.gate import run, table
+from benchmarks.gate import ffn, run, table
 from benchmarks.gate.limits import LIMITS, ctas_per_sm
+from benchmarks.gate.prefetch import unconditional_copies
 from benchmarks.gate.rows import Row
 
 from .sample_kernels import grouped_row, matmul_row, row_sum_row
@@ -97,6 +98,49 @@ def test_copies_issued_before_a_loop_without_steps_are_refused(arch):
     assert problem.count("sample_kernels.py:") == 2  # a and b
     assert table.problems(run.compile_row(grouped_row("safe", safe=True), arch)) == []
     assert table.problems(run.compile_row(GOOD, arch)) == []  # another loop with copies
+
+
+TTGIR = """
+tt.func public @kernel(%X: !tt.ptr<f32>, %K: i32, %L: i32) {
+  %n = arith.constant 32 : i32
+  %shift = arith.constant dense<SHIFT> : tensor<8xi32, #row>
+  %range = tt.make_range {end = 40 : i32, start = 32 : i32} : tensor<8xi32, #row>
+  %k = arith.addi %range, %shift : tensor<8xi32, #row>
+  %bounds = tt.splat BOUND : i32 -> tensor<8xi32, #row>
+  %in_k = arith.cmpi LESS, %k, %bounds : tensor<8xi32, #row>
+  %rows = tt.expand_dims %in_k {axis = 0 : i32} : tensor<8xi1, #row> -> tensor<1x8xi1, #tile>
+  %step = arith.cmpi sgt, %K, %n : i32
+  %steps = tt.splat %step : i1 -> tensor<1x8xi1, #tile>
+  %mask = arith.andi %steps, %rows : tensor<1x8xi1, #tile>
+  %copy = ttg.async_copy_global_to_local %x, %buffer mask %mask other %zero : tensor<1x8xf32, #tile> loc(#loc1)
+#loc1 = loc("kernel.py":3:4)
+"""
+PTX = """
+	.loc	1 3 4 // kernel.py:3:4
+	@%p1 cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, 0x10;
+$L__BB0_1:
+	@%p2 bra 	$L__BB0_1;
+"""
+
+
+@pytest.mark.parametrize(
+    ("shift", "bound", "less", "found"),
+    [
+        (0, "%K", "slt", []),
+        (-1, "%K", "slt", ["kernel.py:3:4"]),  # 31 < K does not say that 32 < K
+        (0, "%L", "slt", ["kernel.py:3:4"]),
+        (0, "%K", "sle", ["kernel.py:3:4"]),
+    ],
+)
+def test_a_mask_that_implies_the_loops_condition_serves_for_it(shift, bound, less, found):
+    ttgir = TTGIR.replace("SHIFT", str(shift)).replace("BOUND", bound).replace("LESS", less)
+    assert unconditional_copies(ttgir, PTX) == found
+
+
+@compiles
+def test_the_mask_of_a_products_columns_serves_for_the_loops_condition():
+    (row,) = [row for row in ffn.rows() if row.label == "tf32-up"]
+    assert table.problems(run.compile_row(row, "sm_100")) == []
 
 
 LINE = table.Line("fwd", "kernel", "sm_90", 128, 0, 65536, 2, "wgmma:8", 16, 0, 4, 200, "-")
