@@ -80,10 +80,13 @@ class Command:
         return 0
 
     def _n_batches(self, n_tokens: int, seq_len: int) -> int:
-        windows = -(-(n_tokens - 1) // seq_len)
+        from ..data.sampler import windows_in
+        from ..kernels._runtime import cdiv
+
+        windows = windows_in(n_tokens, seq_len)
         if self.max_batches is not None:
             windows = min(windows, self.max_batches * self.batch_size)
-        return -(-windows // self.batch_size)
+        return cdiv(windows, self.batch_size)
 
     def _print(self, name: str, n_tokens: int, found: Validation) -> None:
         if self.json:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..base.settings import SettingError, SettingTypeError, check_integer
+from ..kernels._runtime import cdiv
 from .dataset import TokenDataset
 
 IGNORED = -100  # torch's ignore_index
@@ -41,7 +42,7 @@ class BatchSampler:
         check_integer("BatchSampler", "seed", seed, least=0)
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
         self.rank, self.world_size = rank, world_size
-        self.n_windows = -(-(len(dataset) - 1) // seq_len)
+        self.n_windows = windows_in(len(dataset), seq_len)
         self.position = 0  # samples dealt so far, over all ranks
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
@@ -94,7 +95,7 @@ class BatchSampler:
                 f"BatchSampler: the checkpoint was made with {differ}; resume with the same data and settings, or "
                 "start a new run"
             )
-        n_windows = -(-(state["n_tokens"] - 1) // state["seq_len"])
+        n_windows = windows_in(state["n_tokens"], state["seq_len"])
         self.position = state["position"] * self.n_windows // n_windows
 
 
@@ -117,6 +118,11 @@ def check_dataset(owner: str, name: str, dataset: TokenDataset) -> TokenDataset:
     return dataset
 
 
+def windows_in(n_tokens: int, seq_len: int) -> int:
+    """How many windows the tokens are cut into: the last token is a target only, the last window may be shorter."""
+    return cdiv(n_tokens - 1, seq_len)
+
+
 def window_batch(dataset: TokenDataset, windows: list[int], seq_len: int) -> tuple[Tensor, Tensor]:
     """(idx, targets), each (len(windows), T) int64; beyond the end of the data idx is 0 and targets -100."""
     idx = torch.zeros(len(windows), seq_len, dtype=torch.int64, device="cpu")
@@ -133,7 +139,7 @@ def sequential_batches(
     dataset: TokenDataset, batch_size: int, seq_len: int, max_batches: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every token once, in order: for validation. At most `max_batches` batches, spread evenly over the data."""
-    n_windows = -(-(len(dataset) - 1) // seq_len)
+    n_windows = windows_in(len(dataset), seq_len)
     chosen = list(range(n_windows))
     if max_batches is not None and max_batches * batch_size < n_windows:
         chosen = [round(at) for at in np.linspace(0, n_windows - 1, max_batches * batch_size)]

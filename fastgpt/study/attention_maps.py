@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base import files
+from ..kernels._runtime import cdiv
 
 if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
@@ -68,7 +69,7 @@ def png(
     figure_class = import_figure()
     panels = head_panels(maps, heads)[:most]
     columns = columns or max(1, len(panels) // max(1, len(maps)))
-    rows = -(-len(panels) // columns)
+    rows = cdiv(len(panels), columns)
     figure = figure_class(figsize=(1.8 * columns + 0.4, 1.9 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(panels) :]:
