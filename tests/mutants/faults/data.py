@@ -61,8 +61,8 @@ MUTANTS = (
     ),
     Mutant(
         "sampler-a-window-of-no-target",
-        "BatchSampler.__init__",
-        value("n_windows").literal(1).dropped(),
+        "data.windows_in",
+        call("cdiv").argument(0).literal(1).dropped(),
         _BATCHES + "an_epoch_shows_every_token_once",
     ),
     Mutant(
