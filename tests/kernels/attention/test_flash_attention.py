@@ -8,7 +8,6 @@ import torch
 
 from fastgpt.kernels import _runtime, reference
 from fastgpt.kernels.attention import flash_attention, tiles
-from fastgpt.kernels.attention.__main__ import main
 from fastgpt.kernels.attention.descriptors import descriptors
 from tests.support.budget import assert_all_within_budget, assert_within_budget, exactly
 
@@ -244,11 +243,3 @@ def test_short_sequences_take_smaller_tiles(table_tiles):
     large = tiles.forward(target, 2, 128, T_q=4096, heads=64)
     assert tiles.forward(target, 2, 128, T_q=256, heads=4).block_m < large.block_m
     assert tiles.forward(target, 2, 128, T_q=1, heads=4).block_m == 16
-
-
-def test_main_prints_tiles_and_gate_figures(capsys):
-    assert main(["sm_90"]) == 0
-    printed = capsys.readouterr().out
-    assert "wgmma" in printed
-    assert "attention_dkdv" in printed
-    assert main(["sm_1"]) == 2
