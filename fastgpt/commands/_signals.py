@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 from types import FrameType
-from typing import Any
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # what a shell gives for a process that they end
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -21,6 +20,9 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGH
 class Signals:
     """Handlers of the process that runs one command; `with Signals("fastgpt train") as signals:` around all of it.
 
+    Afterwards a signal ends the process without a word: Python's own handler of Ctrl-C would raise in the midst of
+    whatever Python, or torch, does at its exit, and a traceback would follow the line that said what was kept.
+
     Only the handlers that Python starts with are replaced: what a parent process ignores (`nohup`, a background job of
     a script) stays ignored.
     """
@@ -28,22 +30,23 @@ class Signals:
     def __init__(self, prog: str) -> None:
         self.prog = prog
         self._number = signal.SIGINT
-        self._before: dict[signal.Signals, Any] = {}
+        self._ours: list[signal.Signals] = []
 
     def __enter__(self) -> Signals:
         for number in STATUS:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             if signal.getsignal(number) is default:
-                self._before[number] = signal.signal(number, self._leave)
+                signal.signal(number, self._leave)
+                self._ours.append(number)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for number in self._ours:
+            signal.signal(number, signal.SIG_DFL)
 
     def start_work(self) -> None:
         """From now on there may be something to put in order: they raise KeyboardInterrupt."""
-        for number in self._before:
+        for number in self._ours:
             signal.signal(number, self._interrupt)
 
     def message(self, stop: KeyboardInterrupt) -> str:

@@ -130,6 +130,14 @@ def test_a_command_says_what_it_kept(number, kept, code, line):
     assert (done.returncode, done.stderr) == (code, line)
 
 
+def test_ctrl_c_while_python_ends_is_no_traceback():
+    """torch's operators take a second to go, which is long enough for an impatient one."""
+    late = "import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+    program = late + CALL.format(number="SIGINT", kept="")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "fastgpt verify: interrupted; nothing was written\n")
+
+
 WORK = {
     "prepare": "prepare large.txt --tokenizer shakespeare --out tokens",
     "eval": "eval runs/tiny --data large.txt --batch-size 1",

@@ -131,6 +131,12 @@ MUTANTS = (
         _STOPPING + "the_first_signal_is_named",
     ),
     Mutant(
+        "command-ctrl-c-at-its-exit-shows-where",
+        "_signals.Signals.__exit__",
+        call("signal").dropped(),
+        "tests/fastgpt/commands/test_signals.py::test_ctrl_c_while_python_ends_is_no_traceback",
+    ),
+    Mutant(
         "progress-a-line-one-step-late",
         "base._Lines.__call__",
         literal(0).becomes("1 % self.every"),
