@@ -32,6 +32,7 @@ _TIED = "tests/fastgpt/model/test_tied.py::test_"
 _OUTPUT = "tests/fastgpt/model/test_output.py::test_"
 _IMPL = "tests/fastgpt/nn/test_impl.py::test_"
 _ROUNDING = "tests/fastgpt/tools/test_rounding.py::test_"
+_BUDGET = "tests/fastgpt/tools/test_budget.py::test_"
 _CHARTS = "tests/fastgpt/study/test_charts.py::test_"
 _MOVED = "tests/fastgpt/test_moved.py::test_"
 _REPORT = "tests/fastgpt/study/test_report.py::test_"
@@ -220,6 +221,12 @@ MUTANTS = (
         "tools._moved",
         value("moved", "size").literal(2).becomes("4"),
         _ROUNDING + "one_operation_is_off_by_one_rounding_up_or_down",
+    ),
+    Mutant(
+        "rounding-four-roundoffs",
+        "tools._moved",
+        value("moved", "size").literal(2).becomes("0.5"),
+        _BUDGET + "the_scale_is_that_of_the_expression_over_absolute_values",
     ),
     Mutant(
         "rounding-sums-in-the-dtype-of-the-result",
