@@ -95,8 +95,9 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, Choose]]:
         if module in read:
             yield read[module][0], read[module][1], module, read[module][2]
             passed.update(module.modules())
-        elif hasattr(module, "fastgpt_part"):
-            layer = next((name for name in path.split(".") if name.isdigit()), path or "model")
+        elif hasattr(type(module), "fastgpt_part"):  # what torch.compile put around a module has its attributes too
+            names = [name for name in path.split(".") if name not in ("", "_orig_mod")]
+            layer = next(filter(str.isdigit, names), ".".join(names) or "model")
             yield module.fastgpt_part, layer, module, _torchs if module in bypassed else module.choice
 
 

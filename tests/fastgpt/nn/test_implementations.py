@@ -366,6 +366,12 @@ def test_each_layer_has_its_own_answer(seed, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("make", [lambda: LayerNorm(8), lambda: GELUFFN(8), mha, lambda: GPT(GPTConfig(**TINY))])
+def test_what_torch_compile_wraps_has_the_rows_of_what_is_inside(make):
+    module = make()
+    assert fastgpt.implementations(torch.compile(module)) == fastgpt.implementations(module)
+
+
 # ---- models of transformers', patched --------------------------------------------------------------------------------
 
 
