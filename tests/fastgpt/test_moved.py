@@ -1,6 +1,7 @@
 """The import paths of version 0.1: each gives the module as it is now, and says its name."""
 
 import importlib
+import pickle
 import sys
 import warnings
 
@@ -43,6 +44,24 @@ def test_a_name_that_is_elsewhere_now_is_found_under_its_old_path(old, name, mon
 def test_a_name_that_never_was_is_no_attribute(module):
     with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'lead_to_gold'$"):
         importlib.import_module(module).lead_to_gold  # noqa: B018
+
+
+@pytest.mark.filterwarnings("ignore:fastgpt.* is now:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [
+        ("fastgpt.config", "GPTConfig"), ("fastgpt.dataset", "TokenDataset"), ("fastgpt.impl", "Row"),
+        ("fastgpt.model", "GPT"), ("fastgpt.model", "GPTConfig"), ("fastgpt.modules", "Head"),
+        ("fastgpt.one_head", "OneHeadLM"), ("fastgpt.one_head_base", "OneHeadConfig"), ("fastgpt.output", "GPTOutput"),
+        ("fastgpt.sampler", "BatchSampler"), ("fastgpt.settings", "SettingError"), ("fastgpt.tokenizer", "Tokenizer"),
+        ("fastgpt.train_config", "TrainConfig"), ("fastgpt.trainer", "Trainer"), ("fastgpt.trainer", "TrainConfig"),
+    ],
+)  # fmt: skip
+def test_what_was_pickled_under_an_old_path_is_read(old, name):
+    """Whole models too, which torch.save pickles by the paths of their classes."""
+    found = pickle.loads(f"c{old}\n{name}\n.".encode())
+    assert found.__name__ == name
+    assert found is getattr(importlib.import_module(found.__module__), name)
 
 
 def test_what_fastgpt_offers_has_its_names_where_they_were():
