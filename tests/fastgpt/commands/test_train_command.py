@@ -23,13 +23,6 @@ from ..training import tiny_model
 pytestmark = pytest.mark.needs("tyro", "rich", "tiktoken")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "a.txt").write_text(TEXT)
-    monkeypatch.setenv("FASTGPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A folder with runs/a: three steps of three, checkpoints of steps 2 and 3."""

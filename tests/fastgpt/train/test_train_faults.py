@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,16 +13,9 @@ from fastgpt import cli
 from fastgpt.train import trainer
 from fastgpt.train.metrics import read_metrics
 
-from ..train_command import TEXT, TINY, checkpoints, error, train
+from ..train_command import TINY, checkpoints, error, train
 
 pytestmark = pytest.mark.needs("tyro", "rich", "tiktoken")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "a.txt").write_text(TEXT)
-    monkeypatch.setenv("FASTGPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path
 
 
 def test_a_validation_that_is_nan_is_no_success_and_costs_no_checkpoint(here):
