@@ -81,13 +81,14 @@ def attention_delta(
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H_kv", "lower", "upper", "heads_per_section"])
 def attention_dkdv(
-    qkv, DOut, QLow, QHigh, DOutLow, DOutHigh, Lse2, Delta, DK, DV, masks, dropout,
+    tensors, stride, QLow, QHigh, DOutLow, DOutHigh, Lse2, Delta, masks, dropout,
     T_q, T_k, H_kv, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
     """dv = pᵀ dout and dk = scale · dsᵀ q, summed over the heads of a group. launch.backward calls it.
 
-    qkv                 QKV: Q (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
-    DOut, DK, DV        Matrices of the shapes of Q, K, V
+    tensors             DKDVTensors: pointers to Q and DOut (B, H, T_q, head_dim), K, V, DK and DV
+                        (B, H / group, T_k, head_dim)
+    stride              DKDVTensors: the four strides of each
     QLow ... DOutHigh   TMA descriptors of Q and DOut, boxes of block_m rows; or None
     Lse2, Delta         (B, H, T_q) float32, of attention_delta
     masks, lower, upper, dropout    as in the forward; masks.Ranges of tiles of keys
@@ -108,12 +109,14 @@ def attention_dkdv(
     j = column + tl.arange(0, BLOCK_N)  # (block_n,) key index
     j_ok = j < T_k
 
-    Q, Do = at_head(qkv.Q, b, first_h), at_head(DOut, b, first_h)
+    K, V = Matrix(tensors.K, stride.K), Matrix(tensors.V, stride.V)
+    Q = at_head(Matrix(tensors.Q, stride.Q), b, first_h)
+    DOut = at_head(Matrix(tensors.DOut, stride.DOut), b, first_h)
     Lse2 += first_head.to(tl.int64) * T_q
     Delta += first_head.to(tl.int64) * T_q
     first_key, end_key = key_bounds(masks, b, T_k)
     key_ok = (j >= first_key) & (j < end_key)
-    held = KeyValue(load_pair(qkv.K, b, h_kv, column, j_ok, C), load_pair(qkv.V, b, h_kv, column, j_ok, C))
+    held = KeyValue(load_pair(K, b, h_kv, column, j_ok, C), load_pair(V, b, h_kv, column, j_ok, C))
     grads = KeyValue(zeros(BLOCK_N, C), zeros(BLOCK_N, C))
     head_dropout = load_dropout(dropout, first_head) if dropout.Seed is not None else None
     Documents, documents = None, None
@@ -143,13 +146,14 @@ def attention_dkdv(
             m = tile_start(step // GROUP, runs, BLOCK_M, EDGE, IS_MASKED)
             g64 = tl.zeros([], tl.int64) + g
             queries = QueryRows(
-                Stream(Q + g64 * qkv.Q.stride[1], qkv.Q.stride, QLow, QHigh, b, first_h + g),
-                Stream(Do + g64 * DOut.stride[1], DOut.stride, DOutLow, DOutHigh, b, first_h + g),
+                Stream(Q + g64 * stride.Q[1], stride.Q, QLow, QHigh, b, first_h + g),
+                Stream(DOut + g64 * stride.DOut[1], stride.DOut, DOutLow, DOutHigh, b, first_h + g),
                 Lse2 + g64 * T_q, Delta + g64 * T_q,
             )  # fmt: skip
             i = m + (queries_of_edge if IS_MASKED else queries_of_tile)
             grads = dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED, C)
 
+    DK, DV = Matrix(tensors.DK, stride.DK), Matrix(tensors.DV, stride.DV)
     store_pair(DK, b, h_kv, column, j_ok, where_pair(key_ok[:, None], scaled(grads.k, softmax_scale)), C)
     store_pair(DV, b, h_kv, column, j_ok, where_pair(key_ok[:, None], grads.v), C)
 
@@ -202,13 +206,13 @@ def dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED: tl.constexpr, C:
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "heads_per_section"])
 def attention_dq(
-    qkv, DOut, KLow, KHigh, VLow, VHigh, Lse2, Delta, DQ, masks, dropout,
+    tensors, stride, KLow, KHigh, VLow, VHigh, Lse2, Delta, masks, dropout,
     T_q, T_k, H, group, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
     """dq = scale · ds k. launch.backward calls it.
 
-    qkv               QKV: Q (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
-    DOut, DQ          Matrices (B, H, T_q, head_dim)
+    tensors           DQTensors: pointers to Q, DOut and DQ (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
+    stride            DQTensors: the four strides of each
     KLow ... VHigh    TMA descriptors of K and V, boxes of block_n rows; or None
     Lse2, Delta       (B, H, T_q) float32, of attention_delta
     masks, lower, upper, dropout    as in the forward
@@ -227,15 +231,17 @@ def attention_dq(
     i = row + tl.arange(0, BLOCK_M)  # (block_m,) query index
     i_ok = i < T_q
 
+    Q, DOut = Matrix(tensors.Q, stride.Q), Matrix(tensors.DOut, stride.DOut)
+    K, V = Matrix(tensors.K, stride.K), Matrix(tensors.V, stride.V)
     offs = head.to(tl.int64) * T_q + i
     held = QueryRows(
-        load_pair(qkv.Q, b, h, row, i_ok, C), load_pair(DOut, b, h, row, i_ok, C),
+        load_pair(Q, b, h, row, i_ok, C), load_pair(DOut, b, h, row, i_ok, C),
         tl.load(Lse2 + offs, mask=i_ok, other=0.0), tl.load(Delta + offs, mask=i_ok, other=0.0),
     )  # fmt: skip
     h_kv = h // group
     keys = KeyValue(
-        Stream(at_head(qkv.K, b, h_kv), qkv.K.stride, KLow, KHigh, b, h_kv),
-        Stream(at_head(qkv.V, b, h_kv), qkv.V.stride, VLow, VHigh, b, h_kv),
+        Stream(at_head(K, b, h_kv), K.stride, KLow, KHigh, b, h_kv),
+        Stream(at_head(V, b, h_kv), V.stride, VLow, VHigh, b, h_kv),
     )
     dq = zeros(BLOCK_M, C)
     head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
@@ -257,7 +263,7 @@ def attention_dq(
             n = tile_start(step, runs, BLOCK_N, EDGE, IS_MASKED)
             j = n + (keys_of_edge if IS_MASKED else keys_of_tile)
             dq = dq_step(dq, held, keys, n, j, scores, IS_MASKED, C)
-    store_pair(DQ, b, h, row, i_ok, scaled(dq, softmax_scale), C)
+    store_pair(Matrix(tensors.DQ, stride.DQ), b, h, row, i_ok, scaled(dq, softmax_scale), C)
 
 
 @triton.jit

@@ -26,18 +26,18 @@ from .masks import (
     tile_start,
     visible,
 )
-from .structs import Band, KeyValue, Mask, Pair, Scores, Softmax, Stream
+from .structs import Band, KeyValue, Mask, Matrix, Pair, Scores, Softmax, Stream
 
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "heads_per_section"])
 def attention_forward(
-    qkv, Out, Lse, KLow, KHigh, VLow, VHigh, masks, dropout,
+    tensors, stride, Lse, KLow, KHigh, VLow, VHigh, masks, dropout,
     T_q, T_k, H, group, lower, upper, heads_per_section, qk_scale, C: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale · q kᵀ + mask) v and lse, the log of the softmax's denominators. launch.forward calls it.
 
-    qkv           QKV: Q (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
-    Out           Matrix (B, H, T_q, head_dim)
+    tensors       ForwardTensors: pointers to Q and Out (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
+    stride        ForwardTensors: the four strides of each
     Lse           (B, H, T_q) float32, contiguous, natural logarithm
     KLow ... VHigh  TMA descriptors of K and V, boxes of block_n rows; or None
     masks, lower, upper, dropout    what weights are 0: see masks.py and structs.py
@@ -56,11 +56,12 @@ def attention_forward(
     row = tile * BLOCK_M
     i = row + tl.arange(0, BLOCK_M)  # (block_m,) query index
     i_ok = i < T_q
-    q = load_pair(qkv.Q, b, h, row, i_ok, C)
+    Q, K, V = Matrix(tensors.Q, stride.Q), Matrix(tensors.K, stride.K), Matrix(tensors.V, stride.V)
+    q = load_pair(Q, b, h, row, i_ok, C)
     h_kv = h // group
     keys = KeyValue(
-        Stream(at_head(qkv.K, b, h_kv), qkv.K.stride, KLow, KHigh, b, h_kv),
-        Stream(at_head(qkv.V, b, h_kv), qkv.V.stride, VLow, VHigh, b, h_kv),
+        Stream(at_head(K, b, h_kv), K.stride, KLow, KHigh, b, h_kv),
+        Stream(at_head(V, b, h_kv), V.stride, VLow, VHigh, b, h_kv),
     )
     state = Softmax(zeros(BLOCK_M, C), tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32))
     head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
@@ -89,7 +90,7 @@ def attention_forward(
     l = tl.where(state.l == 0.0, 1.0, state.l)
     inverse = dropout.scale / l
     tl.store(Lse + head.to(tl.int64) * T_q + i, (state.m + tl.math.log2(l)) * 0.6931471805599453, mask=i_ok)
-    store_pair(Out, b, h, row, i_ok, scaled(state.acc, inverse[:, None]), C)
+    store_pair(Matrix(tensors.Out, stride.Out), b, h, row, i_ok, scaled(state.acc, inverse[:, None]), C)
 
 
 @triton.jit

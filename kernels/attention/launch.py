@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
@@ -23,6 +23,8 @@ MAX_POSITIONS = 2**31 - 2**11
 WIDE_STRIDE = 2**22  # two offsets of at most 256 strides of this size still fit in int32 together
 MAX_PROGRAMS = 2**31 - 1  # CUDA's limit of a grid's first dimension, and what an int32 program id can tell apart
 NO_DROPOUT = structs.Dropout(None, 0, 1.0)
+
+Tensors = TypeVar("Tensors", structs.ForwardTensors, structs.DKDVTensors, structs.DQTensors)
 
 
 def forward(
@@ -46,9 +48,10 @@ def forward(
     )  # fmt: skip
 
     out, lse = empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
+    tensors = structs.ForwardTensors(q, k, v, out)
     with _runtime.on_device_of(q):
         device_forward.attention_forward[plan.grid](
-            structs.QKV(_matrix(q), _matrix(k), _matrix(v)), _matrix(out), lse,
+            tensors, _strides(tensors), lse,
             *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
             _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), _dropout(seed, dropout_p),
             T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E, plan.C,
@@ -79,19 +82,20 @@ def backward(
     dq, dk, dv = _gradient(q, need_dq), _gradient(k, need_dkdv), _gradient(v, need_dkdv)
     lse2, delta = torch.empty_like(lse), torch.empty_like(lse)
 
-    qkv, upstream, dropout = structs.QKV(_matrix(q), _matrix(k), _matrix(v)), _matrix(dout), _dropout(seed, dropout_p)
+    dropout = _dropout(seed, dropout_p)
     with _runtime.on_device_of(q):
         device_backward.attention_delta[grid(name, cdiv(T_q, block_m) * B * H)](
-            out, dout, None if dlse is None else _matrix(dlse), lse, lse2, delta, out.stride(), dout.stride(), T_q, H,
-            HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D), IS_WIDE=is_wide or is_wide_dlse,
+            out, dout, None if dlse is None else structs.Matrix(dlse, dlse.stride()), lse, lse2, delta,
+            out.stride(), dout.stride(), T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D), IS_WIDE=is_wide or is_wide_dlse,
             num_warps=4,
         )  # fmt: skip
         if need_dkdv:
             tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
             plan = _plan(name, tile, *numbers, of_keys=True)
+            dkdv_tensors = structs.DKDVTensors(q, k, v, dout, dk, dv)
             device_backward.attention_dkdv[plan.grid](
-                qkv, upstream, *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m),
-                lse2, delta, _matrix(dk), _matrix(dv),
+                dkdv_tensors, _strides(dkdv_tensors),
+                *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m), lse2, delta,
                 _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_n, of_keys=True), dropout,
                 T_q, T_k, H_kv, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -100,10 +104,12 @@ def backward(
             is_roomy = has_dropout or document_ids is not None
             tile = tiles.dq(target, itemsize, D, roomy=is_roomy, T_q=T_q, heads=B * H)
             plan = _plan(name, tile, *numbers)
+            dq_tensors = structs.DQTensors(q, k, v, dout, dq)
             device_backward.attention_dq[plan.grid](
-                qkv, upstream, *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
-                lse2, delta, _matrix(dq), _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m),
-                dropout, T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
+                dq_tensors, _strides(dq_tensors),
+                *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n), lse2, delta,
+                _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), dropout,
+                T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
     return dq, dk, dv
@@ -150,8 +156,9 @@ def _gradient(x: Tensor, needed: bool) -> Tensor:
     return empty_heads_last(x) if needed else x.new_empty(0)
 
 
-def _matrix(x: Tensor) -> structs.Matrix:
-    return structs.Matrix(x, x.stride())
+def _strides(tensors: Tensors) -> Tensors:
+    """Their strides, as a NamedTuple of the same fields."""
+    return tensors._make(x.stride() for x in tensors)
 
 
 def _dropout(seed: Tensor | None, dropout_p: float) -> structs.Dropout:

@@ -30,12 +30,37 @@ class Matrix(NamedTuple):
     stride: Any  # its four strides, in elements
 
 
-class QKV(NamedTuple):
-    """The three inputs."""
+class ForwardTensors(NamedTuple):
+    """What the forward reads and writes: pointers, or the strides of each.
 
-    Q: Matrix  # (B, H, T_q, head_dim)
-    K: Matrix  # (B, H_kv, T_k, head_dim)
-    V: Matrix  # (B, H_kv, T_k, head_dim)
+    Kernels take all their pointers and then all their strides. Each pointer followed by its strides, ptxas may spill.
+    """
+
+    Q: Any  # (B, H, T_q, head_dim)
+    K: Any  # (B, H_kv, T_k, head_dim)
+    V: Any  # (B, H_kv, T_k, head_dim)
+    Out: Any  # (B, H, T_q, head_dim)
+
+
+class DKDVTensors(NamedTuple):
+    """What the kernel of dK and dV reads and writes: pointers, or the strides of each."""
+
+    Q: Any  # the shapes of the forward
+    K: Any
+    V: Any
+    DOut: Any  # (B, H, T_q, head_dim)
+    DK: Any  # (B, H_kv, T_k, head_dim)
+    DV: Any  # (B, H_kv, T_k, head_dim)
+
+
+class DQTensors(NamedTuple):
+    """What the kernel of dQ reads and writes: pointers, or the strides of each."""
+
+    Q: Any  # the shapes of the forward
+    K: Any
+    V: Any
+    DOut: Any  # (B, H, T_q, head_dim)
+    DQ: Any  # (B, H, T_q, head_dim)
 
 
 class Masks(NamedTuple):
