@@ -17,7 +17,7 @@ from .device import (
     at_row,
     keeps,
     load_dropout,
-    load_pair,
+    load_two_pairs,
     pair_without_nonfinite,
     scaled,
     store_pair,
@@ -116,7 +116,8 @@ def attention_dkdv(
     Delta += first_head.to(tl.int64) * T_q
     first_key, end_key = key_bounds(masks, b, T_k)
     key_ok = (j >= first_key) & (j < end_key)
-    held = KeyValue(load_pair(K, b, h_kv, column, j_ok, C), load_pair(V, b, h_kv, column, j_ok, C))
+    k, v = load_two_pairs(K, V, b, h_kv, column, j_ok, C)
+    held = KeyValue(k, v)
     grads = KeyValue(zeros(BLOCK_N, C), zeros(BLOCK_N, C))
     head_dropout = load_dropout(dropout, first_head) if dropout.Seed is not None else None
     Documents, documents = None, None
@@ -126,7 +127,6 @@ def attention_dkdv(
         Documents = Keys + T_k - T_q
     # Padding keys need no mask: what is computed for them stays in their own rows, and is dropped at the end.
     mask = Mask(0, 2147483647, Band(lower, upper), documents, Documents)
-    scores = Scores(j, T_q, softmax_scale * 1.4426950408889634, mask, head_dropout)
     # A tile whose keys are all padding has nothing to do.
     some_key = (column < end_key) & (column + BLOCK_N > first_key)
     # Key j is seen by the queries j - upper <= i <= j - lower.
@@ -137,6 +137,7 @@ def attention_dkdv(
     )  # fmt: skip
     # Before the loops, and these in this order, for the reasons given in the forward.
     queries_of_tile, queries_of_edge = tl.arange(0, BLOCK_M), tl.arange(0, EDGE)
+    scores = Scores(j, T_q, softmax_scale * 1.4426950408889634, mask, head_dropout)
     for IS_MASKED in tl.static_range(2):
         for step in tl.range(0, num_steps(runs, IS_MASKED) * GROUP, num_stages=1 if IS_MASKED else None):
             # The heads of the group take turns at a tile, so that both divisions are by a constant. The number of tiles
@@ -234,10 +235,9 @@ def attention_dq(
     Q, DOut = Matrix(tensors.Q, stride.Q), Matrix(tensors.DOut, stride.DOut)
     K, V = Matrix(tensors.K, stride.K), Matrix(tensors.V, stride.V)
     offs = head.to(tl.int64) * T_q + i
-    held = QueryRows(
-        load_pair(Q, b, h, row, i_ok, C), load_pair(DOut, b, h, row, i_ok, C),
-        tl.load(Lse2 + offs, mask=i_ok, other=0.0), tl.load(Delta + offs, mask=i_ok, other=0.0),
-    )  # fmt: skip
+    q, dout = load_two_pairs(Q, DOut, b, h, row, i_ok, C)
+    lse2, delta = tl.load(Lse2 + offs, mask=i_ok, other=0.0), tl.load(Delta + offs, mask=i_ok, other=0.0)
+    held = QueryRows(q, dout, lse2, delta)
     h_kv = h // group
     keys = KeyValue(
         Stream(at_head(K, b, h_kv), K.stride, KLow, KHigh, b, h_kv),

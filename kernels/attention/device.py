@@ -67,6 +67,17 @@ def load_pair(x, b, h, row, row_ok, C: tl.constexpr):
 
 
 @triton.jit
+def load_two_pairs(x, y, b, h, row, row_ok, C: tl.constexpr):
+    """`load_pair` of the Matrices x and y. Both low tiles come first: pair after pair, ptxas may spill."""
+    XStart, YStart = at_row(x, b, h, row), at_row(y, b, h, row)
+    x_low, y_low = load_part(XStart, x.stride, row_ok, 0, C), load_part(YStart, y.stride, row_ok, 0, C)
+    x_high, y_high = x_low, y_low
+    if C.d_high > 0:
+        x_high, y_high = load_part(XStart, x.stride, row_ok, 1, C), load_part(YStart, y.stride, row_ok, 1, C)
+    return Pair(x_low, x_high), Pair(y_low, y_high)
+
+
+@triton.jit
 def load_part(Start, stride, row_ok, PART: tl.constexpr, C: tl.constexpr):
     """One tile of `load_pair`."""
     IS_WIDE: tl.constexpr = C.is_wide

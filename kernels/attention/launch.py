@@ -86,8 +86,8 @@ def backward(
     with _runtime.on_device_of(q):
         device_backward.attention_delta[grid(name, cdiv(T_q, block_m) * B * H)](
             out, dout, None if dlse is None else structs.Matrix(dlse, dlse.stride()), lse, lse2, delta,
-            out.stride(), dout.stride(), T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D), IS_WIDE=is_wide or is_wide_dlse,
-            num_warps=4,
+            out.stride(), dout.stride(), T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D),
+            IS_WIDE=is_wide or is_wide_dlse, num_warps=4,
         )  # fmt: skip
         if need_dkdv:
             tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
@@ -158,7 +158,7 @@ def _gradient(x: Tensor, needed: bool) -> Tensor:
 
 def _strides(tensors: Tensors) -> Tensors:
     """Their strides, as a NamedTuple of the same fields."""
-    return tensors._make(x.stride() for x in tensors)
+    return type(tensors)(*[x.stride() for x in tensors])
 
 
 def _dropout(seed: Tensor | None, dropout_p: float) -> structs.Dropout:
