@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from fastgpt.kernels.device.dropout import Dropout
 from fastgpt.kernels.ffn import launch
-from fastgpt.kernels.ffn.structs import Dropout
 
 from .rows import Row, tf32_allowed
 

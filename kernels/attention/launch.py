@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _runtime
 from .._random import drop_threshold
 from .._runtime import cdiv
+from ..device.dropout import Dropout
 from . import backward as device_backward
 from . import forward as device_forward
 from . import masks, structs, tiles
@@ -22,7 +23,7 @@ LOG2_E = 1.4426950408889634
 MAX_POSITIONS = 2**31 - 2**11
 WIDE_STRIDE = 2**22  # two offsets of at most 256 strides of this size still fit in int32 together
 MAX_PROGRAMS = 2**31 - 1  # CUDA's limit of a grid's first dimension, and what an int32 program id can tell apart
-NO_DROPOUT = structs.Dropout(None, 0, 1.0)
+NO_DROPOUT = Dropout(None, 0, 1.0)
 
 Tensors = TypeVar("Tensors", structs.ForwardTensors, structs.DKDVTensors, structs.DQTensors)
 
@@ -161,10 +162,10 @@ def _strides(tensors: Tensors) -> Tensors:
     return type(tensors)(*[x.stride() for x in tensors])
 
 
-def _dropout(seed: Tensor | None, dropout_p: float) -> structs.Dropout:
+def _dropout(seed: Tensor | None, dropout_p: float) -> Dropout:
     if dropout_p == 0.0:
         return NO_DROPOUT
-    return structs.Dropout(seed, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
+    return Dropout(seed, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
 
 
 def _masks(

@@ -72,16 +72,8 @@ class Masks(NamedTuple):
     Ranges: Any  # (B, tiles, 3) int32, what `document_ranges` found for the kernel's tiles
 
 
-class Dropout(NamedTuple):
-    """Dropout of the weights."""
-
-    Seed: Any  # (2,) int64, seed and offset of `_random.new_seed`; None: no dropout
-    threshold: Any  # round(dropout_p * 2^32)
-    scale: Any  # 1 / (1 - dropout_p)
-
-
 class HeadDropout(NamedTuple):
-    """Dropout of one head's weights, in registers."""
+    """Dropout of one head's weights, in registers; `device/dropout.py: Dropout` is where it comes from."""
 
     seed: Any
     offset: Any

@@ -5,8 +5,18 @@ under activation checkpointing agree whatever their tiles are. The generator is 
 "Parallel random numbers: as easy as 1, 2, 3").
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Dropout(NamedTuple):
+    """How a call drops elements; made by the launch, or at a kernel's head."""
+
+    Seed: Any  # (2,) int64, seed and offset of `_random.new_seed`; None: no dropout
+    threshold: Any  # round(dropout_p * 2^32)
+    scale: Any  # 1 / (1 - dropout_p)
 
 
 @triton.jit

@@ -21,11 +21,12 @@ from .. import _runtime
 from .._partials import sum_partials
 from .._random import drop_threshold
 from .._runtime import cdiv
+from ..device.dropout import Dropout
 from . import backward as bwd
 from . import forward as fwd
 from . import tiles
 from .products import linear, product, weight_grad
-from .structs import Config, Dropout, Strides
+from .structs import Config, Strides
 
 # Kernels number rows and columns in 32 bits, and look past the end: the last tile, or the last band of `_bands`.
 LARGEST = 2**31 - 2**25

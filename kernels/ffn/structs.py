@@ -34,11 +34,3 @@ class Strides(NamedTuple):
     pre: Any = None  # these three over rows; their columns are contiguous
     dpre: Any = None
     act: Any = None
-
-
-class Dropout(NamedTuple):
-    """Dropout of the output."""
-
-    Seed: Any  # (2,) int64, seed and offset of `_random.new_seed`
-    threshold: Any  # round(dropout_p * 2^32)
-    scale: Any  # 1 / (1 - dropout_p)

@@ -14,6 +14,7 @@ row is so long that h and dy leave no registers for the sums.
 import triton
 import triton.language as tl
 
+from ..device.dropout import Dropout
 from ..device.sums import rounded_product, sum_of_products
 from .device import (
     as_rows,
@@ -26,7 +27,7 @@ from .device import (
     store_input_gradients,
     whole_rows,
 )
-from .structs import Dropout, Tile
+from .structs import Tile
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])

@@ -12,6 +12,7 @@ over twice.
 import triton
 import triton.language as tl
 
+from ..device.dropout import Dropout
 from ..device.sums import sum_of_products
 from .device import (
     add_to_lanes,
@@ -28,7 +29,7 @@ from .device import (
     store_y,
     whole_rows,
 )
-from .structs import Dropout, Rows
+from .structs import Rows
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])

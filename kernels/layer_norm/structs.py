@@ -24,14 +24,6 @@ class Rows(NamedTuple):
     stride: Any  # from row to row, in int64 elements
 
 
-class Dropout(NamedTuple):
-    """The dropout of x, before it is added to the residual stream."""
-
-    Seed: Any  # (2,) int64, seed and offset of `_random.new_seed`; None: no dropout
-    threshold: Any  # round(dropout_p * 2^32)
-    scale: Any  # 1 / (1 - dropout_p)
-
-
 class Tile(NamedTuple):
     """Where the tile at hand lies in its matrix."""
 
