@@ -170,7 +170,7 @@ def _for_rows(tiles: tuple[Tiles, Tiles], kernel: int, target: _runtime.Target, 
     side = 1 if kernel == 1 else 0  # dK/dV tiles its programs by keys, the others by queries
     if kernel != 1 and rows <= 16:  # decoding: one tile of the least height that tensor cores take
         return small._replace(block_m=16, num_warps=4)
-    return small if -(-rows // large[side]) * heads < target.num_sms else large
+    return small if _runtime.cdiv(rows, large[side]) * heads < target.num_sms else large
 
 
 @functools.cache
@@ -181,7 +181,7 @@ def split_head_dim(head_dim: int) -> tuple[int, int]:
     Two tiles side by side, 64 + 16, waste none: 80 = 64+16, 96 = 64+32, 160 = 128+32, 192 = 128+64. Head dims with
     more than two ones in binary are rounded up a little: 112 -> 64+64.
     """
-    padded = -(-head_dim // 16) * 16
+    padded = _runtime.cdiv(head_dim, 16) * 16
     d_low = 1 << (padded.bit_length() - 1)
     rest = padded - d_low
     return (d_low, 0) if rest == 0 else (d_low, max(16, 1 << (rest - 1).bit_length()))
