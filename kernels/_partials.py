@@ -24,6 +24,7 @@ def sum_partials(partials: Tensor, out: Tensor, other_out: Tensor | None = None)
     block_p, block_n = (1, 1024) if P <= FEW else (64, 32)
     if N:
         sum_partials_kernel[(cdiv(N, block_n), sums)](
-            partials, out, other_out, P, N=N, BLOCK_P=block_p, BLOCK_N=block_n, num_warps=4
-        )
+            partials, out, other_out, P,
+            N=N, IS_WIDE=sums * (P + block_p) * N >= 2**31, BLOCK_P=block_p, BLOCK_N=block_n, num_warps=4,
+        )  # fmt: skip
     return out

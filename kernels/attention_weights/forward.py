@@ -14,7 +14,7 @@ import triton.language as tl
 from ..attention.masks import key_bounds, visible
 from ..attention.structs import Band, Mask
 from ..device.tf32 import dot_operand
-from ..device.tiles import load_tile, store_tile
+from ..device.tiles import store_tile
 
 
 # Plain numbers that change from call to call: specialising on them (== 1, % 16) would only compile the kernel again.
@@ -24,14 +24,14 @@ from ..device.tiles import load_tile, store_tile
     ]
 )  # fmt: skip
 def attention_weights_kernel(
-    Q, K, Lse, Weights, masks, num_heads, num_rows, T_q, T_k, group, head_start, head_step, row_start, row_step,
+    tensors, stride, masks, num_heads, num_rows, T_q, T_k, group, head_start, head_step, row_start, row_step,
     lower, upper, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
     """Weights[b, n, r, j] = exp(softmax_scale · q_i · k_j - lse_i) of head h and query i; 0 where i does not see j.
 
-    Q, K        Matrix (B, H, T_q, head_dim) and (B, H / group, T_k, head_dim)
-    Lse         Matrix (B, H, T_q) float32, natural logarithm
-    Weights     Matrix (B, num_heads, num_rows, T_k) of Q's dtype, its last dimension contiguous
+    tensors     Tensors, pointers: Q (B, H, T_q, head_dim); K (B, H / group, T_k, head_dim); Lse (B, H, T_q) float32,
+                natural logarithm; Weights (B, num_heads, num_rows, T_k) of Q's dtype, its last dimension contiguous
+    stride      Tensors, the strides of each
     n, r        stand for head h = head_start + n · head_step and query i = row_start + r · row_step
     masks, lower, upper    which keys a query sees: see attention's masks.py and structs.py
 
@@ -72,16 +72,16 @@ def attention_weights_kernel(
         end_key = tl.minimum(end_key, row_start + last_row * row_step + upper + 1)
     is_seen = (column < end_key) & (column + BLOCK_N > first_key)
 
-    QHead = Q.Base + b * Q.stride[0] + h * Q.stride[1]
-    KHead = K.Base + b * K.stride[0] + h // group * K.stride[1]
-    s = product(QHead, KHead, Q.stride, K.stride, i64, j64, r_ok, j_ok, is_seen, C)  # (block_m, block_n)
-    LseHead = Lse.Base + b * Lse.stride[0] + h * Lse.stride[1]
-    lse = tl.load(LseHead + i64 * Lse.stride[2], mask=r_ok, other=0.0)  # (block_m,)
+    Q = tensors.Q + b * stride.Q[0] + h * stride.Q[1]
+    K = tensors.K + b * stride.K[0] + h // group * stride.K[1]
+    s = product(Q, K, stride.Q, stride.K, i64, j64, r_ok, j_ok, is_seen, C)  # (block_m, block_n)
+    Lse = tensors.Lse + b * stride.Lse[0] + h * stride.Lse[1]
+    lse = tl.load(Lse + i64 * stride.Lse[2], mask=r_ok, other=0.0)  # (block_m,)
     # Subtract in natural units, where lse was rounded: the difference is small, and so is the error of scaling it.
     w = tl.math.exp2((s * softmax_scale - lse[:, None]) * 1.4426950408889634)
     w = tl.where(sees, w, 0.0)  # also in rows that see nothing, where lse = -inf
-    WeightsHead = Weights.Base + b * Weights.stride[0] + n * Weights.stride[1]
-    store_tile(WeightsHead, w, r.to(tl.int64), j, Weights.stride[2], 1, r_ok, j_ok)
+    Weights = tensors.Weights + b * stride.Weights[0] + n * stride.Weights[1]
+    store_tile(Weights, w, r.to(tl.int64), j, stride.Weights[2], 1, r_ok, j_ok)
 
 
 @triton.jit
@@ -94,8 +94,10 @@ def product(Q, K, stride_q, stride_k, i, j, i_ok, j_ok, is_seen, C: tl.constexpr
     for d0 in tl.range(0, tl.where(is_seen, HEAD_DIM, 0), BLOCK_D):
         d = (d0 + tl.arange(0, BLOCK_D)).to(tl.int64)  # times a stride that may be that of a transposed view
         d_ok = d < HEAD_DIM
-        q = load_tile(Q, i, d, stride_q[2], stride_q[3], i_ok, d_ok)  # (block_m, block_d)
-        k = load_tile(K, j, d, stride_k[2], stride_k[3], j_ok, d_ok)  # (block_n, block_d)
+        # Not by load_tile, which makes pointers before masks: here that takes 11 registers more.
+        q_ok, k_ok = i_ok[:, None] & d_ok[None, :], j_ok[:, None] & d_ok[None, :]
+        q = tl.load(Q + i[:, None] * stride_q[2] + d[None, :] * stride_q[3], mask=q_ok, other=0.0)  # (block_m, block_d)
+        k = tl.load(K + j[:, None] * stride_k[2] + d[None, :] * stride_k[3], mask=k_ok, other=0.0)  # (block_n, block_d)
         q, k = dot_operand(q, PRECISION), dot_operand(k, PRECISION)
         s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
     return s

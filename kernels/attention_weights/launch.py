@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 from torch import Tensor
 
 from .. import _runtime
 from .._runtime import cdiv
 from ..attention.launch import band, check_positions, grid
-from ..attention.structs import Masks, Matrix
+from ..attention.structs import Masks
 from . import tiles
 from .forward import attention_weights_kernel
-from .structs import Config
+from .structs import Config, Tensors
 
 NAME = "attention_weights"
 
@@ -28,25 +31,41 @@ def forward(
     if 0 in shape:
         return q.new_empty(shape)
 
-    tile = tiles.forward(row_count, D, q.element_size())
-    config = Config(D, tile.block_m, tile.block_n, tile.block_d, _runtime.dot_precision(q))
-    num_tiles = cdiv(row_count, tile.block_m) * cdiv(T_k, tile.block_n)
-    lower, upper = band(T_q, T_k, False, left, right)
+    plan = _plan(row_count, T_q, T_k, D, q.element_size(), left, right, _runtime.dot_precision(q))
     row_step = min(row_step, T_q)  # with a longer step there is one row
 
     weights, done = q.new_empty(shape), 0
-    inputs = Matrix(q, q.stride()), Matrix(k, k.stride()), Matrix(lse, lse.stride())
+    strides = q.stride(), k.stride(), lse.stride()
     masks = Masks(key_starts, key_lengths, None if document_ids is None else document_ids.contiguous(), None)
     with _runtime.on_device_of(q):
         for head_start, head_step, count in progressions(heads):
             out = weights[:, done : done + count]
             done += count
-            attention_weights_kernel[grid(NAME, B * count * num_tiles)](
-                *inputs, Matrix(out, out.stride()), masks, count, row_count, T_q, T_k, H // H_kv,
-                head_start, head_step, row_start, row_step, lower, upper, softmax_scale, config,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
+            attention_weights_kernel[grid(NAME, B * count * plan.num_tiles)](
+                Tensors(q, k, lse, out), Tensors(*strides, out.stride()), masks, count, row_count, T_q, T_k, H // H_kv,
+                head_start, head_step, row_start, row_step, plan.lower, plan.upper, softmax_scale, plan.C,
+                num_warps=plan.num_warps, num_stages=plan.num_stages,
             )  # fmt: skip
     return weights
+
+
+class Plan(NamedTuple):
+    """How the kernel is launched, but for its tensors, heads and rows."""
+
+    num_tiles: int  # of one head
+    lower: int | None  # the band, see attention's masks.py
+    upper: int | None
+    C: Config
+    num_warps: int
+    num_stages: int
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(row_count: int, T_q: int, T_k: int, D: int, itemsize: int, left: int, right: int, precision: str) -> Plan:
+    tile = tiles.forward(row_count, D, itemsize)
+    num_tiles = cdiv(row_count, tile.block_m) * cdiv(T_k, tile.block_n)
+    C = Config(D, tile.block_m, tile.block_n, tile.block_d, precision)
+    return Plan(num_tiles, *band(T_q, T_k, False, left, right), C, tile.num_warps, tile.num_stages)
 
 
 def progressions(heads: list[int]) -> list[tuple[int, int, int]]:

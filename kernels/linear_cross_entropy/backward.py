@@ -11,12 +11,16 @@ from .structs import Row, Softmax
 
 
 @triton.jit
-def gradient_kernel(rows, Target, Out, stride_on, Max, LogSum, upstream, parts, formula, BLOCK_V: tl.constexpr):
+def gradient_kernel(
+    Logits, Out, Bias, Target, Max, LogSum, DLoss, DLse, V, columns, parts, stride_n, stride_on, stride_dloss, formula,
+    BLOCK_V: tl.constexpr,
+):  # fmt: skip
     """dlogits = dloss · dloss/dlogits + dlse · dlse/dlogits, from the saved softmax: one read, one write.
 
-    rows: Rows (N, columns); Target (N,) int; Out as the logits, with row stride stride_on, or the logits themselves;
-    Max, LogSum (N,) float32; upstream: Upstream (N,); formula: Formula. Grid (N * parts,), with
-    parts = cdiv(columns, BLOCK_V): the grid's other dimensions end at 65535. Called by `launch._gradient`.
+    Logits (N, columns); Out as Logits, or Logits itself; Bias (columns,) or None; Target (N,) int; Max, LogSum (N,)
+    float32; DLoss (N,) float32, of stride 0 where one serves all rows; DLse (N,) float32 or None; formula: Formula.
+    Grid (N * parts,), with parts = cdiv(columns, BLOCK_V): the grid's other dimensions end at 65535. Called by
+    `launch._gradient`.
 
     In place, each logit is read by the one thread that writes its gradient. Hence the comparison in every column: the
     target's logit, read by itself, would be read by all threads, and by some of them after another has overwritten it.
@@ -24,20 +28,20 @@ def gradient_kernel(rows, Target, Out, stride_on, Max, LogSum, upstream, parts, 
     program = tl.program_id(0)
     i = program // parts
     offs = (program % parts) * BLOCK_V + tl.arange(0, BLOCK_V)  # (BLOCK_V,)
-    t, valid = load_target(Target, i, rows.V, formula.ignore_index)
+    t, valid = load_target(Target, i, V, formula.ignore_index)
     softmax = Softmax(tl.load(Max + i), tl.load(LogSum + i))
-    dloss = tl.where(valid, tl.load(upstream.DLoss + i.to(tl.int64) * upstream.stride_n), 0.0)
+    dloss = tl.where(valid, tl.load(DLoss + i.to(tl.int64) * stride_dloss), 0.0)
     dlse = 0.0
-    if upstream.DLse is not None:
-        dlse = tl.load(upstream.DLse + i)
+    if DLse is not None:
+        dlse = tl.load(DLse + i)
 
-    row = Row(rows.Logits + i.to(tl.int64) * rows.stride_n, rows.Bias, rows.V, rows.columns)
+    row = Row(Logits + i.to(tl.int64) * stride_n, Bias, V, columns)
     y, slope = load_logits(row, offs, formula.softcap, True)
-    at_target = target_share(dloss, 1.0, rows.V, formula.label_smoothing)
-    elsewhere = target_share(dloss, 0.0, rows.V, formula.label_smoothing)
+    at_target = target_share(dloss, 1.0, V, formula.label_smoothing)
+    elsewhere = target_share(dloss, 0.0, V, formula.label_smoothing)
     share = tl.where(offs == t, at_target, elsewhere)
     d = row_gradient(y, slope, softmax, dloss, dlse, share, formula.z_loss)  # (BLOCK_V,)
-    tl.store(Out + i.to(tl.int64) * stride_on + offs, d.to(Out.dtype.element_ty), mask=offs < rows.columns)
+    tl.store(Out + i.to(tl.int64) * stride_on + offs, d.to(Out.dtype.element_ty), mask=offs < columns)
 
 
 @triton.jit

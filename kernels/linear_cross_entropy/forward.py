@@ -39,16 +39,16 @@ def count_targets_kernel(Target, Counts, N, V, ignore_index, BLOCK_N: tl.constex
 
 @triton.jit
 def loss_kernel(
-    Target, Loss, Max, LogSum, rows, formula,
+    Logits, Bias, Target, Loss, Max, LogSum, V, columns, stride_n, formula,
     HAS_SMOOTHING: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """loss = lse - (1 - a) y[t] - a mean(y) + w lse² of each row, and its softmax, in one read of the logits.
 
-    Target (N,) int; Loss, Max, LogSum (N,) float32; rows: Rows (N, columns); formula: Formula. Grid (N,).
-    Called by `launch._loss`.
+    Logits (N, columns); Bias (columns,) or None; Target (N,) int; Loss, Max, LogSum (N,) float32; formula: Formula.
+    Grid (N,). Called by `launch._loss`.
     """
     i = tl.program_id(0)
-    row = Row(rows.Logits + i.to(tl.int64) * rows.stride_n, rows.Bias, rows.V, rows.columns)
+    row = Row(Logits + i.to(tl.int64) * stride_n, Bias, V, columns)
     t, valid = load_target(Target, i, row.V, formula.ignore_index)
     y_t, _ = load_logit(row, t, formula.softcap)
     softmax, pull = row_softmax(row, y_t, formula.softcap, HAS_SMOOTHING, LANES, WIDTH)
@@ -57,7 +57,7 @@ def loss_kernel(
 
 @triton.jit
 def loss_and_gradient_kernel(
-    Target, Loss, Max, LogSum, rows, formula,
+    Logits, Bias, Target, Loss, Max, LogSum, V, columns, stride_n, formula,
     HAS_SMOOTHING: tl.constexpr, IN_REGISTERS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """As `loss_kernel`, and dloss/dlogits (for an upstream gradient of 1) written over the logits; 0 in ignored rows.
@@ -66,8 +66,8 @@ def loss_and_gradient_kernel(
     caches, where the first has just put it. Grid (N,). Called by `launch._loss_and_gradient`.
     """
     i = tl.program_id(0)
-    row = Row(rows.Logits + i.to(tl.int64) * rows.stride_n, rows.Bias, rows.V, rows.columns)
-    dtype = rows.Logits.dtype.element_ty
+    row = Row(Logits + i.to(tl.int64) * stride_n, Bias, V, columns)
+    dtype = Logits.dtype.element_ty
     t, valid = load_target(Target, i, row.V, formula.ignore_index)
     y_t, slope_t = load_logit(row, t, formula.softcap)
     dloss = tl.where(valid, 1.0, 0.0)

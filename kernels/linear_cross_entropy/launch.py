@@ -15,10 +15,18 @@ from . import tiles
 from .arguments import Formula, Work
 from .backward import gradient_kernel, scale_kernel
 from .forward import count_targets_kernel, loss_and_gradient_kernel, loss_kernel
-from .structs import Rows, Upstream
 
 # Kernels number rows and columns in 32 bits, and their last tile looks a little past the end.
 LARGEST = 2**31 - 2**15
+
+
+class Rows(NamedTuple):
+    """Logits of some rows, (rows, columns): V classes, then padding; the bias (columns,) is yet to be added."""
+
+    logits: Tensor
+    bias: Tensor | None
+    V: int
+    columns: int
 
 
 class Result(NamedTuple):
@@ -55,7 +63,7 @@ def linear_forward(
             where = target[chunk], losses[chunk], stats[:, chunk]
             if grads.any:
                 _loss_and_gradient(rows, *where, formula)
-                grads.add(chunk, rows.Logits[:, :V])
+                grads.add(chunk, rows.logits[:, :V])
             else:
                 _loss(rows, *where, formula)
         return Result(losses, stats, counts, grads.dx, grads.dweight, grads.dbias)
@@ -70,9 +78,9 @@ def linear_backward(
     with on_device_of(x):
         grads = _Gradients(x, weight, work)
         for chunk, rows in _chunks(x, grads.weight, bias, work.num_chunks):
-            upstream = Upstream(dlosses[chunk], dlosses.stride(0), None if dlse is None else dlse[chunk])
-            _gradient(rows, rows.Logits, target[chunk], stats[:, chunk], upstream, formula)
-            grads.add(chunk, rows.Logits[:, :V])
+            upstream = dlosses[chunk], None if dlse is None else dlse[chunk]
+            _gradient(rows, rows.logits, target[chunk], stats[:, chunk], *upstream, formula)
+            grads.add(chunk, rows.logits[:, :V])
         return grads.dx, grads.dweight.to(weight.dtype), grads.dbias.to(weight.dtype if bias is None else bias.dtype)
 
 
@@ -123,7 +131,7 @@ def _chunks(x: Tensor, weight: Tensor, bias: Tensor | None, num_chunks: int) -> 
         logits = buffer[: chunk.stop - chunk.start]
         # Every matmul here writes to `out`: that is what autocast leaves alone.
         torch.mm(x[chunk], weight.t(), out=logits[:, :V])
-        yield chunk, Rows(logits, bias, V, columns, columns)
+        yield chunk, Rows(logits, bias, V, columns)
 
 
 def _matmul_into_float32(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
@@ -178,14 +186,13 @@ def logits_backward(
     dlosses: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, stats: Tensor, formula: Formula, out: Tensor
 ) -> None:
     """Write dlogits to `out` (N, V), which may be `logits` itself."""
-    upstream = Upstream(dlosses, dlosses.stride(0), dlse)
     with on_device_of(logits):
-        _gradient(_unpadded(logits), out, target, stats, upstream, formula)
+        _gradient(_unpadded(logits), out, target, stats, dlosses, dlse, formula)
 
 
 def _unpadded(logits: Tensor) -> Rows:
     V = logits.shape[1]
-    return Rows(logits, None, V, V, logits.stride(0))
+    return Rows(logits, None, V, V)
 
 
 # ---- kernels ------------------------------------------------------------------------------------------------------
@@ -218,35 +225,38 @@ def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
 
 
 def _loss(rows: Rows, target: Tensor, losses: Tensor, stats: Tensor, formula: Formula) -> None:
-    logits = rows.Logits
+    logits, bias, V, columns = rows
     if not logits.shape[0]:
         return
-    tile = tiles.part_of_row(rows.columns, logits.element_size(), target_of(logits))
+    tile = tiles.part_of_row(columns, logits.element_size(), target_of(logits))
     loss_kernel[(logits.shape[0],)](
-        target, losses, stats[0], stats[1], rows, formula,
+        logits, bias, target, losses, stats[0], stats[1], V, columns, logits.stride(0), formula,
         HAS_SMOOTHING=formula.label_smoothing != 0.0, LANES=tile.lanes, WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
 def _loss_and_gradient(rows: Rows, target: Tensor, losses: Tensor, stats: Tensor, formula: Formula) -> None:
-    logits = rows.Logits
+    logits, bias, V, columns = rows
     if not logits.shape[0]:
         return
-    tile = tiles.whole_row(rows.columns, logits.element_size(), target_of(logits))
+    tile = tiles.whole_row(columns, logits.element_size(), target_of(logits))
     loss_and_gradient_kernel[(logits.shape[0],)](
-        target, losses, stats[0], stats[1], rows, formula,
+        logits, bias, target, losses, stats[0], stats[1], V, columns, logits.stride(0), formula,
         HAS_SMOOTHING=formula.label_smoothing != 0.0, IN_REGISTERS=tile.in_registers, LANES=tile.lanes,
         WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
-def _gradient(rows: Rows, out: Tensor, target: Tensor, stats: Tensor, upstream: Upstream, formula: Formula) -> None:
-    logits = rows.Logits
+def _gradient(
+    rows: Rows, out: Tensor, target: Tensor, stats: Tensor, dlosses: Tensor, dlse: Tensor | None, formula: Formula
+) -> None:
+    logits, bias, V, columns = rows
     if not logits.shape[0]:
         return
-    block_v, num_warps = tiles.part_of_gradient(rows.columns, logits.element_size())
-    parts = cdiv(rows.columns, block_v)
+    block_v, num_warps = tiles.part_of_gradient(columns, logits.element_size())
+    parts = cdiv(columns, block_v)
     gradient_kernel[(logits.shape[0] * parts,)](
-        rows, target, out, out.stride(0), stats[0], stats[1], upstream, parts, formula,
+        logits, out, bias, target, stats[0], stats[1], dlosses, dlse,
+        V, columns, parts, logits.stride(0), out.stride(0), dlosses.stride(0), formula,
         BLOCK_V=block_v, num_warps=num_warps,
     )  # fmt: skip

@@ -1,35 +1,17 @@
-"""What this family's kernels hand on together: NamedTuples, made by the launch or at a kernel's head."""
+"""What this family's kernels hand on together: NamedTuples, made at a kernel's head."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 
-class Rows(NamedTuple):
-    """Logits of N rows in memory."""
-
-    Logits: Any  # pointer, (N, columns); columns V and beyond are padding
-    Bias: Any  # pointer, (columns,), to be added to each row; None: nothing is
-    V: Any  # how many classes there are
-    columns: Any
-    stride_n: Any
-
-
 class Row(NamedTuple):
-    """One row of Rows."""
+    """One row of logits in memory."""
 
     Logits: Any  # pointer to its first column
-    Bias: Any
-    V: Any
-    columns: Any
-
-
-class Upstream(NamedTuple):
-    """Gradients of what the rows' losses and lse flow into."""
-
-    DLoss: Any  # pointer, (N,) float32
-    stride_n: Any  # of DLoss; 0: one gradient serves all rows
-    DLse: Any  # pointer, (N,) float32; None: nothing depends on lse
+    Bias: Any  # pointer, (columns,), to be added to each row; None: nothing is
+    V: Any  # how many classes there are
+    columns: Any  # V, and the padding after it
 
 
 class Seen(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from fastgpt.kernels._partials import FEW, sum_partials
+from fastgpt.kernels.device.partials import sum_partials_kernel
 from tests.support.budget import GRADIENT, assert_within_budget, exactly
 
 fp32, fp16, bf16 = torch.float32, torch.float16, torch.bfloat16
@@ -60,3 +61,20 @@ def test_nan_stays_in_its_column(device):
     partials = torch.ones(70, 40, device=device)
     partials[69, 7] = float("nan")
     assert torch.isnan(summed(partials)).nonzero().flatten().tolist() == [7]
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_wide_indices_read_the_same_partials(device, seed, is_wide):
+    partials, out = torch.randn(2, 70, 40, device=device), torch.empty(2, 40, device=device)
+    sum_partials_kernel[(2, 2)](partials, *out, 70, N=40, IS_WIDE=is_wide, BLOCK_P=64, BLOCK_N=32, num_warps=4)
+    assert torch.equal(out, torch.stack([summed(partials[0]), summed(partials[1])]))
+
+
+@pytest.mark.parametrize(("P", "N", "is_wide"), [(2**15 - 65, 2**16, False), (2**15 - 64, 2**16, True)])
+def test_indices_are_wide_where_32_bits_do_not_hold_them(monkeypatch, P, N, is_wide):
+    """The last tile looks up to 64 partials past the last; nothing runs here: the tensors have no memory."""
+    launched = {}
+    kind = type(sum_partials_kernel)
+    monkeypatch.setattr(kind, "run", lambda kernel, *args, grid, **settings: launched.update(settings))
+    sum_partials(torch.empty(P, N, device="meta"), torch.empty(N, device="meta"))
+    assert launched["IS_WIDE"] == is_wide

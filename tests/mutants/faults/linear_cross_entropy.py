@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant(
         "loss-gradient-takes-the-targets-logit-from-memory",
         "linear_cross_entropy.gradient_kernel",
-        value("share").becomes("it + 0.0 * tl.load(rows.Logits + i * rows.stride_n + t)"),
+        value("share").becomes("it + 0.0 * tl.load(Logits + i * stride_n + t)"),
         _HAZARDS + "losses_in_place",
     ),
     Mutant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import call, comparison, condition, iterated, literal, operation, returned
+from ..places import argument, call, comparison, condition, iterated, literal, operation, returned
 from ..plant import Mutant
 
 _PARTIALS = "tests/kernels/test_partials.py::test_"
@@ -30,6 +30,12 @@ MUTANTS = (
         "device.sum_partials_kernel",
         iterated("P").argument(2).becomes("P - BLOCK_P + 1"),
         _PARTIALS + "values",
+    ),
+    Mutant(
+        "partials-numbered-in-32-bits",
+        "kernels.sum_partials",
+        argument("IS_WIDE").never(),
+        _PARTIALS + "indices_are_wide_where_32_bits_do_not_hold_them",
     ),
     # --- products in TF32 ---------------------------------------------------------------------------------------------
     Mutant("tf32-operands-truncated", "device.round_to_tf32", returned().becomes("x"), _PRECISION + "one_product"),
