@@ -39,21 +39,23 @@ class Formula(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What both public functions are asked for."""
+    """What both public functions are asked for: a Formula, and what becomes of the rows' losses."""
 
-    formula: Formula
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
     reduction: str
     return_lse: bool
 
     @property
-    def flat(self) -> tuple[Flat, ...]:
-        return (*self.formula, self.reduction, self.return_lse)
+    def formula(self) -> Formula:
+        return Formula(*self[:4])
 
     @staticmethod
     def of(flat: Sequence[Flat]) -> Settings:
         """The settings with which an operator's arguments begin, once its tensors are taken off."""
-        ignore_index, label_smoothing, z_loss, softcap, reduction, return_lse = flat[:6]
-        return Settings(Formula(ignore_index, label_smoothing, z_loss, softcap), reduction, return_lse)
+        return Settings(*flat[:6])
 
 
 class Work(NamedTuple):
@@ -203,7 +205,7 @@ def checked_settings(
             f"{_FLOAT32.max:.3g}), or None for no cap"
         )
     softcap = None if softcap is None else float(softcap)
-    return Settings(Formula(ignore_index, float(label_smoothing), float(z_loss), softcap), reduction, return_lse)
+    return Settings(ignore_index, float(label_smoothing), float(z_loss), softcap, reduction, return_lse)
 
 
 def checked_num_chunks(function: str, num_chunks: int | None) -> int:

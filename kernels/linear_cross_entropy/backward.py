@@ -12,15 +12,15 @@ from .structs import Row, Softmax
 
 @triton.jit
 def gradient_kernel(
-    Logits, Out, Bias, Target, Max, LogSum, DLoss, DLse, V, columns, parts, stride_n, stride_on, stride_dloss, formula,
-    BLOCK_V: tl.constexpr,
+    Logits, Out, Bias, Target, Max, LogSum, DLoss, DLse, V, columns, parts, stride_n, stride_on, stride_dloss,
+    ignore_index, label_smoothing, z_loss, softcap, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """dlogits = dloss · dloss/dlogits + dlse · dlse/dlogits, from the saved softmax: one read, one write.
 
     Logits (N, columns); Out as Logits, or Logits itself; Bias (columns,) or None; Target (N,) int; Max, LogSum (N,)
-    float32; DLoss (N,) float32, of stride 0 where one serves all rows; DLse (N,) float32 or None; formula: Formula.
-    Grid (N * parts,), with parts = cdiv(columns, BLOCK_V): the grid's other dimensions end at 65535. Called by
-    `launch._gradient`.
+    float32; DLoss (N,) float32, of stride 0 where one serves all rows; DLse (N,) float32 or None; ignore_index ...
+    softcap: arguments.Formula. Grid (N * parts,), with parts = cdiv(columns, BLOCK_V): the grid's other dimensions end
+    at 65535. Called by `launch._gradient`.
 
     In place, each logit is read by the one thread that writes its gradient. Hence the comparison in every column: the
     target's logit, read by itself, would be read by all threads, and by some of them after another has overwritten it.
@@ -28,7 +28,7 @@ def gradient_kernel(
     program = tl.program_id(0)
     i = program // parts
     offs = (program % parts) * BLOCK_V + tl.arange(0, BLOCK_V)  # (BLOCK_V,)
-    t, valid = load_target(Target, i, V, formula.ignore_index)
+    t, valid = load_target(Target, i, V, ignore_index)
     softmax = Softmax(tl.load(Max + i), tl.load(LogSum + i))
     dloss = tl.where(valid, tl.load(DLoss + i.to(tl.int64) * stride_dloss), 0.0)
     dlse = 0.0
@@ -36,11 +36,11 @@ def gradient_kernel(
         dlse = tl.load(DLse + i)
 
     row = Row(Logits + i.to(tl.int64) * stride_n, Bias, V, columns)
-    y, slope = load_logits(row, offs, formula.softcap, True)
-    at_target = target_share(dloss, 1.0, V, formula.label_smoothing)
-    elsewhere = target_share(dloss, 0.0, V, formula.label_smoothing)
+    y, slope = load_logits(row, offs, softcap, True)
+    at_target = target_share(dloss, 1.0, V, label_smoothing)
+    elsewhere = target_share(dloss, 0.0, V, label_smoothing)
     share = tl.where(offs == t, at_target, elsewhere)
-    d = row_gradient(y, slope, softmax, dloss, dlse, share, formula.z_loss)  # (BLOCK_V,)
+    d = row_gradient(y, slope, softmax, dloss, dlse, share, z_loss)  # (BLOCK_V,)
     tl.store(Out + i.to(tl.int64) * stride_on + offs, d.to(Out.dtype.element_ty), mask=offs < columns)
 
 

@@ -39,25 +39,25 @@ def count_targets_kernel(Target, Counts, N, V, ignore_index, BLOCK_N: tl.constex
 
 @triton.jit
 def loss_kernel(
-    Logits, Bias, Target, Loss, Max, LogSum, V, columns, stride_n, formula,
+    Logits, Bias, Target, Loss, Max, LogSum, V, columns, stride_n, ignore_index, label_smoothing, z_loss, softcap,
     HAS_SMOOTHING: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """loss = lse - (1 - a) y[t] - a mean(y) + w lse² of each row, and its softmax, in one read of the logits.
 
-    Logits (N, columns); Bias (columns,) or None; Target (N,) int; Loss, Max, LogSum (N,) float32; formula: Formula.
-    Grid (N,). Called by `launch._loss`.
+    Logits (N, columns); Bias (columns,) or None; Target (N,) int; Loss, Max, LogSum (N,) float32; ignore_index ...
+    softcap: arguments.Formula. Grid (N,). Called by `launch._loss`.
     """
     i = tl.program_id(0)
     row = Row(Logits + i.to(tl.int64) * stride_n, Bias, V, columns)
-    t, valid = load_target(Target, i, row.V, formula.ignore_index)
-    y_t, _ = load_logit(row, t, formula.softcap)
-    softmax, pull = row_softmax(row, y_t, formula.softcap, HAS_SMOOTHING, LANES, WIDTH)
-    store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, row.V, formula)
+    t, valid = load_target(Target, i, row.V, ignore_index)
+    y_t, _ = load_logit(row, t, softcap)
+    softmax, pull = row_softmax(row, y_t, softcap, HAS_SMOOTHING, LANES, WIDTH)
+    store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, row.V, label_smoothing, z_loss)
 
 
 @triton.jit
 def loss_and_gradient_kernel(
-    Logits, Bias, Target, Loss, Max, LogSum, V, columns, stride_n, formula,
+    Logits, Bias, Target, Loss, Max, LogSum, V, columns, stride_n, ignore_index, label_smoothing, z_loss, softcap,
     HAS_SMOOTHING: tl.constexpr, IN_REGISTERS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """As `loss_kernel`, and dloss/dlogits (for an upstream gradient of 1) written over the logits; 0 in ignored rows.
@@ -68,37 +68,37 @@ def loss_and_gradient_kernel(
     i = tl.program_id(0)
     row = Row(Logits + i.to(tl.int64) * stride_n, Bias, V, columns)
     dtype = Logits.dtype.element_ty
-    t, valid = load_target(Target, i, row.V, formula.ignore_index)
-    y_t, slope_t = load_logit(row, t, formula.softcap)
+    t, valid = load_target(Target, i, row.V, ignore_index)
+    y_t, slope_t = load_logit(row, t, softcap)
     dloss = tl.where(valid, 1.0, 0.0)
-    share = target_share(dloss, 0.0, row.V, formula.label_smoothing)
-    share_t = target_share(dloss, 1.0, row.V, formula.label_smoothing)
+    share = target_share(dloss, 0.0, row.V, label_smoothing)
+    share_t = target_share(dloss, 1.0, row.V, label_smoothing)
     tile = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]  # (LANES, WIDTH) columns
 
     if IN_REGISTERS:
-        y, slope = load_logits(row, tile, formula.softcap, True)
+        y, slope = load_logits(row, tile, softcap, True)
         softmax, pull = merge(fold(nothing_seen(LANES), y, y_t, tile, row.V, HAS_SMOOTHING))
         tl.debug_barrier()  # no warp may overwrite a logit that another has yet to read: y_t, or a tile of few columns
-        d = row_gradient(y, slope, softmax, dloss, 0.0, share, formula.z_loss)
+        d = row_gradient(y, slope, softmax, dloss, 0.0, share, z_loss)
         tl.store(row.Logits + tile, d.to(dtype), mask=tile < row.columns)
     else:
-        softmax, pull = row_softmax(row, y_t, formula.softcap, HAS_SMOOTHING, LANES, WIDTH)
+        softmax, pull = row_softmax(row, y_t, softcap, HAS_SMOOTHING, LANES, WIDTH)
         tl.debug_barrier()  # as above
         inner = row.V // (LANES * WIDTH) * (LANES * WIDTH)
         for start in tl.range(0, inner, LANES * WIDTH):
-            y, slope = load_logits(row, start + tile, formula.softcap, False)
-            d = row_gradient(y, slope, softmax, dloss, 0.0, share, formula.z_loss)
+            y, slope = load_logits(row, start + tile, softcap, False)
+            d = row_gradient(y, slope, softmax, dloss, 0.0, share, z_loss)
             tl.store(row.Logits + start + tile, d.to(dtype))
         for start in tl.range(inner, row.columns, LANES * WIDTH):
-            y, slope = load_logits(row, start + tile, formula.softcap, True)
-            d = row_gradient(y, slope, softmax, dloss, 0.0, share, formula.z_loss)
+            y, slope = load_logits(row, start + tile, softcap, True)
+            d = row_gradient(y, slope, softmax, dloss, 0.0, share, z_loss)
             tl.store(row.Logits + start + tile, d.to(dtype), mask=start + tile < row.columns)
 
     # The target's column once more: a comparison in every column would cost as much as the softmax does.
     tl.debug_barrier()  # after the stores above
-    d_t = row_gradient(y_t, slope_t, softmax, dloss, 0.0, share_t, formula.z_loss)
+    d_t = row_gradient(y_t, slope_t, softmax, dloss, 0.0, share_t, z_loss)
     tl.store(row.Logits + t, d_t.to(dtype))
-    store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, row.V, formula)
+    store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, row.V, label_smoothing, z_loss)
 
 
 @triton.jit
@@ -117,12 +117,12 @@ def row_softmax(row, y_t, softcap, HAS_SMOOTHING: tl.constexpr, LANES: tl.conste
 
 
 @triton.jit
-def store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, V, formula):
+def store_row(Loss, Max, LogSum, i, softmax, y_t, pull, valid, V, label_smoothing, z_loss):
     """Write the row's loss, 0 if it is ignored, and what its gradient needs."""
     m, log_sum = softmax.m, softmax.log_sum
     lse = m + log_sum
-    smoothed = tl.where(y_t == -float("inf"), 0.0, formula.label_smoothing * (pull / V))
-    loss = (log_sum + (m - y_t)) - smoothed + formula.z_loss * lse * lse
+    smoothed = tl.where(y_t == -float("inf"), 0.0, label_smoothing * (pull / V))
+    loss = (log_sum + (m - y_t)) - smoothed + z_loss * lse * lse
     tl.store(Loss + i, tl.where(valid, loss, 0.0))
     tl.store(Max + i, m)
     tl.store(LogSum + i, log_sum)

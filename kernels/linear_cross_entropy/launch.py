@@ -178,7 +178,7 @@ def logits_forward(logits: Tensor, target: Tensor, formula: Formula) -> tuple[Te
     with on_device_of(logits):
         counts = check_targets(target, V, formula.ignore_index)
         losses, stats = logits.new_empty(N, dtype=torch.float32), logits.new_empty(2, N, dtype=torch.float32)
-        _loss(_unpadded(logits), target, losses, stats, formula)
+        _loss(Rows(logits, None, V, V), target, losses, stats, formula)
         return losses, stats, counts
 
 
@@ -187,12 +187,8 @@ def logits_backward(
 ) -> None:
     """Write dlogits to `out` (N, V), which may be `logits` itself."""
     with on_device_of(logits):
-        _gradient(_unpadded(logits), out, target, stats, dlosses, dlse, formula)
-
-
-def _unpadded(logits: Tensor) -> Rows:
-    V = logits.shape[1]
-    return Rows(logits, None, V, V)
+        V = logits.shape[1]
+        _gradient(Rows(logits, None, V, V), out, target, stats, dlosses, dlse, formula)
 
 
 # ---- kernels ------------------------------------------------------------------------------------------------------
@@ -208,15 +204,16 @@ def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
         IndexError: on a CPU (the interpreter), a target out of range.
         ValueError: more rows or classes than the kernels can number.
     """
-    for extent, what in ((target.numel(), "rows"), (V, "classes")):
-        if extent > LARGEST:
-            raise ValueError(
-                f"cross-entropy: {extent} {what}, and the kernels number them in 32 bits, up to {LARGEST}; split the "
-                "call, or use fastgpt.kernels.reference"
-            )
+    N = target.numel()
+    if N > LARGEST or V > LARGEST:
+        extent, what = (N, "rows") if N > LARGEST else (V, "classes")
+        raise ValueError(
+            f"cross-entropy: {extent} {what}, and the kernels number them in 32 bits, up to {LARGEST}; split the "
+            "call, or use fastgpt.kernels.reference"
+        )
     block_n, num_warps = tiles.COUNT
     counts = target.new_empty(2, dtype=torch.int64)
-    count_targets_kernel[(1,)](target, counts, target.numel(), V, ignore_index, BLOCK_N=block_n, num_warps=num_warps)
+    count_targets_kernel[(1,)](target, counts, N, V, ignore_index, BLOCK_N=block_n, num_warps=num_warps)
     if target.is_cuda:
         torch._assert_async(counts[1], "cross-entropy: a target is neither ignore_index nor in [0, V)")
     elif target.device.type == "cpu" and not counts[1]:
@@ -225,12 +222,13 @@ def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
 
 
 def _loss(rows: Rows, target: Tensor, losses: Tensor, stats: Tensor, formula: Formula) -> None:
+    """`stats` is passed for its first row here and below: a kernel takes the pointer alone, and views take time."""
     logits, bias, V, columns = rows
     if not logits.shape[0]:
         return
     tile = tiles.part_of_row(columns, logits.element_size(), target_of(logits))
     loss_kernel[(logits.shape[0],)](
-        logits, bias, target, losses, stats[0], stats[1], V, columns, logits.stride(0), formula,
+        logits, bias, target, losses, stats, stats[1], V, columns, logits.stride(0), *formula,
         HAS_SMOOTHING=formula.label_smoothing != 0.0, LANES=tile.lanes, WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
 
@@ -241,7 +239,7 @@ def _loss_and_gradient(rows: Rows, target: Tensor, losses: Tensor, stats: Tensor
         return
     tile = tiles.whole_row(columns, logits.element_size(), target_of(logits))
     loss_and_gradient_kernel[(logits.shape[0],)](
-        logits, bias, target, losses, stats[0], stats[1], V, columns, logits.stride(0), formula,
+        logits, bias, target, losses, stats, stats[1], V, columns, logits.stride(0), *formula,
         HAS_SMOOTHING=formula.label_smoothing != 0.0, IN_REGISTERS=tile.in_registers, LANES=tile.lanes,
         WIDTH=tile.width, num_warps=tile.num_warps,
     )  # fmt: skip
@@ -256,7 +254,7 @@ def _gradient(
     block_v, num_warps = tiles.part_of_gradient(columns, logits.element_size())
     parts = cdiv(columns, block_v)
     gradient_kernel[(logits.shape[0] * parts,)](
-        logits, out, bias, target, stats[0], stats[1], dlosses, dlse,
-        V, columns, parts, logits.stride(0), out.stride(0), dlosses.stride(0), formula,
+        logits, out, bias, target, stats, stats[1], dlosses, dlse,
+        V, columns, parts, logits.stride(0), out.stride(0), dlosses.stride(0), *formula,
         BLOCK_V=block_v, num_warps=num_warps,
     )  # fmt: skip

@@ -69,7 +69,7 @@ def cross_entropy(
     check_launchable(function, logits=logits, target=target)
 
     rows = logits.reshape(-1, logits.shape[-1])
-    loss, lse = _forward_op(rows, target.reshape(-1), *settings.flat, inplace)
+    loss, lse = _forward_op(rows, target.reshape(-1), *settings, inplace)
     return in_shape_of(target, loss, lse, settings)
 
 
@@ -83,7 +83,7 @@ def _launch_forward(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor
 def _launch_with_stats(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
     from . import launch
 
-    formula, reduction, return_lse = Settings.of(flat)
+    formula, (reduction, return_lse) = Formula.of(flat), flat[4:6]
     losses, stats, counts = launch.logits_forward(_unit_columns(logits), target.contiguous(), formula)
     lse = stats.sum(0) if return_lse else losses.new_empty(0)
     return reduced(losses, counts, reduction), lse, stats, counts

@@ -82,7 +82,7 @@ def linear_cross_entropy(
     check_launchable(function, x=x, weight=weight, target=target, bias=bias)
 
     x = x.reshape(target.numel(), x.shape[-1])
-    loss, lse = _forward_op(x, weight, target.reshape(-1), bias, *settings.flat, num_chunks)
+    loss, lse = _forward_op(x, weight, target.reshape(-1), bias, *settings, num_chunks)
     return in_shape_of(target, loss, lse, settings)
 
 
