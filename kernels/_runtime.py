@@ -47,7 +47,7 @@ class Target:
     arch: str
     num_sms: int
 
-    @property
+    @functools.cached_property
     def capability(self) -> int:
         """80, 90, 100, ... on NVIDIA; 0 on AMD, so that `capability >= 90` reads as "has TMA"."""
         return int(self.arch.removeprefix("sm_")) if self.backend == "cuda" else 0

@@ -83,8 +83,8 @@ def _launch_forward(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor
 def _launch_with_stats(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:
     from . import launch
 
-    formula, (reduction, return_lse) = Formula.of(flat), flat[4:6]
-    losses, stats, counts = launch.logits_forward(_unit_columns(logits), target.contiguous(), formula)
+    *formula, reduction, return_lse, _ = flat
+    losses, stats, counts = launch.logits_forward(_unit_columns(logits), target.contiguous(), Formula(*formula))
     lse = stats.sum(0) if return_lse else losses.new_empty(0)
     return reduced(losses, counts, reduction), lse, stats, counts
 
@@ -147,9 +147,10 @@ class _CrossEntropy(torch.autograd.Function):
         logits, target, *flat = inputs
         _, _, stats, counts = outputs
         ctx.save_for_backward(logits, target, stats, counts)
-        ctx.settings, ctx.inplace, ctx.overwritten = Settings.of(flat), flat[-1], False
+        *ctx.formula, ctx.reduction, return_lse, ctx.inplace = flat
+        ctx.overwritten = False
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*outputs[2:] if ctx.settings.return_lse else outputs[1:])
+        ctx.mark_non_differentiable(*outputs[2:] if return_lse else outputs[1:])
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -162,13 +163,13 @@ class _CrossEntropy(torch.autograd.Function):
                 "gradient over the logits; pass inplace=False"
             )
         logits, target, stats, counts = ctx.saved_tensors
-        dlosses = upstream_rows(dloss, counts, ctx.settings.reduction, logits.shape[0])
+        dlosses = upstream_rows(dloss, counts, ctx.reduction, logits.shape[0])
         inputs = dlosses, dlse, logits, target, stats
         if not ctx.inplace or torch.is_grad_enabled() or not _may_be_overwritten(*inputs):
-            return _backward_op(*inputs, *ctx.settings.formula), *none_else
+            return _backward_op(*inputs, *ctx.formula), *none_else
         ctx.overwritten = True
         dlogits = logits.detach()
-        _overwriting_op(dlosses, dlse, dlogits, target, stats, *ctx.settings.formula)
+        _overwriting_op(dlosses, dlse, dlogits, target, stats, *ctx.formula)
         return dlogits, *none_else
 
 

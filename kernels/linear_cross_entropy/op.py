@@ -98,10 +98,10 @@ def _launch_with_gradients(
 ) -> tuple[Tensor, ...]:
     from . import launch
 
-    settings, work = Settings.of(flat), Work.of(flat)
-    r = launch.linear_forward(x, weight, target.contiguous(), bias, settings.formula, work)
-    lse = r.stats.sum(0) if settings.return_lse else r.losses.new_empty(0)
-    return reduced(r.losses, r.counts, settings.reduction), lse, r.stats, r.counts, r.dx, r.dweight, r.dbias
+    *formula, reduction, return_lse = flat[:6]
+    r = launch.linear_forward(x, weight, target.contiguous(), bias, Formula(*formula), Work.of(flat))
+    lse = r.stats.sum(0) if return_lse else r.losses.new_empty(0)
+    return reduced(r.losses, r.counts, reduction), lse, r.stats, r.counts, r.dx, r.dweight, r.dbias
 
 
 def _launch_backward(
@@ -164,7 +164,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
-        in_forward = Settings.of(flat).reduction != "none"
+        *_, reduction, _return_lse, _num_chunks = flat
+        in_forward = reduction != "none"
         make = [in_forward and t is not None and t.requires_grad for t in (x, weight, bias)]
         return _library.below_autograd(_with_gradients_op, x, weight, target, bias, *flat, *make)
 
@@ -172,15 +173,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
         x, weight, target, bias, *flat = inputs
         _, lse, stats, counts, dx, dweight, dbias = outputs
-        ctx.settings, ctx.num_chunks = Settings.of(flat), flat[-1]
+        *ctx.formula, ctx.reduction, return_lse, ctx.num_chunks = flat
         made = dx.dim() == 2, dweight.dim() == 2, dbias.shape[0] > 0  # x and weight are 2-D, and V >= 1
         ctx.all_made = not any(n and not m for n, m in zip(_needed(ctx), made))
-        again = () if ctx.all_made and not ctx.settings.return_lse else (x, weight, target, bias, stats)
+        again = () if ctx.all_made and not return_lse else (x, weight, target, bias, stats)
         ctx.save_for_backward(counts, dx, dweight, dbias, *again)
         ctx.rows, ctx.dtypes = x.shape[0], (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.set_materialize_grads(False)
         # The gradients stay differentiable outputs: by them alone a second derivative finds its way here, and raises.
-        ctx.mark_non_differentiable(stats, counts, *(() if ctx.settings.return_lse else (lse,)))
+        ctx.mark_non_differentiable(stats, counts, *(() if return_lse else (lse,)))
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -189,12 +190,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if dloss is None and dlse is None:
             return None, None, None, None, *no_settings
         counts, *made, x, weight, target, bias, stats = (*ctx.saved_tensors, *(None,) * 5)[:9]
-        reduction = ctx.settings.reduction
         if not ctx.all_made or dlse is not None:
-            dlosses, work = upstream_rows(dloss, counts, reduction, ctx.rows), Work(ctx.num_chunks, *need)
-            grads = _backward_op(dlosses, dlse, x, weight, target, bias, stats, *ctx.settings.formula, *work)
+            dlosses, work = upstream_rows(dloss, counts, ctx.reduction, ctx.rows), Work(ctx.num_chunks, *need)
+            grads = _backward_op(dlosses, dlse, x, weight, target, bias, stats, *ctx.formula, *work)
         else:
-            divisor = counts if reduction == "mean" else None
+            divisor = counts if ctx.reduction == "mean" else None
             grads = [_scale_op(dloss, divisor, g, t) if n else None for g, t, n in zip(made, ctx.dtypes, need)]
         dx, dweight, dbias = (g if n else None for g, n in zip(grads, need))
         return dx, dweight, None, dbias, *no_settings

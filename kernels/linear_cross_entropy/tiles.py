@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .._runtime import Target, cdiv
 
@@ -16,8 +16,7 @@ LARGEST = 2048 * MiB  # beyond MOST chunks, a chunk's logits still stay below th
 ROW_MULTIPLE = 128  # rows of a chunk, so that the GEMMs' tiles are full
 
 
-@dataclass(frozen=True)
-class RowTile:
+class RowTile(NamedTuple):
     """How a program goes through its row: (lanes, width) columns at a time; `in_registers` if that is the whole row."""
 
     lanes: int

@@ -122,7 +122,7 @@ MUTANTS = (
         "loss-gradients-without-a-history",
         "linear_cross_entropy._LinearCrossEntropy.setup_context",
         call("mark_non_differentiable").becomes(
-            "ctx.mark_non_differentiable(*(outputs[2:] if ctx.settings.return_lse else outputs[1:]))"
+            "ctx.mark_non_differentiable(*(outputs[2:] if return_lse else outputs[1:]))"
         ),
         _TRANSFORMS + "a_second_derivative_is_refused",
     ),
