@@ -95,8 +95,9 @@ def product(Q, K, stride_q, stride_k, i, j, i_ok, j_ok, is_seen, C: tl.constexpr
         d = (d0 + tl.arange(0, BLOCK_D)).to(tl.int64)  # times a stride that may be that of a transposed view
         d_ok = d < HEAD_DIM
         # Not by load_tile, which makes pointers before masks: here that takes 11 registers more.
-        q_ok, k_ok = i_ok[:, None] & d_ok[None, :], j_ok[:, None] & d_ok[None, :]
+        q_ok = i_ok[:, None] & d_ok[None, :]
         q = tl.load(Q + i[:, None] * stride_q[2] + d[None, :] * stride_q[3], mask=q_ok, other=0.0)  # (block_m, block_d)
+        k_ok = j_ok[:, None] & d_ok[None, :]
         k = tl.load(K + j[:, None] * stride_k[2] + d[None, :] * stride_k[3], mask=k_ok, other=0.0)  # (block_n, block_d)
         q, k = dot_operand(q, PRECISION), dot_operand(k, PRECISION)
         s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
