@@ -48,8 +48,8 @@ def attention_delta(
 ):  # fmt: skip
     """delta_i = Σ_d dout_id out_id - dlse_i and lse2_i = lse_i / ln 2. launch.backward calls it.
 
-    Out, DOut         (B, H, T_q, head_dim); their pointers and strides come apart, since registers are fewer so: as
-                      Matrices they would cost one CTA in nine (float32, sm_90)
+    Out, DOut         (B, H, T_q, head_dim); their strides come after all pointers, as in structs.py: with each pointer
+                      before its strides, one CTA in nine is lost (float32, sm_90)
     DLse              Matrix (B, H, T_q) of any float type, or None
     Lse, Lse2, Delta  (B, H, T_q) float32, contiguous
 

@@ -1,7 +1,7 @@
 """What the public functions are given: tensors are checked and cast, settings checked and put together.
 
 Operators take settings flat, because torch's schemas know no structure. Each NamedTuple here is a run of their
-arguments, in this order: its schema, its flattening and its rebuilding are written here and nowhere else.
+arguments, in this order, with its schema; where an operator needs only some of them, it unpacks them in that order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Flat: TypeAlias = Any  # a setting among an operator's arguments, of the type th
 
 
 class Formula(NamedTuple):
-    """The numbers in the loss of a row: an argument of its kernels, which read them by these names."""
+    """The numbers in the loss of a row, in the order in which its kernels take them."""
 
     ignore_index: int
     label_smoothing: float
@@ -47,10 +47,6 @@ class Settings(NamedTuple):
     softcap: float | None
     reduction: str
     return_lse: bool
-
-    @property
-    def formula(self) -> Formula:
-        return Formula(*self[:4])
 
     @staticmethod
     def of(flat: Sequence[Flat]) -> Settings:

@@ -73,7 +73,7 @@ def cross_entropy(
     return in_shape_of(target, loss, lse, settings)
 
 
-# ---- The operators. Their settings come flat, in the order of the schemas below; arguments.py puts them together. ----
+# ---- The operators. Their settings come flat, in the order of the schemas below, which arguments.py explains. ------
 
 
 def _launch_forward(logits: Tensor, target: Tensor, *flat: Flat) -> tuple[Tensor, ...]:

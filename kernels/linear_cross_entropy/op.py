@@ -86,7 +86,7 @@ def linear_cross_entropy(
     return in_shape_of(target, loss, lse, settings)
 
 
-# ---- The operators. Their settings come flat, in the order of the schemas below; arguments.py puts them together. ----
+# ---- The operators. Their settings come flat, in the order of the schemas below, which arguments.py explains. ------
 
 
 def _launch_forward(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *flat: Flat) -> tuple[Tensor, ...]:
