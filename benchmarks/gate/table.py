@@ -45,7 +45,7 @@ class Line:
         return self.tensor.split(":")[0]
 
 
-_WIDTHS = {"label": 44, "kernel": 30, "arch": 6, "shared": 7, "tensor": 12, "serial": 6}
+_WIDTHS = {"label": 44, "kernel": 31, "arch": 6, "shared": 7, "tensor": 12, "serial": 6}
 _ORDER = {arch: i for i, arch in enumerate(LIMITS)}
 
 

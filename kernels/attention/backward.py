@@ -42,7 +42,7 @@ from .structs import Band, KeyValue, Mask, Matrix, Pair, QueryRows, Scores, Stre
 
 
 @triton.jit(do_not_specialize=["T_q", "H"])
-def attention_delta(
+def attention_delta_kernel(
     Out, DOut, DLse, Lse, Lse2, Delta, stride_out, stride_dout, T_q, H,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, IS_WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -80,7 +80,7 @@ def attention_delta(
 
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H_kv", "lower", "upper", "heads_per_section"])
-def attention_dkdv(
+def attention_dkdv_kernel(
     tensors, stride, QLow, QHigh, DOutLow, DOutHigh, Lse2, Delta, masks, dropout,
     T_q, T_k, H_kv, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
@@ -90,7 +90,7 @@ def attention_dkdv(
                         (B, H / group, T_k, head_dim)
     stride              DKDVTensors: the four strides of each
     QLow ... DOutHigh   TMA descriptors of Q and DOut, boxes of block_m rows; or None
-    Lse2, Delta         (B, H, T_q) float32, of attention_delta
+    Lse2, Delta         (B, H, T_q) float32, of attention_delta_kernel
     masks, lower, upper, dropout    as in the forward; masks.Ranges of tiles of keys
 
     One program: block_n keys of one key head, over the queries of all heads of its group that see them.
@@ -206,7 +206,7 @@ def dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED: tl.constexpr, C:
 
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "heads_per_section"])
-def attention_dq(
+def attention_dq_kernel(
     tensors, stride, KLow, KHigh, VLow, VHigh, Lse2, Delta, masks, dropout,
     T_q, T_k, H, group, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
@@ -215,7 +215,7 @@ def attention_dq(
     tensors           DQTensors: pointers to Q, DOut and DQ (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
     stride            DQTensors: the four strides of each
     KLow ... VHigh    TMA descriptors of K and V, boxes of block_n rows; or None
-    Lse2, Delta       (B, H, T_q) float32, of attention_delta
+    Lse2, Delta       (B, H, T_q) float32, of attention_delta_kernel
     masks, lower, upper, dropout    as in the forward
 
     One program: block_m queries of one head, over all the keys that they see.

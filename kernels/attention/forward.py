@@ -30,7 +30,7 @@ from .structs import Band, KeyValue, Mask, Matrix, Pair, Scores, Softmax, Stream
 
 
 @triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "heads_per_section"])
-def attention_forward(
+def attention_forward_kernel(
     tensors, stride, Lse, KLow, KHigh, VLow, VHigh, masks, dropout,
     T_q, T_k, H, group, lower, upper, heads_per_section, qk_scale, C: tl.constexpr,
 ):  # fmt: skip

@@ -51,7 +51,7 @@ def forward(
     out, lse = empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
     tensors = structs.ForwardTensors(q, k, v, out)
     with _runtime.on_device_of(q):
-        device_forward.attention_forward[plan.grid](
+        device_forward.attention_forward_kernel[plan.grid](
             tensors, _strides(tensors), lse,
             *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n),
             _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), _dropout(seed, dropout_p),
@@ -85,7 +85,7 @@ def backward(
 
     dropout = _dropout(seed, dropout_p)
     with _runtime.on_device_of(q):
-        device_backward.attention_delta[grid(name, cdiv(T_q, block_m) * B * H)](
+        device_backward.attention_delta_kernel[grid(name, cdiv(T_q, block_m) * B * H)](
             out, dout, None if dlse is None else structs.Matrix(dlse, dlse.stride()), lse, lse2, delta,
             out.stride(), dout.stride(), T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D),
             IS_WIDE=is_wide or is_wide_dlse, num_warps=4,
@@ -94,7 +94,7 @@ def backward(
             tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
             plan = _plan(name, tile, *numbers, of_keys=True)
             dkdv_tensors = structs.DKDVTensors(q, k, v, dout, dk, dv)
-            device_backward.attention_dkdv[plan.grid](
+            device_backward.attention_dkdv_kernel[plan.grid](
                 dkdv_tensors, _strides(dkdv_tensors),
                 *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m), lse2, delta,
                 _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_n, of_keys=True), dropout,
@@ -106,7 +106,7 @@ def backward(
             tile = tiles.dq(target, itemsize, D, roomy=is_roomy, T_q=T_q, heads=B * H)
             plan = _plan(name, tile, *numbers)
             dq_tensors = structs.DQTensors(q, k, v, dout, dq)
-            device_backward.attention_dq[plan.grid](
+            device_backward.attention_dq_kernel[plan.grid](
                 dq_tensors, _strides(dq_tensors),
                 *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n), lse2, delta,
                 _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), dropout,
@@ -186,7 +186,7 @@ def document_ranges(document_ids: Tensor, T_q: int, T_k: int, block: int, *, of_
     num_tiles, B = cdiv(rows, block), document_ids.shape[0]
 
     ranges = document_ids.new_empty((B, num_tiles, 3), dtype=torch.int32)
-    masks.document_ranges[grid("flash_attention", num_tiles * B)](
+    masks.document_ranges_kernel[grid("flash_attention", num_tiles * B)](
         document_ids, ranges, T_k, T_k - rows, rows, T_k - columns, columns, BLOCK=block, CHUNK=1024, num_warps=4
     )
     return ranges

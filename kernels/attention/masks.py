@@ -89,7 +89,7 @@ def tile_runs(row, last_row, band, start, end, Ranges, range_index, BLOCK: tl.co
 
     `full` tiles, of BLOCK columns, are seen by every one of these rows and need no mask; `left` and `right` tiles, of
     EDGE columns, before and after them, need one. start <= column < end holds for every row; Ranges, unless it is None,
-    holds what `document_ranges` found.
+    holds what `document_ranges_kernel` found.
     """
     full_start, full_end = start, end
     if band.lower is not None:
@@ -137,7 +137,7 @@ def tile_start(step, runs, BLOCK: tl.constexpr, EDGE: tl.constexpr, IS_MASKED: t
 
 
 @triton.jit
-def document_ranges(Documents, Ranges, T, row_offset, num_rows, column_offset, num_columns,
+def document_ranges_kernel(Documents, Ranges, T, row_offset, num_rows, column_offset, num_columns,
                     BLOCK: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """For each tile of BLOCK rows: the range of columns whose document lies between the tile's least and greatest.
 

@@ -69,7 +69,7 @@ class Masks(NamedTuple):
     KeyStarts: Any  # (B,) any integer
     KeyLengths: Any  # (B,) any integer
     Documents: Any  # (B, T_k) any integer, contiguous
-    Ranges: Any  # (B, tiles, 3) int32, what `document_ranges` found for the kernel's tiles
+    Ranges: Any  # (B, tiles, 3) int32, what `document_ranges_kernel` found for the kernel's tiles
 
 
 class HeadDropout(NamedTuple):

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..device.sums import rounded_product
 from ..device.tiles import load_tile, store_tile
-from .device import columns_of, drop, gelu_and_derivative, load_band, matmul_tile, store_band, tile_at
+from .device import band_of, drop, gelu_and_derivative, load_band, matmul_tile, store_band, tile_at
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def dgelu_kernel(DY, W, Pre, DPre, Act, DBias, stride, M, N, K, C: tl.constexpr)
         for p in tl.static_range(PARTS):
             n1 = n0 + p * BAND
             act, slope = gelu_and_derivative(load_band(Pre, stride.pre, M, N, m0, n1, C), IS_TANH)
-            dpre = rounded_product(columns_of(dact, p, PARTS), slope)  # (block_m, block_n / parts)
+            dpre = rounded_product(band_of(dact, p, PARTS), slope)  # (block_m, block_n / parts)
             if Act is not None:
                 store_band(Act, stride.act, M, N, m0, n1, act, C)
             store_band(DPre, stride.dpre, M, N, m0, n1, dpre, C)

@@ -146,8 +146,8 @@ def matmul_tile(A, B, stride, M, N, K, m0, n0, B_IS_NK: tl.constexpr, C: tl.cons
 
 
 @triton.jit
-def columns_of(tile, index: tl.constexpr, PARTS: tl.constexpr):
-    """The index-th of PARTS (1, 2, 4 or 8) equal bands of a tile's columns.
+def band_of(tile, PART: tl.constexpr, PARTS: tl.constexpr):
+    """One of PARTS (1, 2, 4 or 8) equal bands of a tile's columns.
 
     Epilogues work on one band after the other: fewer values are alive at a time, and the staging buffers of the stores
     are smaller, which leaves room for a second program on the multiprocessor. No data moves between threads.
@@ -158,7 +158,7 @@ def columns_of(tile, index: tl.constexpr, PARTS: tl.constexpr):
         BLOCK_M: tl.constexpr = tile.shape[0]
         HALF: tl.constexpr = tile.shape[1] // 2
         left, right = tl.split(tl.permute(tl.reshape(tile, (BLOCK_M, 2, HALF)), (0, 2, 1)))
-        return columns_of(left if index < PARTS // 2 else right, index % (PARTS // 2), PARTS // 2)
+        return band_of(left if PART < PARTS // 2 else right, PART % (PARTS // 2), PARTS // 2)
 
 
 @triton.jit

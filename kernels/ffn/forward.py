@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..device.tiles import load_tile, store_tile
-from .device import columns_of, drop, gelu, matmul_tile, store_band, tile_at
+from .device import band_of, drop, gelu, matmul_tile, store_band, tile_at
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def up_kernel(X, W, Bias, Pre, Act, stride, M, N, K, C: tl.constexpr):
         m0, n0 = i * BLOCK_M, j * BLOCK_N
         product = matmul_tile(X, W, stride, M, N, K, m0, n0, B_IS_NK=True, C=C)
         for p in tl.static_range(PARTS):
-            pre = columns_of(product, p, PARTS)  # (block_m, block_n / parts)
+            pre = band_of(product, p, PARTS)  # (block_m, block_n / parts)
             n1 = n0 + p * BAND
             if Bias is not None:
                 offs_n = n1 + tl.arange(0, BAND)

@@ -7,8 +7,8 @@ With xhat = (h - mean) · rstd and g = dy · weight, both (M, N), and means take
 For add_layer_norm, h = residual + dropout(x) is also an output, whose gradient is added to dh; then dresidual = dh and
 dx = dh · dropout factor, with the mask drawn again from its seed.
 
-`launch.backward` calls one of the first three kernels, by the length of a row, and `layer_norm_dweight_long` where a
-row is so long that h and dy leave no registers for the sums.
+`launch.backward` calls one of the first three kernels, by the length of a row, and `layer_norm_dweight_long_kernel`
+where a row is so long that h and dy leave no registers for the sums.
 """
 
 import triton
@@ -31,7 +31,7 @@ from .structs import Tile
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
-def layer_norm_backward(
+def layer_norm_backward_kernel(
     DY, DHOut, H, Weight, Stats, Seed, DH, DX, Partials,
     M, stride_dym, stride_dhm, stride_hm, threshold, scale, C: tl.constexpr,
 ):  # fmt: skip
@@ -90,11 +90,11 @@ def layer_norm_backward(
 
 
 @triton.jit(do_not_specialize=["M", "threshold", "zero"])
-def layer_norm_backward_held(
+def layer_norm_backward_held_kernel(
     DY, DHOut, H, Weight, Stats, Seed, DH, DX, Partials,
     M, stride_dym, stride_dhm, stride_hm, threshold, scale, zero, C: tl.constexpr,
 ):  # fmt: skip
-    """Arguments of `layer_norm_backward`; the programs walk over single rows, each held in its dtype, tile by tile.
+    """Arguments of `layer_norm_backward_kernel`; programs walk over single rows, each held in its dtype, tile by tile.
 
     As float32, h and dy would not fit into the registers beside the sums for dweight and dbias. zero: 0, which the
     compiler must not know (`convert_again`).
@@ -158,10 +158,10 @@ def load_xhat_and_g(H, DY, Weight, mean, rstd, at):
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
-def layer_norm_dh_long(
+def layer_norm_dh_long_kernel(
     DY, DHOut, H, Weight, Stats, Seed, DH, DX, M, stride_dym, stride_dhm, stride_hm, threshold, scale, C: tl.constexpr
 ):  # fmt: skip
-    """Arguments of `layer_norm_backward`; the gradients of h and x only.
+    """Arguments of `layer_norm_backward_kernel`; the gradients of h and x only.
 
     One program a row, over which it walks twice, the second time in the L2 cache.
     """
@@ -189,7 +189,7 @@ def layer_norm_dh_long(
 
 
 @triton.jit(do_not_specialize=["M"])
-def layer_norm_dweight_long(DY, H, Stats, DWeight, DBias, M, stride_dym, stride_hm, C: tl.constexpr):
+def layer_norm_dweight_long_kernel(DY, H, Stats, DWeight, DBias, M, stride_dym, stride_hm, C: tl.constexpr):
     """Weight gradients of columns [block_n · program, block_n · (program + 1)), over all rows: no partial sums.
 
     DY, H            (M, N); H is what was normalised

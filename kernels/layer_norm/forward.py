@@ -33,7 +33,7 @@ from .structs import Rows
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
-def layer_norm_forward(
+def layer_norm_forward_kernel(
     X, Residual, Weight, Bias, Seed, Y, NewResidual, Stats, M, stride_xm, stride_rm, eps, threshold, scale,
     C: tl.constexpr,
 ):  # fmt: skip
@@ -69,8 +69,8 @@ def layer_norm_forward(
 
 
 @triton.jit(do_not_specialize=["M", "zero"])
-def layer_norm_forward_held(X, Weight, Bias, Y, Stats, M, stride_xm, eps, zero, C: tl.constexpr):
-    """`layer_norm_forward` without a residual, one program a row, which it holds in its own dtype, tile by tile.
+def layer_norm_forward_held_kernel(X, Weight, Bias, Y, Stats, M, stride_xm, eps, zero, C: tl.constexpr):
+    """`layer_norm_forward_kernel` without a residual, one program a row, which it holds in its own dtype, tile by tile.
 
     zero    0, which the compiler must not know: see `convert_again`
 
@@ -99,11 +99,11 @@ def layer_norm_forward_held(X, Weight, Bias, Y, Stats, M, stride_xm, eps, zero, 
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
-def layer_norm_forward_long(
+def layer_norm_forward_long_kernel(
     X, Residual, Weight, Bias, Seed, Y, NewResidual, Stats, M, stride_xm, stride_rm, eps, threshold, scale,
     C: tl.constexpr,
 ):  # fmt: skip
-    """Arguments of `layer_norm_forward`; one program a row, over which it walks twice, the second time in the L2 cache.
+    """Arguments of `layer_norm_forward_kernel`; one program a row, read twice, the second time from the L2 cache.
 
     With a residual, x and residual are read once: the second walk reads what the first one wrote. Without one it reads
     x again.

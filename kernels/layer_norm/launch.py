@@ -15,8 +15,13 @@ from .._partials import sum_partials
 from .._random import drop_threshold
 from .._runtime import cdiv
 from . import tiles
-from .backward import layer_norm_backward, layer_norm_backward_held, layer_norm_dh_long, layer_norm_dweight_long
-from .forward import layer_norm_forward, layer_norm_forward_held, layer_norm_forward_long
+from .backward import (
+    layer_norm_backward_held_kernel,
+    layer_norm_backward_kernel,
+    layer_norm_dh_long_kernel,
+    layer_norm_dweight_long_kernel,
+)
+from .forward import layer_norm_forward_held_kernel, layer_norm_forward_kernel, layer_norm_forward_long_kernel
 from .structs import Config
 
 
@@ -52,11 +57,11 @@ def forward(
     (x_rows, stride_xm), (residual_rows, stride_rm) = (*inputs, (None, 0))[:2]
     with _runtime.on_device_of(x):
         if tile.held:
-            layer_norm_forward_held[(M,)](
+            layer_norm_forward_held_kernel[(M,)](
                 x_rows, weight, bias, y, stats, M, stride_xm // aligned, eps, 0, C=config, num_warps=tile.num_warps
             )  # fmt: skip
         else:
-            kernel = layer_norm_forward_long if tile.long else layer_norm_forward
+            kernel = layer_norm_forward_long_kernel if tile.long else layer_norm_forward_kernel
             kernel[(cdiv(M, tile.block_m),)](
                 x_rows, residual_rows, weight, bias, seed, y, new_residual, stats,
                 M, stride_xm // aligned, stride_rm // aligned, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
@@ -123,21 +128,21 @@ def backward(
     with _runtime.on_device_of(h):
         if tile.long:
             if rows_wanted:
-                layer_norm_dh_long[(M,)](*tensors, *scalars, C=config, num_warps=tile.num_warps)
+                layer_norm_dh_long_kernel[(M,)](*tensors, *scalars, C=config, num_warps=tile.num_warps)
         elif rows_wanted or summed:
             if tile.held:
-                layer_norm_backward_held[(programs,)](
+                layer_norm_backward_held_kernel[(programs,)](
                     *tensors, partials, *scalars, 0, C=config, num_warps=tile.num_warps
                 )
             else:
-                layer_norm_backward[(programs,)](
+                layer_norm_backward_kernel[(programs,)](
                     *tensors, partials, *scalars, C=config, num_warps=tile.num_warps
                 )  # fmt: skip
         if partials is not None:
             sum_partials(partials, *sums)
         elif sums_wanted:
             tile = tiles.DWEIGHT_LONG
-            layer_norm_dweight_long[(cdiv(N, tile.block_n),)](
+            layer_norm_dweight_long_kernel[(cdiv(N, tile.block_n),)](
                 dy_rows, h_rows, stats, dweight, dbias, M, stride_dym // aligned, stride_hm // aligned,
                 C=Config(N, aligned, tile.block_m, tile.block_n), num_warps=tile.num_warps,
             )  # fmt: skip

@@ -34,7 +34,8 @@ def compiled(arch: str, *, dtype: torch.dtype, group: int, head_dim: int, T: int
 
 @pytest.mark.parametrize(("arch", "group"), [("sm_80", 3), ("sm_90", 5)])
 def test_prefetches_ask_whether_there_is_a_step(table_tiles, arch, group):
-    used = compiled(arch, dtype=torch.bfloat16, group=group, head_dim=64, T=2048, need_dkdv=True)["attention_dkdv"]
+    kernels = compiled(arch, dtype=torch.bfloat16, group=group, head_dim=64, T=2048, need_dkdv=True)
+    used = kernels["attention_dkdv_kernel"]
     assert used.unconditional_copies == ()
     assert used.spill_bytes <= 16  # none with Triton 3.7, 12 for the group of 3 by the older assembler of 3.6
 
@@ -43,6 +44,6 @@ def test_prefetches_ask_whether_there_is_a_step(table_tiles, arch, group):
 @pytest.mark.parametrize("head_dim", [1, 2, 8, 17, 31, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_lanes_agree_about_delta(arch, head_dim, dtype):
-    used = compiled(arch, dtype=dtype, group=1, head_dim=head_dim, T=40, need_dkdv=False)["attention_delta"]
+    used = compiled(arch, dtype=dtype, group=1, head_dim=head_dim, T=40, need_dkdv=False)["attention_delta_kernel"]
     if dtype == torch.float32:  # two 16-bit numbers' product is exact, wherever it is rounded
         assert used.contracted_sums == 0

@@ -202,12 +202,12 @@ def test_products_of_sizes_fit_the_programs(recorded, shape):
     """What program_tile multiplies is at most the number of programs, and every number of a launch fits in int32."""
     T_q, T_k = shape[3:5]
     found = launched(recorded, *shape, left=2**40)
-    for name in ("attention_forward", "attention_dkdv", "attention_dq"):
+    for name in ("attention_forward_kernel", "attention_dkdv_kernel", "attention_dq_kernel"):
         arguments, grid = found[name]
         assert grid[1:] == ()
         assert grid[0] < 2**31
-        config, heads = arguments["C"], shape[0] * shape[1 if name != "attention_dkdv" else 2]
-        num_tiles = -(-T_k // config.block_n) if name == "attention_dkdv" else -(-T_q // config.block_m)
+        config, heads = arguments["C"], shape[0] * shape[1 if name != "attention_dkdv_kernel" else 2]
+        num_tiles = -(-T_k // config.block_n) if name == "attention_dkdv_kernel" else -(-T_q // config.block_m)
         assert num_tiles * heads == grid[0]  # which program_tile divides to find the number of heads
         assert 1 <= arguments["heads_per_section"] * num_tiles <= grid[0]
         for what in ("lower", "upper", "T_q", "T_k"):
@@ -218,7 +218,7 @@ def test_products_of_sizes_fit_the_programs(recorded, shape):
 def test_documents_of_more_sequences_than_a_second_grid_dimension_holds(recorded):
     B, T = 2**17, 300
     ids = torch.empty(B, T, dtype=torch.int32, device="meta")
-    arguments, grid = launched(recorded, B, 1, 1, T, T, 1, document_ids=ids)["document_ranges"]
+    arguments, grid = launched(recorded, B, 1, 1, T, T, 1, document_ids=ids)["document_ranges_kernel"]
     assert grid == (B * -(-T // arguments["BLOCK"]),)
 
 
@@ -227,7 +227,7 @@ def test_document_ranges(interpreter, seed):
     ids = torch.tensor([[0] * 40 + [1] * 24 + [1] * 64 + [2] * 22 + [3] * 10, [5] * 160])  # (B, T_k)
     for rows, columns in ((160, 160), (20, 160), (160, 20)):
         ranges = torch.full((2, -(-rows // 64), 3), -7, dtype=torch.int32)
-        masks.document_ranges[(ranges.shape[0] * ranges.shape[1],)](
+        masks.document_ranges_kernel[(ranges.shape[0] * ranges.shape[1],)](
             ids, ranges, ids.stride(0), 160 - rows, rows, 160 - columns, columns, BLOCK=64, CHUNK=64
         )
         for b in range(2):
@@ -245,15 +245,15 @@ def test_what_int32_cannot_count_is_refused(recorded):
         launched(recorded, 2**20, 2**12, 1, 1, 1, 1)
     with pytest.raises(ValueError, match=r"backward: 1048575 query heads of T_q = 65536 share one key head"):
         launched(recorded, 1, 2**20 - 1, 1, 2**16, 1, 1)
-    assert "attention_dkdv" not in [name for name, *_ in recorded]
+    assert "attention_dkdv_kernel" not in [name for name, *_ in recorded]
 
 
 WIDE = {"rows": (0, 0, 2**22, 1), "columns": (0, 0, 1, 2**22)}  # of one (1, 1, T, D) argument, in elements
 FLAGGED = {  # arguments that a kernel reaches by offsets inside a tile
-    "attention_forward": ("q", "k", "v"),
-    "attention_delta": ("out", "dout", "dlse"),
-    "attention_dkdv": ("q", "k", "v", "dout"),
-    "attention_dq": ("q", "k", "v", "dout"),
+    "attention_forward_kernel": ("q", "k", "v"),
+    "attention_delta_kernel": ("out", "dout", "dlse"),
+    "attention_dkdv_kernel": ("q", "k", "v", "dout"),
+    "attention_dq_kernel": ("q", "k", "v", "dout"),
 }
 
 

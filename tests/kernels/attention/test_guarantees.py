@@ -166,7 +166,7 @@ def test_upstream_gradients_of_any_stride(device, seed, kind):
 @pytest.mark.parametrize("wanted", ["q", "k", "v", "kv"])
 def test_only_the_gradients_that_are_asked_for(device, seed, wanted, monkeypatch):
     launched = []
-    for name in ("attention_dq", "attention_dkdv"):
+    for name in ("attention_dq_kernel", "attention_dkdv_kernel"):
         kernel = getattr(launch.device_backward, name)
 
         class Counted:
@@ -181,7 +181,7 @@ def test_only_the_gradients_that_are_asked_for(device, seed, wanted, monkeypatch
     qkv = [x.requires_grad_(name in wanted) for name, x in zip("qkv", random_qkv(device, 1, 1, 20, 20, 16))]
     flash_attention(*qkv).sum().backward()
     assert [x.grad is not None for x in qkv] == [name in wanted for name in "qkv"]
-    assert launched == (["attention_dq"] if wanted == "q" else ["attention_dkdv"])
+    assert launched == (["attention_dq_kernel"] if wanted == "q" else ["attention_dkdv_kernel"])
 
 
 def test_same_bits_every_time(device, seed):

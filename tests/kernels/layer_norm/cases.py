@@ -112,9 +112,9 @@ class count_launches:
 
         self.names: list[str] = []
         kernels = (
-            "layer_norm_forward", "layer_norm_backward",
-            "layer_norm_forward_held", "layer_norm_backward_held",
-            "layer_norm_forward_long", "layer_norm_dh_long", "layer_norm_dweight_long",
+            "layer_norm_forward_kernel", "layer_norm_backward_kernel",
+            "layer_norm_forward_held_kernel", "layer_norm_backward_held_kernel",
+            "layer_norm_forward_long_kernel", "layer_norm_dh_long_kernel", "layer_norm_dweight_long_kernel",
         )  # fmt: skip
         for module, name in [(launch, name) for name in kernels] + [(_partials, "sum_partials_kernel")]:
             monkeypatch.setattr(module, name, _Counted(name, getattr(module, name), self.names))

@@ -41,11 +41,11 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("N", "forward", "backward"),
     [
-        (64, ["layer_norm_forward"], ["layer_norm_backward", "sum_partials_kernel"]),
-        (8193, ["layer_norm_forward"], ["layer_norm_backward_held", "sum_partials_kernel"]),
-        (12289, ["layer_norm_forward"], ["layer_norm_backward", "layer_norm_dweight_long"]),
-        (33000, ["layer_norm_forward_held"], ["layer_norm_dh_long", "layer_norm_dweight_long"]),
-        (65537, ["layer_norm_forward_long"], ["layer_norm_dh_long", "layer_norm_dweight_long"]),
+        (64, ["layer_norm_forward_kernel"], ["layer_norm_backward_kernel", "sum_partials_kernel"]),
+        (8193, ["layer_norm_forward_kernel"], ["layer_norm_backward_held_kernel", "sum_partials_kernel"]),
+        (12289, ["layer_norm_forward_kernel"], ["layer_norm_backward_kernel", "layer_norm_dweight_long_kernel"]),
+        (33000, ["layer_norm_forward_held_kernel"], ["layer_norm_dh_long_kernel", "layer_norm_dweight_long_kernel"]),
+        (65537, ["layer_norm_forward_long_kernel"], ["layer_norm_dh_long_kernel", "layer_norm_dweight_long_kernel"]),
     ],
 )
 def test_launches(device, seed, monkeypatch, N, forward, backward):
@@ -92,8 +92,8 @@ def test_only_the_gradients_asked_for(device, seed, monkeypatch, wanted, N):
     for name in wanted.split():
         assert torch.equal(some[name].grad, every[name].grad)
     sums, rows = "weight" in wanted or "bias" in wanted, "x" in wanted or "residual" in wanted
-    last = "sum_partials_kernel" if N < 12288 else "layer_norm_dweight_long"
-    first = "layer_norm_backward_held" if N == 8200 else "layer_norm_backward"
+    last = "sum_partials_kernel" if N < 12288 else "layer_norm_dweight_long_kernel"
+    first = "layer_norm_backward_held_kernel" if N == 8200 else "layer_norm_backward_kernel"
     # Up to 12288 the kernel of the rows also sums the weight gradients; beyond, each runs only if it is asked for.
     assert counted.names[1:] == [first] * (rows or N < 12288) + [last] * sums
     assert sum(t is not None for t in made[-1]) == len(wanted.split()) - (wanted == "x residual")

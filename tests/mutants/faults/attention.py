@@ -71,7 +71,7 @@ MUTANTS = (
     # --- attention: numbers at the ends of their types ----------------------------------------------------------------
     Mutant(
         "attention-no-column-of-a-document-is-int32-max",
-        "attention.masks.document_ranges",
+        "attention.masks.document_ranges_kernel",
         value("first", "zeros").becomes("tl.full((CHUNK,), 2147483647, tl.int32)"),
         _EXTREMES + "keys_whose_documents_have_no_query",
     ),
@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-ranges-in-a-grid-of-two-dimensions",
-        "attention.masks.document_ranges",
+        "attention.masks.document_ranges_kernel",
         collection("num_tiles").becomes("(tl.program_id(0), tl.program_id(1))"),
         _EXTREMES + "document_ranges",
     ),
@@ -114,7 +114,7 @@ MUTANTS = (
     # --- attention: what only machine code shows ----------------------------------------------------------------------
     Mutant(
         "attention-steps-of-a-group-divided-by-a-number-that-may-be-0",
-        "attention.attention_dkdv",
+        "attention.attention_dkdv_kernel",
         (
             value("g").becomes("step // num_steps(runs, IS_MASKED)"),
             operation("//", "step").becomes("step - g * num_steps(runs, IS_MASKED)"),
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-delta-of-one-product-a-lane-fused",
-        "attention.attention_delta",
+        "attention.attention_delta_kernel",
         value("delta", "out").becomes("tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)"),
         _COMPILED + "lanes_agree_about_delta",
     ),
@@ -162,13 +162,13 @@ MUTANTS = (
     ),
     Mutant(
         "attention-lse-in-base-2",
-        "attention.attention_forward",
+        "attention.attention_forward_kernel",
         literal(0.6931471805599453).dropped(),
         _ATTENTION + "dtypes",
     ),
     Mutant(
         "attention-dropout-not-rescaled",
-        "attention.attention_forward",
+        "attention.attention_forward_kernel",
         operand("dropout.scale").becomes("1.0"),
         _GUARANTEES + "dropout_is_exactly_philox",
     ),
@@ -181,7 +181,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-gradient-of-lse-ignored",
-        "attention.attention_delta",
+        "attention.attention_delta_kernel",
         value("delta", "load").becomes("0.0 * it"),
         _ATTENTION + "dtypes",
     ),
@@ -199,19 +199,19 @@ MUTANTS = (
     ),
     Mutant(
         "attention-dk-not-scaled",
-        "attention.attention_dkdv",
+        "attention.attention_dkdv_kernel",
         call("scaled").unwrapped(),
         _ATTENTION + "dtypes",
     ),
     Mutant(
         "attention-gradient-of-padding-left",
-        "attention.attention_dkdv",
+        "attention.attention_dkdv_kernel",
         call("where_pair", "grads.v").argument(1).becomes("j_ok[:, None]"),
         _ATTENTION + "padding",
     ),
     Mutant(
         "attention-only-one-query-head-of-a-group",
-        "attention.attention_dkdv",
+        "attention.attention_dkdv_kernel",
         iterated("step").operand("GROUP").dropped(),
         _ATTENTION + "grouped_queries",
     ),

@@ -1,0 +1,45 @@
+"""What CONTRIBUTING says of names and signatures in device code, of every @triton.jit function that there is."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+NODES = [node for path in sorted(KERNELS.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))]
+JIT_FUNCTIONS = [
+    node
+    for node in NODES
+    if isinstance(node, ast.FunctionDef) and "triton.jit" in [ast.unparse(d) for d in node.decorator_list]
+]
+
+NAMED_BY_TRITON = {"axis", "keep_dims"}  # keywords of tl.sum, for which sums.py has a stand-in
+
+
+def names_in(node: ast.AST) -> set[str]:
+    """The last part of each dotted name in an expression."""
+    return {ast.unparse(n).rpartition(".")[2] for n in ast.walk(node) if isinstance(n, (ast.Name, ast.Attribute))}
+
+
+def launched() -> set[str]:
+    """Whatever is called as `kernel[grid](...)`, itself or as the value of a variable `kernel`."""
+    launches = [n.func.value for n in NODES if isinstance(n, ast.Call) and isinstance(n.func, ast.Subscript)]
+    chosen = [n.value for n in NODES if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "kernel"]
+    return set().union(*map(names_in, launches + chosen))
+
+
+def test_what_is_launched_is_called_a_kernel_and_nothing_else_is():
+    names = {f.name for f in JIT_FUNCTIONS}
+    assert {name for name in names if name.endswith("_kernel")} == names & launched()
+
+
+@pytest.mark.parametrize("function", JIT_FUNCTIONS, ids=lambda f: f.name)
+def test_a_signature_can_be_read(function):
+    assert len(function.args.args) <= 20, "values that belong together travel as a NamedTuple of structs.py"
+    assert [function.args.vararg, function.args.kwarg, *function.args.kwonlyargs] == [None, None]
+    compile_time = [a.arg for a in function.args.args if a.annotation is not None]
+    assert [name for name in compile_time if not (name.isupper() or name in NAMED_BY_TRITON)] == []
+
+
+def test_most_signatures_are_short():
+    assert len([f for f in JIT_FUNCTIONS if len(f.args.args) < 12]) > 0.8 * len(JIT_FUNCTIONS)
