@@ -4,6 +4,9 @@ fastgpt            config.json with "model_type": "fastgpt", model.safetensors
 fastgpt-one-head   the same of a OneHeadLM
 hf                 what transformers' GPT2LMHeadModel.save_pretrained writes
 nanogpt            ckpt.pt: a dict with "model" and "model_args"
+
+A stack of `nn.TransformerEncoderLayer`s has no folder of its own: `fastgpt.model.formats.transformer_encoder` renames
+its state dict to our blocks', and back.
 """
 
 from typing import Any
