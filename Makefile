@@ -84,7 +84,7 @@ readme: $(VENV)/.dev  ## regenerate the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.readme --write
 
 check: lint types  ## before each commit: rules, types and one quick test of every promise, in a minute
-	$(PYTEST) -n $(JOBS) --dist worksteal -m quick -q tests/kernels tests/fastgpt tests/test_arrows.py tests/test_docs.py
+	$(PYTEST) -n $(JOBS) --dist worksteal -m quick -q tests/kernels tests/fastgpt tests/test_arrows.py tests/test_docs.py tests/test_prose.py
 
 types: $(VENV)/.dev  ## mypy over fastgpt/ and the host code of kernels/
 	@rm -rf .typecheck && mkdir -p .typecheck/fastgpt

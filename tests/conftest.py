@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 QUICK = frozenset(
     f"tests/{name}"
     for name in (
-        "test_arrows.py", "test_docs.py", "fastgpt/test_surface.py",
+        "test_arrows.py", "test_docs.py", "test_prose.py", "fastgpt/test_surface.py",
         "kernels/attention/test_flash_attention.py::test_dtypes",
         "kernels/attention/test_flash_attention.py::test_lengths",
         "kernels/attention/test_flash_attention.py::test_grouped_queries",

@@ -15,7 +15,7 @@ class Config(NamedTuple):
     block_m: int
     block_n: int
     block_k: int
-    parts: int  # the epilogue handles the tile's columns in so many bands (`device.columns_of`)
+    parts: int  # the epilogue handles the tile's columns in so many bands (`device.band_of`)
     group_m: int  # tile rows that are walked through together (`device.tile_at`)
     is_tma: bool  # A and B are TMA descriptors, not pointers
     is_tma_out: bool  # so are the matrices of the epilogue

@@ -16,7 +16,7 @@ from .._runtime import Target
 class Tile:
     """One program computes block_m x block_n of the output, block_k deep at a time.
 
-    parts            the epilogue handles the tile's columns in so many bands (`device.columns_of`)
+    parts            the epilogue handles the tile's columns in so many bands (`device.band_of`)
     programs_per_sm  how many programs share a multiprocessor: the kernels are persistent, and start no more than
                      programs_per_sm * num_sms programs
     """

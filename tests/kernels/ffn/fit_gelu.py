@@ -1,4 +1,4 @@
-"""Derives the polynomial of `fastgpt.kernels.ffn.gelu.normal_cdf`: `python -m tests.kernels.ffn.fit_gelu`.
+"""Derives the polynomial of `fastgpt.kernels.ffn.device.normal_cdf`: `python -m tests.kernels.ffn.fit_gelu`.
 
 For t >= 0, Φ(-t) = 2^Q(t) with Q(0) = -1. We look for Q(t) = -1 + t P(t), P of degree 7, that minimises
 
