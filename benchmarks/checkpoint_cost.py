@@ -1,6 +1,7 @@
 """What a checkpoint costs: seconds and peak memory of saving, of a verified load, of a look at it.
 
     python -m benchmarks.checkpoint_cost                    a model of 16 million parameters
+    python -m benchmarks.checkpoint_cost --write            the same, kept in benchmarks/results/checkpoint_cost.md
     python -m benchmarks.checkpoint_cost --preset gpt2
 
 Each row is a process of its own on one thread, whose peak is that of its resident set above what it had before (files
@@ -27,6 +28,7 @@ from fastgpt.train import checkpoint
 from fastgpt.train.optim import build_adamw
 from fastgpt.train.training_state import optimizer_tensors
 
+RESULT = Path(__file__).parent / "results" / "checkpoint_cost.md"
 SMALL = GPTConfig(vocab_size=50304, max_len=256, n_layers=4, n_heads=4, d_model=256)
 STATE = {"step": 1, "sampler": {}, "settings": {}, "tokenizer_sha256": ""}
 
@@ -105,7 +107,7 @@ def table(config: GPTConfig, rounds: int) -> Iterator[str]:
         Trained(config, folder).save()
         size = sum(path.stat().st_size for path in (folder / "step-00000001").iterdir())
         n = GPT(config).num_parameters()
-        yield f"{n / 1e6:.0f} M parameters in float32, a checkpoint of {size / 1e9:.2f} GB; {torch.__version__}, "
+        yield f"{n / 1e6:.0f} M parameters in float32, a checkpoint of {size / 1e9:.2f} GB; {torch.__version__},"
         yield f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; least of {rounds}"
         yield ""
         yield "| | GB | CPU seconds | CPU seconds per GB | peak memory above, MB |"
@@ -121,9 +123,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", help="a model of GPTConfig.preset in place of the small one")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help=f"keep the table in {RESULT.name}")
     options = parser.parse_args()
+    lines = []
     for line in table(GPTConfig.preset(options.preset) if options.preset else SMALL, options.rounds):
         print(line, flush=True)
+        lines.append(line)
+    if options.write:
+        title = "# What a checkpoint costs\n\nWritten by `python -m benchmarks.checkpoint_cost --write`.\n\n"
+        RESULT.write_text(title + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -382,7 +382,3 @@ def append_row(file: Path, row: dict[str, object], about: Callable[[], dict[str,
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-if __name__ == "__main__":
-    print(json.dumps(environment(), indent=1))

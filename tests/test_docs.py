@@ -44,6 +44,14 @@ def test_every_make_target_that_is_named_exists(page):
     assert named <= targets
 
 
+def test_every_benchmark_that_can_be_run_is_named():
+    files = [path for path in ROOT.glob("benchmarks/*.py") if '__name__ == "__main__"' in path.read_text()]
+    files += [path.parent for path in ROOT.glob("benchmarks/*/__main__.py")]
+    assert len(files) > 10
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in (*PAGES, "Makefile"))
+    assert [path.stem for path in files if not re.search(rf"benchmarks\.{path.stem}\b", pages)] == []
+
+
 def test_the_drawing_has_the_floors_that_the_arrows_keep_to():
     drawing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[3]
     lines = re.findall(r"^ +\d  (.*)$", drawing, re.MULTILINE)
