@@ -78,7 +78,7 @@ QUICK = frozenset(
         "kernels/attention/test_flash_attention.py::test_lengths",
         "kernels/attention/test_flash_attention.py::test_grouped_queries",
         "kernels/attention/test_sdpa.py::test_causal_is_aligned_top_left",
-        "kernels/attention/test_weights.py::test_every_mask",
+        "kernels/attention_weights/test_weights.py::test_every_mask",
         "kernels/layer_norm/test_add_layer_norm.py::test_dtypes",
         "kernels/layer_norm/test_add_layer_norm.py::test_dropout_is_exact",
         "kernels/layer_norm/test_bad_input.py",

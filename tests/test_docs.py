@@ -1,10 +1,11 @@
-"""What the pages for those who work on fastgpt name is there: files, folders, make targets."""
+"""What the pages for those who work on fastgpt say is there is there: files, folders, make targets, families."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gate.run import FAMILIES
 from tests.test_arrows import FLOOR
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,24 @@ def test_every_make_target_that_is_named_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE))
     assert named <= targets
+
+
+def test_every_family_has_the_same_files_and_its_place_everywhere():
+    families = {path.parent.name for path in ROOT.glob("kernels/*/op.py")}
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert families == set(re.findall(r"`(\w+)`", page.partition("Families:")[2].partition(".")[0]))
+    assert families == {*FAMILIES}
+    for family in families:
+        files = {path.name for path in (ROOT / "kernels" / family).iterdir()}
+        assert {"op.py", "launch.py", "tiles.py", "structs.py", "forward.py", "gate.txt"} <= files
+        assert (ROOT / "benchmarks" / "gate" / f"{family}.py").exists()
+        assert list(ROOT.glob(f"tests/kernels/{family}/test_*.py"))
+        assert f'"fastgpt.kernels.{family}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_every_folder_of_fastgpt_has_its_tests():
+    folders = {path.parent.name for path in ROOT.glob("fastgpt/*/__init__.py")}
+    assert [folder for folder in folders if not list(ROOT.glob(f"tests/fastgpt/{folder}/test_*.py"))] == []
 
 
 def test_every_benchmark_that_can_be_run_is_named():
