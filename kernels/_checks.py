@@ -49,6 +49,14 @@ def no_tensor(function: str, name: str, value: object) -> TypeError:
     return TypeError(f"{function}: {name} must be a torch.Tensor, got {kind}; pass {way_out}")
 
 
+def wrong_dtype(function: str, name: str, dtype: torch.dtype) -> TypeError:
+    """The error for a tensor of a dtype that no kernel takes."""
+    return TypeError(
+        f"{function}: {name} is {dtype}, and the kernels take float32, float16 and bfloat16; convert it by .to(), or "
+        f"use fastgpt.kernels.reference.{function}"
+    )
+
+
 def check_numbers(function: str, **numbers: float | None) -> None:
     """Raise TypeError unless every argument is a real number, or None: a setting, of which no gradient is taken."""
     for name, number in numbers.items():

@@ -34,6 +34,11 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is >= n, for n >= 1: sides of tiles are nothing else."""
+    return 1 << (n - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class Target:
     """The GPU that a kernel is compiled for, as far as tile choice needs to know it.

@@ -31,9 +31,7 @@ def check_heads(function: str, *, max_head_dim: int | None = support.MAX_HEAD_DI
     """Raise unless q (B, H, T_q, D), k and, where it is given, v (B, H_kv, T_k, D) fit together."""
     for name, x in tensors.items():
         if x.dtype not in support.KERNEL_DTYPES:
-            raise TypeError(
-                f"{function}: {name} must be float32, float16 or bfloat16, got {x.dtype}; cast it with .to()"
-            )
+            raise _checks.wrong_dtype(function, name, x.dtype)
         if x.dim() != 4:
             raise ValueError(f"{function}: {name} must be (B, heads, T, head_dim), got shape {tuple(x.shape)}")
     q, k = tensors["q"], tensors["k"]

@@ -6,12 +6,11 @@ import functools
 from typing import NamedTuple, TypeVar
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import _runtime
 from .._random import drop_threshold
-from .._runtime import cdiv
+from .._runtime import cdiv, power_of_two
 from ..device.dropout import Dropout
 from . import backward as device_backward
 from . import forward as device_forward
@@ -87,7 +86,7 @@ def backward(
     with _runtime.on_device_of(q):
         device_backward.attention_delta_kernel[grid(name, cdiv(T_q, block_m) * B * H)](
             out, dout, None if dlse is None else structs.Matrix(dlse, dlse.stride()), lse, lse2, delta,
-            out.stride(), dout.stride(), T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=triton.next_power_of_2(D),
+            out.stride(), dout.stride(), T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=power_of_two(D),
             IS_WIDE=is_wide or is_wide_dlse, num_warps=4,
         )  # fmt: skip
         if need_dkdv:

@@ -184,7 +184,7 @@ def split_head_dim(head_dim: int) -> tuple[int, int]:
     padded = _runtime.cdiv(head_dim, 16) * 16
     d_low = 1 << (padded.bit_length() - 1)
     rest = padded - d_low
-    return (d_low, 0) if rest == 0 else (d_low, max(16, 1 << (rest - 1).bit_length()))
+    return (d_low, 0) if rest == 0 else (d_low, max(16, _runtime.power_of_two(rest)))
 
 
 @functools.lru_cache(maxsize=1024)

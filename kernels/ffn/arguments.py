@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .._checks import wrong_dtype
 from ..support import KERNEL_DTYPES
 
 _Tensor = TypeVar("_Tensor", Tensor, "Tensor | None")
@@ -36,10 +37,7 @@ def _check_choice(function: str, name: str, value: str, choices: tuple[str, ...]
 def check_linear(function: str, x: Tensor, x_name: str, w: Tensor, w_name: str, b: Tensor | None, b_name: str) -> None:
     """Raise unless w is a matrix that multiplies x's last dimension, b fits it, and all have one supported dtype."""
     if x.dtype not in KERNEL_DTYPES:
-        raise TypeError(
-            f"{function}: {x_name} is {x.dtype}; supported are float32, float16 and bfloat16. For float64 use "
-            f"fastgpt.kernels.reference.{function}"
-        )
+        raise wrong_dtype(function, x_name, x.dtype)
     if x.dim() == 0 or w.dim() != 2 or w.shape[1] != x.shape[-1]:
         raise ValueError(
             f"{function}: {w_name} has shape {tuple(w.shape)}, but {x_name} of shape {tuple(x.shape)} wants (any, "

@@ -37,14 +37,11 @@ def check_norm(
         )
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
-            raise TypeError(
-                f"{function}: {name} has dtype {tensor.dtype}; cast it to one of {_names(KERNEL_DTYPES)}, or use "
-                f"fastgpt.kernels.reference.{function}"
-            )
+            raise _checks.wrong_dtype(function, name, tensor.dtype)
         if tensor is not None and tensor is not x and tuple(tensor.shape) != shape:
             raise ValueError(f"{function}: {name} has shape {tuple(tensor.shape)}, normalized_shape is {shape}")
     if out_dtype is not None and out_dtype not in KERNEL_DTYPES:
-        raise TypeError(f"{function}: out_dtype is {out_dtype}; choose one of {_names(KERNEL_DTYPES)}")
+        raise TypeError(f"{function}: out_dtype is {out_dtype}; choose float32, float16 or bfloat16")
     if eps is None:
         raise TypeError(f"{function}: eps is None, expected a number; torch's default is 1e-5")
     _checks.check_numbers(function, eps=eps)
@@ -56,7 +53,7 @@ def check_norm(
 def check_residual(function: str, residual: Tensor, x: Tensor) -> None:
     """Raise unless the residual stream has x's shape, and a dtype that the kernels take."""
     if residual.dtype not in KERNEL_DTYPES:
-        raise TypeError(f"{function}: residual has dtype {residual.dtype}; cast it to one of {_names(KERNEL_DTYPES)}")
+        raise _checks.wrong_dtype(function, "residual", residual.dtype)
     if residual.shape != x.shape:
         raise ValueError(
             f"{function}: residual has shape {tuple(residual.shape)}, x {tuple(x.shape)}; expand one to the other"
@@ -67,7 +64,3 @@ def torch_out_dtype(x: Tensor) -> torch.dtype:
     """The dtype that torch answers in: layer_norm is on the float32 list of CUDA's autocast, on none of the CPU's."""
     on_list = x.device.type in ("cuda", "meta")
     return torch.float32 if on_list and _runtime.autocast_dtype(x) is not None else x.dtype
-
-
-def _names(dtypes: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

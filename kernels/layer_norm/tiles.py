@@ -31,7 +31,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from .._runtime import Target, cdiv
+from .._runtime import Target, cdiv, power_of_two
 
 # Longest row that fits into a program's registers without spilling (compiled for sm_80, sm_90 and sm_100). A program
 # has 65536 registers at most: 32768 float32 elements and what it takes to compute with them.
@@ -80,7 +80,7 @@ def forward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Targ
         # The same tiles for both, so that a row is summed in the same order.
         held = N <= LONGEST_HELD and len(itemsizes) == 1 and target.backend == "cuda"  # AMD's compiler spills
         return Tile(1, 2048, _warps(8, target), stages=1 if held else 4, held=held, long=not held)
-    block_n = power_of_two(N)
+    block_n = max(16, power_of_two(N))
     per_warp = 32 * (64 if dropout else 128) // max(itemsizes)  # elements; Philox needs registers too
     return Tile(between(1, per_warp // block_n, 16), block_n, _warps(between(1, block_n // per_warp, 32), target))
 
@@ -101,7 +101,7 @@ def backward_tile(N: int, itemsizes: tuple[int, ...], dropout: bool, target: Tar
         waiting = cdiv(N, block_n) * block_n * (sum(itemsizes) + 2 * 4)
         stages = 2 if waiting <= shared_memory - 16 * 1024 and not (dropout and N > 8192) else 1
         return Tile(1, block_n, _warps(num_warps, target), stages, programs=96, held=True)
-    block_n = power_of_two(N)
+    block_n = max(16, power_of_two(N))
     if N <= 1024:
         num_warps, programs = 4, 384
     elif N <= 2048 or (N <= 4096 and not added):
@@ -121,11 +121,6 @@ def _warps(count: int, target: Target) -> int:
 
 def _shared_memory_kb(target: Target) -> int:
     return _SHARED_MEMORY.get(target.arch, _SHARED_MEMORY_ELSEWHERE)
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is >= n, and at least 16."""
-    return max(16, 1 << (n - 1).bit_length())
 
 
 def between(low: int, value: int, high: int) -> int:

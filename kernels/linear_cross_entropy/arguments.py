@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from .._checks import check_dense, check_numbers, check_target
+from .._checks import check_dense, check_numbers, check_target, wrong_dtype
 from .._runtime import autocast_dtype
 from ..support import KERNEL_DTYPES
 
@@ -104,10 +104,7 @@ def check_logits(function: str, logits: Tensor, target: Tensor) -> None:
 def _check_floating(function: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
-            raise TypeError(
-                f"{function}: {name} is {tensor.dtype}, and the kernels take float32, float16 and bfloat16; convert "
-                f"it, or use fastgpt.kernels.reference.{function}"
-            )
+            raise wrong_dtype(function, name, tensor.dtype)
 
 
 def _check_same_dtype(function: str, x: Tensor, **others: Tensor | None) -> None:

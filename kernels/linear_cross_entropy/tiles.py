@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .._runtime import Target, cdiv
+from .._runtime import Target, cdiv, power_of_two
 
 MiB = 1 << 20
 ALIGNMENT = 128  # bytes: rows of the logits buffer start on a cache line
@@ -38,7 +38,7 @@ def whole_row(columns: int, itemsize: int, target: Target) -> RowTile:
     Larger rows would fit into 32 warps, but those leave room for one program on a multiprocessor, whose loads, sums
     and stores nothing else would overlap.
     """
-    size, width = max(128, _power_of_two(columns)), 16 // itemsize
+    size, width = max(128, power_of_two(columns)), 16 // itemsize
     for limit, warps in _IN_REGISTERS:
         if size * itemsize <= limit:
             return RowTile(size // width, width, warps, in_registers=True)
@@ -54,16 +54,12 @@ def part_of_row(columns: int, itemsize: int, target: Target) -> RowTile:
     """
     width = 16 // itemsize
     num_warps = 32 if itemsize == 2 and target.capability in (80, 90, 100) else 16
-    return RowTile(min(1024, max(128, _power_of_two(columns)) // width), width, num_warps)
+    return RowTile(min(1024, max(128, power_of_two(columns)) // width), width, num_warps)
 
 
 def part_of_gradient(columns: int, itemsize: int) -> tuple[int, int]:
     """(block_v, num_warps) of `gradient_kernel`: 64 bytes a thread."""
-    return min(8 * 1024 // itemsize, max(128, _power_of_two(columns))), 4
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+    return min(8 * 1024 // itemsize, max(128, power_of_two(columns))), 4
 
 
 def padded_columns(V: int, itemsize: int) -> int:

@@ -37,6 +37,18 @@ def test_what_is_no_tensor_is_named(interpreter, module, call):
                 CALLS[call].run(module, inputs | {name: make(inputs[name])})
 
 
+@pytest.mark.parametrize("call", [call for call in CALLS if not call.startswith("scaled_dot_product_attention")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
+def test_a_dtype_that_no_kernel_takes_is_named_alike(interpreter, call, dtype):
+    inputs = CALLS[call].inputs(interpreter)
+    wrong = {name: inputs[name].to(dtype) for name in CALLS[call].floats}
+    function, first = call.split(",")[0], next(iter(wrong))
+    expected = rf"^{function}: {first} is {dtype}, and the kernels take .*; convert it by .*reference\.{function}$"
+    with pytest.raises(TypeError, match=expected):
+        CALLS[call].run(kernels, inputs | wrong)
+    assert callable(getattr(reference, function))
+
+
 @pytest.mark.parametrize("module", [kernels, reference], ids=["kernels", "reference"])
 @pytest.mark.parametrize("function", ["cross_entropy", "linear_cross_entropy"])
 def test_targets_are_checked_alike(interpreter, module, function):
