@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,17 @@ def renamed(**options: str) -> Iterator[None]:
     except (SettingError, SettingTypeError) as error:
         error.name = options.get(error.name, error.name)
         raise
+
+
+@contextlib.contextmanager
+def blamed_on(option: str, value: str, typed: Collection[str] = ()) -> Iterator[None]:
+    """Errors about a model's sizes are about the option that named the model, but for sizes that were `typed`."""
+    try:
+        yield
+    except SettingError as error:
+        if error.owner not in ("GPTConfig", "OneHeadLM") or error.name in typed:
+            raise
+        raise SettingError(error.owner, option, value, f"has {error.name} {error.value}, which {error.need}") from None
 
 
 def _open_shards(path: str, tokenizer: Tokenizer, *, verify: bool, progress: bool) -> TokenDataset:

@@ -50,8 +50,9 @@ class Command:
 
         from ..model.config import IMPLEMENTATION_SETS
         from ..train.devices import autocast, resolve_device, resolve_dtype
+        from ..train.room import check_room
         from ..train.train_config import MOST_SEQUENCES
-        from ._inputs import read_config
+        from ._inputs import blamed_on, read_config
         from ._status import status
 
         check_integer("bench", "batch_size", self.batch_size, least=1, most=MOST_SEQUENCES)
@@ -61,6 +62,8 @@ class Command:
         config = read_config(self.model)
         seq_len = config.max_len if self.seq_len is None else self.seq_len
         check_integer("bench", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
+        with blamed_on("model", self.model):
+            check_room(config, batch_size=self.batch_size, seq_len=seq_len, device=device, dtype=dtype)
         left_out = {"fastgpt": ON_A_CPU} if device.type == "cpu" else {}
         found: dict[str, dict[str, Any] | None] = {}
         with status() as say:

@@ -72,6 +72,8 @@ class Command:
             print(_note(folder / "attention.html", written))
             attention_maps.save_png(maps, tokens, folder / "attention.png", heads)
             print(_note(folder / "attention.png", written))
+        except SettingError as error:
+            raise SettingError("inspect", "prompt", prompt, error.need) from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"wrote {written[0]} only" if written else "nothing was written") from None
         except ImportError as error:

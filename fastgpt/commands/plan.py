@@ -60,7 +60,7 @@ class Command:
 
         from ..tools.gpus import find_gpu
         from ..train.devices import DTYPES
-        from ._inputs import read_config
+        from ._inputs import blamed_on, read_config
 
         check_integer("plan", "batch_size", self.batch_size, least=1, most=2**62)  # torch counts in 64 bits
         check_choice("plan", "dtype", self.dtype, DTYPES)
@@ -70,7 +70,8 @@ class Command:
         seq_len = config.max_len if self.seq_len is None else self.seq_len
         check_integer("plan", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
         dtype = self.dtype if self.dtype != "auto" else "bfloat16" if gpu.has_bfloat16 else "float32"
-        found = self._count(config, seq_len, dtype, gpu)
+        with blamed_on("model", self.model):
+            found = self._count(config, seq_len, dtype, gpu)
         record = {
             "model": self.model, "batch_size": self.batch_size, "seq_len": seq_len, "dtype": dtype,
             "gpu": asdict(gpu), "margin": int(self.margin * 2**30), "implementations": found,
@@ -93,6 +94,8 @@ class Command:
                 say(f"counting {implementation}")
                 try:
                     step = memory.training_step(config.replace(**parts), self.batch_size, seq_len, **options)
+                except SettingError:  # of the model
+                    raise
                 except (ValueError, RuntimeError) as error:  # more than a launch, or an address, can count
                     raise SettingError("plan", "batch_size", self.batch_size, f"is too large: {error}") from None
                 most = memory.largest_batch(config.replace(**parts), seq_len, room, **options)

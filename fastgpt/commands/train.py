@@ -292,6 +292,8 @@ class Command:
                 raise SettingError("train", "vocab_size", config.vocab_size, need)
             if start is not None:
                 _check_same_model(config, interop.open_config(start), start)
+            preset = DEFAULT_PRESET if self.model.preset is None else self.model.preset
+            self._check_room(config, "preset", preset)
             return tokenizer, lambda: presets.make(config)
         if start is not None:
             self._check_same_start()
@@ -301,11 +303,26 @@ class Command:
         config = interop.open_config(folder)
         self.model.check_fits(config, str(folder))
         overrides = {k: v for k, v in self.model.given().items() if may_change(k)}
+        self._check_room(dataclasses.replace(config, **overrides), "init_from", self.init_from)
         tokenizer = self._tokenizer_of(folder)
         if tokenizer.vocab_size > config.vocab_size:
             need = f"has {tokenizer.vocab_size} token ids, the model in {folder} {config.vocab_size}; name its own"
             raise SettingError("train", "tokenizer", tokenizer.name, need)
         return tokenizer, lambda: interop.open_model(folder, **overrides)
+
+    def _check_room(self, config: GPTConfig | OneHeadConfig, option: str, value: str) -> None:
+        """option, value: where those sizes come from that were not given."""
+        from ..train.devices import resolve_device, resolve_dtype
+        from ..train.room import check_room
+        from ._inputs import blamed_on
+
+        device = resolve_device(self.train.device)
+        seq_len = config.max_len if self.train.seq_len is None else min(self.train.seq_len, config.max_len)
+        with blamed_on(option, value, self.model.given()):
+            check_room(
+                config, batch_size=self.train.batch_size, seq_len=seq_len, grad_accum=self.train.grad_accum,
+                device=device, dtype=resolve_dtype(self.train.dtype, device),
+            )  # fmt: skip
 
     def _check_same_start(self) -> None:
         from ..base.files import read_json

@@ -33,6 +33,7 @@ from .indices import chosen_indices
 from .modes import evaluating
 from .output import GPTOutput, Unembedding, is_exporting
 from .sampling import Generates
+from .size import check_can_be_made, check_maps_fit
 from .token_ids import checked_ids, checked_targets
 
 
@@ -74,13 +75,14 @@ class GPT(Generates):
     order, with the head present under its own name when tied. Initialised as GPT-2 (Radford et al. 2019, §2.3).
 
     Raises:
-        TypeError: config is no GPTConfig.
+        TypeError: config is no GPTConfig. ValueError: the weights are more than the memory that there is.
         RuntimeError: an implementation is "triton" and triton is not installed.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config = _checked_config(config)
+        check_can_be_made(config)
         self.token_emb = nn.Embedding(config.vocab_size, config.d_model)
         self.pos_emb = nn.Embedding(config.max_len, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -161,11 +163,12 @@ class GPT(Generates):
         implementation that `forward` uses: the fused kernel's are rebuilt from its log-sum-exp.
 
         Raises:
-            IndexError: a layer or head that does not exist.
+            IndexError: a layer or head that does not exist. ValueError: the maps are more than the memory there is.
         """
         idx = self._checked(idx)
         chosen = chosen_indices("layer", layers, self.config.n_layers)
         heads = chosen_indices("head", heads, self.config.n_heads)
+        check_maps_fit(idx, len(set(chosen)) * len(heads))
         maps: dict[int, Tensor] = {}
 
         def watch(layer: int) -> Any:

@@ -15,6 +15,7 @@ from .indices import chosen_indices
 from .modes import evaluating
 from .one_head_config import OneHeadConfig
 from .sampling import Generates
+from .size import check_can_be_made, check_maps_fit
 from .token_ids import checked_ids, checked_targets
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class OneHeadBase(Generates):
     def __init__(self, vocab_size: int, d_model: int, max_len: int) -> None:
         super().__init__()
         self.config = OneHeadConfig(vocab_size, d_model, max_len)
+        check_can_be_made(self.config)
 
     def num_parameters(self) -> int:
         """Trainable numbers."""
@@ -42,6 +44,7 @@ class OneHeadBase(Generates):
             IndexError: a layer or head but 0 (or -1, the last).
         """
         chosen, numbers = chosen_indices("layer", layers, 1), chosen_indices("head", heads, 1)
+        check_maps_fit(self._checked(idx), 1)
         with evaluating(self):
             weights = self(idx).qk_softmax
         return {layer: weights[:, None].expand(-1, len(numbers), -1, -1) for layer in chosen}

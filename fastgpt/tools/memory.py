@@ -22,9 +22,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..base import machine
 from ..base.settings import check_choice, check_integer
 from ..kernels import _library, _runtime, support
 from ..model.config import GPTConfig
+from ..model.size import check_fits, count_parameters
+
+MOST_LAYERS = 1000  # each is laid out on paper, in some 5 ms: the largest batch of so many takes minutes to find
 
 
 class PeakMemory(TorchDispatchMode):
@@ -183,13 +187,18 @@ def training_step(
     """Memory of one step of AdamW on `config` with (batch, seq_len) tokens; float32 weights, bf16 autocast by default.
 
     Raises:
-        SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, an unknown arch.
+        SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, an unknown arch,
+            more than MOST_LAYERS layers.
     """
     from ..model.gpt import GPT
 
     check_integer("training_step", "batch", batch, least=1)
     check_integer("training_step", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
     check_choice("training_step", "arch", arch, _runtime.KNOWN_TARGETS)
+    hint = " to be counted here: each layer is laid out on paper"
+    check_integer("GPTConfig", "n_layers", config.n_layers, least=1, most=MOST_LAYERS, hint=hint)
+    countable = machine.Room(2**63 - 1, "torch counts up to")
+    check_fits(config, countable, lambda sizes: 4 * count_parameters(sizes), "their weights")
     with on_paper(arch) as memory:
         model = GPT(config)
         parameters = {memory.number(p) for p in model.parameters()}

@@ -18,6 +18,7 @@ from .devices import autocast, resolve_device, resolve_dtype
 from .evaluation import fitting_seq_len
 from .optim import build_adamw, learning_rate
 from .owed import Owed
+from .room import check_room_of
 from .train_config import TrainConfig
 
 
@@ -31,8 +32,12 @@ class Updates:
         self.config = config
         self.device = resolve_device(config.device, owner="Trainer")
         self.dtype = resolve_dtype(config.dtype, self.device, owner="Trainer")
-        self.model = model.to(self.device)
         self.seq_len = fitting_seq_len("Trainer", model, config.seq_len)
+        check_room_of(
+            model, batch_size=config.batch_size, seq_len=self.seq_len, grad_accum=config.grad_accum,
+            device=self.device, dtype=self.dtype,
+        )  # fmt: skip
+        self.model = model.to(self.device)
         self.sampler = BatchSampler(train_data, config.batch_size, self.seq_len, seed=config.seed)
         self.optimizer = build_adamw(
             model, config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)

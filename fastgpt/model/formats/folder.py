@@ -19,6 +19,7 @@ from ...base import files
 from ...base.settings import some_of
 from .. import tied
 from ..config import GPTConfig
+from ..size import check_enough_weights
 from . import hf_gpt2, nanogpt
 from .locate import check_target, check_type, locate, read_fields, weights_beside
 from .tensor_file import read_safetensors, write_safetensors
@@ -89,6 +90,7 @@ def _folder_config(path: Path) -> tuple[GPTConfig, bool]:
 def _load_folder(path: Path) -> tuple[GPTConfig, State]:
     config, foreign = _folder_config(path)
     state = read_weights(path)
+    check_enough_weights(config, state, str(path))
     return config, hf_gpt2.state_from_hf(state, config) if foreign else state
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import GPTConfig
+from ..size import check_enough_weights
 from .hf_gpt2 import _BUFFER, names
 
 _ARGUMENTS = {
@@ -53,6 +54,7 @@ def from_checkpoint(checkpoint: dict[str, Any], *, source: str = "checkpoint") -
         config = GPTConfig(**fields, gelu="none", tie_weights=True)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}: model_args: {error}") from error
+    check_enough_weights(config, theirs, source)
     state = {ours: theirs.pop(name) for ours, name, _ in names(config.n_layers) if name in theirs}
     head = theirs.pop("lm_head.weight", None)
     if head is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -281,7 +282,29 @@ MISTAKES = [
     ("train --threads 1000000", "--threads 1000000 must be an integer, at least 1 and at most"),
     ("train --grad-clip inf", "--grad-clip inf must be a number"),
     ("train --lr 1e400", "--lr 1e400 must be a number"),
-    (f"{TINY} --d-model 100000000", "out of memory; lower --batch-size or"),
+    *(
+        (f"{TINY} {option} 2000000000", f"{option} 2000000000 makes")
+        for option in ("--d-model", "--n-layers", "--d-ff", "--vocab-size", "--max-len")
+    ),
+    (
+        "train --n-layers 100000000 --device cpu",
+        "moments take 1.1 PiB, and this process can have",
+    ),
+    ("train --preset one-head --d-model 100000000", "--d-model 100000000 makes"),
+    (f"{TINY} --preset gpt2-xl --n-layers 99999999", "--n-layers 99999999 makes"),
+    (f"{TINY} --n-heads 50000 --n-layers 50000 --d-model 50000", "; lower it, and the model's other sizes"),
+    ("train --batch-size 1000000 --device cpu", "--batch-size 1000000 is too large: the weights, and what the"),
+    (f"{TINY} --grad-accum 1000000000000", "--grad-accum 1000000000000 is too large: the tokens of an update"),
+    ("train --preset one-head --max-len 1000000 --device cpu", "--seq-len 1000000 is too large"),
+    ("train --init-from huge --device cpu", "--init-from huge has n_layers 100000000, which makes"),
+    *(
+        (words, "huge: the weights do not fit the config: 16 tensors cannot be n_layers=100000000 layers")
+        for words in ("sample huge hi", "eval huge", "inspect huge hi")
+    ),
+    ("plan huge", "MODEL huge has n_layers 100000000, which must be an integer, at least 1 and at most 1000 to be"),
+    ("plan wide", "MODEL wide has d_model 2000000000, which makes"),
+    ("bench wide --device cpu", "MODEL wide has d_model 2000000000, which makes"),
+    ("bench --batch-size 1000000 --device cpu", "--batch-size 1000000 is too large"),
     (f"{TINY} --data /dev/null", "--data /dev/null: the file is empty"),
     (f"{TINY} --resume-from nowhere", "--resume-from nowhere is no checkpoint of a run, so nothing to resume"),
     (f"{TINY} --name tiny", "runs/tiny holds a run of 1 steps; go on with --resume, start over with --overwrite"),
@@ -345,6 +368,13 @@ def here(tmp_path_factory) -> Path:
     (folder / "folder").mkdir()
     done = command.run(*shlex.split(TINY), "--name", "tiny", cwd=folder)
     assert done.code == 0, done.err
+    newest = next((folder / "runs" / "tiny" / "checkpoints").iterdir())
+    config = json.loads((newest / "config.json").read_text())
+    for name, sizes in {"huge": {"n_layers": 10**8}, "wide": {"d_model": 2 * 10**9, "d_ff": 8 * 10**9}}.items():
+        (folder / name).mkdir()
+        for file in ("model.safetensors", "fastgpt_tokenizer.json"):
+            shutil.copy(newest / file, folder / name)
+        (folder / name / "config.json").write_text(json.dumps(config | sizes))
     return folder
 
 

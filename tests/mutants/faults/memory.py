@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from ..places import argument, assignment, call, choice, condition, context, name, returned, value
+from ..places import (
+    argument,
+    assignment,
+    call,
+    choice,
+    comparison,
+    condition,
+    context,
+    literal,
+    name,
+    returned,
+    value,
+)
 from ..plant import Mutant
 
 _AUTOCAST = "tests/fastgpt/tools/test_memory_autocast.py::test_"
+_SIZE = "tests/fastgpt/model/test_size.py::test_"
+_ROOM = "tests/fastgpt/train/test_room.py::test_"
 
 MUTANTS = (
     # --- memory on paper ----------------------------------------------------------------------------------------------
@@ -74,5 +88,96 @@ MUTANTS = (
         "tools.training_step",
         condition("grad").operator("is"),
         "tests/fastgpt/tools/test_memory.py::test_where_activations_are_few_the_peak_is_at_the_end_of_the_backward",
+    ),
+    # --- what surely does not fit -------------------------------------------------------------------------------------
+    Mutant(
+        "memory-of-a-container-forgotten",
+        "base.host_room",
+        call("_group_limits").becomes("()"),
+        "tests/fastgpt/base/test_machine.py::test_ram_and_swap_as_far_as_a_container_may",
+    ),
+    Mutant(
+        "memory-swap-forgotten",
+        "base.host_room",
+        value("most").operand("SwapTotal").dropped(),
+        "tests/fastgpt/base/test_machine.py::test_ram_and_swap_as_far_as_a_container_may",
+    ),
+    Mutant(
+        "memory-ulimit-forgotten",
+        "base.host_room",
+        returned("may_map").choice().always(),
+        "tests/fastgpt/base/test_machine.py::test_ulimit",
+    ),
+    Mutant(
+        "memory-tied-head-counted-twice",
+        "model.count_parameters",
+        choice().never(),
+        _SIZE + "parameters_are_those_of_the_model",
+    ),
+    Mutant(
+        "memory-grouped-keys-counted-as-all",
+        "model.count_parameters",
+        value("qkv").becomes("3 * d"),
+        _SIZE + "parameters_are_those_of_the_model",
+    ),
+    Mutant(
+        "memory-what-just-fits-refused",
+        "model.check_fits",
+        comparison("n_bytes", nth=1).operator("<"),
+        _SIZE + "weights_that_just_fit_are_made",
+    ),
+    Mutant(
+        "memory-of-weights-on-paper-counted",
+        "model.check_can_be_made",
+        value("room").becomes("machine.host_room()"),
+        _SIZE + "what_takes_no_memory_is_made_whatever_its_size",
+    ),
+    Mutant(
+        "memory-of-fake-weights-counted",
+        "model.check_can_be_made",
+        comparison("Parameter").always(),
+        _SIZE + "what_takes_no_memory_is_made_whatever_its_size",
+    ),
+    Mutant(
+        "memory-of-a-blocks-objects-overestimated",
+        "model.BLOCK_OBJECTS",
+        literal(16).becomes("64"),
+        _SIZE + "a_block_takes_more_than_its_objects_are_counted_as",
+    ),
+    Mutant(
+        "memory-most-one-too-many",
+        "model.largest",
+        returned().becomes("high"),
+        _SIZE + "the_most_that_could_fit_does_and_one_more_does_not",
+    ),
+    Mutant(
+        "memory-layers-of-a-file-gone-through",
+        "model.check_enough_weights",
+        condition().never(),
+        _SIZE + "a_file_of_fewer_tensors_than_layers",
+    ),
+    Mutant(
+        "memory-of-attention-maps-not-looked-at",
+        "model.check_maps_fit",
+        condition().never(),
+        _SIZE + "attention_maps",
+    ),
+    Mutant(
+        "memory-logits-kept-by-the-fused-loss",
+        "model.kept_for_backward",
+        choice().never(),
+        _ROOM + "no_implementation_keeps_less_for_the_backward",
+    ),
+    Mutant(
+        "memory-of-frozen-weights-as-if-trained",
+        "train.check_room_of",
+        call("all").becomes("True"),
+        _ROOM + "models_that_are_not_trained_as_a_whole_are_let_through",
+    ),
+    Mutant(
+        "memory-trainer-does-not-look",
+        "Updates.__init__",
+        call("check_room_of").becomes("None"),
+        _ROOM + "a_trainer_says_so_before_it_trains",
     ),
 )
