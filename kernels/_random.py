@@ -22,6 +22,11 @@ def drop_threshold(dropout_p: float) -> int:
     return min(round(dropout_p * 2**32), 2**32 - 1)
 
 
+def threshold_and_scale(dropout_p: float) -> tuple[int, float]:
+    """What a `Dropout` holds beside its seed: the `drop_threshold`, and 1 / (1 - p), which multiplies what is kept."""
+    return drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p)
+
+
 def check_dropout(function: str, dropout_p: float) -> None:
     """Raise TypeError or ValueError unless dropout_p is a number and 0 <= dropout_p < 1."""
     if dropout_p is None:

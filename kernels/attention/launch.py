@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _runtime
-from .._random import drop_threshold
+from .._random import threshold_and_scale
 from .._runtime import cdiv, power_of_two
 from ..device.dropout import Dropout
 from . import backward as device_backward
@@ -164,7 +164,7 @@ def _strides(tensors: Tensors) -> Tensors:
 def _dropout(seed: Tensor | None, dropout_p: float) -> Dropout:
     if dropout_p == 0.0:
         return NO_DROPOUT
-    return Dropout(seed, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
+    return Dropout(seed, *threshold_and_scale(dropout_p))
 
 
 def _masks(

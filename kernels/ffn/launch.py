@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import _runtime
 from .._partials import sum_partials
-from .._random import drop_threshold
+from .._random import threshold_and_scale
 from .._runtime import cdiv
 from ..device.dropout import Dropout
 from . import backward as bwd
@@ -130,7 +130,7 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def _dropout(seed: Tensor | None, dropout_p: float) -> Dropout | None:
-    return None if seed is None else Dropout(seed, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
+    return None if seed is None else Dropout(seed, *threshold_and_scale(dropout_p))
 
 
 # ---------------------------------------------------------------------------------------------------------- forward

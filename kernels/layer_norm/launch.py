@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _runtime
 from .._partials import sum_partials
-from .._random import drop_threshold
+from .._random import threshold_and_scale
 from .._runtime import cdiv
 from . import tiles
 from .backward import (
@@ -64,7 +64,7 @@ def forward(
             kernel = layer_norm_forward_long_kernel if tile.long else layer_norm_forward_kernel
             kernel[(cdiv(M, tile.block_m),)](
                 x_rows, residual_rows, weight, bias, seed, y, new_residual, stats,
-                M, stride_xm // aligned, stride_rm // aligned, eps, drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
+                M, stride_xm // aligned, stride_rm // aligned, eps, *threshold_and_scale(dropout_p),
                 C=config, num_warps=tile.num_warps,
             )  # fmt: skip
     return y, new_residual, stats
@@ -123,7 +123,7 @@ def backward(
     tensors = dy_rows, dh_out_rows, h_rows, weight, stats, seed, dh, dx
     scalars = (
         M, stride_dym // aligned, stride_dhm // aligned, stride_hm // aligned,
-        drop_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
+        *threshold_and_scale(dropout_p),
     )  # fmt: skip
     with _runtime.on_device_of(h):
         if tile.long:

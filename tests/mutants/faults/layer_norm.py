@@ -116,12 +116,6 @@ MUTANTS = (
         _ADD_NORM + "dtypes",
     ),
     Mutant(
-        "add-layer-norm-keeps-too-much-by-dropout",
-        "layer_norm.forward",
-        operation("/").operand(1).becomes("1.004"),
-        _ADD_NORM + "dropout_is_exact",
-    ),
-    Mutant(
         "add-layer-norm-dropout-mask-differs-in-backward",
         "layer_norm.store_input_gradients",
         call("dropout_factor").argument(2).becomes("Tile(it.rows + 1, it.cols, it.row_ok, it.col_ok)"),

@@ -18,6 +18,13 @@ MUTANTS = (
         returned().operator("<"),
         "tests/kernels/test_dropout.py::test_mask_is_philox",
     ),
+    Mutant(
+        "dropout-scales-what-is-kept-by-too-much",
+        "threshold_and_scale",
+        operation("/").operand(1).becomes("1.004"),
+        "tests/kernels/layer_norm/test_add_layer_norm.py::test_dropout_is_exact "
+        "tests/kernels/ffn/test_values.py::test_dropout_and_residual",
+    ),
     # --- partial sums -------------------------------------------------------------------------------------------------
     Mutant(
         "partials-of-the-second-sum-are-the-firsts",
