@@ -25,7 +25,7 @@ from torch.autograd import DeviceType
 
 from benchmarks import measure, peers
 from benchmarks.measure import Work, append_row
-from benchmarks.ops import randn
+from benchmarks.ops import bound, randn
 from benchmarks.report import ceilings_text, floor_text, notes, read_rows
 from benchmarks.summary import rate_text
 
@@ -147,7 +147,7 @@ class Session:
     def _figure(self, figure: Figure, impl: str) -> float | None:
         peer = peers.PEERS[figure.op][impl]
         try:
-            run = bound(peer.get(), figure)
+            run = bound(peer.get(), figure.inputs(), figure.options, figure.mode)
             peak = measure.Measure._peak_bytes(run)
             seconds = self._time(run, figure, impl, peer.version, peak)
         except Exception as error:
@@ -173,30 +173,6 @@ class Session:
             f"{''.join(f'  ({note})' for note in notes(row))}"
         )
         return row["seconds"]
-
-
-def bound(function: Callable[..., Any], figure: Figure) -> Callable[[], None]:
-    """The call, with its inputs; "forward+backward" asks for every gradient."""
-    inputs = figure.inputs()
-    if figure.mode == "forward":
-
-        def forward() -> None:
-            with torch.no_grad():
-                function(*inputs, **figure.options)
-
-        return forward
-
-    wanted = [t.requires_grad_() for t in inputs if t.is_floating_point()]
-    grads: list[Tensor] = []
-
-    def both() -> None:
-        out = function(*inputs, **figure.options)
-        outputs = out if isinstance(out, tuple) else (out,)
-        if not grads:
-            grads.extend(torch.randn_like(o) for o in outputs)
-        torch.autograd.grad(outputs, wanted, grads)
-
-    return both
 
 
 def _text(shape: dict[str, int]) -> str:

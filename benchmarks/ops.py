@@ -37,6 +37,28 @@ def get_or_skip(op: str, impl: str, measuring: bool) -> tuple[peers.Peer, Callab
         pytest.skip(str(reason))
 
 
+def bound(
+    function: Callable[..., Any], inputs: Sequence[Tensor], options: dict[str, Any], mode: str
+) -> Callable[[], None]:
+    """The call of `function` with these; "forward" without gradients, "forward+backward" with that of every input."""
+    leaves = [t.requires_grad_(mode != "forward") if t.is_floating_point() else t for t in inputs]
+    wanted = [t for t in leaves if t.requires_grad]
+    grads: list[Tensor] = []
+
+    def forward() -> None:
+        with torch.no_grad():
+            function(*leaves, **options)
+
+    def both() -> None:
+        out = function(*leaves, **options)
+        outputs = out if isinstance(out, tuple) else (out,)
+        if not grads:
+            grads.extend(torch.randn_like(o) for o in outputs)
+        torch.autograd.grad(outputs, wanted, grads)
+
+    return forward if mode == "forward" else both
+
+
 def benchmark_op(
     measure: Measure,
     op: str,
@@ -54,27 +76,8 @@ def benchmark_op(
     options: further arguments of the operator, the same for all peers. Of several outputs, each has a gradient.
     """
     peer, function = get_or_skip(op, impl, measuring)
-    dtype = inputs[0].dtype
-    leaves = [t.requires_grad_(mode != "forward") if t.is_floating_point() else t for t in inputs]
-    wanted = [t for t in leaves if t.requires_grad]
-
+    dtype, run = inputs[0].dtype, bound(function, inputs, options, mode)
     with able_to_run(impl):
-        if mode == "forward":
-
-            def run() -> None:
-                with torch.no_grad():
-                    function(*leaves, **options)
-
-        else:
-            grads: list[Tensor] = []
-
-            def run() -> None:
-                out = function(*leaves, **options)
-                outputs = out if isinstance(out, tuple) else (out,)
-                if not grads:
-                    grads.extend(torch.randn_like(o) for o in outputs)
-                torch.autograd.grad(outputs, wanted, grads)
-
         try:
             measure(run, op=op, impl=impl, dtype=dtype, work=work, shape=shape, mode=mode, version=peer.version)
         except torch.cuda.OutOfMemoryError as error:
