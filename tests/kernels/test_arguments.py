@@ -22,6 +22,10 @@ NO_TENSORS = {
 }
 
 
+def test_every_public_function_has_a_call():
+    assert {call.split(",")[0] for call in CALLS} == {*kernels.__all__} - {"interpret", "reference"}
+
+
 @pytest.mark.parametrize("module", [kernels, reference], ids=["kernels", "reference"])
 @pytest.mark.parametrize("call", CALLS)
 def test_what_is_no_tensor_is_named(interpreter, module, call):
