@@ -17,17 +17,17 @@ import triton.language as tl
 from ..device.dropout import Dropout
 from ..device.sums import rounded_product, sum_of_products
 from .device import (
-    as_rows,
     convert_again,
     load_rows,
     load_stats,
     load_weight,
+    matrix_of,
     part_of_row,
     row_indices,
     store_input_gradients,
     whole_rows,
 )
-from .structs import Tile
+from .structs import Place
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
@@ -51,9 +51,9 @@ def layer_norm_backward_kernel(
     BLOCK_N: tl.constexpr = C.block_n
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BLOCK_N)  # (block_n,)
-    DY, H = as_rows(DY, stride_dym, C), as_rows(H, stride_hm, C)
+    DY, H = matrix_of(DY, stride_dym, C), matrix_of(H, stride_hm, C)
     if DHOut is not None:
-        DHOut = as_rows(DHOut, stride_dhm, C)
+        DHOut = matrix_of(DHOut, stride_dhm, C)
     dropout = Dropout(Seed, threshold, scale)
     if Weight is not None:
         # One-dimensional, so that a weight of a wider dtype does not impose its layout on the tiles of the loop.
@@ -103,9 +103,9 @@ def layer_norm_backward_held_kernel(
     BLOCK_N: tl.constexpr = C.block_n
     TILES: tl.constexpr = (N - 1) // BLOCK_N + 1
     program, programs = tl.program_id(0), tl.num_programs(0)
-    DY, H = as_rows(DY, stride_dym, C), as_rows(H, stride_hm, C)
+    DY, H = matrix_of(DY, stride_dym, C), matrix_of(H, stride_hm, C)
     if DHOut is not None:
-        DHOut = as_rows(DHOut, stride_dhm, C)
+        DHOut = matrix_of(DHOut, stride_dhm, C)
     dropout = Dropout(Seed, threshold, scale)
     dweight, dbias = (), ()  # TILES x (1, block_n) float32, over all rows of this program
     for _ in tl.static_range(TILES):
@@ -167,9 +167,9 @@ def layer_norm_dh_long_kernel(
     """
     N: tl.constexpr = C.n
     BLOCK_N: tl.constexpr = C.block_n
-    DY, H = as_rows(DY, stride_dym, C), as_rows(H, stride_hm, C)
+    DY, H = matrix_of(DY, stride_dym, C), matrix_of(H, stride_hm, C)
     if DHOut is not None:
-        DHOut = as_rows(DHOut, stride_dhm, C)
+        DHOut = matrix_of(DHOut, stride_dhm, C)
     dropout = Dropout(Seed, threshold, scale)
     row = row_indices(tl.program_id(0), 1)  # (1,)
     mean, rstd = load_stats(Stats, part_of_row(row, 0, C), M)  # (1, 1)
@@ -199,13 +199,13 @@ def layer_norm_dweight_long_kernel(DY, H, Stats, DWeight, DBias, M, stride_dym, 
     N: tl.constexpr = C.n
     BLOCK_M: tl.constexpr = C.block_m
     BLOCK_N: tl.constexpr = C.block_n
-    DY, H = as_rows(DY, stride_dym, C), as_rows(H, stride_hm, C)
+    DY, H = matrix_of(DY, stride_dym, C), matrix_of(H, stride_hm, C)
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (block_n,)
     dweight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     dbias = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for tile in tl.range(0, tl.cdiv(M, BLOCK_M)):  # in int32: no memory holds 2^31 rows of this length
         rows = row_indices(tile, BLOCK_M)  # (block_m,)
-        at = Tile(rows, cols, rows < M, cols < N)
+        at = Place(rows, cols, rows < M, cols < N)
         dy = load_rows(DY, at).to(tl.float32)  # (block_m, block_n)
         if DWeight is not None:
             h = load_rows(H, at).to(tl.float32)

@@ -10,7 +10,7 @@ import triton.language as tl
 from ..device.dropout import keep_mask
 from ..device.sums import sum_of_products
 from ..device.tiles import load_tile, store_tile
-from .structs import Lanes, Rows, Tile
+from .structs import Lanes, Place, Rows
 
 # ---- Where a tile lies ----
 
@@ -27,7 +27,7 @@ def whole_rows(tile, M, C: tl.constexpr):
     BLOCK_M: tl.constexpr = C.block_m
     BLOCK_N: tl.constexpr = C.block_n
     rows, cols = row_indices(tile, BLOCK_M), tl.arange(0, BLOCK_N)
-    return Tile(rows, cols, rows < M, cols < C.n)
+    return Place(rows, cols, rows < M, cols < C.n)
 
 
 @triton.jit
@@ -35,11 +35,11 @@ def part_of_row(row, start, C: tl.constexpr):
     """Columns [start, start + block_n) of one row, (1,) int64."""
     BLOCK_N: tl.constexpr = C.block_n
     cols = start + tl.arange(0, BLOCK_N)
-    return Tile(row, cols, tl.full((1,), True, tl.int1), cols < C.n)
+    return Place(row, cols, tl.full((1,), True, tl.int1), cols < C.n)
 
 
 @triton.jit
-def as_rows(X, stride, C: tl.constexpr):
+def matrix_of(X, stride, C: tl.constexpr):
     """The matrix that X points to, with the stride of its rows in units of `C.aligned` elements.
 
     In int64 elements it is visibly a multiple of `aligned`, so that loads of 16 bytes are seen to be possible.

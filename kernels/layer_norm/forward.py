@@ -16,11 +16,11 @@ from ..device.dropout import Dropout
 from ..device.sums import sum_of_products
 from .device import (
     add_to_lanes,
-    as_rows,
     convert_again,
     empty_lanes,
     load_h,
     load_rows,
+    matrix_of,
     merge_lanes,
     part_of_row,
     row_indices,
@@ -47,9 +47,9 @@ def layer_norm_forward_kernel(
     Stats            (2, M) float32: mean, rstd
     """
     N: tl.constexpr = C.n
-    X = as_rows(X, stride_xm, C)
+    X = matrix_of(X, stride_xm, C)
     if Residual is not None:
-        Residual = as_rows(Residual, stride_rm, C)
+        Residual = matrix_of(Residual, stride_rm, C)
     at = whole_rows(tl.program_id(0), M, C)
     inside = at.row_ok[:, None] & at.col_ok[None, :]  # (block_m, block_n)
 
@@ -82,7 +82,7 @@ def layer_norm_forward_held_kernel(X, Weight, Bias, Y, Stats, M, stride_xm, eps,
     N: tl.constexpr = C.n
     BLOCK_N: tl.constexpr = C.block_n
     TILES: tl.constexpr = (N - 1) // BLOCK_N + 1
-    X = as_rows(X, stride_xm, C)
+    X = matrix_of(X, stride_xm, C)
     row = row_indices(tl.program_id(0), 1)  # (1,)
     lanes = empty_lanes(BLOCK_N)
     held = ()  # TILES x (1, block_n), in x's dtype
@@ -110,9 +110,9 @@ def layer_norm_forward_long_kernel(
     """
     N: tl.constexpr = C.n
     BLOCK_N: tl.constexpr = C.block_n
-    X = as_rows(X, stride_xm, C)
+    X = matrix_of(X, stride_xm, C)
     if Residual is not None:
-        Residual = as_rows(Residual, stride_rm, C)
+        Residual = matrix_of(Residual, stride_rm, C)
     dropout = Dropout(Seed, threshold, scale)
     row = row_indices(tl.program_id(0), 1)  # (1,)
     lanes = empty_lanes(BLOCK_N)

@@ -18,13 +18,13 @@ class Config(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A matrix (M, N) that is read: rows of neighbouring elements, at equal distances. Made by `as_rows`."""
+    """A matrix (M, N) that is read: rows of neighbouring elements, at equal distances. Made by `matrix_of`."""
 
     Base: Any  # pointer to its first element
     stride: Any  # from row to row, in int64 elements
 
 
-class Tile(NamedTuple):
+class Place(NamedTuple):
     """Where the tile at hand lies in its matrix."""
 
     rows: Any  # (block_m,) int64: row · stride may pass 2^31

@@ -17,7 +17,7 @@ from .backward import gradient_kernel, scale_kernel
 from .forward import count_targets_kernel, loss_and_gradient_kernel, loss_kernel
 
 # Kernels number rows and columns in 32 bits, and their last tile looks a little past the end.
-LARGEST = 2**31 - 2**15
+MAX_EXTENT = 2**31 - 2**15
 
 
 class Rows(NamedTuple):
@@ -205,10 +205,10 @@ def check_targets(target: Tensor, V: int, ignore_index: int) -> Tensor:
         ValueError: more rows or classes than the kernels can number.
     """
     N = target.numel()
-    if N > LARGEST or V > LARGEST:
-        extent, what = (N, "rows") if N > LARGEST else (V, "classes")
+    if N > MAX_EXTENT or V > MAX_EXTENT:
+        extent, what = (N, "rows") if N > MAX_EXTENT else (V, "classes")
         raise ValueError(
-            f"cross-entropy: {extent} {what}, and the kernels number them in 32 bits, up to {LARGEST}; split the "
+            f"cross-entropy: {extent} {what}, and the kernels number them in 32 bits, up to {MAX_EXTENT}; split the "
             "call, or use fastgpt.kernels.reference"
         )
     block_n, num_warps = tiles.COUNT

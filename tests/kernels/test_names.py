@@ -43,3 +43,15 @@ def test_a_signature_can_be_read(function):
 
 def test_most_signatures_are_short():
     assert len([f for f in JIT_FUNCTIONS if len(f.args.args) < 12]) > 0.8 * len(JIT_FUNCTIONS)
+
+
+@pytest.mark.parametrize("family", sorted(path.parent.name for path in KERNELS.glob("*/op.py")))
+def test_a_name_means_one_thing_in_a_family(family):
+    homes = {}
+    for path in sorted((KERNELS / family).glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node]
+            for name in (getattr(target, "name", None) or getattr(target, "id", "_") for target in targets):
+                homes.setdefault(name, []).append(path.name)
+    several = {name: files for name, files in homes.items() if len(files) > 1 and not name.startswith("_")}
+    assert several.keys() <= {"forward"}, several  # launch.forward, and the tile of it: tiles.forward

@@ -218,7 +218,7 @@ def test_more_than_the_kernels_can_number(interpreter):
     """Rows and classes are numbered in 32 bits; what lies beyond is refused before any of it is read."""
     from fastgpt.kernels.linear_cross_entropy import launch
 
-    largest = launch.LARGEST
+    largest = launch.MAX_EXTENT
     target = torch.zeros(1, dtype=torch.int64)
     assert launch.check_targets(target, largest, -100).tolist() == [1, 1]
     with pytest.raises(ValueError, match=rf"{largest + 1} classes.*split the call"):

@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     Mutant(
         "layer-norm-strides-not-in-units-of-the-alignment",
-        "layer_norm.device.as_rows",
+        "layer_norm.matrix_of",
         operand("aligned").dropped(),
         _NORM + "dtypes_and_widths",
     ),
@@ -118,7 +118,7 @@ MUTANTS = (
     Mutant(
         "add-layer-norm-dropout-mask-differs-in-backward",
         "layer_norm.store_input_gradients",
-        call("dropout_factor").argument(2).becomes("Tile(it.rows + 1, it.cols, it.row_ok, it.col_ok)"),
+        call("dropout_factor").argument(2).becomes("Place(it.rows + 1, it.cols, it.row_ok, it.col_ok)"),
         _ADD_NORM + "dropout_is_exact",
     ),
     Mutant(
