@@ -13,7 +13,7 @@ def sum_partials_kernel(
     Partials, Out, OtherOut, P,
     N: tl.constexpr, IS_WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out[n] = Σ_p partials[p, n] in float32, rounded once; launched by `kernels/_partials.py`, for every family.
+    """out[n] = Σ_p partials[p, n] in float32, rounded once; launched by `_partials.sum_partials`, for every family.
 
     Partials         (P, N) float32, or (2, P, N): the second P of them belong to OtherOut
     Out, OtherOut    (N,) of any float dtype; OtherOut None where there is one sum

@@ -1,6 +1,7 @@
-"""What CONTRIBUTING says of names and signatures in device code, of every @triton.jit function that there is."""
+"""What CONTRIBUTING says of names, signatures and headers in device code, of every @triton.jit function there is."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,23 @@ def test_a_name_means_one_thing_in_a_family(family):
                 homes.setdefault(name, []).append(path.name)
     several = {name: files for name, files in homes.items() if len(files) > 1 and not name.startswith("_")}
     assert several.keys() <= {"forward"}, several  # launch.forward, and the tile of it: tiles.forward
+
+
+WITH_KERNELS = [
+    path for path in sorted(KERNELS.glob("*/*.py")) if re.search(r"(?m)^def \w+_kernel\(", path.read_text())
+]
+
+
+@pytest.mark.parametrize("path", WITH_KERNELS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_kernel_says_who_launches_it(path):
+    module = ast.parse(path.read_text())
+    hosts = [path.with_name("launch.py"), KERNELS / "_partials.py"]
+    launching = {
+        f"{host.stem}.{node.name}": names_in(node)
+        for host in hosts if host.exists()
+        for node in ast.parse(host.read_text()).body if isinstance(node, ast.FunctionDef)
+    }  # fmt: skip
+    for kernel in (node for node in module.body if getattr(node, "name", "").endswith("_kernel")):
+        headers = f"{ast.get_docstring(kernel)} {ast.get_docstring(module)}"
+        said = {f"{place}.{name}" for place, name in re.findall(r"(\w+)(?:\.|\.py: )(\w+)", headers)}
+        assert any(kernel.name in launching.get(name, ()) for name in said), kernel.name
