@@ -5,7 +5,6 @@ Linux kills a process that has filled the memory, without a word, and others wit
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,8 +42,8 @@ def host_room() -> Room | None:
         return None
     ram = min([sizes["MemTotal"], *_group_limits()])
     most = ram + sizes.get("SwapTotal", 0)
-    may_map = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return Room(most if may_map == resource.RLIM_INFINITY else min(most, may_map), "this process can have")
+    may_map = _address_space()
+    return Room(most if may_map is None else min(most, may_map), "this process can have")
 
 
 def readable(n_bytes: int) -> str:
@@ -52,6 +51,16 @@ def readable(n_bytes: int) -> str:
     units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
     power = min((max(n_bytes, 1).bit_length() - 1) // 10, len(units) - 1)
     return f"{n_bytes / 2 ** (10 * power):,.{1 if power else 0}f} {units[power]}"
+
+
+def _address_space() -> int | None:
+    """Of `ulimit -v`; None where there is no limit, or no such thing (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _meminfo() -> dict[str, int]:

@@ -1,6 +1,8 @@
 """What `import fastgpt` gives: the names that users use, and the nearest of them for one that is misspelt."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +52,15 @@ def test_a_name_like_no_other_gets_no_guess():
     with pytest.raises(AttributeError, match=r"module 'fastgpt' has no attribute 'zzz'$"):
         fastgpt.zzz  # noqa: B018
     assert not hasattr(fastgpt, "__wrapped__")
+
+
+def test_modules_and_models_need_nothing_that_only_unix_has():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['fcntl', 'resource', 'termios']))\n"
+        "import fastgpt, torch\n"
+        "model = fastgpt.GPT(fastgpt.GPTConfig(vocab_size=7, max_len=4, n_layers=1, n_heads=1, d_model=4))\n"
+        "fastgpt.nn, fastgpt.patch\n"
+        "print(*model(torch.zeros(1, 3, dtype=torch.long)).logits.shape)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout) == (0, "1 3 7\n"), found.stderr
