@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,10 @@ class OutOfBounds(RuntimeError):
 
 # Python function -> Triton's InterpretedFunction of it; to hash a JITFunction would walk its source.
 _interpreted: dict[Callable[..., Any], Any] = {}
+
+# The interpreter has one place for the indices of the program that runs, and one language to patch: kernels of two
+# threads at once would read and write each other's memory. Reentrant: a launch comes through here twice.
+_one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -52,6 +57,12 @@ def interpret(*, check_bounds: bool = True, target: _runtime.Target | None = Non
 
 def prepare_process() -> None:
     """Mend the interpreter: `interpret()` does, and so does `fastgpt.kernels` in a process with TRITON_INTERPRET=1."""
+    with _one_at_a_time:
+        _mend()
+
+
+@functools.cache
+def _mend() -> None:
     # Triton imports this at the first launch, when the language is patched; Python 3.10 cannot inspect the patches.
     import triton.experimental.gluon  # noqa: F401
 
@@ -60,11 +71,24 @@ def prepare_process() -> None:
     bfloat16.install()
     tf32.install()
     _mend_index()
+    _mend_run()
 
 
-@functools.cache
+def _mend_run() -> None:
+    """Let a launch wait for those of other threads."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    run = InterpretedFunction.run
+
+    def mended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _one_at_a_time:
+            return run(self, *args, **kwargs)
+
+    InterpretedFunction.run = mended
+
+
 def _mend_index() -> None:
-    """Let a scalar of a kernel be a Python integer: `range(n)`, an index, a slice. Once per process.
+    """Let a scalar of a kernel be a Python integer: `range(n)`, an index, a slice.
 
     The interpreter's scalars are arrays of one element. Triton 3.6 gives them to int(), and numpy 2.4 and later refuse
     arrays that have a dimension there. The language is patched anew at every launch and call of a device function.
@@ -87,16 +111,34 @@ def _as_int(scalar: Any) -> int:
     return int(scalar.handle.data.item())
 
 
+_blocks = 0  # how many `interpret()` are open, nested or in several threads
+_undo = contextlib.ExitStack()
+
+
 @contextlib.contextmanager
 def _patched(check_bounds: bool) -> Iterator[None]:
+    """The first block patches for all that are open meanwhile, and the last one to end takes the patches off."""
+    global _blocks, _undo
+    with _one_at_a_time:
+        if not _blocks:
+            _undo = _patch(check_bounds)
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _one_at_a_time:
+            _blocks -= 1
+            if not _blocks:
+                _undo.close()
+
+
+def _patch(check_bounds: bool) -> contextlib.ExitStack:
+    """Let kernels run in the interpreter until what this returns is closed."""
     import triton
     import triton.language as tl
     from triton.runtime import interpreter as upstream
     from triton.runtime.jit import JITFunction
 
-    if _runtime.interpreting:  # nested
-        yield
-        return
     prepare_process()
 
     def interpreted(jit: JITFunction) -> Any:
@@ -114,11 +156,12 @@ def _patched(check_bounds: bool) -> Iterator[None]:
 
     def run(jit: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         # Only while a kernel runs: a module that is imported meanwhile would keep interpreted functions for good.
-        triton.knobs.runtime.interpret = True
-        try:
-            return interpreted(jit).run(*args, grid=grid, warmup=warmup, **kwargs)
-        finally:
-            triton.knobs.runtime.interpret = False
+        with _one_at_a_time:
+            triton.knobs.runtime.interpret = True
+            try:
+                return interpreted(jit).run(*args, grid=grid, warmup=warmup, **kwargs)
+            finally:
+                triton.knobs.runtime.interpret = False
 
     with contextlib.ExitStack() as undo:
 
@@ -139,7 +182,7 @@ def _patched(check_bounds: bool) -> Iterator[None]:
         patch(triton.knobs.compilation, "front_end_debugging", True)
         if check_bounds:
             _watch_memory(patch, upstream)
-        yield
+        return undo.pop_all()
 
 
 def live_addresses(pointers: Any, mask: Any) -> np.ndarray:

@@ -160,3 +160,48 @@ def test_loops_to_a_tensor_in_a_process_that_interprets(tmp_path, as_triton_36):
         env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+THREADS = """
+import contextlib, sys, threading
+import torch
+import fastgpt.kernels
+from fastgpt.kernels import _runtime
+
+torch.set_num_threads(1)
+sys.setswitchinterval(1e-5)
+block = contextlib.nullcontext if _runtime.INTERPRETED_PROCESS else fastgpt.kernels.interpret
+failed = []
+
+def work(seed):
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    try:
+        for _ in range(4):
+            with block():
+                y = fastgpt.kernels.layer_norm(x)
+                (dx,) = torch.autograd.grad(y.square().sum(), x)
+            torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (16,)))
+            assert dx.abs().max() < 1e-2, dx  # a normalised row's square sum does not change
+    except BaseException as error:
+        failed.append(repr(error)[:300])
+
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failed, failed
+assert _runtime.is_interpreting() is _runtime.INTERPRETED_PROCESS
+"""
+
+
+@pytest.mark.parametrize("process", ["0", "1"], ids=["interpret()", "TRITON_INTERPRET=1"])
+def test_threads_launch_in_turn(tmp_path, process):
+    """At once, they wrote into each other's tensors, and glibc ended the process."""
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"TRITON_INTERPRET": process}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
