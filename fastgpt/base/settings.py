@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 MOST_SIZE = 2**31 - 1  # of one dimension: products of two still fit the 64 bits that torch counts in
+_MOST_INTEGER = 2**63 - 1  # where a setting has no other bound: Python counts further, floats and files do not
 _LONGEST = 200  # characters of a value in a message
 
 
@@ -40,7 +41,7 @@ class SettingTypeError(_Setting, TypeError):
 def check_integer(
     owner: str, name: str, value: Any, *, least: int | None = None, most: int | None = None, hint: str = ""
 ) -> int:
-    """`value` as an int, in [least, most]; `hint` is appended to the error ("; lower it").
+    """`value` as an int, in [least, most], most 2^63 - 1 if not given; `hint` is appended to the error ("; lower it").
 
     Raises:
         SettingTypeError: not an integer (True and False are none, 2.0 is none). SettingError: outside of the range.
@@ -52,7 +53,10 @@ def check_integer(
         number = operator.index(value)
     except TypeError:
         raise SettingTypeError(owner, name, value, need) from None
-    if (least is not None and number < least) or (most is not None and number > most):
+    end = _MOST_INTEGER if most is None else most
+    if number > end:
+        raise SettingError(owner, name, value, f"must be an integer{_range(least, end, None, None)}{hint}")
+    if least is not None and number < least:
         raise SettingError(owner, name, value, need)
     return number
 

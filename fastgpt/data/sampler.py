@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base import machine
 from ..base.settings import SettingError, SettingTypeError, check_integer
 from ..kernels._runtime import cdiv
 from .dataset import TokenDataset
@@ -38,8 +39,9 @@ class BatchSampler:
         check_dataset("BatchSampler", "dataset", dataset)
         for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("world_size", world_size)):
             check_integer("BatchSampler", name, value, least=1)
+        _check_room(batch_size, seq_len)
         check_integer("BatchSampler", "rank", rank, least=0, most=world_size - 1, hint=f" (world_size={world_size})")
-        check_integer("BatchSampler", "seed", seed, least=0)
+        check_integer("BatchSampler", "seed", seed, least=0, most=2**64 - 1)
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
         self.rank, self.world_size = rank, world_size
         self.n_windows = windows_in(len(dataset), seq_len)
@@ -97,6 +99,15 @@ class BatchSampler:
             )
         n_windows = windows_in(state["n_tokens"], state["seq_len"])
         self.position = state["position"] * self.n_windows // n_windows
+
+
+def _check_room(batch_size: int, seq_len: int) -> None:
+    """Raise SettingError where the int64 ids and targets of a batch are more than the memory that there is."""
+    n_bytes, room = 16 * batch_size * seq_len, machine.host_room()
+    if room is not None and n_bytes > room.n_bytes:
+        takes = f"batches of {batch_size:,} x {seq_len:,} tokens take {machine.readable(n_bytes)}"
+        name, value = ("batch_size", batch_size) if batch_size > 1 else ("seq_len", seq_len)
+        raise SettingError("BatchSampler", name, value, f"is too large: {takes}, and {room}; lower it")
 
 
 def check_dataset(owner: str, name: str, dataset: TokenDataset) -> TokenDataset:

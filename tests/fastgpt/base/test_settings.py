@@ -27,6 +27,14 @@ def test_integers():
             check_number("F", "p", value, least=0.25, most=0.75)
 
 
+def test_integers_have_an_end_where_nothing_else_bounds_them():
+    assert check_integer("F", "n", 2**63 - 1, least=1) == 2**63 - 1
+    assert check_integer("F", "n", 2**64, most=2**64) == 2**64
+    for value in (2**63, 10**400):
+        with pytest.raises(SettingError, match=r"n=.* must be an integer, at least 1 and at most 9223372036854775807$"):
+            check_integer("F", "n", value, least=1)
+
+
 def test_where_ranges_end():
     assert [check_integer("F", "n", n, least=1, most=4) for n in (1, 4)] == [1, 4]
     assert [check_number("F", "p", p, least=0.5, most=2.5) for p in (0.5, 2.5)] == [0.5, 2.5]

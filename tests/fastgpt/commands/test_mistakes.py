@@ -294,6 +294,10 @@ MISTAKES = [
     (f"{TINY} --preset gpt2-xl --n-layers 99999999", "--n-layers 99999999 makes"),
     (f"{TINY} --n-heads 50000 --n-layers 50000 --d-model 50000", "; lower it, and the model's other sizes"),
     ("train --batch-size 1000000 --device cpu", "--batch-size 1000000 is too large: the weights, and what the"),
+    *(
+        (f"{TINY} {option} 1{'0' * 100}", f"{option} 1{'0' * 100} must be an integer, at least 1 and at most 9223")
+        for option in ("--steps", "--grad-accum", "--keep")
+    ),
     (f"{TINY} --grad-accum 1000000000000", "--grad-accum 1000000000000 is too large: the tokens of an update"),
     ("train --preset one-head --max-len 1000000 --device cpu", "--seq-len 1000000 is too large"),
     ("train --init-from huge --device cpu", "--init-from huge has n_layers 100000000, which makes"),

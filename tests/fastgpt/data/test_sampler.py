@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastgpt.base import machine
 from fastgpt.data import TokenDataset
 from fastgpt.data.sampler import IGNORED, BatchSampler, sequential_batches
 
@@ -100,6 +101,21 @@ def test_foreign_state_is_refused(field):
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         BatchSampler(**({"dataset": stream(30), "batch_size": 1, "seq_len": 4} | options))
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_seeds_are_those_of_torch(seed):
+    assert len(shown(BatchSampler(stream(400), 8, 10, seed=seed).next_batch()[1])) == 80
+
+
+def test_a_batch_that_no_memory_holds(monkeypatch):
+    monkeypatch.setattr(machine, "host_room", lambda: machine.Room(16 * 8 * 10, "it has"))
+    BatchSampler(stream(400), 8, 10)
+    for sizes, culprit in (((9, 10), "batch_size=9"), ((1, 81), "seq_len=81")):
+        with pytest.raises(
+            ValueError, match=rf"^BatchSampler: {culprit} is too large: batches of .* take .*; lower it"
+        ):
+            BatchSampler(stream(400), *sizes)
 
 
 def test_sequential_batches_score_every_token_once():

@@ -294,8 +294,14 @@ MUTANTS = (
     Mutant(
         "settings-most-is-not-looked-at",
         "base.check_integer",
-        operation("and", "most").never(),
+        condition("end").never(),
         _SETTINGS + "integers",
+    ),
+    Mutant(
+        "settings-integers-have-no-end",
+        "base._MOST_INTEGER",
+        literal(63).becomes("2000"),
+        _SETTINGS + "integers_have_an_end_where_nothing_else_bounds_them",
     ),
     Mutant("settings-any-choice-passes", "base.check_choice", condition("choices").never(), _SETTINGS + "choices"),
 )

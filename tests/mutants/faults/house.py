@@ -143,7 +143,7 @@ MUTANTS = (
     Mutant(
         "settings-most-excludes-itself",
         "base.check_integer",
-        comparison("number", "most").operator(">="),
+        comparison("number", "end").operator(">="),
         _SETTINGS + "where_ranges_end",
     ),
     # --- the tie of head and embedding --------------------------------------------------------------------------------

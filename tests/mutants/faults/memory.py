@@ -175,6 +175,12 @@ MUTANTS = (
         _ROOM + "models_that_are_not_trained_as_a_whole_are_let_through",
     ),
     Mutant(
+        "memory-of-a-batch-not-looked-at",
+        "BatchSampler.__init__",
+        call("_check_room").becomes("None"),
+        "tests/fastgpt/data/test_sampler.py::test_a_batch_that_no_memory_holds",
+    ),
+    Mutant(
         "memory-trainer-does-not-look",
         "Updates.__init__",
         call("check_room_of").becomes("None"),
