@@ -263,7 +263,7 @@ def make_trainer(
         probe.train_step()
         times.append(time.perf_counter() - start)
     typical = sorted(times)[len(times) // 2]  # the first steps warm up
-    return make(min(config.max_steps, max(MIN_STEPS, int(config.seconds / typical))))
+    return make(int(min(config.max_steps, max(MIN_STEPS, config.seconds / typical))))  # the quotient may be infinite
 
 
 def write_sample(model: GPT, tokenizer: Tokenizer, config: DemoConfig) -> str:

@@ -102,7 +102,7 @@ def test_demo_fits_its_steps_into_the_time(small_demo, monkeypatch):
     data = demo.shakespeare_tokens("val", tokenizer)
     clock = iter(range(10**6))
     monkeypatch.setattr(demo.time, "perf_counter", lambda: 0.05 * next(clock))  # a step takes 0.05 s
-    for seconds, steps in ((20.0, 400), (1.0, demo.MIN_STEPS), (1000.0, 900)):
+    for seconds, steps in ((20.0, 400), (1.0, demo.MIN_STEPS), (1000.0, 900), (1e308, 900)):
         config = dataclasses.replace(small_demo, steps=None, seconds=seconds, max_steps=900)
         assert demo.make_trainer(
             config, "demo", torch.device("cpu"), tokenizer, data, data
