@@ -1,4 +1,4 @@
-"""What every public function checks of its arguments: kinds, sizes, numbers and class indices.
+"""What every public function checks of its arguments: kinds, dtypes, sizes, numbers and class indices.
 
 Messages name function, argument, value and the way out.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .support import can_be_read
+from .support import KERNEL_DTYPES, can_be_read
+
+_Tensor = TypeVar("_Tensor", Tensor, "Tensor | None")
 
 
 def check_dense(function: str, required: int, **tensors: Tensor | None) -> None:
@@ -47,6 +50,11 @@ def no_tensor(function: str, name: str, value: object) -> TypeError:
     else:
         way_out = "a tensor"
     return TypeError(f"{function}: {name} must be a torch.Tensor, got {kind}; pass {way_out}")
+
+
+def as_autocast_asks(tensor: _Tensor, dtype: torch.dtype) -> _Tensor:
+    """The tensor in autocast's dtype; one that the kernels do not take, float64 too, is left to the checks."""
+    return tensor if tensor is None or tensor.dtype not in KERNEL_DTYPES else tensor.to(dtype)
 
 
 def wrong_dtype(function: str, name: str, dtype: torch.dtype) -> TypeError:

@@ -13,18 +13,10 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-from .. import _checks, _runtime, support
+from .. import _checks, support
 from .._runtime import cdiv
 
 FARTHEST = 2**31 - 1  # a window that reaches this far reaches every key
-
-
-def as_autocast_asks(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype; those that the kernels do not take, float64 too, are left to the checks."""
-    dtype = _runtime.autocast_dtype(tensors[0])
-    if dtype is None:
-        return tensors
-    return tuple(x.to(dtype) if x.dtype in support.KERNEL_DTYPES else x for x in tensors)
 
 
 def check_heads(function: str, *, max_head_dim: int | None = support.MAX_HEAD_DIM, **tensors: Tensor) -> None:

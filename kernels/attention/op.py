@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _checks, _library, support
+from .. import _checks, _library, _runtime, support
 from .._random import check_dropout, new_seed
 from . import arguments
 
@@ -80,7 +80,8 @@ def attend(
         "flash_attention", 3, q=q, k=k, v=v, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
-    q, k, v = arguments.as_autocast_asks(q, k, v)
+    if (dtype := _runtime.autocast_dtype(q)) is not None:
+        q, k, v = (_checks.as_autocast_asks(x, dtype) for x in (q, k, v))
     arguments.check_heads("flash_attention", q=q, k=k, v=v)
     B, T_q, T_k = q.shape[0], q.shape[2], k.shape[2]
     if type(dropout_p) is not float or dropout_p != 0.0:  # no tensor, whose value would have to be waited for

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _checks, _library, support
+from .. import _checks, _library, _runtime, support
 from ..attention import arguments
 
 _NAME = "attention_weights"
@@ -57,7 +57,8 @@ def attention_weights(
         _NAME, 3, q=q, k=k, lse=lse, key_lengths=key_lengths, key_starts=key_starts, cu_seqlens=cu_seqlens,
         document_ids=document_ids,
     )  # fmt: skip
-    q, k = arguments.as_autocast_asks(q, k)  # as in flash_attention, whose lse belongs to the rounded q and k
+    if (dtype := _runtime.autocast_dtype(q)) is not None:  # as in flash_attention, whose lse is of the rounded q and k
+        q, k = (_checks.as_autocast_asks(x, dtype) for x in (q, k))
     arguments.check_heads(_NAME, q=q, k=k, max_head_dim=None)
     arguments.check_lse(_NAME, lse, q)
     B, H, T_q, T_k = *q.shape[:3], k.shape[2]

@@ -5,22 +5,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
 from .._checks import wrong_dtype
 from ..support import KERNEL_DTYPES
-
-_Tensor = TypeVar("_Tensor", Tensor, "Tensor | None")
-
-
-def as_autocast_asks(tensor: _Tensor, dtype: torch.dtype) -> _Tensor:
-    """The tensor in autocast's dtype, if F.linear would cast it: all but float64."""
-    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(dtype)
 
 
 def check_options(function: str, approximate: str, path: str) -> None:

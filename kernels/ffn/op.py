@@ -37,8 +37,8 @@ def linear_gelu(
     """
     _checks.check_dense("linear_gelu", 2, x=x, w=w, b=b)
     if (dtype := _runtime.autocast_dtype(x)) is not None:
-        x, w = arguments.as_autocast_asks(x, dtype), arguments.as_autocast_asks(w, dtype)
-        b = arguments.as_autocast_asks(b, dtype)
+        x, w = (_checks.as_autocast_asks(t, dtype) for t in (x, w))
+        b = _checks.as_autocast_asks(b, dtype)
     arguments.check_options("linear_gelu", approximate, path)
     arguments.check_linear("linear_gelu", x, "x", w, "w", b, "b")
     support.check_launchable("linear_gelu", x=x, w=w, b=b)
@@ -85,9 +85,8 @@ def gelu_ffn(
     """
     _checks.check_dense("gelu_ffn", 3, x=x, w1=w1, w2=w2, b1=b1, b2=b2, residual=residual)
     if (dtype := _runtime.autocast_dtype(x)) is not None:
-        x = arguments.as_autocast_asks(x, dtype)
-        w1, b1 = arguments.as_autocast_asks(w1, dtype), arguments.as_autocast_asks(b1, dtype)
-        w2, b2 = arguments.as_autocast_asks(w2, dtype), arguments.as_autocast_asks(b2, dtype)
+        x, w1, w2 = (_checks.as_autocast_asks(t, dtype) for t in (x, w1, w2))
+        b1, b2 = (_checks.as_autocast_asks(b, dtype) for b in (b1, b2))
     arguments.check_options("gelu_ffn", approximate, path)
     check_dropout("gelu_ffn", dropout_p)
     arguments.check_linear("gelu_ffn", x, "x", w1, "w1", b1, "b1")

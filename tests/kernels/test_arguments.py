@@ -42,13 +42,14 @@ def test_what_is_no_tensor_is_named(interpreter, module, call):
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if not call.startswith("scaled_dot_product_attention")])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
-def test_a_dtype_that_no_kernel_takes_is_named_alike(interpreter, call, dtype):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.float8_e4m3fn])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_dtype_that_no_kernel_takes_is_named_alike(interpreter, call, dtype, autocast):
     inputs = CALLS[call].inputs(interpreter)
     wrong = {name: inputs[name].to(dtype) for name in CALLS[call].floats}
     function, first = call.split(",")[0], next(iter(wrong))
     expected = rf"^{function}: {first} is {dtype}, and the kernels take .*; convert it by .*reference\.{function}$"
-    with pytest.raises(TypeError, match=expected):
+    with pytest.raises(TypeError, match=expected), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         CALLS[call].run(kernels, inputs | wrong)
     assert callable(getattr(reference, function))
 

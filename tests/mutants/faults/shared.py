@@ -11,6 +11,13 @@ _SPECIAL = "tests/kernels/test_special_tensors.py::test_"
 _TRANSFORMS = "tests/kernels/test_transforms.py::test_"
 
 MUTANTS = (
+    # --- arguments ----------------------------------------------------------------------------------------------------
+    Mutant(
+        "autocast-casts-what-the-kernels-do-not-take",
+        "kernels.as_autocast_asks",
+        comparison("KERNEL_DTYPES").becomes("tensor.dtype == torch.float64"),
+        "tests/kernels/test_arguments.py::test_a_dtype_that_no_kernel_takes_is_named_alike",
+    ),
     # --- dropout ------------------------------------------------------------------------------------------------------
     Mutant(
         "dropout-keeps-what-it-should-drop",
