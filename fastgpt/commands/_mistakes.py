@@ -55,8 +55,19 @@ def describe(error: BaseException, given: Given | None) -> str:
         text = _path(error, given)
     else:
         text = _named(_without_owner(str(error), given) or type(error).__name__, given)
-    text = _ASIDE.sub("", _IN_PYTHON.sub(r"\2", text))
-    return " ".join(text.split())
+    return _one_line(_ASIDE.sub("", _IN_PYTHON.sub(r"\2", text)), given)
+
+
+def _one_line(text: str, given: Given | None) -> str:
+    """Without line breaks, and with what was typed as it was; what a terminal would obey is written out."""
+    for _, typed in _texts(given):
+        if not typed.isprintable():
+            text = text.replace(typed, _printable(typed))
+    return _printable(" ".join(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _without_owner(text: str, given: Given | None) -> str:

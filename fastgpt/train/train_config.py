@@ -100,6 +100,8 @@ class TrainConfig:
         if self.name in ("", ".", "..") or Path(self.name).name != self.name or "\0" in self.name:
             need = "must be the plain name of a folder, without '/'; say where with runs_dir (--runs-dir)"
             raise SettingError(_OWNER, "name", self.name, need)
+        if not self.name.isprintable() or self.name.isspace():  # nobody could type what every line of the run prints
+            raise SettingError(_OWNER, "name", self.name, 'must be a name that can be printed, e.g. "run"')
         if not isinstance(self.runs_dir, (str, os.PathLike)):
             raise SettingTypeError(_OWNER, "runs_dir", self.runs_dir, "must be the path of a folder")
         self._set("runs_dir", os.fspath(self.runs_dir))
