@@ -7,11 +7,14 @@ they were, so optimizers, wrappers and checkpoints notice nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
+
+from ..base.settings import check_flag
+from ..nn.implementations import check_is_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,16 +79,19 @@ def patch(
     has set one: the report's `left` says so. What is converted already is left alone, and a second call says so.
 
     Raises:
-        TypeError: `model` is no module: None, a name, a class, a state dict.
+        TypeError: `model` is no module: None, a name, a class, a state dict; or a part is neither True nor False.
         ValueError: nothing in the model matched, or was asked for.
     """
-    _check_is_module(model)
+    check_is_module("patch", model)
+    asked = {"attn": attention, "norm": layer_norm, "ffn": ffn, "loss": loss}  # by the modules' own names
+    parts = {"attention": attention, "layer_norm": layer_norm, "ffn": ffn, "loss": loss}
+    for name, on in parts.items():
+        check_flag("patch", name, on)
     changes: list[Change] = []
     left: dict[str, str] = {}
     already: list[str] = []
     if attention:
         _attention(model, changes, left, already)
-    asked = {"attn": attention, "norm": layer_norm, "ffn": ffn, "loss": loss}  # by the modules' own names
     for path, module in model.named_modules():
         if _is_drop_in(type(module)) and asked.get(module.fastgpt_part):
             already.append(path)
@@ -97,7 +103,6 @@ def patch(
             module.__class__ = after
             changes.append(Change(path, before.__qualname__, f"{after.__module__}.{after.__qualname__}"))
     if not changes and (not already or _is_ours(model)):
-        parts = {"attention": attention, "layer_norm": layer_norm, "ffn": ffn, "loss": loss}
         wanted = [name for name, on in parts.items() if on]
         kept = "".join(f". {path or 'The model'}: {reason}" for path, reason in left.items())
         raise ValueError(
@@ -106,22 +111,6 @@ def patch(
             f"models, and no subclass of them; a fastgpt.GPT needs no patch (see fastgpt.implementations){kept}"
         )
     return PatchReport(changes, left, already)
-
-
-def _check_is_module(model: object) -> None:
-    if isinstance(model, nn.Module):
-        return
-    if isinstance(model, type):
-        got, fix = f"the class {model.__name__}", "make an instance of it first"
-    elif isinstance(model, str):
-        got, fix = repr(model), "load the model first, for example by transformers' from_pretrained"
-    elif isinstance(model, Mapping):
-        got, fix = f"a {type(model).__name__}", "load a state dict into its model first"
-    elif isinstance(getattr(model, "model", None), nn.Module):
-        got, fix = f"a {type(model).__name__}", "pass its .model"
-    else:
-        got, fix = "None" if model is None else f"a {type(model).__name__}", "pass the model itself"
-    raise TypeError(f"patch: model must be a torch.nn.Module, got {got}; {fix}")
 
 
 def _is_ours(model: nn.Module) -> bool:

@@ -11,13 +11,14 @@ The attention of transformers' models is no module of ours: the name that their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..base.settings import SettingError
 from .impl import Choice
 
 
@@ -50,12 +51,15 @@ def implementations(model: nn.Module, device: torch.device | str | None = None) 
     share a row. `device` (default: where the parameters are) asks what would be used there.
 
     Raises:
-        ValueError: `model` has no part that this package implements.
+        TypeError: `model` is no module.
+        ValueError: `model` has no part that this package implements, or `device` is none.
     """
+    check_is_module("implementations", model)
+    there = None if device is None else _as_device(device)
     asked: dict[Row, list[str]] = {}
     for part, layer, module, choose in _parts(model):
         like = _parameter(module, model)
-        name, why = choose(like.device if device is None else torch.device(device), like.dtype)
+        name, why = choose(like.device if there is None else there, like.dtype)
         asked.setdefault(Row(part, "", getattr(module, "impl", "auto"), name, why), []).append(layer)
     if not asked:
         raise ValueError(
@@ -63,6 +67,30 @@ def implementations(model: nn.Module, device: torch.device | str | None = None) 
             "call fastgpt.patch(model) first"
         )
     return Implementations(Row(r.part, _spans(layers), r.requested, r.used, r.why) for r, layers in asked.items())
+
+
+def check_is_module(function: str, model: Any) -> None:
+    """Raise a TypeError that says what to pass to `function`, unless `model` is a module."""
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        got, fix = f"the class {model.__name__}", "make an instance of it first"
+    elif isinstance(model, str):
+        got, fix = repr(model), "load the model first, for example by transformers' from_pretrained"
+    elif isinstance(model, Mapping):
+        got, fix = f"a {type(model).__name__}", "load a state dict into its model first"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        got, fix = f"a {type(model).__name__}", "pass its .model"
+    else:
+        got, fix = "None" if model is None else f"a {type(model).__name__}", "pass the model itself"
+    raise TypeError(f"{function}: model must be a torch.nn.Module, got {got}; {fix}")
+
+
+def _as_device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise SettingError("implementations", "device", device, 'must be a device, e.g. "cuda" or "cpu"') from None
 
 
 Choose = Callable[[torch.device, torch.dtype], Choice]
