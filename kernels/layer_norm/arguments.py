@@ -24,15 +24,18 @@ def check_norm(
     out_dtype: torch.dtype | None,
 ) -> int:
     """Number of normalised dimensions, once all arguments have been found right."""
+    name = "normalized_shape"
     if normalized_shape is None:
         given = weight if weight is not None else bias
         shape = tuple(x.shape[-1:] if given is None else given.shape)
+        if given is not None:
+            name = "weight's shape" if weight is not None else "bias's shape"
     else:
         shape = _checks.check_sizes(function, "normalized_shape", normalized_shape)
     d = len(shape)
     if d == 0 or d > x.dim() or tuple(x.shape[x.dim() - d :]) != shape:
         raise ValueError(
-            f"{function}: normalized_shape {shape} must be the last dimensions, at least one, of x, whose shape is "
+            f"{function}: {name} {shape} must be the last dimensions, at least one, of x, whose shape is "
             f"{tuple(x.shape)}"
         )
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):

@@ -80,8 +80,7 @@ def add_layer_norm(
         As `layer_norm`; ValueError also for dropout_p outside [0, 1) and a residual of another shape.
     """
     _checks.check_dense("add_layer_norm", 2, x=x, residual=residual, weight=weight, bias=bias)
-    shape = weight.shape if weight is not None else None
-    d = arguments.check_norm("add_layer_norm", x, shape, weight, bias, eps, out_dtype)
+    d = arguments.check_norm("add_layer_norm", x, None, weight, bias, eps, out_dtype)
     arguments.check_residual("add_layer_norm", residual, x)
     check_dropout("add_layer_norm", dropout_p)
     support.check_launchable("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
