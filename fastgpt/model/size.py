@@ -69,10 +69,12 @@ def check_can_be_made(config: Config) -> None:
     weight = nn.LayerNorm(1, bias=False).weight  # made as all others will be: asked for, no context manager is missed
     # Weights of another kind take no memory, or less: fake tensors, or dealt out to processes as they are made.
     if type(weight) is nn.Parameter and weight.numel() == 1:
-        each, on_host = weight.element_size(), weight.device.type == "cpu"
-        need = _objects if on_host else _nothing
-        room = machine.room_on(weight.device)
-        check_fits(config, room, lambda sizes: need(sizes) + each * count_parameters(sizes), "their weights")
+        each, on_host, room = weight.element_size(), weight.device.type == "cpu", machine.room_on(weight.device)
+
+        def need(sizes: Sizes) -> int:
+            return (_objects(sizes) if on_host else 0) + each * count_parameters(sizes)
+
+        check_fits(config, room, need, "their weights")
 
 
 def check_enough_weights(config: GPTConfig, state: dict[str, torch.Tensor], source: str) -> None:
@@ -114,7 +116,3 @@ def _with(sizes: Sizes, name: str, value: int) -> Sizes:
 
 def _objects(sizes: Sizes) -> int:
     return BLOCK_OBJECTS * sizes.get("n_layers", 0)
-
-
-def _nothing(sizes: Sizes) -> int:
-    return 0

@@ -295,3 +295,39 @@ def test_grouped_queries_of_another_architecture(device, seed):
     (change,) = fastgpt.patch(model)
     assert change.before == 'attn_implementation="sdpa"'
     assert_same_module(model, plain, idx, attention_mask=kept, pick=lambda output: output.logits[kept.bool()])
+
+
+# ---- what it refuses -----------------------------------------------------------------------------------------------
+
+
+class Holder:
+    """As a pipeline or a Trainer of transformers holds its model."""
+
+    model = nn.LayerNorm(4)
+
+
+@pytest.mark.parametrize("function", [fastgpt.patch, fastgpt.implementations])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "got None; pass the model itself"),
+        ("gpt2", "got 'gpt2'; load the model first, for example by transformers' from_pretrained"),
+        (nn.LayerNorm, "got the class LayerNorm; make an instance of it first"),
+        (nn.LayerNorm(4).state_dict(), "got a OrderedDict; load a state dict into its model first"),
+        ({"weight": torch.ones(2)}, "got a dict; load a state dict into its model first"),
+        (Holder(), "got a Holder; pass its .model"),
+        ([nn.LayerNorm(4)], "got a list; pass the model itself"),
+        (3, "got a int; pass the model itself"),
+    ],
+    ids=["none", "name", "class", "state dict", "dict", "holder", "list", "number"],
+)
+def test_what_is_no_model_is_refused(function, model, message):
+    with pytest.raises(TypeError, match=f"^{function.__name__}: model must be a torch.nn.Module, {message}$"):
+        function(model)
+
+
+@pytest.mark.parametrize("part", ["attention", "layer_norm", "ffn", "loss"])
+@pytest.mark.parametrize("value", ["no", ["attention"], None, 1])
+def test_a_part_is_patched_or_not(part, value):
+    with pytest.raises(TypeError, match=rf"^patch: {part}=.* must be True or False"):
+        fastgpt.patch(nn.TransformerEncoderLayer(8, 2, 16), **{part: value})

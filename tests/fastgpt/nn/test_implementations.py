@@ -491,21 +491,7 @@ def test_another_device_may_be_asked_about(monkeypatch):
         assert {row.used for row in fastgpt.implementations(model, "cuda")} == {"triton"}
 
 
-@pytest.mark.parametrize("ask", [fastgpt.implementations, fastgpt.patch])
-@pytest.mark.parametrize("model", [None, 3, "gpt2", nn.LayerNorm, {"weight": torch.ones(2)}, [nn.LayerNorm(4)]])
-def test_what_is_no_module_is_said(ask, model):
-    with pytest.raises(TypeError, match=rf"^{ask.__name__}: model must be a torch.nn.Module, got .*; "):
-        ask(model)
-
-
 @pytest.mark.parametrize("device", ["gpu", "", 1.5, ["cuda"]])
 def test_what_is_no_device_is_named(device):
     with pytest.raises(ValueError, match=r"^implementations: device=.* must be a device"):
         fastgpt.implementations(nn.ModuleList([LayerNorm(8)]), device)
-
-
-@pytest.mark.parametrize("part", ["attention", "layer_norm", "ffn", "loss"])
-@pytest.mark.parametrize("value", ["no", ["attention"], None, 1])
-def test_a_part_is_patched_or_not(part, value):
-    with pytest.raises(TypeError, match=rf"^patch: {part}=.* must be True or False"):
-        fastgpt.patch(nn.TransformerEncoderLayer(8, 2, 16), **{part: value})
