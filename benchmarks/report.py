@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import correlation, linear_regression
 from typing import Any
 
-from fastgpt.study.charts import in_a_row, line_chart
+from fastgpt.pages.charts import in_a_row, line_chart
 
 OURS = "fastgpt"
 

@@ -27,6 +27,7 @@ _FORMATS = "folder hf_gpt2 locate nanogpt one_head tensor_file transformer_encod
 MOVED = {f"fastgpt.{name}": f"fastgpt.{folder}.{name}" for folder, names in _FOLDERS.items() for name in names.split()}
 MOVED |= {f"fastgpt.interop.{name}": f"fastgpt.model.formats.{name}" for name in _FORMATS.split()}
 MOVED |= {"fastgpt.modules": "fastgpt.model.blocks", "fastgpt.impl": "fastgpt.nn.implementations"}
+MOVED |= {"fastgpt.study.charts": "fastgpt.pages.charts", "fastgpt.study.report": "fastgpt.pages.page"}
 
 _ELSEWHERE = {  # {module of version 0.1: {where they are now: names that it had}}
     "data": {"data.tokenizer": "END_OF_TEXT Tokenizer"},

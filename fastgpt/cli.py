@@ -15,7 +15,7 @@ from .base.settings import nearest, shown
 from .commands import _terminal
 from .commands._signals import Signals
 
-# name -> what `fastgpt --help` says about it; the module is fastgpt.commands.<name>
+# name -> what `fastgpt --help` says about it; the module is fastgpt.commands.<name>, of "study depth" study_depth
 COMMANDS = {
     "demo": "train a small GPT on Shakespeare, sample from it, write a report",
     "prepare": "tokenize texts into memory-mapped shards",
@@ -37,6 +37,8 @@ EXAMPLES = (
     "  fastgpt eval runs/mine --data other.txt",
 )
 
+_GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+
 NOTES = (
     "fastgpt <command> --help shows every option; of one given twice the last counts.",
     "Exit status: 0 done, 1 failed, 2 wrong options, 128 + a signal (130: Ctrl-C).",
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (stopped by Ctrl-C, SIGTERM or SIGHUP).
     """
     is_process = argv is None
-    argv = _help_first(list(sys.argv[1:] if argv is None else argv))
+    argv = _help_first(_joined(list(sys.argv[1:] if argv is None else argv)))
     _terminal.adapt()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     name = argv[0] if argv and argv[0] in COMMANDS else None
@@ -99,6 +101,8 @@ def _answer(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
+    if argv[0] in _GROUPS:
+        return _answer_group(argv[0], argv[1:])
     if argv[0] in ("-V", "--version"):
         from ._version import __version__
 
@@ -111,13 +115,35 @@ def _answer(argv: list[str]) -> int:
     return _fail("fastgpt", f"unknown command {argv[0]!r}; {what}")
 
 
+def _answer_group(group: str, words: list[str]) -> int:
+    """`fastgpt study`, and `fastgpt study <what is none of its commands>`."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(group))
+        return 0
+    names = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{group} ")]
+    if words[0].startswith("-"):
+        need = f"{shown(words[0])} before any command; write fastgpt {group} <{'|'.join(names)}> {shown(words[0])}"
+        return _fail(f"fastgpt {group}", need)
+    what = nearest(words[0], names) or f"choose from {', '.join(names)}"
+    return _fail(f"fastgpt {group}", f"unknown command {words[0]!r}; {what}")
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """The words of a command's name, `study depth`, as one; also behind a `help` or `--help`."""
+    for start in range(min(2, len(argv) - 1)):
+        name = " ".join(argv[start : start + 2])
+        if name in COMMANDS and argv[:start] in ([], ["help"], ["-h"], ["--help"]):
+            return [*argv[:start], name, *argv[start + 2 :]]
+    return argv
+
+
 def _run(name: str, words: list[str], signals: Signals) -> int:
     prog = f"fastgpt {name}"
     given = None
     try:
         from .commands import _options, _read
 
-        command_class = importlib.import_module(f".commands.{name}", __package__).Command
+        command_class = importlib.import_module(f".commands.{module_of(name)}", __package__).Command
         given = _options.Given(command_class, prog, _options.options_of(command_class))
         _read.read(given, words)
         command = given.make()
@@ -142,7 +168,7 @@ def _run(name: str, words: list[str], signals: Signals) -> int:
 def _help_first(argv: list[str]) -> list[str]:
     """`help train`, `--help train` and `train help` as `train --help`."""
     if argv[:1] in (["help"], ["-h"], ["--help"]) and argv[1:2] and argv[1] != "help":
-        return [argv[1], "--help"] if argv[1] in COMMANDS else [argv[1]]
+        return [argv[1], "--help"] if argv[1] in COMMANDS else argv[1:]
     if argv[1:] == ["help"] and argv[0] in COMMANDS and not Path("help").exists():
         return [argv[0], "--help"]
     return argv
@@ -153,10 +179,18 @@ def _fail(prog: str, message: str) -> int:
     return 2
 
 
-def usage() -> str:
-    """What `fastgpt --help` prints."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items()]
+def module_of(name: str) -> str:
+    """The module of fastgpt.commands that has this command."""
+    return name.replace(" ", "_").replace("-", "_")
+
+
+def usage(group: str = "") -> str:
+    """What `fastgpt --help` prints; of a group, what `fastgpt study --help` does."""
+    chosen = {name: what for name, what in COMMANDS.items() if name.startswith(f"{group} " if group else "")}
+    width = max(map(len, chosen))
+    lines = [f"  {name.ljust(width)}  {what}" for name, what in chosen.items()]
+    if group:
+        return "\n".join([f"usage: fastgpt {group} <command> [options]", "", *lines, "", NOTES[0]])
     return "\n".join(["usage: fastgpt <command> [options]", "", *lines, "", *EXAMPLES, "", *NOTES])
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from fastgpt.tools.budget import REPORT
+from tests.support.browser import browser, opened  # noqa: F401 (fixtures)
 from tests.support.dead_gpu import pytest_runtest_logfinish, pytest_runtest_logreport  # noqa: F401 (hooks)
 
 # The interpreter's many small matrix products run slower, not faster, on contending BLAS threads.

@@ -24,6 +24,7 @@ FLOORS = (
     ("interop", "data"),
     ("model",),
     ("nn",),
+    ("pages",),
     ("base", "kernels"),
     ("_version", "_moved"),
 )

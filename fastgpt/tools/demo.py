@@ -24,9 +24,10 @@ from ..kernels import support
 from ..model.config import GPTConfig
 from ..model.gpt import GPT
 from ..nn.implementations import Implementations, implementations
+from ..pages.charts import in_a_row, line_chart, picture
+from ..pages.page import Page
+from ..pages.provenance import environment
 from ..study import attention_maps
-from ..study.charts import in_a_row, line_chart, picture
-from ..study.report import Report, environment
 from ..train.metrics import read_metrics
 from ..train.trainer import TrainConfig, Trainer, TrainResult, Validation, resolve_device
 from . import verify
@@ -295,9 +296,9 @@ def loss_curve(result: DemoResult, lines: list[dict]) -> str:
     return line_chart(curves, x_label="step", y_label="loss, nats per token", levels=levels)
 
 
-def make_report(result: DemoResult, trainer: _Trainer, curve: str, maps_html: str) -> Report:
+def make_report(result: DemoResult, trainer: _Trainer, curve: str, maps_html: str) -> Page:
     """Loss curve, sample, attention maps, implementations, self-check, environment: one page."""
-    report = Report("fastgpt demo: a small GPT on Shakespeare")
+    report = Page("fastgpt demo: a small GPT on Shakespeare")
     report.table(
         ("", "nats per token", "perplexity", "bits per byte"),
         [

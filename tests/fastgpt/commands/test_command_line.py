@@ -40,7 +40,7 @@ LOCALES = {
 @pytest.mark.parametrize("locale", LOCALES)
 @pytest.mark.parametrize("name", [*cli.COMMANDS, "help"])
 def test_help_in_any_locale(here, locale, name):
-    words = [name] if name == "help" else [name, "--help"]
+    words = [name] if name == "help" else [*name.split(), "--help"]
     done = command.run(*words, cwd=here, **LOCALES[locale])
     assert (done.code, done.err) == (0, "")
     assert done.out.isascii()
@@ -64,7 +64,7 @@ def test_the_console_script_in_the_c_locale(here):
 
 @pytest.mark.parametrize("name", [*cli.COMMANDS, "help"])
 def test_help_fits_80_columns(here, name):
-    done = command.run(*([name] if name == "help" else [name, "--help"]), cwd=here, COLUMNS="80")
+    done = command.run(*([name] if name == "help" else [*name.split(), "--help"]), cwd=here, COLUMNS="80")
     assert max(map(len, done.out.splitlines())) <= 80
 
 
@@ -111,8 +111,8 @@ with contextlib.redirect_stdout(io.StringIO()):
     loaded = {"tyro", "rich"} & set(sys.modules)
     for name in cli.COMMANDS:
         with contextlib.suppress(SystemExit):
-            cli.main([name, "--help"])
-        cli.main([name, "--nosuch"])
+            cli.main([*name.split(), "--help"])
+        cli.main([*name.split(), "--nosuch"])
 print(sorted(loaded), sorted({"torch", "numpy", "triton"} & set(sys.modules)))
 """
 

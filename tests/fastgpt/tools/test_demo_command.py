@@ -17,7 +17,7 @@ from fastgpt.study import attention_maps
 from fastgpt.tools import demo
 from fastgpt.tools.demo import DemoConfig, Interrupted, Setting, run_demo
 from fastgpt.train.metrics import read_metrics
-from tests.fastgpt.study.test_report import Page
+from tests.fastgpt.pages.test_page import Parsed
 from tests.support import command
 
 
@@ -56,7 +56,7 @@ def test_demo_says_and_writes_everything(small_demo, tmp_path, capsys):
     assert result.after.loss < result.before.loss
     assert result.margin == pytest.approx(result.unigram_entropy - result.after.loss)
     text = (tmp_path / "demo" / "report.html").read_text()
-    page = Page(text)
+    page = Parsed(text)
     assert not page.external
     assert {"svg", "canvas", "table", "pre"} <= set(page.tags)
     for heading in ("Loss", "Sample", "Attention maps", "Implementations", "Self-check", "Settings", "Environment"):

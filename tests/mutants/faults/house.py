@@ -11,7 +11,6 @@ from ..places import (
     comprehension,
     condition,
     context,
-    element,
     item,
     literal,
     name,
@@ -33,9 +32,10 @@ _OUTPUT = "tests/fastgpt/model/test_output.py::test_"
 _IMPL = "tests/fastgpt/nn/test_impl.py::test_"
 _ROUNDING = "tests/fastgpt/tools/test_rounding.py::test_"
 _BUDGET = "tests/fastgpt/tools/test_budget.py::test_"
-_CHARTS = "tests/fastgpt/study/test_charts.py::test_"
+_CHARTS = "tests/fastgpt/pages/test_charts.py::test_"
 _MOVED = "tests/fastgpt/test_moved.py::test_"
-_REPORT = "tests/fastgpt/study/test_report.py::test_"
+_MAPS = "tests/fastgpt/study/test_attention_maps.py::test_"
+_PAGE = "tests/fastgpt/pages/test_page.py::test_"
 
 MUTANTS = (
     # --- tokenizer ----------------------------------------------------------------------------------------------------
@@ -242,26 +242,26 @@ MUTANTS = (
     ),
     # --- pages --------------------------------------------------------------------------------------------------------
     Mutant(
-        "report-cells-of-a-table-not-escaped",
-        "Report.table.cells",
-        element().becomes("f'<{tag}>{cell}</{tag}>'"),
-        _REPORT + "report_is_one_escaped_file",
+        "page-cells-of-a-table-not-escaped",
+        "page._cell",
+        call("escape").unwrapped(),
+        _PAGE + "page_is_one_escaped_file",
     ),
     Mutant(
         "report-chart-upside-down",
-        "line_chart.py",
+        "Chart.svg.py",
         operation("-", "y_of").becomes("y_of(y) - y_low"),
         _CHARTS + "line_chart_draws_every_point_and_level",
     ),
     Mutant(
         "report-chart-of-infinities",
-        "study.line_chart",
+        "Chart.svg",
         comprehension("isfinite").becomes("list(points)"),
         _CHARTS + "line_chart_draws_every_point_and_level",
     ),
     Mutant(
         "chart-logarithmic-axis-is-linear",
-        "study.line_chart",
+        "Chart.svg",
         choice("log10").becomes("float"),
         _CHARTS + "logarithmic_axes_have_equal_steps_for_equal_factors",
     ),
@@ -293,18 +293,18 @@ MUTANTS = (
         "attention-maps-a-token-ends-the-script",
         "study.maps_html",
         value("data").becomes(receiver()),
-        _REPORT + "html_maps_hold_the_weights",
+        _MAPS + "html_maps_hold_the_weights",
     ),
     Mutant(
         "attention-maps-weights-cut-off",
         "study._bytes",
         call("round").unwrapped(),
-        _REPORT + "html_maps_hold_the_weights",
+        _MAPS + "html_maps_hold_the_weights",
     ),
     Mutant(
         "attention-maps-heads-numbered-anew",
         "study.head_panels",
         value("numbers").choice().never(),
-        _REPORT + "html_maps_hold_the_weights",
+        _MAPS + "html_maps_hold_the_weights",
     ),
 )

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fastgpt.study.charts import in_a_row, line_chart, log_ticks, picture, ticks
+from fastgpt.pages.charts import in_a_row, line_chart, log_ticks, picture, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

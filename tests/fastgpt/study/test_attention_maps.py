@@ -5,28 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
 
 from fastgpt.data.tokenizer import Tokenizer
 from fastgpt.study import attention_maps
-from fastgpt.study.report import Report, environment
-
-
-class Page(HTMLParser):
-    """Collects tags, and what would be fetched from elsewhere."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.external: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.external += [v for k, v in attributes if k in ("src", "href") and not str(v).startswith("data:")]
+from tests.fastgpt.pages.test_page import Parsed
 
 
 def maps_of(layers=(0, 2), heads=2, T=5) -> dict[int, torch.Tensor]:
@@ -37,31 +22,10 @@ def maps_of(layers=(0, 2), heads=2, T=5) -> dict[int, torch.Tensor]:
 TOKENS = ["To", "·be", "</script>", "$or$", "↵"]
 
 
-def test_report_is_one_escaped_file(tmp_path):
-    report = Report("a <title>")
-    report.heading("1 < 2")
-    report.paragraph("<b>")
-    report.preformatted("<i>")
-    report.table(("a", "b"), [("<u>", 1), ("x", 2)], bad=[1])
-    report.save(tmp_path / "deep" / "r.html")
-    text = (tmp_path / "deep" / "r.html").read_text()
-    page = Page(text)
-    assert not page.external
-    assert not {"b", "i", "u"} & set(page.tags)
-    assert text.count("class=bad") == 1
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.html"]
-
-
-def test_environment_names_what_matters():
-    names = dict(environment())
-    assert {"fastgpt", "Python", "torch", "triton", "GPU", "CPU", "system"} <= names.keys()
-    assert names["torch"] == torch.__version__
-
-
 def test_html_maps_hold_the_weights():
     maps = maps_of()
     text = attention_maps.maps_page(maps, TOKENS, "a <title>", heads=[0, 3])
-    page = Page(text)
+    page = Parsed(text)
     assert not page.external
     assert text.count("</script>") == 1  # a token must not end the script
     data = json.loads(re.search(r"const data = (.*);\n", text).group(1))

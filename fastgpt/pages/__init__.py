@@ -1,0 +1,1 @@
+"""Pages that a browser opens from a file, offline: text, tables that sort, charts, what they were made of."""

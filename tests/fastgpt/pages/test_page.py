@@ -1,0 +1,68 @@
+"""Pages: self-contained, escaped, and showing the numbers that they were given."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from fastgpt.pages.charts import Chart
+from fastgpt.pages.page import Page
+from fastgpt.pages.provenance import environment
+from tests.support.browser import overflow
+
+
+class Parsed(HTMLParser):
+    """Collects tags, and what would be fetched from elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.external: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.external += [v for k, v in attributes if k in ("src", "href") and not str(v).startswith("data:")]
+
+
+def test_page_is_one_escaped_file(tmp_path):
+    page = Page("a <title>")
+    page.heading("1 < 2")
+    page.paragraph("<b>")
+    page.preformatted("<i>")
+    page.table(("a", "b"), [("<u>", 1), ("x", 2)], bad=[1])
+    page.save(tmp_path / "deep" / "r.html")
+    text = (tmp_path / "deep" / "r.html").read_text()
+    found = Parsed(text)
+    assert not found.external
+    assert not {"b", "i", "u"} & set(found.tags)
+    assert text.count("class=bad") == 1
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.html"]
+
+
+def test_environment_names_what_matters():
+    names = dict(environment())
+    assert {"fastgpt", "Python", "torch", "triton", "GPU", "CPU", "system"} <= names.keys()
+    assert names["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (400, True)])
+def test_page_in_a_browser(opened, tmp_path, width, dark):
+    """Sorts by the heading that is pressed, fits a phone, is dark where the reader's system is, and says nothing."""
+    page = Page("Runs", lead="Three of them.")
+    page.chart(Chart({"a": [(1, 2.0), (2, 1.0)]}, title="Loss", x_label="step", y_label="loss, nats per token"))
+    page.table(("layers", "perplexity"), [(12, 30.0), (2, (38.5, "38.5 ± 1")), (4, 29.4)])
+    page.provenance([("seed", 0)])
+    page.save(tmp_path / "page.html")
+    shown = opened(tmp_path / "page.html", width=width, dark=dark)
+    assert overflow(shown) == 0
+    assert shown.locator("svg:visible").count() == 1
+    column = "[...document.querySelectorAll('table tbody')][0].innerText.split('\\n').map(row => row.split('\\t')[0])"
+    shown.click("text=layers")
+    assert shown.evaluate(column) == ["2", "4", "12"]
+    shown.click("text=layers")
+    assert shown.evaluate(column) == ["12", "4", "2"]
+    paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(13, 17, 23)") is dark
