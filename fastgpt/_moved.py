@@ -20,7 +20,8 @@ _FOLDERS = {
     "token_cache tokenizer",
     "train": "checkpoint devices evaluation metrics optim overwritten reports run_folder step_folders stopping "
     "train_config trainer training_loop training_state",
-    "tools": "budget demo demo_config gpus memory rounding verify verify_cases",
+    "study": "demo demo_config",
+    "tools": "budget gpus memory rounding verify verify_cases",
 }
 _FORMATS = "folder hf_gpt2 locate nanogpt one_head tensor_file transformer_encoder"
 

@@ -6,7 +6,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 
-from ..tools.demo_config import DemoConfig
+from ..study.demo_config import DemoConfig
 from ._signals import STATUS, WORDS
 
 
@@ -19,7 +19,7 @@ class Command:
     demo: DemoConfig = field(default_factory=DemoConfig)
 
     def run(self) -> int:
-        from ..tools.demo import Interrupted, run_demo
+        from ..study.demo import Interrupted, run_demo
 
         try:
             return 0 if run_demo(self.demo).ok else 1

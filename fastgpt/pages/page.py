@@ -84,8 +84,8 @@ class Page:
         )
         named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         self.add(
-            f"<div class=scroll><table class=sortable>{named}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            "</div>"
+            f"<div class=scroll><table class=sortable>{named}<thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>"
         )
 
     def chart(self, chart: Chart, caption: str = "") -> None:

@@ -21,7 +21,7 @@ from fastgpt.commands import _read
 from fastgpt.commands.train import Command as Train
 from fastgpt.commands.train import ModelOptions
 from fastgpt.kernels import _runtime
-from fastgpt.tools.demo import DemoConfig
+from fastgpt.study.demo import DemoConfig
 from fastgpt.train.metrics import read_metrics
 
 from ..training import tiny_model

@@ -370,7 +370,7 @@ def test_values_of_another_type_in_a_file_of_settings_are_refused(here, line, ne
 
 def test_a_demo_that_is_off_is_exit_status_1(capsys, monkeypatch):
     result = SimpleNamespace(ok=False)
-    monkeypatch.setattr("fastgpt.tools.demo.run_demo", lambda config: result)
+    monkeypatch.setattr("fastgpt.study.demo.run_demo", lambda config: result)
     assert cli.main(["demo"]) == 1
     result.ok = True
     assert cli.main(["demo"]) == 0

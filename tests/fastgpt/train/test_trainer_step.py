@@ -11,7 +11,7 @@ import torch
 from fastgpt import TrainConfig
 from fastgpt.data.sampler import BatchSampler
 from fastgpt.model.sampling import SamplingConfig
-from fastgpt.tools.demo_config import DemoConfig
+from fastgpt.study.demo_config import DemoConfig
 from fastgpt.train.trainer import Trainer
 
 from ..training import tiny_data, tiny_model, tiny_trainer

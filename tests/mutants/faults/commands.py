@@ -27,7 +27,7 @@ _CLI = "tests/fastgpt/commands/test_cli.py::test_"
 _LINE = "tests/fastgpt/commands/test_command_line.py::test_"
 _SETTINGS = "tests/fastgpt/base/test_settings.py::test_"
 _VERIFY = "tests/fastgpt/tools/test_verify.py::test_"
-_DEMO = "tests/fastgpt/tools/test_demo_command.py::test_"
+_DEMO = "tests/fastgpt/study/test_demo_command.py::test_"
 _SAMPLE = _EFFECTS + "sample_is_generate_with_the_same_settings"
 _EVAL = _EFFECTS + "eval_is_evaluate_of_the_validation_split"
 _INSPECT = _EFFECTS + "inspect_draws_the_layers_and_heads_asked_for_under_their_names"
@@ -176,7 +176,7 @@ MUTANTS = (
     ),
     Mutant(
         "demo-steps-do-not-follow-the-time",
-        "tools.make_trainer",
+        "study.make_trainer",
         call("int").becomes("config.max_steps"),
         _DEMO + "demo_fits_its_steps_into_the_time",
     ),

@@ -27,10 +27,10 @@ from ..nn.implementations import Implementations, implementations
 from ..pages.charts import in_a_row, line_chart, picture
 from ..pages.page import Page
 from ..pages.provenance import environment
-from ..study import attention_maps
+from ..tools import verify
 from ..train.metrics import read_metrics
 from ..train.trainer import TrainConfig, Trainer, TrainResult, Validation, resolve_device
-from . import verify
+from . import attention_maps
 from .demo_config import DemoConfig
 
 MARGIN = 0.3  # nats per token below the unigram entropy that count as having learned to use context

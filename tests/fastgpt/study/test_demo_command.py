@@ -13,9 +13,8 @@ import torch
 
 from fastgpt import cli
 from fastgpt.data.tokenizer import Tokenizer
-from fastgpt.study import attention_maps
-from fastgpt.tools import demo
-from fastgpt.tools.demo import DemoConfig, Interrupted, Setting, run_demo
+from fastgpt.study import attention_maps, demo
+from fastgpt.study.demo import DemoConfig, Interrupted, Setting, run_demo
 from fastgpt.train.metrics import read_metrics
 from tests.fastgpt.pages.test_page import Parsed
 from tests.support import command
