@@ -1,4 +1,4 @@
-"""The runs of the depth study, each by the ordinary Trainer: started, gone on with, or left as it is where it is done."""
+"""The runs of the depth study, each by the ordinary Trainer: started, gone on with, or left where it is done."""
 
 from __future__ import annotations
 
