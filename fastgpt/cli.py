@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "continue a prompt",
     "eval": "loss, perplexity and bits per byte of a model on a text",
     "inspect": "draw a model's attention maps of a prompt",
+    "study depth": "train models of 2 to 12 layers, and judge what papers claim of depth",
     "plan": "memory of a training step, and the largest batch that fits a GPU",
     "bench": "time training steps with each implementation, side by side",
     "verify": "compare every Triton kernel with the reference in float64",

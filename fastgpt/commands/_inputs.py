@@ -48,6 +48,30 @@ def open_data(
         return token_cache.tokenized(paths, tokenizer, progress=progress, verify=verify)
 
 
+def open_both(
+    paths: tuple[str, ...], val_paths: tuple[str, ...], val_fraction: float, tokenizer: Tokenizer, **how: Any
+) -> tuple[TokenDataset, TokenDataset]:
+    """Training and validation data, of --data, --val-data and --val-fraction; `how`: see `open_data`.
+
+    Raises:
+        SettingError: too few tokens to be split. Else as `open_data`.
+    """
+    train_data = open_data(paths, "train", tokenizer, **how)
+    if val_paths:
+        return train_data, open_data(val_paths, "val", tokenizer, option="--val-data", **how)
+    if paths == ("shakespeare",) and train_data.name.startswith("shakespeare/"):
+        return train_data, open_data(paths, "val", tokenizer)
+    n_tokens = len(train_data)
+    train_data, val_data = train_data.split(val_fraction)
+    if min(len(train_data), len(val_data)) < 2:
+        need = (
+            f"splits the {n_tokens} tokens of {train_data.name.removesuffix(' (train)')} into {len(train_data)} to "
+            f"learn from and {len(val_data)} to validate with; both need 2: give more text, or --val-data"
+        )
+        raise SettingError("train", "val_fraction", val_fraction, need)
+    return train_data, val_data
+
+
 @contextlib.contextmanager
 def of_option(option: str) -> Iterator[None]:
     """Errors about a file or its contents name the option that named it."""

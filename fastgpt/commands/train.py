@@ -352,22 +352,9 @@ class Command:
     def _data(self, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset]:
         from . import _inputs
 
-        how: dict[str, Any] = {"progress": self.progress, "verify": self.verify}
-        train_data = _inputs.open_data(self.data, "train", tokenizer, **how)
-        if self.val_data:
-            val_data = _inputs.open_data(self.val_data, "val", tokenizer, option="--val-data", **how)
-            return train_data, val_data
-        if self.data == ("shakespeare",) and train_data.name.startswith("shakespeare/"):
-            return train_data, _inputs.open_data(self.data, "val", tokenizer)
-        n_tokens = len(train_data)
-        train_data, val_data = train_data.split(self.val_fraction)
-        if min(len(train_data), len(val_data)) < 2:
-            need = (
-                f"splits the {n_tokens} tokens of {train_data.name.removesuffix(' (train)')} into {len(train_data)} to "
-                f"learn from and {len(val_data)} to validate with; both need 2: give more text, or --val-data"
-            )
-            raise SettingError("train", "val_fraction", self.val_fraction, need)
-        return train_data, val_data
+        return _inputs.open_both(
+            self.data, self.val_data, self.val_fraction, tokenizer, progress=self.progress, verify=self.verify
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Everything but what belongs to this call alone, in the form that --config reads."""

@@ -98,8 +98,12 @@ class Page:
 
     def provenance(self, more: Iterable[tuple[str, object]] = ()) -> None:
         """Date, command, commit, machine, versions, and `more`: seed, model size, tokens seen, time taken."""
+        self.provenance_of([*more, *made_by(), *environment()])
+
+    def provenance_of(self, rows: Iterable[tuple[str, object]]) -> None:
+        """The same for numbers that were found elsewhere, or earlier."""
         self.heading("Where this comes from")
-        self.table(("what", "value"), [*more, *made_by(), *environment()])
+        self.table(("what", "value"), rows)
 
     def html(self) -> str:
         title = html.escape(self.title)

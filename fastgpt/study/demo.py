@@ -32,23 +32,13 @@ from ..train.metrics import read_metrics
 from ..train.trainer import TrainConfig, Trainer, TrainResult, Validation, resolve_device
 from . import attention_maps
 from .demo_config import DemoConfig
+from .interrupted import Interrupted
 
 MARGIN = 0.3  # nats per token below the unigram entropy that count as having learned to use context
 
 EVAL_BATCHES = 16  # of the validations on the way
 
 MIN_STEPS = 300  # fewer do not show what the model can learn, however slow the machine is
-
-
-class Interrupted(KeyboardInterrupt):
-    """The demo was stopped by a signal; the message says what was kept.
-
-    stopped_by  "SIGINT", "SIGTERM" or "SIGHUP"
-    """
-
-    def __init__(self, message: str, stopped_by: str = "SIGINT") -> None:
-        super().__init__(message)
-        self.stopped_by = stopped_by
 
 
 @dataclass(frozen=True)
@@ -286,7 +276,7 @@ def draw_picture(result: DemoResult, curve: str, maps: dict[int, torch.Tensor], 
     result.picture.write_text(in_a_row(parts, title), encoding="utf-8")
 
 
-def loss_curve(result: DemoResult, lines: list[dict]) -> str:
+def loss_curve(result: DemoResult, lines: list[dict[str, Any]]) -> str:
     """Training and validation loss beside the unigram entropy, as SVG."""
     curves = {
         "training": [(line["step"], line["loss"]) for line in lines],
@@ -346,7 +336,7 @@ def _where(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
 
 
-def validation_points(result: DemoResult, lines: list[dict]) -> list[tuple[float, float]]:
+def validation_points(result: DemoResult, lines: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """(step, loss): before, on the way, after."""
     way = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line and line["step"] < result.steps]
     return [(0, result.before.loss), *way, (result.steps, result.after.loss)]

@@ -192,13 +192,7 @@ def training_step(
     """
     from ..model.gpt import GPT
 
-    check_integer("training_step", "batch", batch, least=1)
-    check_integer("training_step", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
-    check_choice("training_step", "arch", arch, _runtime.KNOWN_TARGETS)
-    hint = " to be counted here: each layer is laid out on paper"
-    check_integer("GPTConfig", "n_layers", config.n_layers, least=1, most=MOST_LAYERS, hint=hint)
-    countable = machine.Room(2**63 - 1, "torch counts up to")
-    check_fits(config, countable, lambda sizes: 4 * count_parameters(sizes), "their weights")
+    _check_countable("training_step", config, batch, seq_len, arch)
     with on_paper(arch) as memory:
         model = GPT(config)
         parameters = {memory.number(p) for p in model.parameters()}
@@ -224,6 +218,36 @@ def training_step(
         for number, size in memory.at_peak.items():
             parts[part_of(number)] += size
     return StepMemory(**parts)
+
+
+def _check_countable(owner: str, config: GPTConfig, batch: int, seq_len: int, arch: str) -> None:
+    check_integer(owner, "batch", batch, least=1)
+    check_integer(owner, "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
+    check_choice(owner, "arch", arch, _runtime.KNOWN_TARGETS)
+    hint = " to be counted here: each layer is laid out on paper"
+    check_integer("GPTConfig", "n_layers", config.n_layers, least=1, most=MOST_LAYERS, hint=hint)
+    countable = machine.Room(2**63 - 1, "torch counts up to")
+    check_fits(config, countable, lambda sizes: 4 * count_parameters(sizes), "their weights")
+
+
+def kept_activations(config: GPTConfig, batch: int, seq_len: int, *, arch: str = "sm_90") -> int:
+    """Bytes that the blocks of `config` keep from forward to backward of (batch, seq_len) tokens, in float32.
+
+    Without weights, gradients and optimizer, and without head and loss: what grows with layers, tokens and width.
+
+    Raises:
+        SettingError, SettingTypeError: as `training_step`.
+    """
+    from ..model.gpt import GPT
+
+    _check_countable("kept_activations", config, batch, seq_len, arch)
+    with on_paper(arch) as memory:
+        model = GPT(config)
+        weights = memory.live
+        hidden = model.hidden_states(torch.empty(batch, seq_len, dtype=torch.int64))
+        kept = memory.live - weights
+        del hidden
+    return kept
 
 
 class _FlashSdpa(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from ...data.tokenizer import Tokenizer
 from ...model.gpt import GPT
 from ...train import checkpoint, overwritten
 from ...train.metrics import read_metrics
-from ...train.trainer import Trainer, TrainResult
+from ...train.trainer import Trainer, TrainResult, resolve_device
 from .config import Cell, DepthConfig
 from .variants import make
 
@@ -25,7 +26,7 @@ TIMED, WARM_UP = 3, 1  # updates
 class CellTrainer(Trainer):
     """A Trainer that tells of every update."""
 
-    on_step: Callable[[], None] = staticmethod(lambda: None)  # type: ignore[assignment]
+    on_step: Callable[[], None] = staticmethod(lambda: None)
 
     def train_step(self) -> tuple[float, float, float]:
         found = super().train_step()
@@ -81,8 +82,6 @@ class Runs:
 
     @property
     def device(self) -> torch.device:
-        from ...train.devices import resolve_device
-
         return resolve_device(self.recipe.device)
 
     def train(self, cell: Cell, on_step: Callable[[], None]) -> TrainResult:
@@ -92,28 +91,26 @@ class Runs:
             Whatever `Trainer.fit` raises; FloatingPointError where it diverged.
         """
         trainer = self._trainer(cell)
-        trainer.on_step = on_step  # type: ignore[method-assign]
+        trainer.on_step = on_step
         return trainer.fit(resume=self.newest(cell) is not None)
 
     def seconds_per_token(self, cell: Cell) -> float:
         """Of training, by a few updates of a model that is thrown away: the fastest of them."""
-        micro = self.recipe.micro_batch
-        trainer = self._trainer(cell, batch_size=micro, grad_accum=1)
-        times = []
+        trainer, times = self.throw_away(cell), []
         for _ in range(WARM_UP + TIMED):
             began = time.perf_counter()
             trainer.train_step()
             times.append(time.perf_counter() - began)
-        return min(times[WARM_UP:]) / (micro * self.recipe.seq_len)
+        return min(times[WARM_UP:]) / (self.recipe.micro_batch * self.recipe.seq_len)
+
+    def throw_away(self, cell: Cell) -> CellTrainer:
+        """A trainer of this cell whose update is one micro-batch, and that writes nothing."""
+        return self._trainer(cell, batch_size=self.recipe.micro_batch, grad_accum=1)
 
     def _trainer(self, cell: Cell, **changes: Any) -> CellTrainer:
-        import dataclasses
-
-        recipe = (
-            self.recipe
-            if self.recipe.tokens is not None
-            else dataclasses.replace(self.recipe, tokens=100 * self.recipe.tokens_per_update, budget=None)
-        )
+        recipe = self.recipe
+        if recipe.tokens is None:  # what is timed before the number is known does not depend on it
+            recipe = dataclasses.replace(recipe, tokens=100 * recipe.tokens_per_update, budget=None)
         config = dataclasses.replace(cell.train_config(recipe), **changes)
         model = self.new_model(cell)
         options = {k: v for k, v in model.config.to_dict().items() if k != "layer_norm_eps"}

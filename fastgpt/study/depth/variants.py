@@ -16,7 +16,9 @@ class AddOnly(AddLayerNorm):
     Its weight and bias are there, so that checkpoints are those of any GPT, and stay untouched.
     """
 
-    def forward(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]  # as its parent's
+        self, x: Tensor | None, residual: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if x is not None:
             residual = residual + F.dropout(x, self.dropout, self.training)
         return residual, residual

@@ -75,7 +75,7 @@ def test_dtypes_and_strides(seed, dtype):
 @pytest.mark.parametrize(
     ("hidden", "error", "match"),
     [
-        ([1.0], SettingTypeError, "hidden=hidden='list' must be a floating-point tensor"),
+        ([1.0], SettingTypeError, "hidden='list' must be a floating-point tensor"),
         (torch.ones(1, 2, 3, dtype=torch.int64), SettingTypeError, "must be a floating-point tensor"),
         (torch.ones(2, 3), SettingError, r"hidden=\(2, 3\) must be \(B, T, D\)"),
         (torch.ones(2, 0, 3), SettingError, "none of them 0"),
