@@ -76,7 +76,7 @@ def __getattr__(name: str) -> Any:
     """Training and tokenizing load what they need when they are first used, so that `import fastgpt` stays quick."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)
-    if name in ("kernels", "nn"):
+    if name in ("kernels", "nn", "study"):
         return import_module(f".{name}", __name__)
     if name == "presets":
         return import_module(".model.presets", __name__)
