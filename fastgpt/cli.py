@@ -17,14 +17,14 @@ from .commands._signals import Signals
 
 # name -> what `fastgpt --help` says about it; the module is fastgpt.commands.<name>, of "study depth" study_depth
 COMMANDS = {
-    "demo": "train a small GPT on Shakespeare, sample from it, write a report",
+    "demo": "train a small GPT, sample from it, write a report",
     "prepare": "tokenize texts into memory-mapped shards",
     "train": "train a GPT",
     "sample": "continue a prompt",
     "eval": "loss, perplexity and bits per byte of a model on a text",
     "inspect": "draw a model's attention maps of a prompt",
-    "study depth": "train models of 2 to 12 layers, and judge what papers claim of depth",
-    "plan": "memory of a training step, and the largest batch that fits a GPU",
+    "study depth": "train 2 to 12 layers, and judge what papers claim",
+    "plan": "memory of a training step, the largest batch on a GPU",
     "bench": "time training steps with each implementation, side by side",
     "verify": "compare every Triton kernel with the reference in float64",
 }

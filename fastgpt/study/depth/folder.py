@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -18,7 +17,8 @@ from typing import Any
 from ...base import files
 from ...base.settings import SettingError, shown
 from ...train import run_folder
-from .config import Cell, DepthConfig
+from ...train.train_config import TrainConfig
+from .config import DepthConfig
 
 KIND, VERSION = "depth", 1
 _FREE = {"budget"}  # what only says how the tokens were found
@@ -36,8 +36,8 @@ def read(config: DepthConfig) -> dict[str, Any] | None:
         ValueError: a study.json that is damaged, or a study of another recipe.
     """
     folder = path_of(config)
-    run = dataclasses.replace(config, tokens=config.tokens_per_update, budget=None)  # of any length
-    run_folder.check(Cell(1, 1, 1, 0).train_config(run), resume=False, overwrite=False)  # can the folder hold one?
+    if not folder.is_dir():  # then it must be one that can be made
+        run_folder.check(TrainConfig(name=config.name, runs_dir=config.runs_dir), resume=False, overwrite=False)
     path = folder / "study.json"
     if not path.exists():
         if folder.is_dir() and any(folder.iterdir()):

@@ -184,18 +184,25 @@ class _Study:
 
     def look(self) -> None:
         """Time and memory, which need no trained model."""
-        first = [cell for cell in self.cells if cell.norm and cell.seed == self.config.seeds[0]]
+        good = [cell for cell in self.cells if self._row(cell).get("status") == "finished"]
+        first = [cell for cell in good if cell.norm and cell.seed == self.config.seeds[0]]
         for width in self.config.widths:
             for heads in self.config.heads:
                 group = [cell for cell in first if (cell.width, cell.heads) == (width, heads)]
                 if any(cell.name not in self.record["timing"] for cell in group):
-                    with self.bar.rounds(f"timing width {width}, {heads} heads", measures.ROUNDS + 1) as on_round:
-                        self.record["timing"] |= measures.step_times(self.runs, group, on_round)
-                    folder.write(self.config, self.record)
+                    self._time(f"timing width {width}, {heads} heads", group)
         if not self.record["memory"]:
             with self.bar.saying() as say:
                 vocabulary = self.runs.tokenizer.vocab_size
-                self.record["memory"] = measures.memory_grid(vocabulary, first[0], self.config.seq_len, say)
+                self.record["memory"] = measures.memory_grid(vocabulary, self.cells[0], self.config.seq_len, say)
+
+    def _time(self, what: str, group: list[Cell]) -> None:
+        with self.bar.rounds(what, measures.ROUNDS + 1) as on_round:
+            try:
+                self.record["timing"] |= measures.step_times(self.runs, group, on_round)
+            except RuntimeError as error:  # out of memory, where each alone had enough
+                self.say(f"{what}: failed ({why(error)})")
+        folder.write(self.config, self.record)
 
     def kept(self) -> str:
         """What is there when the study is stopped, and how to go on."""

@@ -355,6 +355,36 @@ MISTAKES = [
     ),
     ("train --preset one-head --d-model 99999999999999999999", "--d-model 99999999999999999999 must be an integer"),
     ("plan one-head", "MODEL one-head: a preset of OneHeadLM, which is no GPT"),
+    # study depth
+    ("study nosuch", "unknown command 'nosuch'; choose from depth"),
+    ("study dpeth", "did you mean 'depth'?"),
+    ("study --layers 2", "--layers before any command; write fastgpt study <"),
+    ("study depth --layers", "--layers needs at least one value"),
+    ("study depth --layers two", "--layers two must be an integer"),
+    ("study depth --layers 2 0", "--layers 0 must be an integer, at least 1"),
+    ("study depth --layers 2 2", "--layers 2 2 names a number twice"),
+    ("study depth --heads 3", "--heads 3 must divide each width, 256 too"),
+    ("study depth --widths 100 --heads 8", "--heads 8 must divide each width, 100 too"),
+    ("study depth --seeds -1", "--seeds -1 must be an integer, at least 0"),
+    ("study depth --tokens 100", "--tokens 100 must be an integer, at least 131072"),
+    ("study depth --budget soon", "--budget soon must be a time, e.g. 30m"),
+    ("study depth --budget 1m --tokens 1000000", "--budget 1m cannot be given beside tokens"),
+    ("study depth --batch-size 24", "--batch-size 24 must be a multiple of micro_batch (16)"),
+    ("study depth --data nosuch", "--data nosuch: no such file"),
+    ("study depth --name tiny", "runs/tiny holds a run; choose another name (--name)"),
+    ("study depth --runs-dir . --name folder --data empty.txt", "--data empty.txt"),
+    ("study depth --runs-dir a.txt", "--runs-dir a.txt cannot be a folder of runs"),
+    ("study depth --name a/b", "--name a/b must be the plain name of a folder"),
+    ("study depth --tokenizer nosuch", "--tokenizer nosuch is neither a bundled tokenizer"),
+    ("study depth --device cuda:9", "--device cuda:9"),
+    (
+        "study depth --data a.txt --tokenizer shakespeare --tokens 1310720 --name s --progress",
+        "--micro-batch 16 of 16 sequences of 512 tokens is more than the",
+    ),
+    (
+        "study depth --data a.txt --tokenizer shakespeare --tokens 1310720 --seq-len 4 --batch-size 4 --micro-batch 4",
+        "--tokens 1310720 is more than 20 epochs of a.txt",
+    ),
 ]
 
 NEVER = (
@@ -363,6 +393,7 @@ NEVER = (
     "TrainConfig",
     "GPTConfig",
     "DemoConfig",
+    "DepthConfig",
     "None",
     "PosixPath",
     "fastgpt.",
@@ -395,8 +426,9 @@ def test_a_mistake_is_one_line(here, words, expected):
     done = command.run(*shlex.split(words.format(model="runs/tiny")), cwd=here, XDG_CACHE_HOME=str(here / "cache"))
     assert done.code == 2, done.err
     assert done.err.count("\n") == 1, done.err
-    name = words.split()[0]
-    assert done.err.startswith((f"fastgpt {name}: error: ", "fastgpt: error: ")), done.err
+    first, second = (words.split() + [""])[:2]
+    begins = (f"fastgpt {first}: error: ", f"fastgpt {first} {second}: error: ", "fastgpt: error: ")
+    assert done.err.startswith(begins), done.err
     assert expected in done.err
     assert not [word for word in NEVER if word in done.err], done.err
     assert done.out == "" or "/proc/" in words  # where only the attempt to write tells
