@@ -6,11 +6,14 @@ BIN    := $(VENV)/bin
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# Of `make study`: training; what is looked at afterwards takes a minute more.
+BUDGET ?= 3m30s
+
 # What GPU machines have: torch 2.11 and triton 3.6, in a virtual environment of its own.
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo test check types test-all test-cpus test-luck bench gate gate-check mutants faults fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
+.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check mutants faults fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,6 +42,10 @@ $(GPU_VENV)/.dev: pyproject.toml constraints-gpu.txt
 # --- the two commands -----------------------------------------------------------------------------------------------
 demo: $(VENV)/.run  ## train a small GPT on Shakespeare, sample from it, check every kernel, write runs/demo/report.html (demo-2, ... if that is there)
 	$(BIN)/fastgpt demo
+
+study: $(VENV)/.run  ## a small depth study on the embedded Shakespeare, in 5 minutes: runs/study/study.html (BUDGET=30s: a smaller one)
+	$(BIN)/fastgpt study depth --layers 1 2 4 8 --widths 64 --heads 4 --seq-len 64 --batch-size 16 --lr 1e-3 \
+	  --tokenizer shakespeare --budget $(BUDGET) --name study
 
 test: $(VENV)/.dev  ## the whole CPU test suite (on a GPU machine: on the GPU)
 	$(PYTEST) -n $(JOBS) --dist worksteal -m 'not slow'

@@ -7,7 +7,8 @@ Puts the figures of headline.jsonl (which the README's table shows), benchmarks.
 into benchmarks/results/ under names that say GPU, date and commit. Prints what tests.jsonl and errors.jsonl found, and
 for each swept workload the best tile beside the table's own. With --apply it also rewrites the entries of the tables in
 kernels/attention/tiles.py and kernels/ffn/tiles.py that lost; the other families have rules with reasons, not tables,
-and a person changes those. Then: `make gate`, `make readme`, and one commit with results, tables and gate.
+and a person changes those. study.json, of the depth study, goes to the results as it is. Then: `make gate`, `make
+readme`, and one commit with results, tables and gate.
 """
 
 from __future__ import annotations
@@ -146,6 +147,20 @@ def apply(findings: list[Finding]) -> None:
             print(f"  {path.relative_to(ROOT)}:{call.lineno} changed for {finding.workload}")
 
 
+def fold_study(path: Path) -> bool:
+    """study.json of a GPU session goes to RESULTS as study_gpu.json. Returns whether there is one."""
+    if not path.is_file():
+        return False
+    study = json.loads(path.read_text())
+    gpu = dict(study["environment"]).get("GPU", "none")
+    if gpu == "none" or "fake" in gpu:
+        print(f"error: {path} was measured on {gpu}: that says nothing", file=sys.stderr)
+        return False
+    (RESULTS / "study_gpu.json").write_text(path.read_text())
+    print(f"{len(study['rows'])} runs of the depth study -> benchmarks/results/study_gpu.json")
+    return True
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path, help="the folder that gpu_session.sh wrote")
@@ -153,6 +168,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     paths = [p for p in (args.out / f"{name}.jsonl" for name in FIGURES) if p.is_file()]
     found = [*summary.tests(args.out), *summary.errors(args.out)]
+    has_study = fold_study(args.out / "study.json")
+    if not paths and has_study:
+        return 0
     if not paths:
         print(f"error: {args.out} holds none of {', '.join(f'{name}.jsonl' for name in FIGURES)}", file=sys.stderr)
         print(*found, sep="\n")

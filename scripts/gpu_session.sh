@@ -9,6 +9,7 @@
 #
 #     scripts/gpu_session.sh [OUT] [SECONDS]                default: ./out, 405
 #     scripts/gpu_session.sh OUT SECONDS BENCHMARKS...      only these, at all sizes: benchmarks/test_layer_norm.py
+#     scripts/gpu_session.sh OUT 200 study                  the whole grid of the depth study, in 3 minutes of an H100
 #
 # In this order, best first: `fastgpt verify`, headline timings, the tests marked `gpu`, benchmarks against the peers
 # that compile nothing, against those that torch compiles, tile sweeps until the time is up. No failure stops what comes
@@ -22,6 +23,7 @@
 #     errors.jsonl       every error against float64, beside its budget
 #     benchmarks.jsonl   figures beside every peer
 #     sweep.jsonl        times of other tiles than the tables'
+#     study.json, .html  the depth study, where it was asked for
 #     earlier-N.tar.gz   these files of the session before, where OUT had any: figures of two are never mixed
 #
 # `scripts/fold_results.py OUT` puts the figures into benchmarks/results/.
@@ -39,7 +41,7 @@ due=0  # by when, counted from the start, the present step must have ended
 
 (   # by name: OUT may hold what is not ours
     cd "$out"
-    old=(steps.txt log.txt {headline,tests,errors,benchmarks,sweep,full}.jsonl sweep.begun)
+    old=(steps.txt log.txt study.{json,html,svg} {headline,tests,errors,benchmarks,sweep,full}.jsonl sweep.begun)
     for file in "${old[@]}"; do [ -e "$file" ] && found+=("$file"); done
     [ -n "${found:-}" ] || exit 0
     number=1; while [ -e "earlier-$number.tar.gz" ]; do number=$((number + 1)); done
@@ -110,6 +112,17 @@ echo "figures are labelled ${FASTGPT_COMMIT:-with no commit}" | tee -a "$out/log
 case ${FASTGPT_COMMIT:-} in *-changed) echo "(the sources are not those that the kernels were compiled from)" ;; esac
 step cache 15 $python scripts/gpu/cache.py unpack "${GPU_CACHE:-.gpu-cache/cache.tar.xz}" "$TRITON_CACHE_DIR"
 tail -n 1 "$out/log.txt"
+
+# Of what it trains, all but the findings stays on that machine. Two minutes of training; the rest are saves and measures.
+study=($python -m fastgpt study depth --data .gpu-cache/tokens/train --val-data .gpu-cache/tokens/val --budget 2m
+    --batch-size 32 --micro-batch 32 --saves 0 --runs-dir "$state" --name study --no-progress)
+[ -z "${FASTGPT_FAKE_GPU:-}" ] || study=($python scripts/gpu/study.py kernels)  # nothing could be learned there
+if [ "${3:-}" = study ]; then
+    step study "$total" "${study[@]}"
+    cp "$state"/study/study.* "$out" 2>/dev/null
+    tail -n 40 "$out/log.txt"
+    exit
+fi
 
 # One process for all files; where a peer breaks the context, another goes on behind it.
 benchmark=($python -m pytest --benchmark "${pytest[@]}" -p pytest_benchmark.plugin -p tests.support.dead_gpu)

@@ -62,16 +62,20 @@ class Tokenizer:
                 f"must be the bytes of a ranks file; {bundled} a bundled tokenizer, Tokenizer.from_file(path) another"
             )
             raise SettingTypeError("Tokenizer", "ranks_file", ranks_file, need)
-        import tiktoken
-
         self.name = name
         self.ranks_file = ranks_file
         self.sha256 = hashlib.sha256(ranks_file).hexdigest()
         self._ranks = _parse_ranks(name, ranks_file)
         self.end_of_text = len(self._ranks)
         self.vocab_size = len(self._ranks) + 1
-        self._encoding = tiktoken.Encoding(
-            name=name,
+
+    @functools.cached_property
+    def _encoding(self) -> Any:
+        """tiktoken's: tokens that are made already need none of it, as on a machine that has no tiktoken."""
+        import tiktoken
+
+        return tiktoken.Encoding(
+            name=self.name,
             pat_str=GPT2_PATTERN,
             mergeable_ranks=self._ranks,
             special_tokens={END_OF_TEXT: self.end_of_text},

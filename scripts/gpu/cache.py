@@ -118,7 +118,9 @@ def session(out: Path, mode: str, cache: Path, archive: Path, jobs: int, tiles: 
         # Kernels compute nothing there, so every assertion would fail, and end its test before the next launch.
         "PYTHONOPTIMIZE": "1", "PYTEST_ADDOPTS": "--assert=plain",
     }  # fmt: skip
-    subprocess.run([str(ROOT / "scripts" / "gpu_session.sh"), str(out), "36000"], env=environment, check=True)
+    for what in ([], ["study"]):
+        command = [str(ROOT / "scripts" / "gpu_session.sh"), str(out / "".join(what)), "36000", *what]
+        subprocess.run(command, env=environment, check=True)
 
 
 def recorded(folder: Path) -> list[bytes]:
@@ -202,8 +204,11 @@ def build(folder: Path, archive: Path, jobs: int, tiles: int, record: bool) -> i
     entries, failed = compile_all(noted, folder / "triton", jobs)
     print(*sorted(set(failed)), sep="\n")
     size = pack(folder / "triton", entries, archive)
+    tokens = archive.parent / "tokens"
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "gpu" / "study.py"), "tokens", str(tokens)], check=True)
+    size += sum(file.stat().st_size for file in tokens.rglob("*") if file.is_file())
     (archive.parent / "COMMIT").write_text(of)
-    print(f"{archive}: {size / 2**20:.1f} MiB, {len(entries)} entries, {time.monotonic() - start:.0f} s")
+    print(f"{archive.parent}: {size / 2**20:.1f} MiB, {len(entries)} entries, {time.monotonic() - start:.0f} s")
     if size > LIMIT:
         print(f"error: that is more than the {LIMIT >> 20} MiB that may travel; lower --sweep-tiles", file=sys.stderr)
         return 1
@@ -291,7 +296,7 @@ def attempt(folder: Path, archive: Path, out: Path, jobs: int, tiles: int) -> in
     for old in (out, folder / "dry-run"):
         shutil.rmtree(old, ignore_errors=True)
     session(out, "1", folder / "dry-run", archive, jobs, tiles)
-    steps = (out / "steps.txt").read_text().splitlines()
+    steps = [line for folder in (out, out / "study") for line in (folder / "steps.txt").read_text().splitlines()]
     missed = [line for line in steps if "compiled: 0, launchers built: 0" not in line and not line.startswith("cache:")]
     print(f"archive: {archive.stat().st_size / 2**20:.1f} MiB")
     print("no kernel was compiled" if not missed else "compiled beside the archive:\n" + "\n".join(missed))

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import headline, measure
 from benchmarks.report import read_rows
+from scripts import fold_results
 from scripts.gpu import cache, summary
 from tests import conftest
 
@@ -38,6 +39,28 @@ def session(folder: Path, does: str, *arguments: str, **environment: str) -> tup
 
 
 STEPS = ["cache", "verify", "headline", "tests", "peers", "peers-compiled", "sweep"]
+
+
+def test_the_study_is_a_session_of_its_own(tmp_path):
+    """It trains elsewhere, and only what it found comes home."""
+    found = '[ "$2" != fastgpt ] || { mkdir -p "${18}/study" && echo found > "${18}/study/study.json"; }'
+    steps, calls = session(tmp_path, found, "200", "study")
+    assert [line.split(":")[0] for line in steps] == ["cache", "study"]
+    words = calls[1].split()
+    assert words[:4] == ["-m", "fastgpt", "study", "depth"]
+    assert str(tmp_path) not in words[words.index("--runs-dir") + 1]
+    assert (tmp_path / "out" / "study.json").read_text() == "found\n"
+
+
+def test_a_study_is_folded_in_where_a_gpu_has_made_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fold_results, "RESULTS", tmp_path)
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps({"rows": [1, 2], "environment": [["GPU", "none"]]}))
+    assert not fold_results.fold_study(path)
+    path.write_text(json.dumps({"rows": [1, 2], "environment": [["GPU", "NVIDIA H100"]]}))
+    assert fold_results.fold_study(path)
+    assert json.loads((tmp_path / "study_gpu.json").read_text())["rows"] == [1, 2]
+    assert "2 runs of the depth study" in capsys.readouterr().out
 
 
 def test_no_failure_stops_the_steps_after_it(tmp_path):

@@ -18,7 +18,7 @@ _OWNER = "DepthConfig"
 NO_NORM_SHARE = 0.25  # of the tokens: runs without LayerNorm tell of gradients, not of perplexity
 MOST_EPOCHS = 20.0  # more of the same text measures memory, not depth
 GRID = ("layers", "widths", "heads", "seeds")  # may grow from call to call; all else is as the study was begun
-WHERE = ("device", "threads", "name", "runs_dir")
+WHERE = ("device", "name", "runs_dir", "saves")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class DepthConfig:
         warmup_fraction: Fraction of the updates in which the learning rate rises to its peak; a cosine follows.
         weight_decay: AdamW's decay, on matrices only.
         dropout: Probability, on embeddings, attention weights and sub-layer outputs.
+        saves: Checkpoints on the way of each run, from which an interrupted one goes on.
         eval_tokens: Tokens of the validation data that each validation scores, spread over it.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
         dtype: "bfloat16" (autocast; weights stay float32), "float32", or "auto": bfloat16 on GPUs that have it.
@@ -66,6 +67,7 @@ class DepthConfig:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.1
     dropout: float = 0.0
+    saves: int = 5
     eval_tokens: int = 65_536
     device: str = "auto"
     dtype: str = "auto"
@@ -79,6 +81,7 @@ class DepthConfig:
                 raise SettingError(_OWNER, "heads", heads, f"must divide each width, {width} too; choose from {others}")
         for name in ("batch_size", "micro_batch", "seq_len", "eval_tokens"):
             self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1))
+        self._set("saves", check_integer(_OWNER, "saves", self.saves, least=0))
         self._set("micro_batch", min(self.micro_batch, self.batch_size))
         if self.batch_size % self.micro_batch:
             need = f"must be a multiple of micro_batch ({self.micro_batch}), of which it is made; change one of them"
@@ -166,13 +169,14 @@ class Cell:
 
     def train_config(self, recipe: DepthConfig) -> TrainConfig:
         steps = self.updates(recipe)
-        fifth = max(1, steps // 5)
+        save_every = max(1, steps // recipe.saves) if recipe.saves else 0
         return TrainConfig(
             name=self.name, runs_dir=f"{recipe.runs_dir}/{recipe.name}", steps=steps, batch_size=recipe.micro_batch,
             grad_accum=recipe.batch_size // recipe.micro_batch, seq_len=recipe.seq_len, lr=recipe.lr,
-            warmup_fraction=recipe.warmup_fraction, weight_decay=recipe.weight_decay, log_every=0, eval_every=fifth,
-            eval_batches=max(1, recipe.eval_tokens // (recipe.micro_batch * recipe.seq_len)), save_every=fifth, keep=1,
-            seed=self.seed, device=recipe.device, dtype=recipe.dtype, tensorboard=False,
+            warmup_fraction=recipe.warmup_fraction, weight_decay=recipe.weight_decay, log_every=0,
+            eval_every=max(1, steps // 5), save_every=save_every, keep=1, seed=self.seed,
+            eval_batches=max(1, recipe.eval_tokens // (recipe.micro_batch * recipe.seq_len)),
+            device=recipe.device, dtype=recipe.dtype, tensorboard=False,
         )  # fmt: skip
 
 

@@ -426,7 +426,7 @@ def test_a_mistake_is_one_line(here, words, expected):
     done = command.run(*shlex.split(words.format(model="runs/tiny")), cwd=here, XDG_CACHE_HOME=str(here / "cache"))
     assert done.code == 2, done.err
     assert done.err.count("\n") == 1, done.err
-    first, second = (words.split() + [""])[:2]
+    first, second = [*words.split(), ""][:2]
     begins = (f"fastgpt {first}: error: ", f"fastgpt {first} {second}: error: ", "fastgpt: error: ")
     assert done.err.startswith(begins), done.err
     assert expected in done.err
