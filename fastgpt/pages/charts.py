@@ -12,29 +12,40 @@ import base64
 import html
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from .axes import Axis, inside, log_ticks, short, text_width, ticks, wrapped
+from .legend import COLOURS, Look, colour, legend
+
+__all__ = ["COLOURS", "Chart", "Points", "in_a_row", "line_chart", "log_ticks", "picture", "ticks"]
 
 Points = Sequence[tuple[float, float]]
 
-COLOURS = ("#1f6feb", "#d1470c", "#2da44e", "#8250df", "#9a6700", "#bf3989", "#57606a", "#0a7d91")
 _XMLNS = "http://www.w3.org/2000/svg"
+
+_TITLE = 14  # pixels
+
+_FEW = 40  # points of a line, of which each is drawn as a dot
+
+_MARKS = 5  # dots on a line of more points: by their shape it is known without its colour
 
 
 @dataclass(frozen=True)
 class Chart:
     """Lines or points over two axes; `svg` draws it in any size.
 
-    series   name -> points (x, y), a line each; points that are not finite are left out
+    series   name -> points (x, y), a line each; points that are not finite (on a logarithmic axis: not above 0) are
+             left out
     title    what it shows, read out by screen readers too
     levels   name -> y: dashed horizontal lines
     bold     names of the series that stand out
     dashed   names of the series that are fits or claims, not measured points: broken lines without dots
     spans    name -> (x, low, high): a vertical bar at a point, such as an interval or the range over seeds
-    dots     a dot at each point; None: where an axis is logarithmic, as few are measured
+    dots     a dot at each point, which says its numbers below the mouse; None: where a line has few
 
     Raises:
-        ValueError: no finite point in any series.
+        ValueError: no point in any series that can be drawn.
     """
 
     series: Mapping[str, Points]
@@ -50,69 +61,105 @@ class Chart:
     dots: bool | None = None
 
     def __post_init__(self) -> None:
-        if not any(math.isfinite(y) for points in self.series.values() for _, y in points):
-            raise ValueError("Chart: no finite point in any series; give at least one")
+        if not any(self._drawn(points) for points in self.series.values()):
+            above = ", and above 0 on a logarithmic axis" if self.log_x or self.log_y else ""
+            raise ValueError(f"Chart: no finite point in any series; give at least one{above}")
+
+    def _drawn(self, points: Points) -> list[tuple[float, float]]:
+        return [(x, y) for x, y in points if _is_on(x, self.log_x) and _is_on(y, self.log_y)]
 
     def svg(self, size: tuple[int, int] = (720, 320), *, standalone: bool = False) -> str:
-        """An SVG of `size` pixels. standalone: with colours of its own, for light paper; else it takes a page's."""
-        finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in self.series.items()}
-        spans = [span for some in self.spans.values() for span in some]
-        xs = [x for points in finite.values() for x, _ in points]
-        ys = [y for points in finite.values() for _, y in points] + list(self.levels.values())
-        ys += [y for _, low, high in spans for y in (low, high)]
-        (width, height), left, bottom, top, right = size, 60, 44, 12, 12
-        x_of, y_of = (math.log10 if log else float for log in (self.log_x, self.log_y))
-        x_low, x_high = x_of(min(xs)), x_of(max(xs))
-        x_high = max(x_high, x_low + 1e-9)
-        y_low, y_high = y_of(min(ys)), y_of(max(ys))
-        pad = 0.05 * (y_high - y_low) or 0.5
-        y_low, y_high = y_low - pad, y_high + pad
-        colours = COLOURS if standalone else [f"var(--s{n})" for n in range(len(COLOURS))]
-        line, paper = ("#e4e4e4", "#fff") if standalone else ("var(--line)", "var(--paper)")
-        ink = "" if standalone else ' fill="var(--ink)"'
+        """An SVG, `size` pixels wide and high, and as much higher as the legend below takes.
 
-        def px(x: float) -> float:
-            return left + (x_of(x) - x_low) / (x_high - x_low) * (width - left - right)
+        standalone: with colours of its own, on light paper; else it takes a page's.
+        """
+        (width, height), right = size, 14
+        series = {name: self._drawn(points) for name, points in self.series.items()}
+        spans = {name: [s for s in some if len(self._drawn([s[:2], s[::2]])) == 2] for name, some in self.spans.items()}
+        levels = {name: y for name, y in self.levels.items() if _is_on(y, self.log_y)}
+        xs = [x for points in series.values() for x, _ in points]
+        xs += [x for name, some in spans.items() if name in series for x, _, _ in some]
+        ys = [y for points in series.values() for _, y in points] + list(levels.values())
+        ys += [y for name, some in spans.items() if name in series for _, *ends in some for y in ends]
 
-        def py(y: float) -> float:
-            return top + (y_high - y_of(y)) / (y_high - y_low) * (height - top - bottom)
+        heading, y_label = wrapped(self.title, width - 16, 1.1 * _TITLE), wrapped(self.y_label, width - 16)
+        x_label = wrapped(self.x_label, width - 16)
+        top = 10 + 19 * len(heading) + 16 * len(y_label) + 6
+        bottom = height - 26 - 16 * len(x_label)
+        y_axis = Axis(ys, bottom, top, log=self.log_y, pad=0.05)
+        y_ticks = y_axis.ticks(horizontal=False)
+        left = 14 + math.ceil(max(text_width(label) for _, label in y_ticks))
+        x_axis = Axis(xs, left, width - right, log=self.log_x, pad=0.02)
 
-        out = [_opened(width, height, self.title, ink)]
-        for y in log_ticks(10**y_low, 10**y_high) if self.log_y else ticks(y_low, y_high):
-            out.append(f'<path d="M{left} {py(y):.1f}H{width - right}" stroke="{line}"/>')
-            out.append(f'<text x="{left - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{_short(y)}</text>')
-        for x in log_ticks(10**x_low, 10**x_high) if self.log_x else ticks(x_low, x_high):
-            out.append(f'<text x="{px(x):.1f}" y="{height - bottom + 16}" text-anchor="middle">{_short(x)}</text>')
-        labels = []
-        for n, (name, y) in enumerate(self.levels.items()):
-            colour = colours[(len(self.series) + n) % len(colours)]
-            out.append(f'<path d="M{left} {py(y):.1f}H{width - right}" stroke="{colour}" stroke-dasharray="6 4"/>')
-            labels.append((colour, f"{name} ({y:.3f})"))
-        dots = (self.log_x or self.log_y) if self.dots is None else self.dots
-        for n, (name, points) in enumerate(finite.items()):
-            colour = colours[n % len(colours)]
-            path = "L".join(f"{px(x):.1f} {py(y):.1f}" for x, y in points)
-            if path:
-                stroke = f'stroke="{colour}" stroke-width="{3 if name in self.bold else 1.6}"'
-                broken = ' stroke-dasharray="3 3"' if name in self.dashed else ""
-                out.append(f'<path d="M{path}" fill="none" {stroke}{broken}/>')
-            for x, y in points if dots and name not in self.dashed else ():
-                out.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="{colour}"/>')
-            for x, low, high in self.spans.get(name, ()):
-                out.append(f'<path d="M{px(x):.1f} {py(low):.1f}V{py(high):.1f}" stroke="{colour}" stroke-width="2"/>')
-            labels.append((colour, name))
-        for n, (colour, label) in enumerate(labels):
-            y = top + 14 + 17 * n
-            place = f'x="{width - right - 8}" y="{y}" text-anchor="end"'
-            halo = f'stroke="{paper}" stroke-width="3" paint-order="stroke"'
-            out.append(f'<text {place} {halo} fill="{colour}">{html.escape(label)}</text>')
-        middle = (left + width) / 2
-        out.append(f'<text x="{middle}" y="{height - 8}" text-anchor="middle">{html.escape(self.x_label)}</text>')
-        out.append(
-            f'<text transform="translate(14 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">'
-            f"{html.escape(self.y_label)}</text></svg>"
-        )
-        return "".join(out)
+        line = "#d8dee4" if standalone else "var(--line)"
+        out = [
+            _text(line_, 8, 18 + 19 * n, f'font-size="{_TITLE}" font-weight="600"') for n, line_ in enumerate(heading)
+        ]
+        out += [_text(label, 8, 6 + 19 * len(heading) + 16 * (n + 1)) for n, label in enumerate(y_label)]
+        for y, label in y_ticks:
+            out.append(f'<path d="M{left} {y_axis(y):.1f}H{width - right}" stroke="{line}"/>')
+            out.append(_text(label, left - 6, y_axis(y) + 4, 'text-anchor="end"'))
+        out.append(f'<path d="M{left} {bottom}H{width - right}" stroke="currentColor"/>')
+        edges = (2.0, width - 2.0)
+        for x, label in x_axis.ticks(horizontal=True, within=edges):
+            out.append(f'<path d="M{x_axis(x):.1f} {bottom}v5" stroke="currentColor"/>')
+            middle = inside(x_axis(x), text_width(label) / 2, edges)
+            out.append(_text(label, middle, bottom + 18, 'text-anchor="middle"'))
+        middle = (left + width - right) / 2
+        for n, label in enumerate(x_label):
+            middle = inside(middle, text_width(label) / 2, (8, width - 8))
+            out.append(_text(label, middle, bottom + 34 + 16 * n, 'text-anchor="middle"'))
+
+        looks = list(self._looks(series, list(levels), standalone))
+        for look, y in zip(looks[len(series) :], levels.values()):
+            out.append(f'<path d="M{left} {y_axis(y):.1f}H{width - right}" {look.stroke}/>')
+        for n, (name, points) in enumerate(series.items()):
+            look = looks[n]
+            if len(points) > 1:
+                path = "L".join(f"{x_axis(x):.1f} {y_axis(y):.1f}" for x, y in points)
+                out.append(f'<path d="M{path}" {look.stroke}/>')
+            for x, low, high in spans.get(name, ()):
+                ends = f"M{x_axis(x):.1f} {y_axis(low):.1f}V{y_axis(high):.1f}"
+                caps = "".join(f"M{x_axis(x) - 4:.1f} {y_axis(end):.1f}h8" for end in (low, high))
+                out.append(f'<path d="{ends}{caps}" stroke="{look.colour}" stroke-width="1.5"/>')
+            for x, y in self._dotted(name, points, n):
+                told = f"{name}\n{self.x_label}: {short(x)}\n{self.y_label}: {short(y)}"
+                out.append(look.dot(x_axis(x), y_axis(y), told))
+        named = [look for look in looks if look.name]
+        drawn, more = legend(named, 8, height + 2, width - 16)
+        paper = f'<path fill="#fff" d="M0 0H{width}V{height + more}H0z"/>' if standalone else ""
+        return "".join([_opened(width, int(height + more), self._aloud(), standalone), paper, *out, *drawn, "</svg>"])
+
+    def _looks(self, series: Mapping[str, Points], levels: Sequence[str], standalone: bool) -> Iterator[Look]:
+        """How each series is drawn, and each level."""
+        for n, (name, points) in enumerate(series.items()):
+            shape = n if self._dotted(name, points, n) else None
+            dashes = "4 3" if name in self.dashed else ""
+            yield Look(name, colour(n, standalone), shape, dashes, 3 if name in self.bold else 1.6)
+        for n, name in enumerate(levels, len(series)):
+            yield Look(f"{name} ({short(self.levels[name], 4)})", colour(n, standalone), None, "7 4", 1.4)
+
+    def _dotted(self, name: str, points: Points, n: int) -> Points:
+        """The points that are drawn as dots: all, or some by which the line is told from the others."""
+        if len(points) == 1:
+            return points
+        if name in self.dashed:
+            return ()
+        if self.dots or (self.dots is None and len(points) <= _FEW):
+            return points
+        if len(self.series) == 1:
+            return ()
+        every = max(1, len(points) // _MARKS)
+        return points[(every * (n % 4 + 1)) // 5 :: every]
+
+    def _aloud(self) -> str:
+        names = ", ".join(filter(None, self.series))
+        return f"{self.title}: {names}" if self.title and names else self.title or names
+
+
+def _is_on(value: float, log: bool) -> bool:
+    """Whether an axis can show it."""
+    return math.isfinite(value) and (value > 0 or not log)
 
 
 def line_chart(
@@ -128,18 +175,16 @@ def line_chart(
     return chart.svg(size, standalone=True)
 
 
-def _short(number: float) -> str:
-    """5e8 as 500M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= max(size, 1e5):
-            return f"{number / size:g}{unit}"
-    return f"{number:g}"
+def _text(text: str, x: float, y: float, more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}"{f" {more}" if more else ""}>{html.escape(text)}</text>'
 
 
-def _opened(width: int, height: int, title: str = "", more: str = "") -> str:
+def _opened(width: int, height: int, aloud: str = "", standalone: bool = True) -> str:
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    named = f' role="img"><title>{html.escape(title)}</title>' if title else ">"
-    return f'<svg xmlns="{_XMLNS}" {size} font-size="12" font-family="system-ui,sans-serif"{more}{named}'
+    named = f' role="img" aria-label="{html.escape(aloud)}"' if aloud else ""
+    ink = "#1f2328" if standalone else "var(--ink)"
+    font = 'font-size="12" font-family="system-ui,sans-serif"'
+    return f'<svg xmlns="{_XMLNS}" {size} {font} fill="{ink}" color="{ink}"{named}>'
 
 
 def picture(png: bytes, width: int, height: int) -> str:
@@ -152,29 +197,10 @@ def in_a_row(charts: Sequence[str], title: str) -> str:
     """One SVG, white, of several that this module made, in a row below a title."""
     sizes = [tuple(map(int, re.findall(r'width="(\d+)" height="(\d+)"', chart)[0])) for chart in charts]
     width, height = sum(w for w, _ in sizes), max(h for _, h in sizes) + 30
-    out = [_opened(width, height), '<path fill="#fff" d="M0 0H9999V9999H0z"/>']
+    out = [_opened(width, height, title), '<path fill="#fff" d="M0 0H9999V9999H0z"/>']
     out.append(f'<text x="{width / 2:g}" y="20" text-anchor="middle" font-size="14">{html.escape(title)}</text>')
     left = 0
     for chart, (chart_width, _) in zip(charts, sizes):
         out.append(f'<g transform="translate({left} 30)">{chart}</g>')
         left += chart_width
     return "".join([*out, "</svg>"])
-
-
-def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Round numbers between low and high: steps of 1, 2 or 5 times a power of ten."""
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
-    first = math.ceil(low / step)
-    return [round(n * step, 12) for n in range(first, math.floor(high / step) + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between low and high, or, where those are few, 1, 2 and 5 times them."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 2, 5)):
-        found = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
-        if len(found) > 2:
-            break
-    return found

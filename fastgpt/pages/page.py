@@ -11,6 +11,7 @@ page.save("report.html")
 from __future__ import annotations
 
 import html
+import math
 import os
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .charts import Chart
 
 WIDE, NARROW = (720, 340), (360, 300)  # pixels: each chart is drawn for a screen and for a phone
+
+MOST_ROWS = 200  # of a chart's numbers, as a table
 
 
 def asset(name: str, package: str = __package__) -> str:
@@ -69,32 +72,27 @@ class Page:
     ) -> None:
         """A table that sorts by the heading that is pressed. `bad`: numbers of the rows that are shown as failures.
 
-        A cell that is a number stands at the right and sorts by its value; (value, text) sorts by value and shows text.
+        A cell that is a number stands at the right and sorts by its value; (value, text) sorts by value and shows text;
+        None among numbers is an empty cell, and comes last.
         """
-        rows = list(rows)
-        numbers = [all(_value(row[n]) is not None for row in rows) for n in range(len(header))] if rows else []
-        marks = [" class=number" if number else "" for number in numbers] or [""] * len(header)
-        head = "".join(
-            f"<th{mark} scope=col><button type=button>{html.escape(str(cell))}</button></th>"
-            for mark, cell in zip(marks, header)
-        )
-        body = "".join(
-            f"<tr{' class=bad' if n in bad else ''}>{''.join(map(_cell, row, marks))}</tr>"
-            for n, row in enumerate(rows)
-        )
-        named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-        self.add(
-            f"<div class=scroll><table class=sortable>{named}<thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table></div>"
-        )
+        self.add(_table(header, list(rows), bad, caption))
+
+    def figure(self, markup: str, caption: str = "") -> None:
+        """HTML or SVG as it is, e.g. of `charts.in_a_row`; it scrolls where it is wider than the page."""
+        below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+        self.add(f"<figure><div class=scroll>{markup}</div>{below}</figure>")
 
     def chart(self, chart: Chart, caption: str = "") -> None:
-        """A chart, twice: for a wide screen and for a phone, each with text of a size that can be read there."""
+        """A chart, twice: for a wide screen and for a phone, each with text of a size that can be read there.
+
+        Below it, where they are few, its numbers, to be unfolded.
+        """
         drawn = "".join(
             f"<div class={name}>{chart.svg(size)}</div>" for name, size in (("wide", WIDE), ("narrow", NARROW))
         )
         below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-        self.add(f"<figure>{drawn}{below}</figure>")
+        numbers = _numbers(chart)
+        self.add(f"<figure>{drawn}{below}{numbers}</figure>")
 
     def provenance(self, more: Iterable[tuple[str, object]] = ()) -> None:
         """Date, command, commit, machine, versions, and `more`: seed, model size, tokens seen, time taken."""
@@ -124,14 +122,54 @@ class Page:
         files.replace_file(Path(path), lambda new: new.write_text(self.html(), encoding="utf-8"))
 
 
+def _numbers(chart: Chart) -> str:
+    """What is drawn, as a table: a row for each x, a column for each series; "" of more than `MOST_ROWS` rows."""
+    found: dict[float, dict[str, float]] = {}
+    for name, points in chart.series.items():
+        for x, y in points:
+            found.setdefault(x, {}).setdefault(name, y)
+    if len(found) > MOST_ROWS:
+        return ""
+    rows = [(x, *(by_name.get(name) for name in chart.series)) for x, by_name in sorted(found.items())]
+    cells = [[None if n is None or not math.isfinite(n) else (n, f"{n:.6g}") for n in row] for row in rows]
+    table = _table((chart.x_label, *chart.series), cells, (), chart.y_label)
+    return f"<details class=numbers><summary>The numbers</summary>{table}</details>"
+
+
+def _table(header: Sequence[object], rows: Sequence[Sequence[object]], bad: Sequence[int], caption: str) -> str:
+    numbers = [_are_numbers([row[n] for row in rows]) for n in range(len(header))]
+    marks = [" class=number" if number else "" for number in numbers]
+    head = "".join(
+        f"<th{mark} scope=col><button type=button>{html.escape(str(cell))}</button></th>"
+        for mark, cell in zip(marks, header)
+    )
+    body = "".join(
+        f"<tr{' class=bad' if n in bad else ''}>{''.join(map(_cell, row, marks))}</tr>" for n, row in enumerate(rows)
+    )
+    named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return (
+        f"<div class=scroll><table class=sortable>{named}<thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _are_numbers(cells: Sequence[object]) -> bool:
+    """Whether a column's cells are numbers, or missing; all missing: it is none."""
+    return all(cell is None or _value(cell) is not None for cell in cells) and any(cell is not None for cell in cells)
+
+
 def _value(cell: object) -> float | None:
     if isinstance(cell, tuple):
         cell = cell[0]
-    return float(cell) if isinstance(cell, (int, float)) and not isinstance(cell, bool) else None
+    if not isinstance(cell, (int, float)) or isinstance(cell, bool):
+        return None
+    return float(cell) if math.isfinite(cell) else None
 
 
 def _cell(cell: object, mark: str) -> str:
     value, shown = _value(cell), cell[1] if isinstance(cell, tuple) else cell
+    if cell is None and mark:
+        return f"<td{mark}></td>"
     data = "" if value is None else f' data-value="{value!r}"'
     text = html.escape(str(shown))
     return f"<td{mark}{data}>{text}</td>"

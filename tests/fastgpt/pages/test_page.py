@@ -59,10 +59,41 @@ def test_page_in_a_browser(opened, tmp_path, width, dark):
     shown = opened(tmp_path / "page.html", width=width, dark=dark)
     assert overflow(shown) == 0
     assert shown.locator("svg:visible").count() == 1
-    column = "[...document.querySelectorAll('table tbody')][0].innerText.split('\\n').map(row => row.split('\\t')[0])"
+    column = "[...document.querySelectorAll('table tbody')][1].innerText.split('\\n').map(row => row.split('\\t')[0])"
     shown.click("text=layers")
     assert shown.evaluate(column) == ["2", "4", "12"]
     shown.click("text=layers")
     assert shown.evaluate(column) == ["12", "4", "2"]
     paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(13, 17, 23)") is dark
+
+
+def test_a_table_sorts_by_keys_with_what_is_missing_last(opened, tmp_path):
+    page = Page("Runs")
+    page.table(("name", "loss"), [("b", 2.0), ("c", None), ("a", (1.5, "1.50 ± 0.1")), ("d", 10.0)])
+    page.save(tmp_path / "page.html")
+    shown = opened(tmp_path / "page.html")
+    names = "[...document.querySelector('tbody').rows].map(row => row.cells[0].textContent).join('')"
+    shown.focus("text=loss")
+    shown.keyboard.press("Enter")
+    assert shown.evaluate(names) == "abdc"
+    assert shown.get_attribute("th:nth-child(2)", "aria-sort") == "ascending"
+    shown.keyboard.press("Space")
+    assert shown.evaluate(names) == "dbac"
+    assert shown.inner_text("tbody tr:last-child td:nth-child(2)") == ""
+
+
+def test_the_numbers_of_a_chart_stand_below_it(opened, tmp_path):
+    """Those that were drawn, a column for each line; of a chart of very many points there are none."""
+    few = {"training": [(1, 8.25), (2, 7.0), (3, float("nan"))], "validation": [(2, 7.5)]}
+    page = Page("Runs")
+    page.chart(Chart(few, title="Loss", x_label="step", y_label="loss, nats per token"))
+    page.chart(Chart({"training": [(n, 1.0) for n in range(5000)]}, title="Loss", x_label="step", y_label="loss"))
+    page.save(tmp_path / "page.html")
+    shown = opened(tmp_path / "page.html", width=400)
+    assert shown.locator("details").count() == 1
+    shown.click("text=The numbers")
+    assert shown.inner_text("details thead").split() == ["step", "training", "validation"]
+    rows = [row.split("\t") for row in shown.inner_text("details tbody").split("\n")]
+    assert rows == [["1", "8.25", ""], ["2", "7", "7.5"], ["3", "", ""]]
+    assert overflow(shown) == 0
