@@ -71,12 +71,10 @@ def gradient_norms(model: GPT, idx: Tensor, targets: Tensor) -> list[float]:
     model.zero_grad(set_to_none=True)
     with torch.enable_grad():
         model(idx, targets).loss.backward()
-    norms = [
-        float(
-            torch.stack([p.grad.double().square().sum() for p in block.parameters() if p.grad is not None]).sum().sqrt()
-        )
-        for block in model.blocks
-    ]
+    norms = []
+    for block in model.blocks:
+        squares = [p.grad.double().square().sum() for p in block.parameters() if p.grad is not None]
+        norms.append(float(torch.stack(squares).sum().sqrt()))
     model.zero_grad(set_to_none=True)
     return norms
 
