@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastgpt.kernels import _runtime
 from fastgpt.kernels.attention import launch
+from fastgpt.kernels.attention.ladder import attention_of
 
 from .limits import LIMITS
 from .rows import Row, tf32_allowed
@@ -58,6 +59,17 @@ def rows() -> Iterator[Row]:
     others = tuple(arch for arch in kinds if arch != "sm_90")  # there dK/dV spills 4 bytes
     yield row("bf16-d72-causal", frozenset({"tensor_core", "no_spills"}), head_dim=72, arches=others)
     yield row("bf16-d72-causal-sm_90", frozenset({"tensor_core"}), head_dim=72, arches=("sm_90",))
+    # They teach: a spill is allowed, and recorded.
+    yield Row("attention", "ladder-bf16-d64", functools.partial(_ladder, torch.bfloat16, 64), LARGE_HEAD)
+    yield Row("attention", "ladder-bf16-d128", functools.partial(_ladder, torch.bfloat16, 128), LARGE_HEAD)
+    yield Row("attention", "ladder-fp32-d128", functools.partial(_ladder, torch.float32, 128), FLOAT32)
+
+
+def _ladder(dtype: torch.dtype, head_dim: int) -> None:
+    """The two rungs of the ladder that are kernels."""
+    q, k, v = (torch.empty(4, 16, 2048, head_dim, dtype=dtype, device="meta") for _ in "qkv")
+    for rung in ("triton_forward", "tile_skipping"):
+        attention_of(rung)(q, k, v)
 
 
 def _call(

@@ -153,13 +153,16 @@ class Rounding:
 def test_every_product_names_its_precision_and_rounds_its_operands():
     """By the source: a new product that forgets either would multiply in TF32 unasked, or truncate."""
     kernels, products = Path(_runtime.__file__).parent, 0
-    for family in (folder for folder in kernels.iterdir() if folder.is_dir()):
+    for family in (folder for folder in kernels.rglob("*") if folder.is_dir()):
         rounding = Rounding(family.glob("*.py"))
         for function in rounding.functions.values():
             for product in calls_of(function, "tl.dot"):
                 products += 1
                 where = f"{family.name}, {function.name}: {ast.unparse(product)}"
-                assert "input_precision" in {k.arg for k in product.keywords}, where
+                asked = {k.arg: ast.unparse(k.value) for k in product.keywords}
+                assert "input_precision" in asked, where
+                if asked["input_precision"] == "'ieee'":  # never TF32: nothing to round
+                    continue
                 for operand in product.args[:2]:
                     assert rounding.of(operand, function), f"{where}: {ast.unparse(operand)} is no dot_operand"
     assert products == sum(len(calls_of(ast.parse(file.read_text()), "tl.dot")) for file in kernels.rglob("*.py"))
