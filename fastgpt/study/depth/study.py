@@ -170,7 +170,9 @@ class _Study:
         with self.bar.run(number, cell) as on_step:
             try:
                 result = self.runs.train(cell, on_step)
-            except (CheckpointError, OSError, KeyboardInterrupt):
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace("resume=True (--resume)", "the same command")) from error
+            except (OSError, KeyboardInterrupt):
                 raise
             except Exception as error:  # of this run: the others may well end
                 self.say(f"{cell}: failed ({why(error)}); the rest goes on")
