@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "loss, perplexity and bits per byte of a model on a text",
     "inspect": "draw a model's attention maps of a prompt",
     "study depth": "train 2 to 12 layers, and judge what papers claim",
+    "study smoothing": "how alike tokens become, layer by layer",
     "plan": "memory of a training step, the largest batch on a GPU",
     "bench": "time training steps with each implementation, side by side",
     "verify": "compare every Triton kernel with the reference in float64",

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..base.settings import SettingError, SettingTypeError
+from ..base.settings import SettingError, SettingTypeError, check_integer
 
 
 class SmoothingMeasures(NamedTuple):
@@ -79,6 +79,16 @@ def attention_entropy(weights: Tensor) -> Tensor:
     """
     a = _checked("attention_entropy", "weights", weights, 4, "(B, H, T, T)")
     return -torch.special.xlogy(a, a).sum(-1).mean((0, 2))
+
+
+def largest_entropy(count: int) -> float:
+    """The attention entropy, nats, of `count` queries that each attend alike to all that they see: log(count!) / count.
+
+    Raises:
+        SettingTypeError, SettingError: no integer of at least 1.
+    """
+    count = check_integer("largest_entropy", "count", count, least=1)
+    return math.lgamma(count + 1) / count
 
 
 def _pairs(x: Tensor) -> float:

@@ -16,7 +16,7 @@ def test_an_old_path_is_the_new_module(old, monkeypatch):
     new = importlib.import_module(MOVED[old])
     parent, _, name = old.rpartition(".")
     monkeypatch.delitem(sys.modules, old, raising=False)
-    vars(sys.modules[parent]).pop(name, None) if name != "presets" else None
+    vars(importlib.import_module(parent)).pop(name, None) if name != "presets" else None
     with pytest.warns(DeprecationWarning, match=f"^{old} is now {MOVED[old]}$") as said:
         found = importlib.import_module(old)
     assert found is new is sys.modules[old] is getattr(sys.modules[parent], name)

@@ -1,0 +1,165 @@
+"""`fastgpt study smoothing`: how alike a model's tokens become with depth."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from ..base.settings import SettingError, SettingTypeError, check_integer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..data.tokenizer import Tokenizer
+    from ..model.gpt import GPT
+
+
+@dataclass
+class Command:
+    """Measure over-smoothing: how alike the tokens of a text are behind each layer of a model.
+
+    Mean cosine of two tokens, raw and centred, effective rank, share of the first singular direction, and for each
+    attention head its Dirichlet energy and entropy. Prints a row for each layer, means over heads and sequences.
+    """
+
+    model: Positional[Annotated[str, arg(metavar="FOLDER")]]
+    """A run (runs/<name>: its newest checkpoint), or a model's folder, GPT-2's of transformers too."""
+    text: Positional[Annotated[str | None, arg(metavar="TEXT")]] = None
+    """The text to look at; "-": read it from stdin; the embedded Shakespeare (its validation part) if not given."""
+    seq_len: int | None = None
+    """Tokens per sequence; the model's max_len, at most 256, if not given. A shorter text is one sequence."""
+    sequences: int = 8
+    """At most so many sequences, spread evenly over the text; a longer text is not read whole."""
+    out: str | None = None
+    """A file of JSON to write: every number, the text, the machine."""
+    page: str | None = None
+    """A page (.html) to write: charts by layer, each head, the formulas explained."""
+    tokenizer: str | None = None
+    """The model's own if not given; else "gpt2", "shakespeare" or a .tiktoken file."""
+    device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+
+    def run(self) -> int:
+        from ..model.gpt import GPT
+        from ..study import smoothing_page, smoothing_record
+        from ..train.devices import resolve_device
+        from . import _inputs
+
+        device = resolve_device(self.device)
+        check_integer("smoothing", "sequences", self.sequences, least=1)
+        check_file("out", self.out, smoothing_record.is_ours)
+        check_file("page", self.page, smoothing_page.is_ours)
+        if self.out is not None and self.page is not None and os.path.realpath(self.out) == os.path.realpath(self.page):
+            raise SettingError("smoothing", "page", self.page, "is the file of --out too; name another")
+        model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer)
+        if not isinstance(model, GPT):
+            need = f"is a {type(model).__name__}, one head and no blocks: it has no layers to compare; give a GPT"
+            raise SettingError("smoothing", "model", self.model, need)
+        name, ids = self._text(tokenizer)
+        idx = self._windows(ids, model.config.max_len)
+        record = smoothing_record.record_of([self._measured(model, idx, device)], name, len(ids), idx)
+        print(table(record))
+        self._write(record)
+        return 0
+
+    def _text(self, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+        """What the text is called, and its token ids."""
+        from ..data import shakespeare_tokens
+        from . import _inputs
+
+        if self.text is None:
+            data = shakespeare_tokens("val", tokenizer)
+            return data.name, data.read(0, len(data)).tolist()
+        return ("stdin" if self.text == "-" else "the text given"), tokenizer.encode(_inputs.read_prompt(self.text))
+
+    def _windows(self, ids: list[int], max_len: int) -> Tensor:
+        from ..study.smoothing_record import windows
+
+        seq_len = min(max_len, 256) if self.seq_len is None else self.seq_len
+        check_integer("smoothing", "seq_len", seq_len, least=2, most=max_len, hint=", the model's max_len")
+        try:
+            return windows(ids, seq_len, self.sequences)
+        except SettingError as error:
+            if error.name != "text":
+                raise
+            shown = self.text if self.text not in (None, "-") else "-"
+            raise SettingError(error.owner, "text", shown, error.need) from None
+
+    def _measured(self, model: GPT, idx: Tensor, device: torch.device) -> dict[str, Any]:
+        from ..study.smoothing_record import row_of
+        from . import _inputs
+
+        try:
+            with _inputs.progress_bar("measuring", len(idx)) as step:
+                return row_of(self.model, model, idx.to(device), step)
+        except SettingError as error:
+            if error.name not in ("hidden", "weights"):
+                raise
+            need = "has numbers in its layers that are not finite: its training diverged; take an earlier checkpoint"
+            raise SettingError("smoothing", "model", self.model, need) from None
+
+    def _write(self, record: dict[str, Any]) -> None:
+        from ..study import smoothing_page, smoothing_record
+
+        written: list[str] = []
+        try:
+            if self.out is not None:
+                smoothing_record.write(self.out, record)
+                written.append(self.out)
+                print(self.out)
+            if self.page is not None:
+                smoothing_page.page_of(record).save(self.page)
+                print(self.page)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"wrote {written[0]} only" if written else "nothing was written") from None
+
+
+def table(record: dict[str, Any]) -> str:
+    """What the terminal shows of one model."""
+    from ..study.measures import largest_entropy
+    from ..study.smoothing_page import HEADER, MEASURES, figure, mean_of, shape, text_of
+    from ._table import note, side_by_side
+
+    row = record["rows"][0]
+    rows = {}
+    for layer in row["layers"]:
+        name = "embeddings" if layer["layer"] == 0 else f"block {layer['layer']}"
+        values = [(measure, mean_of(layer, measure)) for measure in MEASURES]
+        rows[name] = ["-" if value is None else figure(measure, value) for measure, value in values]
+    largest = largest_entropy(record["text"]["seq_len"])
+    return "\n".join([
+        f"{row['name']}: {shape(row)}",
+        text_of(record),
+        "",
+        side_by_side(HEADER[1:], rows),
+        "",
+        note(
+            "cosine: mean over pairs of tokens (1: all alike); centred: without their mean; rank: effective rank; top "
+            "share: of the first singular direction; energy, entropy: of the attention that reads this layer, means "
+            f"over heads; a head that looks at all tokens alike has an entropy of {largest:.4f} nats."
+        ),
+    ])  # fmt: skip
+
+
+def check_file(name: str, value: str | None, is_ours: Any) -> None:
+    """Raise SettingError for a file that cannot be written, or that is another's."""
+    from ..base.files import check_folder
+
+    if value is None:
+        return
+    path = Path(value)
+    if path.is_dir():
+        raise SettingError("smoothing", name, value, "is a folder; name a file in it")
+    try:
+        check_folder("smoothing", name, path.parent)
+    except (SettingError, SettingTypeError) as error:
+        raise SettingError("smoothing", name, value, f"cannot be written: {error.value} {error.need}") from None
+    if os.path.lexists(path) and not (path.is_file() and is_ours(path)):
+        raise SettingError(
+            "smoothing", name, value, "is a file that `fastgpt study smoothing` did not write; choose another"
+        )

@@ -1,0 +1,98 @@
+"""Faults of the study of over-smoothing: its measures, the layers that it looks at, its page and command."""
+
+from __future__ import annotations
+
+from ..places import (
+    assignment,
+    call,
+    comparison,
+    condition,
+    literal,
+    operation,
+    returned,
+    value,
+)
+from ..plant import Mutant
+
+_MEASURES = "tests/fastgpt/study/test_measures.py::test_"
+_RECORD = "tests/fastgpt/study/test_smoothing_record.py::test_"
+_PAGE = "tests/fastgpt/study/test_smoothing_page.py::test_"
+_COMMAND = "tests/fastgpt/commands/test_study_smoothing.py::test_"
+
+MUTANTS = (
+    # --- the measures -------------------------------------------------------------------------------------------------
+    Mutant(
+        "smoothing-a-token-counts-as-its-own-pair",
+        "measures._pairs",
+        operation("-", "unit").operand(1).dropped(),
+        _MEASURES + "orthogonal_tokens",
+    ),
+    Mutant(
+        "smoothing-rounding-taken-for-a-direction",
+        "measures.smoothing",
+        assignment("centred", "where").dropped(),
+        _MEASURES + "equal_tokens",
+    ),
+    Mutant(
+        "smoothing-rank-of-squares",
+        "measures.smoothing",
+        value("share").becomes("sigma.square() / sigma.square().sum(-1, keepdim=True)"),
+        _RECORD + "layers_of_a_model_are_those_of_float64",
+    ),
+    Mutant(
+        "smoothing-energy-twice",
+        "measures.dirichlet_energy",
+        literal(0.5).becomes("1.0"),
+        _MEASURES + "dirichlet_energy_is_its_formula",
+    ),
+    # --- layers -------------------------------------------------------------------------------------------------------
+    Mutant(
+        "smoothing-the-stream-without-what-is-still-to-be-added",
+        "smoothing_layers.residual_streams",
+        call("append", nth=-1).argument(0).becomes("residual"),
+        _RECORD + "layers_of_a_model_are_those_of_float64",
+    ),
+    Mutant(
+        "smoothing-average-of-the-first",
+        "smoothing_layers._by_head",
+        returned().becomes("known[0] if known else None"),
+        _RECORD + "an_average_is_that_of_each_number",
+    ),
+    Mutant(
+        "smoothing-sequences-from-the-beginning-only",
+        "smoothing_record.windows",
+        value("starts").becomes("[length * n for n in range(count)]"),
+        _RECORD + "sequences_are_spread_over_the_text_and_do_not_overlap",
+    ),
+    Mutant(
+        "smoothing-a-comparison-is-replaced",
+        "smoothing_record.is_ours",
+        comparison("recipe").always(),
+        _RECORD + "what_may_be_replaced",
+    ),
+    # --- page and command ---------------------------------------------------------------------------------------------
+    Mutant(
+        "smoothing-page-shades-from-nought",
+        "smoothing_page.heads_table",
+        value("low").becomes("0.0"),
+        _PAGE + "heads_are_shaded_from_the_lowest_to_the_highest",
+    ),
+    Mutant(
+        "smoothing-page-heads-one-block-early",
+        "smoothing_page.chart",
+        value("x").becomes("same[0]['layer']"),
+        _PAGE + "a_chart_has_a_point_for_each_layer_and_a_bar_for_the_heads",
+    ),
+    Mutant(
+        "smoothing-command-writes-over-others-files",
+        "study_smoothing.check_file",
+        condition("is_ours").never(),
+        _COMMAND + "mistakes",
+    ),
+    Mutant(
+        "smoothing-command-one-file-for-both",
+        "study_smoothing.Command.run",
+        condition("realpath").never(),
+        _COMMAND + "mistakes",
+    ),
+)
