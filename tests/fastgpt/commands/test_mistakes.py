@@ -385,6 +385,21 @@ MISTAKES = [
         "study depth --data a.txt --tokenizer shakespeare --tokens 1310720 --seq-len 4 --batch-size 4 --micro-batch 4",
         "--tokens 1310720 is more than 20 epochs of a.txt",
     ),
+    # study smoothing
+    ("study smoothing nowhere", "FOLDER nowhere: no such file or folder"),
+    ("study smoothing folder hi", "FOLDER folder"),
+    ("study smoothing {model} ''", "TEXT '' is empty; give a value"),
+    ("study smoothing {model} a", "TEXT a has 1 token: tokens are compared in pairs; give some more text"),
+    ("study smoothing {model} To be", "unexpected be"),
+    ("study smoothing {model} --seq-len 17", "--seq-len 17 must be an integer, at least 2 and at most 16, the model's"),
+    ("study smoothing {model} --seq-len 1", "--seq-len 1 must be an integer, at least 2"),
+    ("study smoothing {model} --sequences 0", "--sequences 0 must be an integer, at least 1"),
+    ("study smoothing {model} --out a.txt", "--out a.txt is a file that `fastgpt study smoothing` did not write"),
+    ("study smoothing {model} --page a.txt", "--page a.txt is a file that `fastgpt study smoothing` did not write"),
+    ("study smoothing {model} --page folder", "--page folder is a folder; name a file in it"),
+    ("study smoothing {model} --out a.txt/a.json", "--out a.txt/a.json cannot be written: a.txt is a file"),
+    ("study smoothing {model} --device gpu", "--device gpu must be"),
+    ("study smoothing {model} --tokenizer gpt9", "--tokenizer gpt9"),
 ]
 
 NEVER = (

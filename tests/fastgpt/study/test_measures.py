@@ -26,6 +26,11 @@ def test_equal_tokens():
     assert (found.effective_rank, found.top_share) == pytest.approx((1, 1))
 
 
+def test_what_rounding_leaves_of_equal_tokens_is_no_direction():
+    for count in range(3, 40):
+        assert smoothing(torch.full((1, count, 8), 0.1, dtype=torch.float64)).centred_cosine == 0
+
+
 def test_orthogonal_tokens():
     """Centred, T orthonormal tokens have cosine -1 / (T - 1)."""
     found = smoothing(7.0 * orthonormal(5, 8)[None])

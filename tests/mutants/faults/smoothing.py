@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..places import (
     assignment,
-    call,
     comparison,
     condition,
     literal,
@@ -24,14 +23,14 @@ MUTANTS = (
     Mutant(
         "smoothing-a-token-counts-as-its-own-pair",
         "measures._pairs",
-        operation("-", "unit").operand(1).dropped(),
+        operation("-", "unit").operand(2).dropped(),
         _MEASURES + "orthogonal_tokens",
     ),
     Mutant(
         "smoothing-rounding-taken-for-a-direction",
         "measures.smoothing",
         assignment("centred", "where").dropped(),
-        _MEASURES + "equal_tokens",
+        _MEASURES + "what_rounding_leaves_of_equal_tokens_is_no_direction",
     ),
     Mutant(
         "smoothing-rank-of-squares",
@@ -49,7 +48,7 @@ MUTANTS = (
     Mutant(
         "smoothing-the-stream-without-what-is-still-to-be-added",
         "smoothing_layers.residual_streams",
-        call("append", nth=-1).argument(0).becomes("residual"),
+        operation("+", nth=-1).operand(2).dropped(),
         _RECORD + "layers_of_a_model_are_those_of_float64",
     ),
     Mutant(
