@@ -16,7 +16,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 PAGES = [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("kernels/*/*.md"))]
 THEIRS = {"nohup", "tokenizers", "custom_op", "register_autograd"}  # names of other programs and of torch
 NO_MODULES = {"nn", "train"}  # torch.nn, and the group of settings, though files are called so
-NO_NAMES = {"py", "md", "txt", "json", "jsonl", "safetensors"}  # after a dot: `launch.py`
+NO_NAMES = {"py", "md", "txt", "json", "jsonl", "html", "svg", "safetensors"}  # after a dot: `launch.py`
 
 
 @functools.cache

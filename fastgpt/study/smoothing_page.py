@@ -16,8 +16,6 @@ from .measures import largest_entropy
 
 MARK = "<!-- fastgpt study smoothing -->"  # by which a later call knows its own page
 
-LARGEST = " "  # the line of attention to all tokens alike
-
 Row = Mapping[str, Any]
 
 
@@ -116,7 +114,8 @@ def sections(page: Page, record: Mapping[str, Any]) -> None:
         source = html.escape(measure.source)
         page.add(f"<p class=formula>{measure.formula}<small>{source}</small></p>")
         page.paragraph(measure.reading)
-        page.chart(drawn, caption(measure, groups, drawn, record["text"]["seq_len"]))
+        bars = "Bars: lowest and highest seed." if len(groups) > 1 else "Bars: lowest and highest head."
+        page.chart(drawn, bars if drawn.spans else "")
         if measure.by_head and len(record["rows"]) == 1:
             page.add(heads_table(measure, record["rows"][0]["layers"]))
 
@@ -126,7 +125,7 @@ def chart(measure: Measure, groups: Mapping[str, Sequence[Row]], seq_len: int) -
     series: dict[str, Points] = {}
     spans: dict[str, list[tuple[float, float, float]]] = {}
     for name, rows in groups.items():
-        label = name if len(groups) > 1 else ""  # the heading says it
+        label = "mean over heads" if len(groups) == 1 and measure.by_head else name
         points: list[tuple[float, float]] = []
         bars: list[tuple[float, float, float]] = []
         for same in zip(*(row["layers"] for row in rows), strict=True):
@@ -142,26 +141,11 @@ def chart(measure: Measure, groups: Mapping[str, Sequence[Row]], seq_len: int) -
         series[label], spans[label] = points, bars
     if not any(math.isfinite(y) for points in series.values() for _, y in points):
         return None
-    if measure.key == "entropy":  # without a label, which would lie on the line: the caption says it
-        blocks = [x for points in series.values() for x, _ in points]
-        series[LARGEST] = [(x, largest_entropy(seq_len)) for x in sorted(set(blocks))]
+    levels = {"all tokens alike": largest_entropy(seq_len)} if measure.key == "entropy" else {}
     x_label = "block" if measure.by_head else "blocks passed (0: embeddings)"
     title = f"{measure.name} by layer"
     spans = {name: bars for name, bars in spans.items() if bars}
-    return Chart(series, title, x_label, measure.label, spans=spans, dashed=[LARGEST], dots=True)
-
-
-def caption(measure: Measure, groups: Mapping[str, Sequence[Row]], drawn: Chart, seq_len: int) -> str:
-    """What a chart's bars and broken line are."""
-    bars = (
-        "Line: mean over heads; bars: lowest and highest head."
-        if len(groups) == 1
-        else "Bars: lowest and highest seed."
-    )
-    found = [bars] if drawn.spans else []
-    if measure.key == "entropy":
-        found.append(f"Dashed: attention to all tokens alike, {largest_entropy(seq_len):.3f} nats.")
-    return " ".join(found)
+    return Chart(series, title, x_label, measure.label, levels, spans=spans, dots=True)
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -206,9 +190,7 @@ def cells(layer: Mapping[str, Any]) -> list[object]:
     shown: list[object] = [(number, "embeddings" if number == 0 else f"block {number}")]
     for measure in MEASURES:
         value = mean_of(layer, measure)
-        shown.append(
-            (-1.0, "–") if value is None else (value, figure(measure, value))
-        )  # a place at one end when sorted
+        shown.append(None if value is None else (value, figure(measure, value)))
     return shown
 
 

@@ -122,7 +122,7 @@ MUTANTS = (
         "smoothing-a-token-beside-itself",
         "study._pairs",
         value("together").operand(2).dropped(),
-        "tests/fastgpt/study/test_measures.py",
+        "tests/fastgpt/study/test_measures.py::test_orthogonal_tokens",
     ),
     Mutant(
         "fits-an-interval-without-its-degrees",

@@ -21,12 +21,6 @@ _COMMAND = "tests/fastgpt/commands/test_study_smoothing.py::test_"
 MUTANTS = (
     # --- the measures -------------------------------------------------------------------------------------------------
     Mutant(
-        "smoothing-a-token-counts-as-its-own-pair",
-        "measures._pairs",
-        operation("-", "unit").operand(2).dropped(),
-        _MEASURES + "orthogonal_tokens",
-    ),
-    Mutant(
         "smoothing-rounding-taken-for-a-direction",
         "measures.smoothing",
         assignment("centred", "where").dropped(),
