@@ -1,4 +1,4 @@
-"""`fastgpt inspect`: draw a model's attention maps of a prompt."""
+"""`fastgpt inspect`: a model's attention weights on a prompt, as a page to explore and as a picture."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..base.settings import SettingError
+from ..base.settings import SettingError, check_choice
 
 
 @dataclass
 class Command:
-    """Draw a model's attention weights on a prompt: <out>/attention.html and <out>/attention.png."""
+    """Look into a model's attention on a prompt: <out>/attention.html, a page to explore, and <out>/attention.png.
+
+    The page shows all heads small and one enlarged, each weight by its tokens, what a token attends to, and scores by
+    which heads are found that look at the previous, the first or the same token. Weights are exact up to 128 tokens;
+    of longer prompts they are rounded, by how much it says.
+    """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """A run (runs/<name>: its newest checkpoint), or a model's folder."""
@@ -25,6 +30,8 @@ class Command:
     """Layers to draw, from 0; negative numbers count from the end; all if not given."""
     heads: tuple[int, ...] = ()
     """Heads to draw, from 0; all if not given."""
+    scale: str = "sqrt"
+    """How weights become colours: "linear", "sqrt" (small weights show), or "log" (from 0.0001). The page has all."""
     out: str = "attention"
     """Folder to write; pages and pictures of earlier calls in it are replaced."""
     tokenizer: str | None = None
@@ -35,14 +42,18 @@ class Command:
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
 
     def run(self) -> int:
+        import time
+
         import torch
 
         from ..base.files import check_folder
-        from ..study import attention_maps
+        from ..study import attention_maps, explorer
+        from ..study.palette import SCALES
         from ..train.devices import resolve_device
-        from . import _inputs
+        from . import _inputs, _status
 
         device = resolve_device(self.device)
+        check_choice("inspect", "scale", self.scale, SCALES)
         folder = check_folder("inspect", "out", self.out)
         for path in (folder / name for name in ("attention.html", "attention.png")):
             if os.path.lexists(path) and not (path.is_file() and attention_maps.is_ours(path)):
@@ -63,16 +74,28 @@ class Command:
         heads = [h % config.n_heads for h in self.heads] or list(range(config.n_heads))
         written: list[Path] = []
         try:
-            maps = model.attention_maps(
-                torch.tensor([ids], device=device), layers=list(self.layers) or None, heads=list(self.heads) or None
-            )
+            began, idx = time.perf_counter(), torch.tensor([ids], device=device)
+            maps = model.attention_maps(idx, layers=list(self.layers) or None, heads=list(self.heads) or None)
             tokens = attention_maps.token_labels(tokenizer, ids)
-            title = f"Attention weights of {self.model}"
-            attention_maps.save_page(maps, tokens, folder / "attention.html", title, heads)
+            with _inputs.progress_bar("heads", len(maps) * len(heads)) as on_head:
+                title = f"Attention weights of {self.model}"
+                page = explorer.explorer_page(maps, tokens, idx[0], title, heads, scale=self.scale, on_head=on_head)
+            page.provenance(
+                [
+                    ("model", f"{self.model}, {model.num_parameters():,} parameters"),
+                    ("tokens", len(ids)),
+                    ("time taken", f"{time.perf_counter() - began:.1f} s"),
+                ]
+            )
+            page.save(folder / "attention.html")
             print(_note(folder / "attention.html", written))
-            attention_maps.save_png(maps, tokens, folder / "attention.png", heads)
+            with _status.status() as say:
+                say("drawing the picture")
+                attention_maps.save_png(maps, tokens, folder / "attention.png", heads, self.scale)
             print(_note(folder / "attention.png", written))
         except SettingError as error:
+            if error.owner == "head_scores":  # what the model computed is not finite
+                raise ValueError(f"{self.model}: its attention weights {error.need}") from None
             raise SettingError("inspect", "prompt", prompt, error.need) from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"wrote {written[0]} only" if written else "nothing was written") from None

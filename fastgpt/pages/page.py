@@ -37,8 +37,9 @@ def asset(name: str, package: str = __package__) -> str:
 class Page:
     """Collects pieces of a page; text that comes from outside is escaped."""
 
-    def __init__(self, title: str, lead: str = "") -> None:
-        self.title = title
+    def __init__(self, title: str, lead: str = "", generator: str = "") -> None:
+        """`generator`: the mark near the file's beginning by which a command knows what it wrote itself."""
+        self.title, self.generator = title, generator
         self._parts: list[str] = []
         self._styles, self._scripts = [asset("page.css")], [asset("tables.js")]
         if lead:
@@ -105,10 +106,11 @@ class Page:
 
     def html(self) -> str:
         title = html.escape(self.title)
+        made = f'<meta name="generator" content="{html.escape(self.generator)}">' if self.generator else ""
         head = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{title}</title><style>{''.join(self._styles)}</style></head>"
+            f"{made}<title>{title}</title><style>{''.join(self._styles)}</style></head>"
         )
         scripts = "".join(f"<script>\n{script}</script>" for script in self._scripts)
         return f"{head}<body><h1>{title}</h1>{''.join(self._parts)}{scripts}</body></html>\n"

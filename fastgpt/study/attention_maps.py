@@ -1,25 +1,24 @@
-"""Pictures of attention weights: a PNG of all heads, and HTML in which every weight can be read.
+"""Attention maps as a picture: a PNG with a square of weights per head, its tokens, and the bar of its colours.
 
-Both take what `model.attention_maps(idx)` returns, {layer: (1, heads, T, T)}, and the T tokens as text. Row t is what
-query t sees.
+It takes what `model.attention_maps(idx)` returns, {layer: (1, heads, T, T)}, and the T tokens as text. Row t is what
+query t sees. `explorer.py` makes a page of the same, in which every weight can be read.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import io
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..base import files
+from ..base.settings import check_choice
 from ..kernels._runtime import cdiv
+from .palette import LOG_FLOOR, PALETTE, SCALES, TICKS
 
 if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
@@ -27,9 +26,27 @@ if TYPE_CHECKING:
 
 MARK = "fastgpt attention maps"  # in the files' own words for what made them
 
+LABELLED = 32  # tokens, at most, that stand on a picture's axes
+
+_SIDE = 256  # pixels, at most, of a head in a picture
+
+_MOST_PIXELS = 6000  # of a whole picture's width or height
+
+
+class Panel(NamedTuple):
+    """One head: its numbers in the model, and its weights (T, T), float32 on the CPU."""
+
+    layer: int
+    head: int
+    weights: Tensor
+
+    @property
+    def title(self) -> str:
+        return f"layer {self.layer}, head {self.head}"
+
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a page or picture that this module wrote."""
+    """Whether a file is a page or picture that `fastgpt inspect` wrote."""
     with open(path, "rb") as file:
         return MARK.encode() in file.read(4096)
 
@@ -39,63 +56,84 @@ def token_labels(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [tokenizer.decode([i]).replace("\n", "↵").replace(" ", "·") or "∅" for i in ids]
 
 
-def head_panels(maps: Mapping[int, Tensor], heads: Sequence[int] | None = None) -> list[tuple[str, Tensor]]:
-    """[("layer 0, head 2", (T, T) float32 on the CPU), ...]; `heads`: the numbers that the maps' heads have.
+def head_panels(maps: Mapping[int, Tensor], heads: Sequence[int] | None = None) -> Iterator[Panel]:
+    """The heads of {layer: (1, heads, T, T)}, one at a time; `heads`: the numbers that they have in the model.
 
     Raises:
         ValueError: more than one sequence in the batch.
     """
-    panels = []
     for layer, weights in maps.items():
         if weights.dim() != 4 or weights.shape[0] != 1:
             raise ValueError(f"attention maps of layer {layer} have shape {tuple(weights.shape)}; give one sequence")
         numbers = heads if heads is not None else range(weights.shape[1])
         for number, head in zip(numbers, weights[0], strict=True):
-            panels.append((f"layer {layer}, head {number}", head.detach().float().cpu()))
-    return panels
+            yield Panel(layer, number, head.detach().float().cpu())
+
+
+def pooled(weights: Tensor, most: int) -> tuple[Tensor, int]:
+    """(the largest weight of each square of k x k, k): of (T, T) so that at most `most` rows are left."""
+    k = cdiv(weights.shape[-1], most)
+    return torch.nn.functional.max_pool2d(weights[None], k, ceil_mode=True)[0], k
 
 
 def png(
     maps: Mapping[int, Tensor], title: str, heads: Sequence[int] | None = None, *, columns: int | None = None,
-    most: int | None = None,
+    most: int | None = None, scale: str = "sqrt", tokens: Sequence[str] | None = None,
 ) -> bytes:  # fmt: skip
     """A PNG with a square of weights per head, at `most` so many, a row per layer or `columns` of them in a row.
 
-    Brightness is the square root of the weight.
+    Colours are `palette.PALETTE` on `scale`, which the bar beside them names. Keys that a query does not see are
+    hatched. Up to `LABELLED` tokens stand on the axes; of more than 256, a pixel is the largest weight of a square.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib is not installed. SettingError: a scale that is none.
     """
+    check_choice("png", "scale", scale, SCALES)
     figure_class = import_figure()
-    panels = head_panels(maps, heads)[:most]
+    panels = list(head_panels(maps, heads))[:most]
     columns = columns or max(1, len(panels) // max(1, len(maps)))
     rows = cdiv(len(panels), columns)
-    figure = figure_class(figsize=(1.8 * columns + 0.4, 1.9 * rows + 0.6), layout="constrained")
+    labels = _labels(tokens)
+    side = max(1.8, 0.11 * len(labels))  # inches
+    size = (side * columns + 1.4, (side + 0.1) * rows + 0.8 + 0.4 * bool(labels))
+    figure = figure_class(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (name, weights) in zip(axes.flat, panels):
-        axis.imshow(weights.sqrt().numpy(), vmin=0.0, vmax=1.0, cmap="magma", interpolation="nearest")
-        axis.set_title(name, fontsize=7)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    # A $ would start a formula.
-    figure.suptitle(f"rows: queries, columns: keys\n{title}".replace("$", r"\$"), fontsize=7)
+    norm, colours = _colours(scale)
+    k = 1
+    for place, axis in enumerate(axes.flat):
+        if place >= len(panels):
+            axis.axis("off")
+            continue
+        weights, k = pooled(panels[place].weights, _SIDE)
+        seen = torch.ones_like(weights).tril().bool()
+        axis.patch.set(facecolor="#ffffff", edgecolor="#b6bec7", hatch="//////", linewidth=0)
+        axis.imshow(
+            weights.where(seen, torch.nan).numpy(), norm=norm, cmap=colours, interpolation="nearest"
+        )  # what is NaN is not drawn: the hatch shows
+        axis.set_title(panels[place].title, fontsize=7)
+        is_left, is_last = place % columns == 0, place + columns >= len(panels)
+        _name_axis(axis.yaxis, labels if is_left else [])
+        _name_axis(axis.xaxis, labels if is_last else [], rotation=90)
+    _draw_bar(figure, axes, norm, colours, scale)
+    grouped = f"; a pixel is the largest weight of {k} x {k}" if k > 1 else ""
+    above = f"rows: queries, columns: keys; hatched: not seen, future{grouped}\n{title}"
+    figure.suptitle(_plain(above), fontsize=7)
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=150, metadata={"Software": MARK})
+    figure.savefig(drawn, dpi=min(150.0, _MOST_PIXELS / max(size)), metadata={"Software": MARK})
     return drawn.getvalue()
 
 
 def save_png(
-    maps: Mapping[int, Tensor], tokens: Sequence[str], path: str | os.PathLike[str], heads: Sequence[int] | None = None
-) -> None:
-    """Write `png` to a file, the tokens as its title.
+    maps: Mapping[int, Tensor], tokens: Sequence[str], path: str | os.PathLike[str], heads: Sequence[int] | None = None,
+    scale: str = "sqrt",
+) -> None:  # fmt: skip
+    """Write `png` to a file, the tokens as its title, and on its axes where they are few.
 
     Raises:
         ImportError: matplotlib is not installed. OSError: the disk is full or cannot be written.
     """
     text = " ".join(tokens)
-    drawn = png(maps, text if len(text) <= 80 else text[:79] + "…", heads)
+    drawn = png(maps, text if len(text) <= 80 else text[:79] + "…", heads, scale=scale, tokens=tokens)
     files.replace_file(Path(path), lambda new: new.write_bytes(drawn))
 
 
@@ -112,91 +150,36 @@ def import_figure() -> Any:
     return Figure
 
 
-def maps_html(maps: Mapping[int, Tensor], tokens: Sequence[str], heads: Sequence[int] | None = None) -> str:
-    """A self-contained piece of HTML: choose a layer and head, point at a query to read its weights off the tokens.
-
-    Weights are stored in steps of 1/255.
-    """
-    panels = [
-        {"title": title, "weights": base64.b64encode(_bytes(weights)).decode("ascii")}
-        for title, weights in head_panels(maps, heads)
-    ]
-    data = json.dumps({"tokens": list(tokens), "panels": panels}).replace("</", "<\\/")
-    return _VIEWER.replace("__DATA__", data)
+def _labels(tokens: Sequence[str] | None) -> list[str]:
+    if tokens is None or len(tokens) > LABELLED:
+        return []
+    return [_plain(token if len(token) <= 10 else f"{token[:9]}…") for token in tokens]
 
 
-def maps_page(maps: Mapping[int, Tensor], tokens: Sequence[str], title: str, heads: Sequence[int] | None = None) -> str:
-    """`maps_html` as a whole page."""
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="{MARK}">'
-    head += f"<title>{html.escape(title)}</title>"
-    style = "<style>body{font:15px system-ui,sans-serif;margin:2rem;max-width:60rem}</style>"
-    return f"{head}{style}<h1>{html.escape(title)}</h1>{maps_html(maps, tokens, heads)}</html>"
+def _plain(text: str) -> str:
+    """A $ would start a formula."""
+    return text.replace("$", r"\$")
 
 
-def save_page(
-    maps: Mapping[int, Tensor], tokens: Sequence[str], path: str | os.PathLike[str], title: str,
-    heads: Sequence[int] | None = None,
-) -> None:  # fmt: skip
-    """Write `maps_page` to a file.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    page = maps_page(maps, tokens, title, heads)
-    files.replace_file(Path(path), lambda new: new.write_text(page, encoding="utf-8"))
+def _name_axis(axis: Any, labels: Sequence[str], **how: Any) -> None:
+    axis.set_ticks(range(len(labels)), labels, fontsize=6, **how)
+    axis.set_tick_params(length=0)
 
 
-def _bytes(weights: Tensor) -> bytes:
-    return (weights.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).numpy().tobytes()
+def _colours(scale: str) -> tuple[Any, Any]:
+    """matplotlib's norm and colour map for a scale of `palette.py`."""
+    from matplotlib.colors import ListedColormap, LogNorm, PowerNorm
+
+    powers = {"linear": 1.0, "sqrt": 0.5}
+    norm = PowerNorm(powers[scale], 0.0, 1.0) if scale in powers else LogNorm(LOG_FLOOR, 1.0, clip=True)
+    return norm, ListedColormap(PALETTE)
 
 
-_VIEWER = """
-<div class="attention"><p><label>head <select></select></label>
-<span class="hint">Point at a row of the picture, or at a token: the tokens are shaded by what it attends to.</span></p>
-<canvas style="width:24rem;height:24rem;image-rendering:pixelated;border:1px solid #888;float:left;margin-right:1rem">
-</canvas><div class="tokens" style="font:14px ui-monospace,monospace;line-height:1.9"></div>
-<div style="clear:both"></div></div>
-<script>
-(() => {
-  const data = __DATA__;
-  const root = document.currentScript.previousElementSibling;
-  const [select, canvas, row] = ["select", "canvas", ".tokens"].map(name => root.querySelector(name));
-  const n = data.tokens.length, draw = canvas.getContext("2d");
-  let weights = null;
-  canvas.width = canvas.height = n;
-  data.panels.forEach((panel, i) => select.add(new Option(panel.title, i)));
-  const spans = data.tokens.map((token, i) => {
-    const span = document.createElement("span");
-    span.textContent = token;
-    span.style.padding = "2px 1px";
-    span.onmouseenter = () => shade(i);
-    row.append(span, "\\u200b");
-    return span;
-  });
-  function shade(query) {
-    spans.forEach((span, key) => {
-      const w = weights[query * n + key] / 255;
-      span.style.background = key <= query ? `rgba(230,90,20,${Math.sqrt(w)})` : "none";
-      span.style.outline = key === query ? "2px solid #36c" : "none";
-      span.title = `${data.tokens[query]} → ${data.tokens[key]}: ${w.toFixed(3)}`;
-    });
-  }
-  function show() {
-    weights = Uint8Array.from(atob(data.panels[select.value].weights), c => c.charCodeAt(0));
-    const image = draw.createImageData(n, n);
-    weights.forEach((w, i) => {
-      const v = Math.sqrt(w / 255);
-      image.data.set([20 + 235 * v, 12 + 150 * v * v, 50 + 60 * (1 - v), 255], 4 * i);
-    });
-    draw.putImageData(image, 0, 0);
-    shade(n - 1);
-  }
-  select.onchange = show;
-  canvas.onmousemove = event => {
-    const box = canvas.getBoundingClientRect();
-    shade(Math.max(0, Math.min(n - 1, Math.floor((event.clientY - box.top) / box.height * n))));
-  };
-  if (data.panels.length) show();
-})();
-</script>
-"""
+def _draw_bar(figure: Any, axes: Any, norm: Any, colours: Any, scale: str) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    length = {"shrink": min(1.0, 2.0 / axes.shape[0]), "aspect": 16, "pad": 0.01, "fraction": 0.4 / axes.shape[1]}
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, ticks=TICKS[scale], **length)
+    bar.set_label(f"attention weight ({SCALES[scale]})", fontsize=7)
+    bar.ax.set_yticklabels([f"{tick:g}" for tick in TICKS[scale]], fontsize=6)
+    bar.minorticks_off()

@@ -30,7 +30,7 @@ from ..pages.provenance import environment
 from ..tools import verify
 from ..train.metrics import read_metrics
 from ..train.trainer import TrainConfig, Trainer, TrainResult, Validation, resolve_device
-from . import attention_maps
+from . import attention_maps, explorer
 from .demo_config import DemoConfig
 from .interrupted import Interrupted
 
@@ -58,6 +58,15 @@ SETTINGS = {
     "cpu": Setting(n_layers=4, n_heads=4, d_model=128, max_len=128, dropout=0.0, batch_size=8, lr=3e-3),
     "cuda": Setting(n_layers=6, n_heads=6, d_model=384, max_len=256, dropout=0.2, batch_size=64, lr=1e-3),
 }
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What the model's heads attend to in its sample: weights by layer, its T tokens as text, and their ids (T,)."""
+
+    maps: dict[int, torch.Tensor]
+    tokens: list[str]
+    ids: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,7 @@ def _look_into(
     )  # fmt: skip
     curve = loss_curve(result, read_metrics(folder / "metrics.jsonl"))
     draw_picture(result, curve, maps, say)
-    make_report(result, trainer, curve, attention_maps.maps_html(maps, tokens)).save(result.report)
+    make_report(result, trainer, curve, Attended(maps, tokens, torch.tensor(ids))).save(result.report)
     kernels = "kernels not checked" if self_check is None else self_check.verdict
     learned = f"{before.loss:.2f} → {after.loss:.2f} nats/token, {_beside(after.loss, entropy)} the unigram entropy"
     say(f"{learned}; {kernels}; {result.seconds:.0f} s")
@@ -286,7 +295,7 @@ def loss_curve(result: DemoResult, lines: list[dict[str, Any]]) -> str:
     return line_chart(curves, x_label="step", y_label="loss, nats per token", levels=levels)
 
 
-def make_report(result: DemoResult, trainer: _Trainer, curve: str, maps_html: str) -> Page:
+def make_report(result: DemoResult, trainer: _Trainer, curve: str, attended: Attended) -> Page:
     """Loss curve, sample, attention maps, implementations, self-check, environment: one page."""
     report = Page("fastgpt demo: a small GPT on Shakespeare")
     report.table(
@@ -308,7 +317,7 @@ def make_report(result: DemoResult, trainer: _Trainer, curve: str, maps_html: st
     report.heading("Sample")
     report.preformatted(result.sample)
     report.heading("Attention maps")
-    report.add(maps_html)
+    explorer.add_explorer(report, attended.maps, attended.tokens, attended.ids)
     report.heading("Implementations")
     report.table(
         ("part", "layers", "requested", "used", "why"),

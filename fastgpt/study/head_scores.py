@@ -9,8 +9,8 @@ previous_token  mean over t >= 1 of A_t,t-1 (Voita et al. 2019, "Analyzing multi
 first_token     mean over t >= 1 of A_t,0: an attention sink (Xiao et al. 2023, "Efficient streaming language models
                 with attention sinks")
 same_token      mean of Σ_j A_tj over keys j < t with x_j = x_t, over the t that have such a j
-induction       mean of Σ_k A_tk over keys k with 1 <= k < t and x_k-1 = x_t, over the t that have such a k: what followed
-                the same token earlier (Olsson et al. 2022, "In-context learning and induction heads")
+induction       mean of Σ_k A_tk over keys k with 1 <= k < t and x_k-1 = x_t, over the t that have such a k: what
+                followed the same token earlier (Olsson et al. 2022, "In-context learning and induction heads")
 
 A mean over no queries (a text of one token, or in which no token comes twice) is NaN. `chance_scores` is what a head
 scores that attends to all it sees alike.
@@ -98,7 +98,9 @@ def _check(weights: Any, ids: Any) -> None:
         kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
         raise SettingTypeError(owner, "weights", kind, "must be a floating-point tensor (H, T, T)")
     if weights.dim() != 3 or weights.shape[1] != weights.shape[2] or 0 in weights.shape:
-        raise SettingError(owner, "weights", tuple(weights.shape), "must be (H, T, T), none of them 0; give one sequence")
+        raise SettingError(
+            owner, "weights", tuple(weights.shape), "must be (H, T, T), none of them 0; give one sequence"
+        )
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise SettingTypeError(owner, "ids", kind, "must be a tensor of token ids, integers (T,)")

@@ -15,7 +15,7 @@ import torch
 from fastgpt import GPT, GPTConfig, cli
 from fastgpt.data import ShardError, prepare, shakespeare_tokens
 from fastgpt.data.tokenizer import Tokenizer
-from fastgpt.study import attention_maps
+from fastgpt.study import attention_maps, explorer
 from fastgpt.tools.gpus import find_gpu
 from fastgpt.tools.memory import StepMemory
 from fastgpt.train.devices import resolve_device
@@ -176,21 +176,35 @@ def test_inspect_draws_the_layers_and_heads_asked_for_under_their_names(
     here, folder, model, tokenizer, capsys, monkeypatch
 ):
     drawn = []
-    monkeypatch.setattr(attention_maps, "save_png", lambda maps, tokens, path, heads: drawn.append((maps, heads)))
+    monkeypatch.setattr(attention_maps, "save_png", lambda maps, tokens, path, *how: drawn.append((maps, *how)))
     maps = model.attention_maps(torch.tensor([tokenizer.encode(" To be")]))
     labels = attention_maps.token_labels(tokenizer, tokenizer.encode(" To be"))
-    for words, layers, heads in (
-        (("--layers", "1", "--heads", "-1"), [1], [1]),
-        (("--layers", "-2", "--heads", "1", "0"), [0], [1, 0]),
-        ((), [0, 1], [0, 1]),
+    for words, layers, heads, scale in (
+        (("--layers", "1", "--heads", "-1"), [1], [1], "sqrt"),
+        (("--layers", "-2", "--heads", "1", "0", "--scale", "log"), [0], [1, 0], "log"),
+        ((), [0, 1], [0, 1], "sqrt"),
     ):
         said(capsys, "inspect", folder, " To be", "--out", "page", *words)
         wanted = {layer: maps[layer][:, heads] for layer in layers}
-        title = f"Attention weights of {folder}"
-        attention_maps.save_page(wanted, labels, here / "wanted.html", title, heads)
-        assert (here / "page" / "attention.html").read_bytes() == (here / "wanted.html").read_bytes(), words
+        ids = torch.tensor(tokenizer.encode(" To be"))
+        page = explorer.explorer_page(wanted, labels, ids, f"Attention weights of {folder}", heads, scale=scale)
+        shown, _, behind = (here / "page" / "attention.html").read_text().partition("<h2>Where this comes from</h2>")
+        assert page.html().startswith(shown), words
+        assert f"{folder}, {model.num_parameters():,} parameters" in behind
         torch.testing.assert_close(*({k: v.tolist() for k, v in m.items()} for m in (drawn[-1][0], wanted)))
-        assert drawn[-1][1] == heads
+        assert drawn[-1][1:] == (heads, scale)
+
+
+def test_inspect_of_a_model_that_computes_nan_is_one_line_about_the_model(here, folder, capsys, monkeypatch):
+    def broken(model, idx, layers, heads):
+        return {0: torch.full((1, 2, idx.shape[1], idx.shape[1]), torch.nan)}
+
+    monkeypatch.setattr("fastgpt.model.GPT.attention_maps", broken)
+    assert cli.main(["inspect", folder, "To be", *CPU]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"{folder}: its attention weights must hold finite numbers alone" in err
+    assert not (here / "attention").exists()
 
 
 def test_inspect_refuses_layers_and_heads_that_are_not_there(here, folder, capsys):

@@ -225,6 +225,7 @@ MISTAKES = [
     ("inspect {model} hi --layers 7", "--layers 7"),
     ("inspect {model} hi --heads 7", "--heads 7"),
     ("inspect {model} hi --heads -9", "--heads -9"),
+    ("inspect {model} hi --scale root", "--scale root must be one of linear, sqrt, log"),
     ("inspect {model} hi --out a.txt", "--out a.txt"),
     ("inspect {model} hi --out /proc/nosuch", "--out /proc/nosuch"),
     (f"inspect {{model}} hi --out {LONG}", "--out xxxx"),

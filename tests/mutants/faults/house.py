@@ -15,7 +15,6 @@ from ..places import (
     name,
     operand,
     operation,
-    receiver,
     returned,
     statement,
     value,
@@ -33,7 +32,6 @@ _ROUNDING = "tests/fastgpt/tools/test_rounding.py::test_"
 _BUDGET = "tests/fastgpt/tools/test_budget.py::test_"
 _CHARTS = "tests/fastgpt/pages/test_charts.py::test_"
 _MOVED = "tests/fastgpt/test_moved.py::test_"
-_MAPS = "tests/fastgpt/study/test_attention_maps.py::test_"
 _PAGE = "tests/fastgpt/pages/test_page.py::test_"
 
 MUTANTS = (
@@ -287,23 +285,5 @@ MUTANTS = (
         "_moved.old_name",
         call("setattr").dropped(),
         _MOVED + "a_name_that_is_elsewhere_now_is_found_under_its_old_path",
-    ),
-    Mutant(
-        "attention-maps-a-token-ends-the-script",
-        "study.maps_html",
-        value("data").becomes(receiver()),
-        _MAPS + "html_maps_hold_the_weights",
-    ),
-    Mutant(
-        "attention-maps-weights-cut-off",
-        "study._bytes",
-        call("round").unwrapped(),
-        _MAPS + "html_maps_hold_the_weights",
-    ),
-    Mutant(
-        "attention-maps-heads-numbered-anew",
-        "study.head_panels",
-        value("numbers").choice().never(),
-        _MAPS + "html_maps_hold_the_weights",
     ),
 )
