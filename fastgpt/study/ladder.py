@@ -167,7 +167,7 @@ def traffic(name: str, shape: Shape) -> tuple[int, int]:
 
 def _why_not(name: str, shape: Shape) -> str:
     if name == "three_loops" and (steps := shape.heads * shape.seq_len**2 * shape.head_dim) > MOST_STEPS:
-        return f"{steps:,} steps of Python take long; at most {MOST_STEPS:,} are taken"
+        return f"{steps:,} steps of Python would take long; at most {MOST_STEPS:,} are taken"
     if name in KERNELS and not support.has_triton():
         return "triton is not installed; pip install triton (Linux)"
     return ""

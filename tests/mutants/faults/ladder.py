@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ..places import call, comparison, condition, operation, value
+from ..places import call, comparison, condition, operation, returned, value
 from ..plant import Mutant
 
 _LADDER = "tests/kernels/attention/test_ladder.py::test_"
+_STUDY = "tests/fastgpt/study/test_ladder.py::test_"
+_COMMAND = "tests/fastgpt/commands/test_show_ladder.py::test_"
 
 MUTANTS = (
     Mutant(
@@ -61,5 +63,35 @@ MUTANTS = (
         "traffic.Traffic.__enter__",
         value("live", nth=1).becomes("pointers.data"),
         _LADDER + "traffic_of_kernels",
+    ),
+    Mutant(
+        "show-ladder-traffic-of-one-head",
+        "study.ladder.traffic",
+        returned().item(1).operand("heads").dropped(),
+        _STUDY + "traffic_and_memory_by_formula",
+    ),
+    Mutant(
+        "show-ladder-mean-error",
+        "study.ladder._measured",
+        call("max").becomes("(out.double() - exact).abs().mean()"),
+        _STUDY + "the_error_is_that_of_the_output",
+    ),
+    Mutant(
+        "show-ladder-compares-the-interpreter",
+        "ladder_page.relative",
+        comparison("rung.clock").becomes("False"),
+        _STUDY + "speed_is_compared_on_a_gpu_only",
+    ),
+    Mutant(
+        "show-ladder-page-marks-lines-that-only-moved",
+        "ladder_page.marked",
+        call("line.strip").unwrapped(),
+        _STUDY + "marked_lines_make_both_files",
+    ),
+    Mutant(
+        "show-ladder-overwrites-what-is-not-ours",
+        "show_ladder._page_path",
+        condition("there").never(),
+        _COMMAND + "what_is_not_ours_stays",
     ),
 )
