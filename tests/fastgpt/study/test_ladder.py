@@ -132,6 +132,32 @@ def test_speed_is_compared_on_a_gpu_only(rungs):
     assert ladder_page.relative(second, dataclasses.replace(first, clock="CPU")) == ""
 
 
+def test_time_on_a_gpu_is_the_median_after_warm_up(monkeypatch):
+    """By a clock that a call moves on: 100 ms while it warms up, then 1, 2, ... 20 ms."""
+    now, calls = [0.0], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = now[0]
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    def call():
+        calls.append(len(calls))
+        now[0] += 100.0 if len(calls) <= ladder.WARM_UP else len(calls) - ladder.WARM_UP
+        return torch.zeros(len(calls))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    out, seconds, clock = ladder._timed("naive", Shape(device="cuda"), call)
+    assert (len(calls), clock, len(out)) == (ladder.WARM_UP + ladder.ROUNDS, "CUDA", len(calls))
+    assert seconds == pytest.approx(10.5e-3)
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (400, True)])
 def test_page_in_a_browser(opened, tmp_path, rungs, width, dark):
     """The numbers are those measured; the first key goes to the first rung."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import call, comparison, condition, operation, returned, value
+from ..places import call, comparison, condition, operation, returned, statement, value
 from ..plant import Mutant
 
 _LADDER = "tests/kernels/attention/test_ladder.py::test_"
@@ -75,6 +75,12 @@ MUTANTS = (
         "study.ladder._measured",
         call("max").becomes("(out.double() - exact).abs().mean()"),
         _STUDY + "the_error_is_that_of_the_output",
+    ),
+    Mutant(
+        "show-ladder-times-the-warm-up",
+        "study.ladder._by_events",
+        statement("for", "WARM_UP").dropped(),
+        _STUDY + "time_on_a_gpu_is_the_median_after_warm_up",
     ),
     Mutant(
         "show-ladder-compares-the-interpreter",
