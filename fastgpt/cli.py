@@ -26,6 +26,7 @@ COMMANDS = {
     "show ladder": "attention from three loops to the shipped kernel, measured",
     "study depth": "train 2 to 12 layers, and judge what papers claim",
     "study smoothing": "how alike tokens become, layer by layer",
+    "study cost": "how memory and time grow with layers, tokens, width",
     "plan": "memory of a training step, the largest batch on a GPU",
     "bench": "time training steps with each implementation, side by side",
     "verify": "compare every Triton kernel with the reference in float64",

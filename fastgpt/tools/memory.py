@@ -230,8 +230,10 @@ def _check_countable(owner: str, config: GPTConfig, batch: int, seq_len: int, ar
     check_fits(config, countable, lambda sizes: 4 * count_parameters(sizes), "their weights")
 
 
-def kept_activations(config: GPTConfig, batch: int, seq_len: int, *, arch: str = "sm_90") -> int:
-    """Bytes that the blocks of `config` keep from forward to backward of (batch, seq_len) tokens, in float32.
+def kept_activations(
+    config: GPTConfig, batch: int, seq_len: int, *, autocast: bool = False, arch: str = "sm_90"
+) -> int:
+    """Bytes that the blocks of `config` keep from forward to backward of (batch, seq_len) tokens; float32 by default.
 
     Without weights, gradients and optimizer, and without head and loss: what grows with layers, tokens and width.
 
@@ -244,7 +246,9 @@ def kept_activations(config: GPTConfig, batch: int, seq_len: int, *, arch: str =
     with on_paper(arch) as memory:
         model = GPT(config)
         weights = memory.live
-        hidden = model.hidden_states(torch.empty(batch, seq_len, dtype=torch.int64))
+        idx = torch.empty(batch, seq_len, dtype=torch.int64)
+        with _autocast_on_paper(torch.bfloat16 if autocast else None):
+            hidden = model.hidden_states(idx)
         kept = memory.live - weights
         del hidden
     return kept
