@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,18 +20,32 @@ def check_file(command: str, option: str, value: str | None, is_ours: Callable[[
     if value is None:
         return
     path = Path(value)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise SettingError(command, option, value, "is a folder; name a file in it")
     try:
         check_folder(command, option, path.parent)
     except (SettingError, SettingTypeError) as error:
         raise SettingError(command, option, value, f"cannot be written: {error.value} {error.need}") from None
-    try:
-        there = os.path.lexists(path) and os.stat(path, follow_symlinks=False) is not None
-    except (OSError, ValueError):
-        there = False
-    if there and not (path.is_file() and is_ours(path)):
+    if why := _why_not(path):
+        raise SettingError(command, option, value, f"cannot be written: {why}")
+    if os.path.lexists(path) and not (os.path.isfile(path) and is_ours(path)):
         need = f"is a file that `fastgpt {command}` did not write; choose another"
         raise SettingError(command, option, value, need)
-    if len(os.fsencode(path.name)) > 255:
-        raise SettingError(command, option, value, "has a name that is too long; choose a shorter one")
+
+
+def _why_not(path: Path) -> str:
+    """What the system says to a file beside `path` and to its name; "" where it takes both. Nothing stays of it."""
+    from ..base.files import reason, remedy, working_folder
+
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    try:
+        with working_folder(path.parent) as work:
+            (work / path.name).touch()
+    except OSError as error:
+        way_out = f"{remedy(error)}, or choose another file" if remedy(error) else "choose another file"
+        return f"{reason(error)}; {way_out}"
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    return ""

@@ -41,6 +41,7 @@ class Chart:
     levels   name -> y: dashed horizontal lines
     bold     names of the series that stand out
     dashed   names of the series that are fits or claims, not measured points: broken lines without dots
+    like     name -> the series whose colour it has, as a fit has that of its points
     spans    name -> (x, low, high): a vertical bar at a point, such as an interval or the range over seeds
     dots     a dot at each point, which says its numbers below the mouse; None: where a line has few
 
@@ -57,6 +58,7 @@ class Chart:
     log_y: bool = False
     bold: Collection[str] = ()
     dashed: Collection[str] = ()
+    like: Mapping[str, str] = field(default_factory=dict)
     spans: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)
     dots: bool | None = None
 
@@ -132,10 +134,17 @@ class Chart:
 
     def _looks(self, series: Mapping[str, Points], levels: Sequence[str], standalone: bool) -> Iterator[Look]:
         """How each series is drawn, and each level."""
+        places = {name: n for n, name in enumerate(series)}
         for n, (name, points) in enumerate(series.items()):
             shape = n if self._dotted(name, points, n) else None
             dashes = "4 3" if name in self.dashed else ""
-            yield Look(name, colour(n, standalone), shape, dashes, 3 if name in self.bold else 1.6)
+            yield Look(
+                name,
+                colour(places[self.like.get(name, name)], standalone),
+                shape,
+                dashes,
+                3 if name in self.bold else 1.6,
+            )
         for n, name in enumerate(levels, len(series)):
             yield Look(f"{name} ({short(self.levels[name], 4)})", colour(n, standalone), None, "7 4", 1.4)
 

@@ -1,4 +1,4 @@
-"""cost.html: the points of a cost study, the power laws through them, and where a GPU's memory ends."""
+"""The page of a cost study: its points, the power laws through them, and where a GPU's memory ends."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def page_of(record: Record) -> Page:
             ("quantity", "implementation", *(SYMBOLS[axis] for axis in config.axes), "R²"),
             [
                 (NAMES[fit["quantity"]], fit["implementation"],
-                 *(shown(fit["exponents"][axis], fit["intervals"][axis]) for axis in config.axes),
+                 *(_whole(shown(fit["exponents"][axis], fit["intervals"][axis])) for axis in config.axes),
                  (fit["r2"], f"{fit['r2']:.4f}"))
                 for fit in record["joint"]
             ],
@@ -136,7 +136,12 @@ def cells(record: Record) -> dict[tuple[str, str], list[str]]:
 
 def _exponent_rows(record: Record) -> Iterator[tuple[str, ...]]:
     for (quantity, axis), row in cells(record).items():
-        yield NAMES[quantity], SYMBOLS[axis], *row
+        yield NAMES[quantity], SYMBOLS[axis], *map(_whole, row)
+
+
+def _whole(interval: str) -> str:
+    """With an interval that no narrow column breaks."""
+    return interval.replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 LIMITS = {"layers": "layers, L", "seq_len": "tokens per sequence, T", "batch_size": "sequences in a batch"}
@@ -163,6 +168,7 @@ def charts(record: Record, quantity: str) -> Iterator[Chart]:
     for axis in config.axes:
         measured: dict[str, list[tuple[float, float]]] = {}
         fitted: dict[str, list[tuple[float, float]]] = {}
+        like: dict[str, str] = {}
         for name in names_of(record):
             line = along(config, rows, name, quantity, axis)
             if not line:
@@ -174,6 +180,7 @@ def charts(record: Record, quantity: str) -> Iterator[Chart]:
             fit = _fit(record, quantity, axis, name)
             if fit is not None:
                 power = f"{SYMBOLS[axis]}^{shown(fit['exponent'], fit['interval'])}"
+                like[f"{name} ~ {power}"] = label
                 fitted[f"{name} ~ {power}"] = [
                     (x, fit["factor"] * x ** fit["exponent"] * factor) for x in (line[0][0], line[-1][0])
                 ]
@@ -182,7 +189,7 @@ def charts(record: Record, quantity: str) -> Iterator[Chart]:
             yield Chart(
                 {**measured, **fitted}, _title(config, quantity, axis), AXIS_LABELS[axis],
                 f"{NAMES[quantity]}, {unit}", levels if quantity == "peak" else {}, log_x=True, log_y=True,
-                dashed=list(fitted),
+                dashed=list(fitted), like=like,
             )  # fmt: skip
 
 

@@ -130,8 +130,8 @@ def _take(turn: _Turn, batch: int, device: torch.device, dtype: torch.dtype) -> 
     except torch.OutOfMemoryError:
         return f"out of memory on {device}"
     finally:
-        gc.collect()
         if device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
     return None
 
