@@ -1,4 +1,4 @@
-"""The page of a cost study in a browser: the numbers of the record, plots that end at the GPU's memory, no overflow on a phone."""
+"""The page of a cost study in a browser: the numbers of the record, plots that end at the GPU's memory."""
 
 from __future__ import annotations
 
