@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "continue a prompt",
     "eval": "loss, perplexity and bits per byte of a model on a text",
     "inspect": "draw a model's attention maps of a prompt",
+    "show one-head": "draw what a model of one head computes, step by step",
     "show ladder": "attention from three loops to the shipped kernel, measured",
     "study depth": "train 2 to 12 layers, and judge what papers claim",
     "study smoothing": "how alike tokens become, layer by layer",
