@@ -6,7 +6,8 @@ const AttentionMap = (() => {
 
   // Bytes of base64 of what zlib deflated.
   async function inflate(text) {
-    const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+    const binary = atob(text), bytes = new Uint8Array(binary.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Response(stream).arrayBuffer();
   }
@@ -14,7 +15,10 @@ const AttentionMap = (() => {
   // Float32Array of weights, of a buffer of float32 or of uint8, c = 255 √w.
   function weightsOf(buffer, stored) {
     if (stored === "float32") return new Float32Array(buffer);
-    return Float32Array.from(new Uint8Array(buffer), c => (c / 255) ** 2);
+    const codes = new Uint8Array(buffer), table = Float32Array.from({ length: 256 }, (_, c) => (c / 255) ** 2);
+    const weights = new Float32Array(codes.length);
+    for (let i = 0; i < codes.length; i++) weights[i] = table[codes[i]];
+    return weights;
   }
 
   // By how much a weight that is kept as uint8 may be off.
@@ -57,7 +61,7 @@ const AttentionMap = (() => {
       const query = Math.floor(y / factor);
       for (let x = 0; x < side; x++, i += 4) {
         const key = Math.floor(x / factor);
-        const [r, g, b] = key > query ? hatched(x, y, 8, hatch) : colours[shades[query * n + key]];
+        const [r, g, b] = key > query ? hatched(x, y, Math.round(side / 8), hatch) : colours[shades[query * n + key]];
         image.data[i] = r; image.data[i + 1] = g; image.data[i + 2] = b; image.data[i + 3] = 255;
       }
     }
@@ -66,8 +70,8 @@ const AttentionMap = (() => {
 
   // The part of the map from (x, y), in tokens, that `span` tokens long fills `side` pixels of an image. Where several
   // weights share a pixel it shows the largest.
-  function imageOf(shades, n, colours, side, { x, y, span }, period) {
-    const image = new ImageData(side, side), hatch = hatching();
+  function imageOf(shades, n, colours, side, { x, y, span }, period, hatch) {
+    const image = new ImageData(side, side);
     const edges = from => Int32Array.from({ length: side + 1 }, (_, p) => Math.min(n, Math.floor(from + p * span / side)));
     const columns = edges(x), rows = edges(y);
     for (let py = 0, i = 0; py < side; py++) {
@@ -139,8 +143,12 @@ const AttentionMap = (() => {
     draw(shades, colours, { query, key }) {
       this.measure();
       const side = Math.round(this.side * this.ratio), draw = this.canvas.getContext("2d");
-      const image = imageOf(shades, this.n, colours, side, this, Math.round(8 * this.ratio));
-      draw.putImageData(image, Math.round(this.left * this.ratio), Math.round(this.top * this.ratio));
+      const hatch = hatching(), now = [shades, side, this.x, this.y, this.span, String(hatch.paper)];
+      if (!this.made || now.some((value, i) => value !== this.made[i])) {
+        this.image = imageOf(shades, this.n, colours, side, this, Math.round(8 * this.ratio), hatch);
+        this.made = now; // another query or key is only another frame
+      }
+      draw.putImageData(this.image, Math.round(this.left * this.ratio), Math.round(this.top * this.ratio));
       draw.scale(this.ratio, this.ratio);
       const style = getComputedStyle(document.documentElement), colour = name => style.getPropertyValue(name).trim();
       this.mark(draw, query, key, colour("--focus"), colour("--paper"));

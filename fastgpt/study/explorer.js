@@ -167,7 +167,8 @@ for (const root of document.querySelectorAll("section.explorer")) {
   }
 
   function recolour() {
-    shades = Uint8Array.from(weights, shadeOf);
+    shades = new Uint8Array(weights.length);
+    for (let i = 0; i < shades.length; i++) shades[i] = shadeOf(weights[i]);
     show();
   }
 
