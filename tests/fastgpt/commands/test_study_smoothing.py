@@ -97,6 +97,18 @@ MISTAKES = [
     (["one", TEXT], "FOLDER one is a OneHeadLM, one head and no blocks"),
     (["nan", TEXT], "FOLDER nan has numbers in its layers that are not finite: its training diverged"),
     (["gone"], "FOLDER gone: no such file or folder"),
+    ([], "FOLDER is missing; write fastgpt study smoothing FOLDER [TEXT] [options], or --train in its place"),
+    (["m", "--steps", "5"], "--steps 5 is of the comparison that --train makes; add --train, or leave it out"),
+    (["--train", "m"], "FOLDER m is of one model, and --train trains its own"),
+    (["--train", "--out", "a.json"], "--out a.json is of one model, and --train trains its own (it writes study.json)"),
+    (["--train", "--seq-len", "8"], "--seq-len 8 is of one model, and --train trains its own (--max-len says it)"),
+    (["--train", "--dropout", "0"], "--dropout 0 must be a number, above 0"),
+    (["--train", "--seeds", "1", "1"], "--seeds 1 1 names a number twice"),
+    (["--train", "--n-heads", "3"], "--n-heads 3 must divide d_model (64)"),
+    (["--train", "--runs-dir", "mine"], "--runs-dir mine cannot be a folder of runs: mine is no folder"),
+    (["--train", "--runs-dir", ".", "--name", "m"], "./m holds files that are no comparison's"),
+    (["--train", "--threads", "0"], "--threads 0 must be an integer, at least 1"),
+    (["--train", "--sequences", "0"], "--sequences 0 must be an integer, at least 1"),
 ]
 
 
@@ -146,3 +158,24 @@ def test_ctrl_c_between_the_files_says_what_was_written(run, tmp_path, monkeypat
     argv = ["study", "smoothing", str(run / "m"), TEXT, "--device", "cpu", "--out", "a.json", "--page", "a.html"]
     assert cli.main(argv) == 130
     assert capsys.readouterr().err == "fastgpt study smoothing: interrupted; wrote a.json only\n"
+
+
+def test_the_comparison(run, tmp_path):
+    sizes = "--train --steps 1 --n-layers 1 --n-heads 1 --d-model 8 --max-len 16 --batch-size 64 --sequences 2 --name c"
+    for number in range(2):
+        done = smoothing(tmp_path, *sizes.split(), "--device", "cpu", timeout=120)
+        assert done.code == 0, done.err
+        assert done.err.count("run ") == (4 if number == 0 else 0)
+        lines = done.out.splitlines()
+        assert lines[0].split("  ")[-1].strip() == "dropout 0.1 and decay 0.1"
+        assert lines[-1] == "runs/c/study.html"
+        changes = lines[lines.index("what they change") + 1 :]
+        assert changes[0].split() == ["dropout", "weight", "decay"]
+        assert changes[1].startswith("validation loss")
+        assert changes[1].count(" of 2)") == 2
+    done = smoothing(tmp_path, *sizes.split(), "--steps", "2", timeout=120)
+    assert done.code == 2
+    assert done.err == (
+        "fastgpt study smoothing: error: runs/c holds a comparison that was begun with --steps 1, now 2; give it the "
+        "same, or another --name\n"
+    )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from ..places import (
+    argument,
     assignment,
+    call,
     comparison,
     condition,
+    item,
     literal,
+    operand,
     operation,
     returned,
+    statement,
     value,
 )
 from ..plant import Mutant
@@ -16,6 +21,7 @@ from ..plant import Mutant
 _MEASURES = "tests/fastgpt/study/test_measures.py::test_"
 _RECORD = "tests/fastgpt/study/test_smoothing_record.py::test_"
 _PAGE = "tests/fastgpt/study/test_smoothing_page.py::test_"
+_COMPARISON = "tests/fastgpt/study/test_smoothing_comparison.py::test_"
 _COMMAND = "tests/fastgpt/commands/test_study_smoothing.py::test_"
 
 MUTANTS = (
@@ -86,6 +92,67 @@ MUTANTS = (
         "smoothing-command-one-file-for-both",
         "study_smoothing.Command.run",
         condition("realpath").never(),
+        _COMMAND + "mistakes",
+    ),
+    # --- the comparison -----------------------------------------------------------------------------------------------
+    Mutant(
+        "comparison-dropout-in-all-runs",
+        "Variant.model_config",
+        argument("dropout").becomes("config.dropout"),
+        _COMPARISON + "four_runs_that_differ_in_dropout_and_weight_decay",
+    ),
+    Mutant(
+        "comparison-another-model-each-run",
+        "Comparison._train",
+        call("manual_seed").dropped(),
+        _COMPARISON + "four_runs_that_differ_in_dropout_and_weight_decay",
+    ),
+    Mutant(
+        "comparison-finished-runs-again",
+        "Comparison._run",
+        condition("_is_finished").never(),
+        _COMPARISON + "finished_runs_are_not_made_again_and_new_seeds_are",
+    ),
+    Mutant(
+        "comparison-starts-over",
+        "Comparison.updates_left",
+        operand("_done").dropped(),
+        _COMPARISON + "an_interrupted_comparison_goes_on_where_it_was",
+    ),
+    Mutant(
+        "comparison-takes-another-recipe",
+        "smoothing_comparison.read",
+        condition("changed").never(),
+        _COMPARISON + "folders_that_hold_something_else",
+    ),
+    Mutant(
+        "comparison-pairs-of-different-seeds",
+        "smoothing_effects._matched",
+        item("seed").dropped(),
+        _COMPARISON + "effects_are_differences_of_pairs_that_differ_in_nothing_else",
+    ),
+    Mutant(
+        "comparison-signs-counted-whatever-they-are",
+        "smoothing_effects.effects",
+        comparison().always(),
+        _COMPARISON + "effects_are_differences_of_pairs_that_differ_in_nothing_else",
+    ),
+    Mutant(
+        "comparison-a-higher-rank-is-more-alike",
+        "smoothing_comparison_page.LESS_ALIKE",
+        item("Effective rank").becomes("-1"),
+        _COMPARISON + "what_a_change_says",
+    ),
+    Mutant(
+        "comparison-says-more-than-the-pairs",
+        "smoothing_comparison_page.verdict",
+        condition("alike").never(),
+        _COMPARISON + "what_a_change_says",
+    ),
+    Mutant(
+        "comparison-command-ignores-options-without-train",
+        "study_smoothing.Command.run",
+        statement("for", "changed").dropped(),
         _COMMAND + "mistakes",
     ),
 )
