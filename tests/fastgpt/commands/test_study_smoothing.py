@@ -106,7 +106,7 @@ MISTAKES = [
     (["--train", "--seeds", "1", "1"], "--seeds 1 1 names a number twice"),
     (["--train", "--n-heads", "3"], "--n-heads 3 must divide d_model (64)"),
     (["--train", "--runs-dir", "mine"], "--runs-dir mine cannot be a folder of runs: mine is no folder"),
-    (["--train", "--runs-dir", ".", "--name", "m"], "./m holds files that are no comparison's"),
+    (["--train", "--runs-dir", ".", "--name", "m"], "m holds files that are no comparison's"),
     (["--train", "--threads", "0"], "--threads 0 must be an integer, at least 1"),
     (["--train", "--sequences", "0"], "--sequences 0 must be an integer, at least 1"),
 ]

@@ -90,7 +90,7 @@ MUTANTS = (
     ),
     Mutant(
         "smoothing-command-one-file-for-both",
-        "study_smoothing.Command.run",
+        "study_smoothing.Command._look",
         condition("realpath").never(),
         _COMMAND + "mistakes",
     ),
