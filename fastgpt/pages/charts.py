@@ -127,7 +127,8 @@ class Chart:
             for x, y in self._dotted(name, points, n):
                 told = f"{name}\n{self.x_label}: {short(x)}\n{self.y_label}: {short(y)}"
                 out.append(look.dot(x_axis(x), y_axis(y), told))
-        named = [look for look in looks if look.name]
+        is_said = len(looks) == 1 and looks[0].name.lower() in (self.title.lower(), self.y_label.lower())
+        named = [look for look in looks if look.name and not is_said]
         drawn, more = legend(named, 8, height + 2, width - 16)
         paper = f'<path fill="#fff" d="M0 0H{width}V{height + more}H0z"/>' if standalone else ""
         return "".join([_opened(width, int(height + more), self._aloud(), standalone), paper, *out, *drawn, "</svg>"])

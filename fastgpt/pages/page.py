@@ -28,17 +28,30 @@ WIDE, NARROW = (720, 340), (360, 300)  # pixels: each chart is drawn for a scree
 
 MOST_ROWS = 200  # of a chart's numbers, as a table
 
+_MARK = '<meta name="generator" content="'
+
 
 def asset(name: str, package: str = __package__) -> str:
     """A style or script that lies beside the modules of `package`."""
     return (resources.files(package) / name).read_text(encoding="utf-8")
 
 
+def is_ours(path: str | os.PathLike[str], generator: str = "fastgpt") -> bool:
+    """Whether a file is there that `Page` wrote, of a generator that begins so."""
+    try:
+        if not os.path.isfile(path):  # to open a pipe is to wait
+            return False
+        with open(path, "rb") as file:
+            return f"{_MARK}{generator}".encode() in file.read(1024)
+    except OSError:
+        return False
+
+
 class Page:
     """Collects pieces of a page; text that comes from outside is escaped."""
 
-    def __init__(self, title: str, lead: str = "", generator: str = "") -> None:
-        """`generator`: the mark near the file's beginning by which a command knows what it wrote itself."""
+    def __init__(self, title: str, lead: str = "", generator: str = "fastgpt") -> None:
+        """`generator`: the mark near the file's beginning by which a command knows what it wrote itself (`is_ours`)."""
         self.title, self.generator = title, generator
         self._parts: list[str] = []
         self._styles, self._scripts = [asset("page.css")], [asset("tables.js")]
@@ -74,7 +87,7 @@ class Page:
         """A table that sorts by the heading that is pressed. `bad`: numbers of the rows that are shown as failures.
 
         A cell that is a number stands at the right and sorts by its value; (value, text) sorts by value and shows text;
-        None among numbers is an empty cell, and comes last.
+        None is an empty cell, and comes last.
         """
         self.add(_table(header, list(rows), bad, caption))
 
@@ -106,11 +119,11 @@ class Page:
 
     def html(self) -> str:
         title = html.escape(self.title)
-        made = f'<meta name="generator" content="{html.escape(self.generator)}">' if self.generator else ""
         head = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"{made}<title>{title}</title><style>{''.join(self._styles)}</style></head>"
+            f'{_MARK}{html.escape(self.generator)}">'
+            f"<title>{title}</title><style>{''.join(self._styles)}</style></head>"
         )
         scripts = "".join(f"<script>\n{script}</script>" for script in self._scripts)
         return f"{head}<body><h1>{title}</h1>{''.join(self._parts)}{scripts}</body></html>\n"
@@ -170,7 +183,7 @@ def _value(cell: object) -> float | None:
 
 def _cell(cell: object, mark: str) -> str:
     value, shown = _value(cell), cell[1] if isinstance(cell, tuple) else cell
-    if cell is None and mark:
+    if cell is None:
         return f"<td{mark}></td>"
     data = "" if value is None else f' data-value="{value!r}"'
     text = html.escape(str(shown))

@@ -61,7 +61,8 @@ def commit() -> str:
     if not (tree / ".git").exists():
         return "installed"
     try:
-        words = ["git", "-C", str(tree), "describe", "--always", "--dirty"]
+        # Without locks: else it writes what it found into the index, which is not ours.
+        words = ["git", "--no-optional-locks", "-C", str(tree), "describe", "--always", "--dirty"]
         return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -24,11 +24,14 @@ from ..kernels import support
 from ..model.config import GPTConfig
 from ..model.gpt import GPT
 from ..nn.implementations import Implementations, implementations
-from ..pages.charts import in_a_row, line_chart, picture
+from ..pages.charts import Chart, in_a_row, picture
+from ..pages.figures import duration, thinned
 from ..pages.page import Page
-from ..pages.provenance import environment
 from ..tools import verify
+from ..train import run_record
 from ..train.metrics import read_metrics
+from ..train.run_record import REPORT
+from ..train.run_report import said
 from ..train.trainer import TrainConfig, Trainer, TrainResult, Validation, resolve_device
 from . import attention_maps, explorer
 from .demo_config import DemoConfig
@@ -124,7 +127,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
         if trained.stopped_by is not None:
             raise Interrupted(
                 f"stopped at step {trained.step} of {trainer.config.steps}: the model so far is in "
-                f"{trained.checkpoint}, no report was written; fastgpt train --resume --name {folder.name}"
+                f"{trained.checkpoint}, the report of its training in {folder / REPORT}; "
+                f"fastgpt train --resume --name {folder.name}"
                 f"{'' if config.runs_dir == DemoConfig.runs_dir else f' --runs-dir {config.runs_dir}'} goes on",
                 trained.stopped_by,
             )
@@ -132,7 +136,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
         try:
             return _look_into(config, trainer, before, trained.validation, table, say, began)
         except KeyboardInterrupt:
-            raise Interrupted(f"the trained model is in {trained.checkpoint}, no report was written") from None
+            kept = f"the trained model is in {trained.checkpoint}, the report of its training in {folder / REPORT}"
+            raise Interrupted(kept) from None
 
 
 @contextlib.contextmanager
@@ -189,7 +194,7 @@ def _look_into(
     tokens = attention_maps.token_labels(tokenizer, ids)
     result = DemoResult(
         before, after, entropy, trainer.step, sample, table, self_check, time.perf_counter() - began,
-        folder / "report.html", folder / "demo.svg",
+        folder / REPORT, folder / "demo.svg",
     )  # fmt: skip
     curve = loss_curve(result, read_metrics(folder / "metrics.jsonl"))
     draw_picture(result, curve, maps, say)
@@ -274,9 +279,9 @@ def write_sample(model: GPT, tokenizer: Tokenizer, config: DemoConfig) -> str:
     return tokenizer.decode(out[0].tolist())
 
 
-def draw_picture(result: DemoResult, curve: str, maps: dict[int, torch.Tensor], say: Callable[[str], None]) -> None:
+def draw_picture(result: DemoResult, curve: Chart, maps: dict[int, torch.Tensor], say: Callable[[str], None]) -> None:
     """The loss and, where matplotlib is installed, some attention heads, as one SVG."""
-    parts = [curve]
+    parts = [curve.svg(standalone=True)]
     try:
         parts.append(picture(attention_maps.png(maps, "what each head attends to", columns=4, most=16), 330, 320))
     except ImportError as error:
@@ -285,19 +290,19 @@ def draw_picture(result: DemoResult, curve: str, maps: dict[int, torch.Tensor], 
     result.picture.write_text(in_a_row(parts, title), encoding="utf-8")
 
 
-def loss_curve(result: DemoResult, lines: list[dict[str, Any]]) -> str:
-    """Training and validation loss beside the unigram entropy, as SVG."""
+def loss_curve(result: DemoResult, lines: list[dict[str, Any]]) -> Chart:
+    """Training and validation loss beside the unigram entropy."""
     curves = {
-        "training": [(line["step"], line["loss"]) for line in lines],
+        "training": thinned([(line["step"], line["loss"]) for line in lines]),
         "validation": validation_points(result, lines),
     }
     levels = {"unigram entropy": result.unigram_entropy}
-    return line_chart(curves, x_label="step", y_label="loss, nats per token", levels=levels)
+    return Chart(curves, "Loss", "step", "loss, nats per token", levels, bold=("validation",))
 
 
-def make_report(result: DemoResult, trainer: _Trainer, curve: str, attended: Attended) -> Page:
-    """Loss curve, sample, attention maps, implementations, self-check, environment: one page."""
-    report = Page("fastgpt demo: a small GPT on Shakespeare")
+def make_report(result: DemoResult, trainer: _Trainer, curve: Chart, attended: Attended) -> Page:
+    """Loss curve, sample, attention maps, implementations, self-check, where it comes from: one page."""
+    report = Page("fastgpt demo: a small GPT on Shakespeare", generator="fastgpt demo")
     report.table(
         ("", "nats per token", "perplexity", "bits per byte"),
         [
@@ -313,7 +318,7 @@ def make_report(result: DemoResult, trainer: _Trainer, curve: str, attended: Att
         f"{EVAL_BATCHES} batches of them. Training loss: each step's own batch."
     )
     report.heading("Loss")
-    report.add(curve)
+    report.chart(curve, "The unigram entropy is the best loss without any context.")
     report.heading("Sample")
     report.preformatted(result.sample)
     report.heading("Attention maps")
@@ -335,9 +340,17 @@ def make_report(result: DemoResult, trainer: _Trainer, curve: str, attended: Att
         report.table(verify.Report.HEADER, result.self_check.table(), bad)
     report.heading("Settings")
     settings = dataclasses.asdict(trainer.model.config) | dataclasses.asdict(trainer.config)
-    report.table(("setting", "value"), list(settings.items()))
-    report.heading("Environment")
-    report.table(("what", ""), environment())
+    report.table(("setting", "value"), [(name, said(value)) for name, value in settings.items()])
+    run = run_record.read(trainer.config.folder)
+    report.provenance(
+        [
+            ("seed", trainer.config.seed),
+            ("model size", f"{trainer.model.num_parameters():,} parameters"),
+            ("tokens seen", "not recorded" if run.tokens is None else f"{run.tokens:,}"),
+            ("time taken", duration(result.seconds)),
+        ]
+    )
+    run_record.keep(report, run.kept)  # for `fastgpt report`, which compares runs
     return report
 
 

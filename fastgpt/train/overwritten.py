@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..base import files
 from ..kernels._notice import say_once
+from ..pages.page import is_ours
 from .step_folders import WRITING, all_checkpoints, replaced_checkpoints, step_of
 
 _MOVING, _ASIDE = ".overwriting", ".overwritten"
@@ -106,7 +107,8 @@ def _files(run: Path) -> Iterator[Path]:
 
 
 def _texts(run: Path) -> list[Path]:
-    return [run / name for name in ("settings.json", "metrics.jsonl") if os.path.lexists(run / name)]
+    texts = [run / name for name in ("settings.json", "metrics.jsonl") if os.path.lexists(run / name)]
+    return texts + [run / "report.html"] * is_ours(run / "report.html")
 
 
 def _scalars(run: Path) -> list[Path]:

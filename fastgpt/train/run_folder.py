@@ -4,6 +4,7 @@
     settings.json     everything that was asked for, as `fastgpt train --config` and `--resume` read it
     checkpoints/      see `fastgpt.train.checkpoint`
     metrics.jsonl     a line for each step
+    report.html       see `fastgpt.train.run_report`
     tensorboard/
 """
 

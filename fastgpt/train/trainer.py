@@ -25,7 +25,7 @@ from torch import nn
 from ..base.settings import SettingTypeError
 from ..data import TokenDataset
 from ..data.tokenizer import Tokenizer
-from . import checkpoint, overwritten, run_folder
+from . import checkpoint, overwritten, run_folder, run_report
 from .arguments import check_arguments, check_settings
 from .devices import autocast, resolve_device, resolve_dtype
 from .evaluation import Validation, evaluate
@@ -148,6 +148,7 @@ class Trainer(Updates):
                         )  # fmt: skip
                         newest = checkpoint.folder_of(root, self.step)
                         checkpoint.prune(root, self.config.keep, newest)
+                        run_report.write_missing(self)
                         return TrainResult(self.step, [], None, None, newest)
                 else:
                     self._start()

@@ -2,7 +2,7 @@
 
 A step's checkpoint comes before its validation, and that before its line in metrics.jsonl. So the checkpoint keeps what
 the reports still owe of the step (`Owed`), and whoever resumes from it makes that up: a run that was killed between two
-of these, or during one, leaves what an undisturbed one does.
+of these, or during one, leaves what an undisturbed one does. Last comes the page for readers (`run_report.py`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from ..base import files
 from ..base.progress import progress
 from ..data import TokenDataset
 from ..data.sampler import BatchSampler
-from . import checkpoint, metrics, rescue
+from ..pages import provenance
+from . import checkpoint, metrics, rescue, run_report
 from .evaluation import Validation
 from .owed import Owed
 from .reports import Reports, reports
@@ -34,6 +36,7 @@ _log = logging.getLogger("fastgpt")
 class Training(Protocol):
     """What the loop asks of whoever trains: `Trainer`."""
 
+    model: nn.Module
     config: TrainConfig
     device: torch.device
     sampler: BatchSampler
@@ -85,6 +88,8 @@ class Loop:
         Raises:
             FloatingPointError, CheckpointError, and whatever a step or a validation raises; what was whole is saved.
         """
+        began = time.perf_counter()
+        provenance.commit()  # of the code that runs, asked before anyone changes the tree
         unvalidated = owed.lines.pop() if owed.validation else None  # the step's own, written with its validation
         self.trainer.owed.validation = owed.validation
         with self._opened_reports(owed, unvalidated is not None) as self.report:
@@ -97,6 +102,7 @@ class Loop:
             except Exception as error:
                 rescue.end(error, self.root, self.trainer.step, self.trainer.is_whole, self._save)
                 raise
+        run_report.write_after(self.trainer, time.perf_counter() - began, self.signals.stopped_by)
         self._tell_of_signals(newest)
         return TrainResult(self.trainer.step, self.losses, self.validation, self.signals.stopped_by, newest)
 

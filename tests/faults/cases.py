@@ -228,6 +228,7 @@ MOMENTS = (
     ("torch.nn.functional:cross_entropy", (1, 4, 5, 6, 12)),
     ("fastgpt.train.checkpoint:prune", (1, 3)),
     ("fastgpt.train.metrics:MetricsLog.close", (1,)),
+    ("fastgpt.train.run_report:page_of", (1,)),
 )
 
 
@@ -308,6 +309,7 @@ _PHASES = (
     (r"/runs/run/tensorboard", "TensorBoard"),
     (r"/runs/run/settings\.json|/runs/run/\.[^/]*/settings\.json", "settings"),
     (r"/runs/run/metrics\.jsonl|/runs/run/\.[^/]*/metrics\.jsonl", "metrics"),
+    (r"/runs/run/report\.html|/runs/run/\.[^/]*/report\.html", "report"),
     (r"/checkpoints/\.", "save"),
     (r"/checkpoints/step-", "checkpoints"),
     (r"/runs/run", "run folder"),

@@ -38,7 +38,15 @@ def test_a_sample_of_all_faults(server):
 def assert_seen(recorded: dict[str, list[tuple[str, str]]]) -> None:
     """Calls of Python and of libraries are counted, those about a run's files alone, and said to be of their phase."""
     calls = recorded["train"]
-    for file in ("model.safetensors", "training.safetensors", "checksums.json", "metrics.jsonl", "settings.json"):
+    files = (
+        "model.safetensors",
+        "training.safetensors",
+        "checksums.json",
+        "metrics.jsonl",
+        "settings.json",
+        "report.html",
+    )
+    for file in files:
         for kind in ("open", "write"):
             assert any(found == kind and path.endswith(f"/{file}") for found, path in calls), (file, kind)
     assert sum(kind == "rename" and path.endswith("/checkpoints/step-00000006") for kind, path in calls) == 1
@@ -49,7 +57,8 @@ def assert_seen(recorded: dict[str, list[tuple[str, str]]]) -> None:
         if not path:  # the folder of all runs' folders
             continue
         assert path.startswith("/runs")
-        assert phase_of(kind, path) in ("settings", "metrics", "save", "checkpoints", "prune", "run folder")
+        phases = ("settings", "metrics", "save", "checkpoints", "prune", "report", "run folder")
+        assert phase_of(kind, path) in phases
 
 
 CALLS = [

@@ -15,6 +15,7 @@ from fastgpt import cli
 from fastgpt.data.tokenizer import Tokenizer
 from fastgpt.study import attention_maps, demo
 from fastgpt.study.demo import DemoConfig, Interrupted, Setting, run_demo
+from fastgpt.train import run_record
 from fastgpt.train.metrics import read_metrics
 from tests.fastgpt.pages.test_page import Parsed
 from tests.support import command
@@ -58,11 +59,13 @@ def test_demo_says_and_writes_everything(small_demo, tmp_path, capsys):
     page = Parsed(text)
     assert not page.external
     assert {"svg", "canvas", "table", "pre"} <= set(page.tags)
-    for heading in ("Loss", "Sample", "Attention maps", "Implementations", "Self-check", "Settings", "Environment"):
+    for heading in ("Loss", "Sample", "Attention maps", "Implementations", "Self-check", "Settings", "Where this"):
         assert f"<h2>{heading}" in text
     for number in (result.before.loss, result.after.loss, result.unigram_entropy, result.margin):
         assert f"{number:.4f}" in text
     assert result.self_check.rows[0].label in text
+    assert "<h1>fastgpt demo" in text  # not the report that every run has, in whose place it is; its record stays
+    assert run_record.read(tmp_path / "demo").kept["stopped_by"] is None
     assert f"all {result.after.tokens:,} tokens of the validation text" in text
     drawn = ET.parse(tmp_path / "demo" / "demo.svg")
     tags = [element.tag.rpartition("}")[2] for element in drawn.iter()]
@@ -137,8 +140,8 @@ def test_a_demo_replaces_nothing(small_demo, tmp_path):
 
 STAGES = {
     "make_trainer": ("nothing was written", False),
-    "write_sample": ("the trained model is in .*step-00000020, no report was written", True),
-    "make_report": ("the trained model is in .*step-00000020, no report was written", True),
+    "write_sample": ("the trained model is in .*step-00000020, the report of its training in .*report.html", True),
+    "make_report": ("the trained model is in .*step-00000020, the report of its training in .*report.html", True),
 }
 
 

@@ -56,8 +56,8 @@ def test_the_new_run_takes_the_place_of_the_old_one_and_of_nothing_else(run):
     new_trainer(run).fit(overwrite=True)
     names = {name for name in tree(run) if "/" not in name or name.count("/") == 1}
     assert names == {
-        "settings.json", "metrics.jsonl", "notes.txt", "checkpoints", "tensorboard", "checkpoints/step-00000002",
-        "checkpoints/step-00000003", "checkpoints/notes.txt", "tensorboard/notes.txt",
+        "settings.json", "metrics.jsonl", "report.html", "notes.txt", "checkpoints", "tensorboard",
+        "checkpoints/step-00000002", "checkpoints/step-00000003", "checkpoints/notes.txt", "tensorboard/notes.txt",
     }  # fmt: skip
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 3]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from ..places import comparison, condition, operation, value
+from ..places import call, comparison, condition, operation, returned, value
 from ..plant import Mutant
 
 _CHARTS = "tests/fastgpt/pages/test_charts.py::test_"
 _AXES = "tests/fastgpt/pages/test_axes.py::test_"
 _PAGE = "tests/fastgpt/pages/test_page.py::test_"
+_FIGURES = "tests/fastgpt/pages/test_figures.py::test_"
+_REPORT = "tests/fastgpt/train/test_run_report.py::test_"
+_COMPARED = "tests/fastgpt/study/test_compare_runs.py::test_"
+_COMMAND = "tests/fastgpt/commands/test_report_command.py::test_"
 
 MUTANTS = (
     Mutant(
@@ -63,5 +67,62 @@ MUTANTS = (
         "page._numbers",
         condition("MOST_ROWS").never(),
         _PAGE + "the_numbers_of_a_chart_stand_below_it",
+    ),
+    # --- reports of runs ----------------------------------------------------------------------------------------------
+    Mutant(
+        "thinned-points-lose-their-peaks",
+        "figures.thinned",
+        value("high").becomes("stretch[-1]"),
+        _FIGURES + "thinned_points_keep_ends_and_peaks",
+    ),
+    Mutant(
+        "report-tokens-without-accumulation",
+        "Run.tokens_per_step",
+        returned().becomes("sizes[0] * sizes[2] if len(sizes) == 3 else None"),
+        _REPORT + "a_report_has_the_numbers_of_the_run",
+    ),
+    Mutant(
+        "report-figures-of-two-validations",
+        "Run.validation",
+        value("newest").becomes(
+            "next((line for line in reversed(self.lines) if number(line.get('val_' + name)) is not None), None)"
+        ),
+        _REPORT + "garbled_and_missing_measurements_are_left_out",
+    ),
+    Mutant(
+        "report-somebodys-file-is-replaced",
+        "run_report.write_after",
+        condition("is_ours").never(),
+        _REPORT + "what_somebody_else_has_put_in_its_place_stays",
+    ),
+    Mutant(
+        "report-of-a-killed-process-stays-away",
+        "Trainer.fit",
+        call("write_missing").dropped(),
+        _REPORT + "a_report_that_a_killed_process_owes_is_written_when_the_run_is_resumed",
+    ),
+    Mutant(
+        "report-of-the-old-run-stays-with-the-new-one",
+        "overwritten._texts",
+        operation("*", "is_ours").becomes("[]"),
+        _REPORT + "a_run_that_is_started_over_has_a_new_one",
+    ),
+    Mutant(
+        "comparison-tokens-are-steps",
+        "compare_runs._chart",
+        value("scale").becomes("1"),
+        _COMPARED + "curves_over_tokens_are_scaled_by_each_runs_step",
+    ),
+    Mutant(
+        "comparison-names-alike",
+        "compare_runs.named",
+        condition("labels").always(),
+        _COMPARED + "names_tell_runs_apart",
+    ),
+    Mutant(
+        "report-command-replaces-the-demos-page",
+        "report.Command._checked",
+        call("is_ours").argument(2).becomes("'fastgpt'"),
+        _COMMAND + "the_demos_page_stays",
     ),
 )
