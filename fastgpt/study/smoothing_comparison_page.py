@@ -35,7 +35,9 @@ def comparison_page(record: Mapping[str, Any]) -> Page:
         "training, the measures behind the last block; a change is the mean over pairs of runs that differ in nothing "
         "else, and in brackets stands how many of these pairs changed the same way."
     )
-    page.table(("number", *_headings(record), "so tokens are"), list(effect_rows(record)))
+    page.table(_headings(record), effect_rows(record))
+    for line in summary(record):
+        page.paragraph(line)
     page.paragraph(chance(seeds))
     shrunk = max(row["shrunk"] for row in rows)
     page.paragraph(
@@ -67,7 +69,7 @@ def comparison_page(record: Mapping[str, Any]) -> Page:
 
 
 def effect_rows(record: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    """A row for each number: without both, the change by each, and what that says of the tokens."""
+    """A row for each number: without both; by each knob the change, and what that says of the tokens."""
     groups = grouped(record["rows"])
     by_name = {(effect["what"], effect["knob"]): effect for effect in record["effects"]}
     found = []
@@ -78,13 +80,11 @@ def effect_rows(record: Mapping[str, Any]) -> list[tuple[object, ...]]:
             cells.append((value, f"{value:.4f}"))
         else:
             cells.append("–")
-        said = []
-        for knob, name in KNOBS.items():
+        for knob in KNOBS:
             effect = by_name.get((what, knob))
             cells.append("–" if effect is None else (effect["change"], shown(effect)))
-            if effect is not None and what in LESS_ALIKE:
-                said.append(f"{verdict(effect)} by {name}")
-        found.append((*cells, "; ".join(said) or "–"))
+            cells.append("–" if effect is None or what not in LESS_ALIKE else verdict(effect))
+        found.append(tuple(cells))
     return found
 
 
@@ -107,9 +107,29 @@ def chance(seeds: int) -> str:
     return f"{seeds} seeds: bars below reach from the lowest to the highest; where they overlap, it may be chance."
 
 
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """A sentence for each knob: by how many measures tokens are less alike with it."""
+    found = []
+    for knob, name in KNOBS.items():
+        said = [
+            verdict(effect) for effect in record["effects"] if effect["knob"] == knob and effect["what"] in LESS_ALIKE
+        ]
+        if said:
+            counts = ", ".join(f"{said.count(word)} {meant}" for word, meant in _SAID.items())
+            found.append(f"With {name} {record['recipe'][knob]:g}, of {len(said)} measures: {counts}.")
+    return found
+
+
+_SAID = {
+    "less alike": "say that tokens are less alike", "more alike": "that they are more alike",
+    "no clear sign": "changed differently from pair to pair",
+}  # fmt: skip
+
+
 def _headings(record: Mapping[str, Any]) -> tuple[str, ...]:
     recipe = record["recipe"]
-    return "with neither", f"dropout {recipe['dropout']:g}", f"weight decay {recipe['weight_decay']:g}"
+    dropout, decay = f"dropout {recipe['dropout']:g}", f"weight decay {recipe['weight_decay']:g}"
+    return "number", "with neither", dropout, "by dropout tokens are", decay, "by decay tokens are"
 
 
 def _mean_curve(curves: list[list[tuple[int, float]]]) -> list[tuple[float, float]]:

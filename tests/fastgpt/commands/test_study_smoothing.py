@@ -78,6 +78,15 @@ def test_a_text_that_is_given_or_comes_through_a_pipe(run):
     assert "1 sequence of 2 tokens" in smoothing(run, "m", "be be").out.replace("3 tokens", "2 tokens")
 
 
+def test_a_gpt2_folder_of_transformers(run):
+    GPT.from_pretrained(run / "m").save_pretrained(run / "hf", format="hf")
+    own = smoothing(run, "m", TEXT)
+    theirs = smoothing(run, "hf", TEXT, "--tokenizer", "shakespeare")
+    assert theirs.code == 0, theirs.err
+    assert theirs.out.splitlines()[0].startswith("hf: 2 layers, 2 heads, width 16")
+    assert theirs.out.splitlines()[1:] == own.out.splitlines()[1:]
+
+
 def test_a_page_and_a_file_of_ours_are_replaced(run):
     for _ in range(2):
         done = smoothing(run, "m", TEXT, "--page", "new/p.html", "--out", "new/p.json")

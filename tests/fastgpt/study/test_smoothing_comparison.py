@@ -138,7 +138,7 @@ def test_a_run_that_fails_is_told_and_the_rest_goes_on(data, tmp_path, monkeypat
     assert result.failed == NAMES[1::2]
     assert "dropout0-decay0.5-seed0: failed (FloatingPointError: the loss is nan); the rest goes on" in said
     assert {effect["knob"] for effect in result.record["effects"]} == {"dropout"}
-    assert "–" in {row[3] for row in effect_rows(result.record)}
+    assert {row[4] for row in effect_rows(result.record)} == {"–"}
 
 
 def row_with(dropout, weight_decay, seed, number):
@@ -184,11 +184,11 @@ def test_the_page(opened, done, tmp_path, width):
     page = opened(done[1].page, width=width, dark=width == 400)
     assert overflow(page) == 0
     assert page.locator("figure svg:visible").count() == 1 + len(MEASURES)
-    table = page.locator("table.sortable", has_text="so tokens are").first
+    table = page.locator("table.sortable", has_text="by dropout tokens are").first
     for row, what in zip(table.locator("tbody tr").all(), figures(record["rows"][0]), strict=True):
         cells = row.locator("td").all()
         assert cells[0].inner_text() == what
-        values = [float(cell.get_attribute("data-value")) for cell in cells[1:4]]
+        values = [float(cells[n].get_attribute("data-value")) for n in (1, 2, 4)]
         by_name = {row["group"]: figures(row)[what] for row in record["rows"]}
         neither, decay, dropout, both = by_name.values()
         expected = [neither, (dropout - neither + both - decay) / 2, (decay - neither + both - dropout) / 2]
@@ -196,6 +196,10 @@ def test_the_page(opened, done, tmp_path, width):
     text = page.inner_text("body")
     assert "One seed: a change that is smaller" in text
     assert "training time of all runs" in text
+    said = [cell.inner_text() for cell in table.locator("tbody tr td:nth-child(4)").all()]
+    assert f"With dropout 0.5, of 6 measures: {said.count('less alike')} say that tokens are less alike" in text
+    assert said[:2] == ["–", "–"]
+    assert said.count("less alike") + said.count("more alike") + said.count("no clear sign") == 6
 
 
 def test_seeds_are_drawn_as_bars(done):
