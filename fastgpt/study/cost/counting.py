@@ -61,7 +61,7 @@ def memory_cost(config: CostConfig, *, say: Callable[[str], None] = _silent) -> 
         Rows {"implementation", "layers", "seq_len", "width", ...bytes...}:
 
         activations  what the blocks keep from forward to backward of the batch: O(L·T·D) in the papers. Without what
-                     does not grow with the batch (bfloat16 copies of weights), without embeddings, head and loss
+                     does not grow with the batch (bfloat16 copies of weights), and without head and loss
         working      activations and transient tensors (logits, workspaces) at the moment when most is held
         weights      float32 weights, their gradients and AdamW's two moments
         peak         all that is held at that moment

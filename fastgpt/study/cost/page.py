@@ -23,9 +23,9 @@ NAMES = {
 _UNITS = {"seconds": (1e3, "ms")} | dict.fromkeys((*BYTES, "measured_peak"), (1 / 2**30, "GiB"))
 _EXPLAINED = {
     "peak": "All that a step holds at the moment when most is held, counted on paper. Broken lines are power laws by "
-    "least squares; where a curve reaches the GPU's memory, the last point is the largest step that fits, counted too.",
+    "least squares; the point of a curve at the GPU's memory is the largest step that fits, counted too.",
     "activations": "What the blocks keep from forward to backward: the papers' O(L·T·D). Without copies of weights, "
-    "embeddings, head and loss.",
+    "head and loss; the embeddings' sum and the last LayerNorm are in it, once for any number of layers.",
     "working": "Activations, and what an operation needs while it runs (logits, workspaces), at the moment of the "
     "peak. That moment differs from point to point, so this is no clean power law.",
     "weights": "float32 weights, their gradients, and AdamW's two moments; over T only the position embedding grows.",

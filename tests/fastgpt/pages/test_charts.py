@@ -148,3 +148,11 @@ def test_charts_in_a_row_are_one_svg():
     assert [g.attrib["transform"] for g in root.findall(f"{SVG}g")] == ["translate(0 30)", "translate(400 30)"]
     assert "a <b> & c" in [t.text for t in root.iter(f"{SVG}text")]
     assert next(root.iter(f"{SVG}image")).attrib["href"] == "data:image/png;base64,cG5n"
+
+
+def test_a_fit_has_the_colour_of_its_points():
+    points = [(1, 2.0), (2, 4.0)]
+    chart = Chart({"a": points, "b": points, "fit": points}, "", "x", "y", dashed=["fit"], like={"fit": "b"})
+    a, b, fit = lines(ET.fromstring(chart.svg(standalone=True)))[:3]
+    assert fit.attrib["stroke"] == b.attrib["stroke"] != a.attrib["stroke"]
+    assert "stroke-dasharray" in fit.attrib

@@ -80,7 +80,8 @@ def test_activations_leave_out_what_does_not_grow_with_the_batch():
     once, twice = (memory_cost(dataclasses.replace(config, batch_size=n)) for n in (4, 8))
     assert [2 * row["activations"] for row in once] == [row["activations"] for row in twice]
     single = memory_cost(dataclasses.replace(config, dtype="float32"))
-    assert all(a["activations"] < b["activations"] * 4 / 3 for a, b in zip(once, single))
+    pairs = [(a["activations"], b["activations"]) for a, b in zip(once, single) if a["implementation"] != "reference"]
+    assert all(a < 0.85 * b for a, b in pairs)  # plain attention keeps its T x T weights in float32
 
 
 def test_what_must_hold_on_paper():
@@ -128,6 +129,16 @@ def test_limits_are_counted_on_both_sides():
                 point = config.base_point._replace(**{limit["over"]: value})
                 sizes.append(memory.training_step(config.model(point, parts), 3, point.seq_len, autocast=False).peak)
             assert sizes[0] == limit["peak"] <= room < sizes[1]
+
+
+def test_the_margin_stays_free():
+    from fastgpt.study.cost.counting import Paper
+
+    config = dataclasses.replace(SMALL, gpu="h100", margin=1.5, dtype="auto")
+    paper = Paper.of(config)
+    assert paper.room(config) == paper.gpu.memory - 3 * 2**29
+    assert paper.options == {"autocast": True, "arch": "sm_90"}
+    assert Paper.of(dataclasses.replace(config, gpu="t4")).options == {"autocast": False, "arch": "sm_75"}
 
 
 def test_nothing_fits_a_gpu_that_is_too_small():
