@@ -110,7 +110,7 @@ MUTANTS = (
     ),
     Mutant(
         "outputs-others-files-replaced",
-        "commands.check_file",
+        "_outputs.check_file",
         condition("is_ours").never(),
         "tests/fastgpt/commands/test_study_cost.py::test_table_files_and_json_say_the_same",
     ),
