@@ -23,6 +23,8 @@ from fastgpt.study.smoothing_page import MEASURES
 from fastgpt.train.trainer import Trainer
 from tests.support.browser import overflow
 
+pytestmark = pytest.mark.needs("tiktoken")  # bits per byte
+
 NAMES = ["dropout0-decay0-seed0", "dropout0-decay0.5-seed0", "dropout0.5-decay0-seed0", "dropout0.5-decay0.5-seed0"]
 
 
