@@ -10,7 +10,7 @@ Ratios are taken within one run only.
 from __future__ import annotations
 
 import argparse
-import html
+import dataclasses
 import json
 import math
 import sys
@@ -20,7 +20,8 @@ from pathlib import Path
 from statistics import correlation, linear_regression
 from typing import Any
 
-from fastgpt.pages.charts import in_a_row, line_chart
+from fastgpt.pages.charts import Chart, in_a_row
+from fastgpt.pages.page import Page
 
 OURS = "fastgpt"
 
@@ -181,12 +182,17 @@ def cells(row: dict) -> list[str]:
     ]
 
 
-def tables(rows: list[dict]) -> dict[str, list[list[str]]]:
-    """Title -> body rows, one table for each operation, mode and dtype."""
+def _grouped(rows: list[dict]) -> dict[str, list[dict]]:
+    """Title -> rows with their ratios, one table for each operation, mode and dtype."""
     result = defaultdict(list)
     for row in with_ratios(rows):
-        result[f"{row['op']}, {row['mode']}, {row['dtype']}"].append(cells(row))
+        result[f"{row['op']}, {row['mode']}, {row['dtype']}"].append(row)
     return dict(result)
+
+
+def tables(rows: list[dict]) -> dict[str, list[list[str]]]:
+    """Title -> body rows, as text."""
+    return {title: list(map(cells, members)) for title, members in _grouped(rows).items()}
 
 
 def depth_fits(rows: list[dict]) -> list[str]:
@@ -218,8 +224,8 @@ def markdown(environment: dict, rows: list[dict]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def plots(rows: list[dict]) -> dict[str, str]:
-    """File name -> SVG: speed, ratio to the best other and peak memory (log-log) against the main size."""
+def charts(rows: list[dict]) -> dict[str, list[Chart]]:
+    """Name -> charts of one operation: speed, ratio to the best other, peak memory (log-log) against the main size."""
     result = {}
     groups = defaultdict(list)
     for row in with_ratios(rows):
@@ -231,44 +237,60 @@ def plots(rows: list[dict]) -> dict[str, str]:
         if len({r["shape"][axis] for r in members}) < 2:
             continue
         _, value, label = PLOTS[op]
-        panels = [_panel(members, axis, value, label)]
-        panels.append(_panel(members, axis, "ratio", "best other's time / own", levels={"as fast": 1.0}))
+        name = " ".join((op, mode, dtype, rest)).strip()
+        panels = [_panel(name, members, axis, value, label)]
+        panels.append(_panel(name, members, axis, "ratio", "best other's time / own", levels={"as fast": 1.0}))
         if all(r["peak_bytes"] for r in members):  # not on a CPU
-            panels.append(_panel(members, axis, "peak_bytes", "peak bytes", log_y=True))
-        name = "-".join((op, mode, dtype, rest)).replace(" ", "-").replace("=", "").replace("+", "-")
-        result[f"{name}.svg"] = in_a_row(list(filter(None, panels)), title=" ".join((op, mode, dtype, rest)))
+            panels.append(_panel(name, members, axis, "peak_bytes", "peak bytes", log_y=True))
+        result[name] = list(filter(None, panels))
     return result
 
 
-def _panel(rows: list[dict], axis: str, figure: str, label: str, **options: Any) -> str | None:
+def plots(found: dict[str, list[Chart]]) -> dict[str, str]:
+    """File name -> SVG of what `charts` found: those of an operation in a row."""
+    result = {}
+    for name, panels in found.items():
+        file = name.replace(" ", "-").replace("=", "").replace("+", "-")
+        drawn = [dataclasses.replace(panel, title="").svg((470, 370), standalone=True) for panel in panels]
+        result[f"{file}.svg"] = in_a_row(drawn, title=name)
+    return result
+
+
+def _panel(name: str, rows: list[dict], axis: str, figure: str, label: str, **options: Any) -> Chart | None:
     """One figure of the rows against their size, ours first and bold; None where no row has it."""
     if not any(row[figure] for row in rows):
         return None
     lines = defaultdict(list)
     for row in sorted(rows, key=lambda r: (r["impl"] != OURS, r["impl"], r["shape"][axis])):
         lines[row["impl"]].append((row["shape"][axis], row[figure] or math.nan))
-    return line_chart(lines, x_label=axis, y_label=label, log_x=True, bold=(OURS,), size=(470, 370), **options)
+    return Chart(lines, f"{name}: {label}", axis, label, log_x=True, bold=(OURS,), dots=True, **options)
 
 
-def page(environment: dict, rows: list[dict], images: dict[str, str]) -> str:
-    """The whole report as one HTML file that needs nothing else."""
-    parts = [
-        "<!doctype html><meta charset=utf-8><title>fastgpt benchmarks</title>",
-        "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
-        "table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:2px 8px;text-align:right}"
-        "td:first-child,td:nth-child(2){text-align:left}tr.ours{background:#e8f4e8}svg{max-width:100%;height:auto}</style>",
-        f"<h1>Benchmarks</h1><p>{html.escape(environment_line(environment))}</p>",
-    ]
-    parts += images.values()
-    for title, body in tables(rows).items():
-        head = "".join(f"<th>{c}</th>" for c in COLUMNS)
-        parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>")
-        for line in body:
-            ours = ' class="ours"' if line[1].startswith(OURS) else ""
-            parts.append(f"<tr{ours}>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>")
-        parts.append("</table>")
-    parts += [f"<p>{html.escape(line)}</p>" for line in depth_fits(rows)]
-    return "\n".join(parts)
+def page(environment: dict, rows: list[dict], found: dict[str, list[Chart]]) -> Page:
+    """The whole report: charts, tables, the depth study's fits, and where it was measured."""
+    report = Page("Benchmarks", lead=environment_line(environment))
+    for name, panels in found.items():
+        report.heading(name)
+        for panel in panels:
+            report.chart(panel)
+    for title, members in _grouped(rows).items():
+        report.heading(title)
+        strong = [n for n, row in enumerate(members) if row["impl"].startswith(OURS)]
+        report.table(COLUMNS, [_sortable(row) for row in members], strong=strong)
+    if fits := depth_fits(rows):
+        report.heading("Depth")
+        for line in fits:
+            report.paragraph(line)
+    report.provenance_of([(name, value) for name, value in environment.items() if not isinstance(value, dict)])
+    return report
+
+
+def _sortable(row: dict) -> list[object]:
+    """`cells`, those that are numbers with their values: tables sort by them."""
+    shape, name, *texts = cells(row)
+    names = ("seconds", "spread", "tflop_s", "gb_s", "tokens_s", "of_floor", "peak_bytes", "ratio", "vs_ours")
+    values = [row[key] for key in names]
+    return [shape, name, *(None if value is None else (value, text) for value, text in zip(values, texts))]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -283,9 +305,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     out = args.out or args.results.with_suffix("")
     out.mkdir(parents=True, exist_ok=True)
-    images = plots(rows)
+    found = charts(rows)
+    images = plots(found)
     (out / "report.md").write_text(markdown(environment, rows))
-    (out / "report.html").write_text(page(environment, rows, images))
+    page(environment, rows, found).save(out / "report.html")
     for name, data in images.items():
         (out / name).write_text(data)
     print(f"{len(rows)} figures -> {out}/report.md, {out}/report.html, {len(images)} plots")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,14 +82,17 @@ class Page:
         self.add(f"<pre>{html.escape(text)}</pre>")
 
     def table(
-        self, header: Sequence[object], rows: Iterable[Sequence[object]], bad: Sequence[int] = (), caption: str = ""
-    ) -> None:
-        """A table that sorts by the heading that is pressed. `bad`: numbers of the rows that are shown as failures.
+        self, header: Sequence[object], rows: Iterable[Sequence[object]], bad: Sequence[int] = (), caption: str = "",
+        *, strong: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """A table that sorts by the heading that is pressed. `bad`: numbers of the rows that are shown as failures;
+        `strong`: of those that stand out.
 
         A cell that is a number stands at the right and sorts by its value; (value, text) sorts by value and shows text;
         None is an empty cell, and comes last.
         """
-        self.add(_table(header, list(rows), bad, caption))
+        classes = dict.fromkeys(strong, " class=strong") | dict.fromkeys(bad, " class=bad")
+        self.add(_table(header, list(rows), classes, caption))
 
     def figure(self, markup: str, caption: str = "") -> None:
         """HTML or SVG as it is, e.g. of `charts.in_a_row`; it scrolls where it is wider than the page."""
@@ -147,20 +150,18 @@ def _numbers(chart: Chart) -> str:
         return ""
     rows = [(x, *(by_name.get(name) for name in chart.series)) for x, by_name in sorted(found.items())]
     cells = [[None if n is None or not math.isfinite(n) else (n, f"{n:.6g}") for n in row] for row in rows]
-    table = _table((chart.x_label, *chart.series), cells, (), chart.y_label)
+    table = _table((chart.x_label, *chart.series), cells, {}, chart.y_label)
     return f"<details class=numbers><summary>The numbers</summary>{table}</details>"
 
 
-def _table(header: Sequence[object], rows: Sequence[Sequence[object]], bad: Sequence[int], caption: str) -> str:
+def _table(header: Sequence[object], rows: Sequence[Sequence[object]], classes: Mapping[int, str], caption: str) -> str:
     numbers = [_are_numbers([row[n] for row in rows]) for n in range(len(header))]
     marks = [" class=number" if number else "" for number in numbers]
     head = "".join(
         f"<th{mark} scope=col><button type=button>{html.escape(str(cell))}</button></th>"
         for mark, cell in zip(marks, header)
     )
-    body = "".join(
-        f"<tr{' class=bad' if n in bad else ''}>{''.join(map(_cell, row, marks))}</tr>" for n, row in enumerate(rows)
-    )
+    body = "".join(f"<tr{classes.get(n, '')}>{''.join(map(_cell, row, marks))}</tr>" for n, row in enumerate(rows))
     named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return (
         f"<div class=scroll><table class=sortable>{named}<thead><tr>{head}</tr></thead>"

@@ -48,11 +48,11 @@ def page_of(runs: Mapping[str, Run]) -> Page:
     page.table(
         (
             "run", "parameters", "steps", "tokens seen", "time of updates", "median tokens per second",
-            f"training loss, mean of the last {LAST} steps", "validation loss", "perplexity", "bits per byte",
+            "training loss", "validation loss", "perplexity", "bits per byte",
         ),
         [_figures(name, run) for name, run in runs.items()],
     )  # fmt: skip
-    page.paragraph("Losses are in nats per token.")
+    page.paragraph(f"Losses are in nats per token; that of training is the mean of the last {LAST} steps.")
     page.heading("Losses")
     for kind, key in (("Validation", "val_loss"), ("Training", "loss")):
         for axis in ("step", "tokens seen"):

@@ -202,7 +202,7 @@ def provenance_of(run: Run) -> list[tuple[str, str]]:
     that trained, as far as they are recorded."""
     time, seconds = run.update_seconds, run_record.number(run.kept.get("seconds"))
     rows = [
-        ("seed", said(run.settings.get("seed"))),
+        ("seed", said(run.settings.get("seed", "not recorded"))),
         ("model size", "not recorded" if run.parameters is None else f"{run.parameters:,} parameters"),
         ("tokens seen", "not recorded" if run.tokens is None else f"{run.tokens:,}"),
         ("time taken", "not recorded" if time is None else f"{duration(time)} in updates"),
