@@ -78,12 +78,13 @@ def pooled(weights: Tensor, most: int) -> tuple[Tensor, int]:
 
 def png(
     maps: Mapping[int, Tensor], title: str, heads: Sequence[int] | None = None, *, columns: int | None = None,
-    most: int | None = None, scale: str = "sqrt", tokens: Sequence[str] | None = None,
+    most: int | None = None, scale: str = "sqrt", tokens: Sequence[str] | None = None, points: float = 7,
 ) -> bytes:  # fmt: skip
     """A PNG with a square of weights per head, at `most` so many, a row per layer or `columns` of them in a row.
 
     Colours are `palette.PALETTE` on `scale`, which the bar beside them names. Keys that a query does not see are
     hatched. Up to `LABELLED` tokens stand on the axes; of more than 256, a pixel is the largest weight of a square.
+    Text is `points` high, of a picture in which a head takes 1.8 inches or more.
 
     Raises:
         ImportError: matplotlib is not installed. SettingError: a scale that is none.
@@ -110,14 +111,14 @@ def png(
         axis.imshow(
             weights.where(seen, torch.nan).numpy(), norm=norm, cmap=colours, interpolation="nearest"
         )  # what is NaN is not drawn: the hatch shows
-        axis.set_title(panels[place].title, fontsize=7)
+        axis.set_title(panels[place].title, fontsize=points)
         is_left, is_last = place % columns == 0, place + columns >= len(panels)
         _name_axis(axis.yaxis, labels if is_left else [])
         _name_axis(axis.xaxis, labels if is_last else [], rotation=90)
-    _draw_bar(figure, axes, norm, colours, scale)
+    _draw_bar(figure, axes, norm, colours, scale, points)
     grouped = f"; a pixel is the largest weight of {k} x {k}" if k > 1 else ""
     above = f"rows: queries, columns: keys; hatched: not seen, future{grouped}\n{title}"
-    figure.suptitle(_plain(above), fontsize=7)
+    figure.suptitle(_plain(above), fontsize=points)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=min(150.0, _MOST_PIXELS / max(size)), metadata={"Software": MARK})
     return drawn.getvalue()
@@ -175,11 +176,11 @@ def _colours(scale: str) -> tuple[Any, Any]:
     return norm, ListedColormap(PALETTE)
 
 
-def _draw_bar(figure: Any, axes: Any, norm: Any, colours: Any, scale: str) -> None:
+def _draw_bar(figure: Any, axes: Any, norm: Any, colours: Any, scale: str, points: float) -> None:
     from matplotlib.cm import ScalarMappable
 
     length = {"shrink": min(1.0, 2.0 / axes.shape[0]), "aspect": 16, "pad": 0.01, "fraction": 0.4 / axes.shape[1]}
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, ticks=TICKS[scale], **length)
-    bar.set_label(f"attention weight ({SCALES[scale]})", fontsize=7)
-    bar.ax.set_yticklabels([f"{tick:g}" for tick in TICKS[scale]], fontsize=6)
+    bar.set_label(f"attention weight ({SCALES[scale]})", fontsize=points)
+    bar.ax.set_yticklabels([f"{tick:g}" for tick in TICKS[scale]], fontsize=points - 1)
     bar.minorticks_off()

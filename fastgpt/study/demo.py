@@ -283,7 +283,9 @@ def draw_picture(result: DemoResult, curve: Chart, maps: dict[int, torch.Tensor]
     """The loss and, where matplotlib is installed, some attention heads, as one SVG."""
     parts = [curve.svg(standalone=True)]
     try:
-        parts.append(picture(attention_maps.png(maps, "what each head attends to", columns=4, most=16), 330, 320))
+        parts.append(
+            picture(attention_maps.png(maps, "what each head attends to", columns=4, most=8, points=13), 520, 320)
+        )
     except ImportError as error:
         say(f"no attention maps in the picture: {error}")
     title = f"Shakespeare: {result.before.loss:.2f} → {result.after.loss:.2f} nats per token"
