@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "a run's losses and speed, or several runs', as a page",
     "inspect": "draw a model's attention maps of a prompt",
     "show one-head": "draw what a model of one head computes, step by step",
+    "show block": "draw what one block of a GPT does to a text, step by step",
     "show ladder": "attention from three loops to the shipped kernel, measured",
     "study depth": "train 2 to 12 layers, and judge what papers claim",
     "study smoothing": "how alike tokens become, layer by layer",

@@ -16,8 +16,10 @@ TEXT = "To be, or not to be, that is the question:"
 SECONDS = 10.0
 
 
-def check_options(command: str, model: str | None, **typed: object) -> None:
-    """Raise SettingError for what says how to train, where a model is given."""
+def check_options(command: str, model: str | None, tokenizer: str | None, **typed: object) -> None:
+    """Raise SettingError for what says how to train where a model is given, and for a tokenizer where none is."""
+    if model is None and tokenizer is not None:
+        raise SettingError(command, "tokenizer", tokenizer, "belongs to --model; give one, or leave it out")
     for name, value in typed.items():
         if model is not None and value not in (None, False):
             raise SettingError(
@@ -27,7 +29,7 @@ def check_options(command: str, model: str | None, **typed: object) -> None:
 
 def train_here(
     command: str, what: str, make: Callable[[int], Model], *, untrained: bool, steps: int | None,
-    seconds: float | None, seed: int | None,
+    seconds: float | None, seed: int | None, lr: float = 1e-2,
 ) -> Small:  # fmt: skip
     """A small model, trained on the embedded Shakespeare for so long, with a bar on a terminal.
 
@@ -49,7 +51,7 @@ def train_here(
     long = "no steps" if untrained else f"{steps} steps" if steps is not None else f"about {seconds:g} s"
     print(f"training {what} on the embedded Shakespeare: {long}, seed {seed}", file=sys.stderr, flush=True)
     small = trained(
-        make, seconds=seconds, steps=0 if untrained else steps, seed=seed,
+        make, seconds=seconds, steps=0 if untrained else steps, seed=seed, lr=lr,
         watch=lambda count: progress_bar("training", count),
     )  # fmt: skip
     if small.loss is not None:
@@ -76,6 +78,13 @@ def token_ids(command: str, text: str | None, tokenizer: Tokenizer, max_len: int
             command, "prompt", text, f"has {len(ids)} tokens, the model's max_len is {max_len}; shorten it"
         )
     return ids
+
+
+def about(small: Small) -> str:
+    """A sentence on what the model has learned."""
+    if small.loss is None:
+        return "The model is as it was made, from random numbers."
+    return f"The model learned Shakespeare for {small.steps} steps: loss {small.loss:.2f} nats per token."
 
 
 def provenance(small: Small, seed: int | None) -> list[tuple[str, object]]:

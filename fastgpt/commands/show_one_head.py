@@ -44,9 +44,7 @@ class Command:
 
         path = check_page_file(COMMAND, self.out, MARK)
         how = {"untrained": self.untrained, "seconds": self.seconds, "steps": self.steps, "seed": self.seed}
-        _small.check_options(COMMAND, self.model, **how)
-        if self.model is None and self.tokenizer is not None:
-            raise SettingError(COMMAND, "tokenizer", self.tokenizer, "belongs to --model; give one, or leave it out")
+        _small.check_options(COMMAND, self.model, self.tokenizer, **how)
         try:
             model, tokenizer, about, rows, ids = self._opened() if self.model is not None else self._trained(how)
             page = one_head_page(model, tokenizer, ids, about=about, provenance=rows)
@@ -81,10 +79,8 @@ class Command:
         small = _small.train_here(
             COMMAND, "a model of one head", lambda vocab_size: OneHeadLM(vocab_size, width, max_len), **how
         )
-        about = "The model is as it was made, from random numbers."
-        if small.loss is not None:
-            about = f"The model learned Shakespeare for {small.steps} steps: loss {small.loss:.2f} nats per token."
-        return small.model, small.tokenizer, about, [*_sizes(small.model), *_small.provenance(small, self.seed)], ids
+        rows = [*_sizes(small.model), *_small.provenance(small, self.seed)]
+        return small.model, small.tokenizer, _small.about(small), rows, ids
 
 
 def _sizes(model: Any) -> list[tuple[str, object]]:

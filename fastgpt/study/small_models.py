@@ -21,7 +21,7 @@ from ..model.one_head import OneHeadLM
 from ..train.optim import build_adamw, learning_rate
 
 BATCH_SIZE = 16  # sequences of max_len tokens
-PEAK_LR = 1e-2
+LR = 1e-2  # the highest of the schedule; what one layer bears
 
 Model = GPT | OneHeadLM
 Watch = Callable[[int], contextlib.AbstractContextManager[Callable[[], bool]]]  # of the number of steps
@@ -45,14 +45,15 @@ class Small:
 
 
 def trained(
-    make: Callable[[int], Model], *, seconds: float = 10.0, steps: int | None = None, seed: int = 0,
+    make: Callable[[int], Model], *, seconds: float = 10.0, steps: int | None = None, seed: int = 0, lr: float = LR,
     watch: Watch | None = None,
 ) -> Small:  # fmt: skip
-    """`make(vocab_size)`, trained on the embedded Shakespeare on the CPU: AdamW, learning rate 0.01, batches of 16.
+    """`make(vocab_size)`, trained on the embedded Shakespeare on the CPU: AdamW, batches of 16.
 
+    lr: the highest learning rate, after a warm-up and before a cosine's fall to a tenth.
     steps: how many (0: untrained); None: as many as fit into `seconds`, by timing a few of a throw-away copy. The same
-    seed and number of steps make the same model on the same machine. watch(steps) shows how far it is: what its context
-    gives is called after each step.
+    seed and number of steps make the same model on the same machine.
+    watch(steps): shows how far it is; what its context gives is called after each step.
     """
     tokenizer = Tokenizer.named("shakespeare")
     data = shakespeare_tokens("train", tokenizer)
@@ -62,16 +63,16 @@ def trained(
             torch.manual_seed(seed)
             model = make(tokenizer.vocab_size)
         sampler = BatchSampler(data, BATCH_SIZE, model.config.max_len, seed=seed)
-        return model, sampler, build_adamw(model, PEAK_LR, weight_decay=0.0)
+        return model, sampler, build_adamw(model, lr, weight_decay=0.0)
 
     if steps is None:
-        steps = _steps_in(seconds, *start())
+        steps = _steps_in(seconds, lr, *start())
     model, sampler, optimizer = start()
     began, losses = time.perf_counter(), []
     with contextlib.nullcontext(lambda: False) if watch is None else watch(steps) as stepped:
         for step in range(steps):
-            lr = learning_rate(step, steps=steps, peak=PEAK_LR, warmup_fraction=0.1, final_fraction=0.1)
-            losses.append(_step(model, sampler, optimizer, lr))
+            now = learning_rate(step, steps=steps, peak=lr, warmup_fraction=0.1, final_fraction=0.1)
+            losses.append(_step(model, sampler, optimizer, now))
             stepped()
     last = losses[-max(1, steps // 10) :]
     loss = sum(last) / len(last) if last else None
@@ -79,11 +80,11 @@ def trained(
     return Small(model.eval(), tokenizer, steps, tokens, time.perf_counter() - began, loss)
 
 
-def _steps_in(seconds: float, model: Model, sampler: BatchSampler, optimizer: torch.optim.Optimizer) -> int:
+def _steps_in(seconds: float, lr: float, model: Model, sampler: BatchSampler, optimizer: torch.optim.Optimizer) -> int:
     times = []
     for _ in range(5):
         began = time.perf_counter()
-        _step(model, sampler, optimizer, PEAK_LR)
+        _step(model, sampler, optimizer, lr)
         times.append(time.perf_counter() - began)
     return int(max(1, min(seconds / sorted(times)[2], 1_000_000)))  # the first steps warm up
 

@@ -81,7 +81,7 @@ class Step:
 def step_page(
     page: Page, steps: Sequence[Step], arrays: Mapping[str, Tensor], tokens: Sequence[str], *,
     tops: Mapping[str, Top] | None = None, choices: Mapping[str, Sequence[int]] | None = None,
-    chosen: Mapping[str, int] | None = None, groups: Mapping[str, Sequence[int]] | None = None,
+    chosen: Mapping[str, int] | None = None, groups: Mapping[str, tuple[str, Mapping[int, int]]] | None = None,
 ) -> Page:  # fmt: skip
     """`page` with the steps on it.
 
@@ -89,15 +89,16 @@ def step_page(
     tokens   the text's tokens, as rows are called
     tops     name -> what each token's likeliest successors are
     choices  "layer", "head" -> the numbers that the reader may choose; chosen: the first choice
-    groups   name -> of each head the number that {name} stands for: the key head that several query heads share
+    groups   name -> (choice, what {name} stands for where that number is chosen): ("head", {0: 0, 1: 0}) of a key head
+             that two query heads share
     """
-    data = {
+    data: dict[str, Any] = {
         "tokens": list(tokens),
         "arrays": {name: packed(array) for name, array in arrays.items()},
         "matrices": [[asdict(matrix) for matrix in step.matrices] for step in steps],
         "tops": dict(tops or {}),
         "chosen": dict(chosen or {}),
-        "groups": {name: list(numbers) for name, numbers in (groups or {}).items()},
+        "groups": {name: [by, {**numbers}] for name, (by, numbers) in (groups or {}).items()},
         "palette": PALETTE[::8] + PALETTE[-1:],
     }
     page.style(asset("steps.css", PACKAGE))

@@ -6,7 +6,10 @@
   const chosen = { ...data.chosen }, named = tokens.map((token, i) => `${i} ${token}`);
   let step = 1, query = tokens.length - 1;
 
-  const full = name => name.replace(/\{(\w+)\}/g, (_, key) => data.groups?.[key]?.[chosen.head] ?? chosen[key]);
+  const full = name => name.replace(/\{(\w+)\}/g, (_, key) => {
+    const [by, numbers] = data.groups[key] ?? [];
+    return by ? numbers[chosen[by]] : chosen[key];
+  });
   const unpacked = {};
   const array = name => {
     name = full(name);

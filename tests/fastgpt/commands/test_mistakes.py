@@ -429,6 +429,16 @@ MISTAKES = [
     ("show one-head hi --seed -1", "--seed -1 must be an integer, at least 0"),
     ("show one-head hi --tokenizer gpt2", "--tokenizer gpt2 belongs to --model"),
     ("show one-head To be", "unexpected be; a prompt of several words goes in quotes"),
+    # show block
+    ("show block ''", "TEXT '' is empty; give some text"),
+    (f"show block '{'be ' * 100}'", "tokens, the model's max_len is 64; shorten it"),
+    ("show block hi --layer 3", "--layer 3 must lie between -3 and 2: the model has 3 layers"),
+    ("show block hi --head -5", "--head -5 must lie between -4 and 3: the model has 4 heads"),
+    ("show block hi --model {model} --layer 1", "--layer 1 must lie between -1 and 0: the model has 1 layers"),
+    ("show block hi --layer one", "--layer one must be an integer"),
+    ("show block hi --out a.txt", "--out a.txt is a file that `fastgpt show block` did not write"),
+    ("show block hi --model {model} --seed 3", "--seed 3 says how to train, and --model runs/tiny is trained"),
+    ("show block hi --model a.txt", "--model a.txt"),
     # study depth
     ("study nosuch", "unknown command 'nosuch'; choose from depth"),
     ("study dpeth", "did you mean 'depth'?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 
 import pytest
@@ -23,7 +24,8 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     OneHeadLM(4096, 8, 16).save_pretrained(folder / "one")
     GPT(GPTConfig(vocab_size=4096, max_len=16, n_layers=2, n_heads=2, d_model=16)).save_pretrained(folder / "gpt")
-    for name in ("one", "gpt"):
+    GPT(GPTConfig(4096, 16, 2, 2, 16, gelu="tanh")).save_pretrained(folder / "hf", format="hf")
+    for name in ("one", "gpt", "hf"):
         Tokenizer.named("shakespeare").save(folder / name)
     return folder
 
@@ -66,6 +68,24 @@ def test_one_head_of_a_folder_and_a_text_on_stdin(run, tmp_path):
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert f"The model is {run / 'one'}." in page
     assert "of 5 tokens" in page
+
+
+def test_block_learns_too_and_starts_where_it_is_told(tmp_path):
+    said = done("show", "block", "hark", "--steps", "1", "--layer", "-1", "--head", "2", cwd=tmp_path)
+    assert said.out == "block.html\n"
+    assert said.err.startswith("training a GPT of 3 layers on the embedded Shakespeare: 1 steps, seed 0\n")
+    page = (tmp_path / "block.html").read_text(encoding="utf-8")
+    assert json.loads(page.split('id="step-data">')[1].split("</script>")[0])["chosen"] == {"layer": 2, "head": 2}
+    assert "3 layers, 4 heads, 64 wide" in page
+
+
+@pytest.mark.parametrize("folder", ["gpt", "hf"])
+def test_block_of_a_folder_ours_or_transformers(run, tmp_path, folder):
+    said = done("show", "block", "hark, hark", "--model", str(run / folder), "--layer", "1", cwd=tmp_path)
+    assert (said.out, said.err) == ("block.html\n", "")
+    page = (tmp_path / "block.html").read_text(encoding="utf-8")
+    scores = json.loads(page.split('id="step-data">')[1].split("</script>")[0])["arrays"]["1.1.scores"]
+    assert scores["shape"] == [5, 5]
 
 
 def test_files_that_are_not_ours_stay_and_ctrl_c_leaves_none(run, tmp_path):

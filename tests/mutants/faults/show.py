@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ..places import argument, call, condition, operation
+from ..places import argument, assignment, call, condition, operation, value
 from ..plant import Mutant
 
 _ONE = "tests/fastgpt/study/test_one_head_page.py::test_"
+_BLOCK = "tests/fastgpt/study/test_block_page.py::test_"
 _SMALL = "tests/fastgpt/study/test_small_models.py::test_"
 _SHOW = "tests/fastgpt/commands/test_show_commands.py::test_"
 
@@ -39,6 +40,36 @@ MUTANTS = (
         "study.trained.start",
         call("fork_rng").becomes("contextlib.nullcontext()"),
         _SMALL + "it_learns_and_the_seed_decides",
+    ),
+    Mutant(
+        "show-block-key-heads-dealt-in-turn",
+        "study.key_head",
+        operation("//").becomes("head % config.n_kv_heads"),
+        _BLOCK + "query_heads_in_a_row_share_a_key_head",
+    ),
+    Mutant(
+        "show-block-scores-unscaled",
+        "study._block",
+        operation("/", "sqrt").becomes("q @ keys.transpose(-2, -1)"),
+        _BLOCK + "the_numbers_are_those_of_the_forward",
+    ),
+    Mutant(
+        "show-block-ffn-reads-the-stream",
+        "study._block",
+        value("fed").becomes("block.ffn(middle)"),
+        _BLOCK + "the_numbers_are_those_of_the_forward",
+    ),
+    Mutant(
+        "show-block-lens-without-its-norm",
+        "study._foretold",
+        assignment("hidden").becomes("hidden = stream"),
+        _BLOCK + "the_numbers_are_those_of_the_forward",
+    ),
+    Mutant(
+        "show-block-weights-not-counted",
+        "study.bytes_of",
+        assignment("per_layer", "has_weights").dropped(),
+        _BLOCK + "the_size_that_decides_is_the_size_that_comes",
     ),
     Mutant(
         "show-anybodys-file-replaced",
