@@ -6,7 +6,7 @@
 //
 // values: Float32Array, row by row; masked: cells right of the diagonal are hatched, for they are not seen. A window of
 // MOST_COLUMNS columns is drawn of what is wider: the keys move it on, and so do the buttons below.
-const MOST_COLUMNS = 128, LONGEST_SIDE = 4096;
+const MOST_COLUMNS = 128, LONGEST_SIDE = 4096, MOST_CELLS = 20000; // of which each is drawn by itself
 
 const number = value => {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : value < 0 ? "−∞" : "NaN";
@@ -51,6 +51,7 @@ class MatrixView {
   show(matrix) {
     const [rows, columns] = matrix.shape;
     Object.assign(this, matrix, { n: rows, m: columns, hatch: undefined });
+    this.shades = matrix.palette.map(channels);
     this.first = Math.min(this.first, Math.max(0, columns - MOST_COLUMNS));
     this.scale = matrix.kind === "weights" ? { limit: 1, beyond: false } : limitOf(matrix.values);
     this.host.querySelector(".size").textContent = `${rows} × ${columns}`;
@@ -111,7 +112,8 @@ class MatrixView {
     this.ink = { paper: channels(colour("--paper")), low: channels(colour("--s0")), high: channels(colour("--s1")) };
     const ctx = pen(this.cells, ...total);
     this.drawColumns(ctx, fit);
-    for (let i = 0; i < this.n; i++) for (let j = 0; j < this.shown; j++) this.drawCell(ctx, i, j);
+    if (this.n * this.shown > MOST_CELLS) this.drawImage(ctx);
+    else for (let i = 0; i < this.n; i++) for (let j = 0; j < this.shown; j++) this.drawCell(ctx, i, j);
     this.place();
     this.drawPager();
   }
@@ -134,8 +136,7 @@ class MatrixView {
 
   rgb(value) {
     if (this.kind === "weights") {
-      const shade = this.palette[Math.round(Math.max(0, Math.min(1, value)) * (this.palette.length - 1))];
-      return channels(shade);
+      return this.shades[Math.round(Math.max(0, Math.min(1, value)) * (this.shades.length - 1))];
     }
     const share = Math.min(1, Math.abs(value) / this.scale.limit);
     return mixed(this.ink.paper, value < 0 ? this.ink.low : this.ink.high, share);
@@ -160,6 +161,24 @@ class MatrixView {
       const text = Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(Math.abs(value) >= 10 ? 1 : 2);
       ctx.fillText(text.replace("-", "−").replace(/^(−?)0\./, "$1."), x + (width - gap) / 2, y + height / 2);
     }
+  }
+
+  // All cells as one picture: a pixel each, enlarged.
+  drawImage(ctx) {
+    const { height, width, top } = this.box, small = document.createElement("canvas"), pen = small.getContext("2d");
+    small.width = this.shown;
+    small.height = this.n;
+    const image = pen.createImageData(this.shown, this.n);
+    for (let i = 0; i < this.n; i++) {
+      for (let j = 0; j < this.shown && !this.hidden(i, this.first + j); j++) {
+        image.data.set([...this.rgb(this.value(i, this.first + j)), 255], 4 * (i * this.shown + j));
+      }
+    }
+    pen.putImageData(image, 0, 0);
+    ctx.fillStyle = this.hatch ??= this.hatching(ctx);
+    ctx.fillRect(0, top, this.shown * width, this.n * height);
+    ctx.imageSmoothingEnabled = false;
+    ctx.drawImage(small, 0, top, this.shown * width, this.n * height);
   }
 
   hatching(ctx) {

@@ -16,6 +16,7 @@ from fastgpt.pages.page import Page
 from fastgpt.study import one_head_page, step_page
 from fastgpt.study.attention_maps import token_labels
 from fastgpt.study.one_head_steps import one_head_steps, statistics_of
+from fastgpt.study.palette import PALETTE
 from tests.support.browser import overflow
 
 pytestmark = pytest.mark.needs("tiktoken")
@@ -268,3 +269,36 @@ def test_touch_points_at_a_cell(opened, path, data):
     where = page.inner_text(".matrix[data-key='4-0'] .where")
     assert where.startswith(f"token 1 {data['tokens'][1]}, dimension 2: ")
     assert shown(where.rpartition(": ")[2]) == four(on_page(data, "q")[1, 2].item())
+
+
+def test_a_long_text_is_drawn_as_a_picture_of_the_same_colours(opened, tokenizer, tmp_path):
+    """150 tokens: 22,500 cells of attention."""
+    torch.manual_seed(1)
+    model = OneHeadLM(tokenizer.vocab_size, 4, 160)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    ids = tokenizer.encode("To be, or not to be: that is the question. " * 14)[:150]
+    one_head_page.one_head_page(model, tokenizer, ids, about="", provenance=[]).save(tmp_path / "long.html")
+    weights = one_head_steps(model, torch.tensor([ids])).weights
+    page = opened(tmp_path / "long.html", width=400)
+    page.evaluate("location.hash = '#step=7'")
+    page.wait_for_function("document.querySelector('.at').textContent === '7 of 11'")
+    matrix = focus(page, "7-0")
+    for key in ("PageDown", "ArrowUp", "Home", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    assert shown(matrix.locator(".where").inner_text().rpartition(": ")[2]) == four(weights[148, 2].item())
+    colours = """places => { const c = document.querySelector("[data-key='7-0'] .cells");
+      const s = document.querySelector("[data-key='7-0'] .cell").style, px = name => parseFloat(s[name]);
+      const w = px("width") - 1, h = px("height") - 1, k = c.width / c.clientWidth;
+      const { data } = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+      return places.map(([i, j]) => {
+        const x = px("left") + 1 + (j - 2 + 0.5) * w, y = px("top") + 1 + (i - 148 + 0.5) * h;
+        const at = 4 * (Math.floor(y * k) * c.width + Math.floor(x * k));
+        return [...data.slice(at, at + 3)];
+      }); }"""
+    shades = [PALETTE[n] for n in (*range(0, 256, 8), 255)]
+    places = [(0, 0), (60, 3), (148, 2), (149, 149)]
+    expected = [shades[round(weights[i, j].item() * (len(shades) - 1))] for i, j in places]
+    assert page.evaluate(colours, places) == [[int(rgb[at : at + 2], 16) for at in (1, 3, 5)] for rgb in expected]
+    assert overflow(page) == 0
