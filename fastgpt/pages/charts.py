@@ -2,8 +2,7 @@
 
 chart = Chart({"training": [(1, 8.3), (2, 7.9)]}, title="Loss", x_label="step", y_label="loss, nats per token")
 svg = chart.svg((720, 340))                      # for a page, in its colours
-svg = line_chart({"training": [(1, 8.3), (2, 7.9)]}, x_label="step", y_label="nats/token")
-two = in_a_row([svg, picture(png_bytes, 400, 320)], title="A training run")
+two = in_a_row([chart.svg(standalone=True), picture(png_bytes, 400, 320)], title="A training run")
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .axes import Axis, inside, log_ticks, short, text_width, ticks, wrapped
-from .legend import COLOURS, Look, colour, legend
-
-__all__ = ["COLOURS", "Chart", "Points", "in_a_row", "line_chart", "log_ticks", "picture", "ticks"]
+from .axes import Axis, inside, short, text_width, wrapped
+from .legend import Look, colour, legend
 
 Points = Sequence[tuple[float, float]]
 
@@ -170,19 +167,6 @@ class Chart:
 def _is_on(value: float, log: bool) -> bool:
     """Whether an axis can show it."""
     return math.isfinite(value) and (value > 0 or not log)
-
-
-def line_chart(
-    series: Mapping[str, Points], *, x_label: str, y_label: str, levels: Mapping[str, float] | None = None,
-    log_x: bool = False, log_y: bool = False, bold: Collection[str] = (), size: tuple[int, int] = (720, 320),
-) -> str:  # fmt: skip
-    """A `Chart` for light paper, as SVG.
-
-    Raises:
-        ValueError: no finite point in any series.
-    """
-    chart = Chart(series, "", x_label, y_label, levels or {}, log_x=log_x, log_y=log_y, bold=bold)
-    return chart.svg(size, standalone=True)
 
 
 def _text(text: str, x: float, y: float, more: str = "") -> str:

@@ -94,11 +94,6 @@ class Page:
         classes = dict.fromkeys(strong, " class=strong") | dict.fromkeys(bad, " class=bad")
         self.add(_table(header, list(rows), classes, caption))
 
-    def figure(self, markup: str, caption: str = "") -> None:
-        """HTML or SVG as it is, e.g. of `charts.in_a_row`; it scrolls where it is wider than the page."""
-        below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-        self.add(f"<figure><div class=scroll>{markup}</div>{below}</figure>")
-
     def chart(self, chart: Chart, caption: str = "") -> None:
         """A chart, twice: for a wide screen and for a phone, each with text of a size that can be read there.
 

@@ -310,8 +310,8 @@ def make_report(result: DemoResult, trainer: _Trainer, curve: Chart, attended: A
         [
             ("validation loss before training", *_figures(result.before)),
             (f"validation loss after {result.steps} steps", *_figures(result.after)),
-            ("unigram entropy of the validation text", f"{result.unigram_entropy:.4f}", "", ""),
-            ("margin below the unigram entropy", f"{result.margin:.4f}", "", ""),
+            ("unigram entropy of the validation text", _figure(result.unigram_entropy, ".4f"), None, None),
+            ("margin below the unigram entropy", _figure(result.margin, ".4f"), None, None),
         ],
     )
     report.paragraph(
@@ -366,6 +366,11 @@ def validation_points(result: DemoResult, lines: list[dict[str, Any]]) -> list[t
     return [(0, result.before.loss), *way, (result.steps, result.after.loss)]
 
 
-def _figures(found: Validation) -> tuple[str, str, str]:
-    per_byte = "n/a" if found.bits_per_byte is None else f"{found.bits_per_byte:.3f}"
-    return f"{found.loss:.4f}", f"{found.perplexity:.1f}", per_byte
+def _figures(found: Validation) -> tuple[tuple[float, str] | None, ...]:
+    per_byte = None if found.bits_per_byte is None else _figure(found.bits_per_byte, ".3f")
+    return _figure(found.loss, ".4f"), _figure(found.perplexity, ".1f"), per_byte
+
+
+def _figure(value: float, form: str) -> tuple[float, str]:
+    """A cell that is sorted by its value."""
+    return value, format(value, form)
