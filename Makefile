@@ -87,7 +87,7 @@ gpu-cache: $(GPU_VENV)/.dev  ## compile what scripts/gpu_session.sh launches on 
 gpu-dry-run: $(GPU_VENV)/.dev  ## run scripts/gpu_session.sh on a GPU that is not there, with the kernels of .gpu-cache/
 	$(GPU_VENV)/bin/python scripts/gpu/cache.py try --jobs $(JOBS)
 
-readme: $(VENV)/.dev  ## regenerate the README's tables from benchmarks/results
+readme: $(VENV)/.dev  ## regenerate the README's tables and its picture of the study from benchmarks/results
 	$(BIN)/python -m benchmarks.readme --write
 
 check: lint types  ## before each commit: rules, types and one quick test of every promise, in a minute

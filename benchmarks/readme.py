@@ -2,7 +2,7 @@
 
     python -m benchmarks.readme [--write]       without --write: exit status 1 if README.md is out of date
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. --write also draws the pictures that come from results.
 """
 
 from __future__ import annotations
@@ -70,6 +70,27 @@ def gate_table() -> str:
     return markdown(["GPU", "kernels", "of them spilling", "with serialized wgmma", "tensor-core instructions"], body)
 
 
+def study_table() -> str:
+    """The depth study's verdicts, of the largest run that is committed."""
+    study = json.loads(study_path().read_text())
+    body = [[v["claim"], f"**{v['verdict']}**", v["numbers"]] for v in study["verdicts"]]
+    lines = [["the papers' claim", "verdict", "measured"], ["---"] * 3, *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def study_path() -> Path:
+    """A GPU's study, where there is one; else the CPU's."""
+    gpu = RESULTS / "study_gpu.json"
+    return gpu if gpu.exists() else RESULTS / "study_cpu.json"
+
+
+def study_picture() -> str:
+    """The depth study claimed and measured, as SVG."""
+    from fastgpt.study.depth.page import picture
+
+    return str(picture(json.loads(study_path().read_text())))
+
+
 def speed_table() -> str:
     """Ratios to the best peer of each committed GPU run; or the plain statement that there is none."""
     runs = sorted(RESULTS.glob("gpu-*.json*"))
@@ -90,8 +111,9 @@ def speed_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "memory": memory_table, "loss": loss_table, "gate": gate_table, "speed": speed_table,
+    "memory": memory_table, "loss": loss_table, "gate": gate_table, "speed": speed_table, "study": study_table,
 }  # fmt: skip
+PICTURES: dict[str, Callable[[], str]] = {"docs/study.svg": study_picture}
 
 
 def render(text: str) -> str:
@@ -105,10 +127,13 @@ def main(argv: list[str] | None = None) -> int:
     path = ROOT / "README.md"
     old = path.read_text()
     new = render(old)
+    pictures = {ROOT / name: draw() for name, draw in PICTURES.items()}
     if parser.parse_args(argv).write:
         path.write_text(new)
-    elif new != old:
-        print("README.md is out of date: run `make readme`", file=sys.stderr)
+        for file, drawn in pictures.items():
+            file.write_text(drawn, encoding="utf-8")
+    elif new != old or any(file.read_text(encoding="utf-8") != drawn for file, drawn in pictures.items()):
+        print("README.md or its pictures are out of date: run `make readme`", file=sys.stderr)
         return 1
     return 0
 

@@ -43,6 +43,8 @@ def test_every_command_is_run_by_ci():
 
 def test_tables_are_current():
     assert readme.render(TEXT) == TEXT, "README.md is out of date: run `make readme`"
+    for name, draw in readme.PICTURES.items():
+        assert (ROOT / name).read_text(encoding="utf-8") == draw(), f"{name} is out of date: run `make readme`"
 
 
 def test_unknown_table_is_refused():

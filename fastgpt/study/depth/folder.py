@@ -65,13 +65,21 @@ def read(config: DepthConfig) -> dict[str, Any] | None:
 
 
 def write(config: DepthConfig, study: dict[str, Any]) -> None:
-    """study.json, whole or not at all.
+    """study.json, whole or not at all; a line for each of its parts, and of its rows.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    text = json.dumps(_finite(study), indent=1, allow_nan=False) + "\n"
+    text = _lines(_finite(study))
     files.replace_file(path_of(config) / "study.json", lambda new: new.write_text(text, encoding="utf-8"))
+
+
+def _lines(study: dict[str, Any]) -> str:
+    parts = {name: json.dumps(part, allow_nan=False) for name, part in study.items()}
+    for name in ("rows", "memory", "verdicts"):
+        rows = ",\n".join(json.dumps(row, allow_nan=False) for row in study.get(name, []))
+        parts[name] = f"[\n{rows}\n]"
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {part}" for name, part in parts.items()) + "\n}\n"
 
 
 def _finite(value: Any) -> Any:
