@@ -2,7 +2,7 @@
 
     python -m benchmarks.readme [--write]       without --write: exit status 1 if README.md is out of date
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. --write also draws the picture that comes from results.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. --write also draws the picture made from results.
 """
 
 from __future__ import annotations
