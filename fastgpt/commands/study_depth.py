@@ -37,7 +37,6 @@ class Command:
 
         from ..base.settings import check_integer, check_number
         from ..data.tokenizer import Tokenizer
-        from ..study.depth import folder
         from ..study.depth.study import run_study
         from ..study.interrupted import Interrupted
         from ..train.devices import resolve_device
@@ -47,7 +46,7 @@ class Command:
         check_number("study", "val_fraction", self.val_fraction, above=0, below=1)
         if self.threads is not None:
             torch.set_num_threads(check_integer("study", "threads", self.threads, least=1, most=1024))
-        folder.read(self.study)  # what is wrong with it is told before texts are tokenized
+        self.study.earlier()  # what is wrong with it is told before texts are tokenized
         tokenizer = Tokenizer.load(self.tokenizer)
         train_data, val_data = _inputs.open_both(
             self.data, self.val_data, self.val_fraction, tokenizer, progress=self.progress

@@ -99,7 +99,7 @@ class Command:
         from ..data import shakespeare_tokens
         from ..data.tokenizer import Tokenizer
         from ..study.interrupted import Interrupted
-        from ..study.smoothing_comparison import Comparison, read
+        from ..study.smoothing_comparison import Comparison
         from ..train.devices import resolve_device
         from . import _inputs
 
@@ -112,7 +112,7 @@ class Command:
         check_integer("smoothing", "sequences", self.sequences, least=1)
         if self.threads is not None:
             torch.set_num_threads(check_integer("smoothing", "threads", self.threads, least=1, most=1024))
-        read(self.comparison)  # what is wrong with its folder is told before texts are tokenized
+        self.comparison.earlier()  # what is wrong with its folder is told before texts are tokenized
         tokenizer = Tokenizer.load(self.tokenizer or "shakespeare")
         train_data, val_data = (shakespeare_tokens(split, tokenizer) for split in ("train", "val"))
         how: dict[str, Any] = {"sequences": self.sequences, "device": self.device}
@@ -170,12 +170,13 @@ class Command:
             raise SettingError("smoothing", "model", folder, need) from None
 
     def _write(self, record: dict[str, Any]) -> None:
-        from ..study import smoothing_page, smoothing_record
+        from ..study import smoothing_page
+        from ..study.study_folder import write_record
 
         written: list[str] = []
         try:
             if self.out is not None:
-                smoothing_record.write(self.out, record)
+                write_record(self.out, record)
                 written.append(self.out)
                 print(self.out)
             if self.page is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.settings import SettingError, SettingTypeError, check_integer, check_number
 from ..model.config import GPTConfig
 from ..train.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from .study_folder import StudyFolder
 
 _OWNER = "ComparisonConfig"
 _FREE = ("seeds", "name", "runs_dir")  # may differ from call to call
@@ -71,8 +73,14 @@ class ComparisonConfig:
         )
 
     @property
-    def folder(self) -> Path:
-        return Path(self.runs_dir) / self.name
+    def folder(self) -> StudyFolder:
+        from .study_folder import StudyFolder
+
+        return StudyFolder(_OWNER, "smoothing", self.runs_dir, self.name)
+
+    def earlier(self) -> dict[str, Any] | None:
+        """study.json of a call before this one; None where there is none. See `StudyFolder.read`."""
+        return self.folder.read(self.recipe())
 
     def recipe(self) -> dict[str, Any]:
         """What all runs have in common, and a call that goes on must have too."""
@@ -119,7 +127,7 @@ class Variant:
 
     def train_config(self, config: ComparisonConfig, device: str) -> TrainConfig:
         return TrainConfig(
-            name=self.name, runs_dir=str(config.folder), steps=config.steps, batch_size=config.batch_size,
+            name=self.name, runs_dir=str(config.folder.path), steps=config.steps, batch_size=config.batch_size,
             lr=config.lr, weight_decay=self.weight_decay, log_every=0, eval_every=max(1, config.steps // 5),
             eval_batches=max(1, 16_384 // (config.batch_size * config.max_len)),
             save_every=max(1, config.steps // 10), keep=1, seed=self.seed, device=device, dtype="float32",

@@ -6,17 +6,14 @@
  "rows": [{"name": ..., "layers": [`LayerSmoothing`, ...], ...}],
  "environment": ..., "made_by": ...}
 
-A number that is not finite is null.
+Written by `study_folder.py: write_record`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,28 +75,10 @@ def record_of(rows: list[dict[str, Any]], text: str, n_tokens: int, idx: Tensor,
     }  # fmt: skip
 
 
-def write(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """A record as a file of JSON, whole or not at all.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    text = json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
-    files.replace_file(Path(path), lambda new: new.write_text(text, encoding="utf-8"))
-
-
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a record of one model that `write` wrote; one of a comparison stays."""
+    """Whether a file is a record of one model that was written by `write_record`; one of a comparison stays."""
     try:
         found = files.read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("study") == KIND and "recipe" not in found
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value

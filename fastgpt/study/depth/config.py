@@ -7,12 +7,15 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...base.settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
 from ...model.config import GPTConfig
 from ...model.preset_sizes import STUDY_HEADS, STUDY_LAYERS, STUDY_MAX_LEN, STUDY_WIDTHS
 from ...train.train_config import DTYPES, TrainConfig
+
+if TYPE_CHECKING:
+    from ..study_folder import StudyFolder
 
 _OWNER = "DepthConfig"
 NO_NORM_SHARE = 0.25  # of the tokens: runs without LayerNorm tell of gradients, not of perplexity
@@ -134,6 +137,18 @@ class DepthConfig:
     def recipe(self) -> dict[str, Any]:
         """What all runs of a study have in common."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in (*GRID, *WHERE, "without_norm")}
+
+    @property
+    def folder(self) -> StudyFolder:
+        from ..study_folder import StudyFolder
+
+        return StudyFolder(_OWNER, "depth", self.runs_dir, self.name)
+
+    def earlier(self) -> dict[str, Any] | None:
+        """study.json of a call before this one; None where there is none. See `StudyFolder.read`."""
+        # A budget only says how the tokens were found, and who gives no tokens takes the study's.
+        asked = {k: v for k, v in self.recipe().items() if k != "budget" and not (k == "tokens" and v is None)}
+        return self.folder.read(asked)
 
 
 @dataclass(frozen=True)

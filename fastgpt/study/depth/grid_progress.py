@@ -28,7 +28,7 @@ class GridProgress:
 
     def _work(self, cell: Cell) -> float:
         """Of an update, in proportion to FLOPs: 6 N + 12 L d T a token (PaLM, appendix B)."""
-        sizes = cell.model_config(self.runs.tokenizer.vocab_size, self.config).to_dict()
+        sizes = cell.model_config(self.runs.data.tokenizer.vocab_size, self.config).to_dict()
         return 6 * count_parameters(sizes) + 12 * cell.layers * cell.width * self.config.seq_len
 
     def __enter__(self) -> GridProgress:
@@ -54,7 +54,7 @@ class GridProgress:
         """A function to be called after every update of this run."""
         work, updates = self._work(cell), cell.updates(self.config)
         end = self.done + work * updates
-        earlier = work * self.runs.done(cell)
+        earlier = work * self.runs.of(cell).done
         self._move(earlier)
         self.before += earlier
         if self._bar is not None:

@@ -29,31 +29,24 @@ LAYERS, LENGTHS, HEADS = (2, 4, 8, 12), (256, 512, 1024, 2048), (2, 4, 8, 16)  #
 
 def of_run(runs: Runs, cell: Cell) -> dict[str, Any]:
     """Figures of a finished run: losses, gradient norms and smoothing by layer, before and after training."""
-    lines = runs.lines(cell)
-    per_update = runs.recipe.tokens_per_update
+    run, per_update = runs.of(cell), runs.recipe.tokens_per_update
+    lines = run.lines
     validations = [line for line in lines if "val_loss" in line]
-    last = validations[-1]
-    idx, targets = next(sequential_batches(runs.val_data, LOOKED_AT, runs.recipe.seq_len, 1))
+    idx, targets = next(sequential_batches(runs.data.val, LOOKED_AT, runs.recipe.seq_len, 1))
     trained, untrained = runs.trained_model(cell), runs.new_model(cell).to(runs.device)
     idx, targets = idx.to(runs.device), targets.to(runs.device)
     norms = [line["grad_norm"] for line in lines if line.get("grad_norm") is not None]
     after_warm_up = norms[len(norms) // 10 :] or norms
-    on_gpu = runs.device.type == "cuda"
-    return {
+    on_gpu = runs.device.type == "cuda"  # on a CPU the peak would be the whole process's
+    return run.losses(per_update) | {
         "parameters": trained.num_parameters(),
         "block_parameters": sum(p.numel() for p in trained.blocks.parameters()),
-        "tokens": lines[-1]["step"] * per_update,
         "updates": lines[-1]["step"],
-        "train_loss": statistics.fmean(line["loss"] for line in lines[-max(1, len(lines) // 20) :]),
-        "val_loss": last["val_loss"],
-        "perplexity": last["val_perplexity"],
-        "bits_per_byte": last["val_bits_per_byte"],
+        "perplexity": validations[-1]["val_perplexity"],
+        "bits_per_byte": validations[-1]["val_bits_per_byte"],
         "train_curve": thinned([(line["step"] * per_update, line["loss"]) for line in lines]),
         "val_curve": [(line["step"] * per_update, line["val_loss"]) for line in validations],
-        "seconds": sum(per_update / line["tokens_per_second"] for line in lines if line.get("tokens_per_second")),
-        "peak_memory_bytes": max(line["memory_bytes"] for line in lines)
-        if on_gpu
-        else None,  # a CPU's is the process's
+        "peak_memory_bytes": max(line["memory_bytes"] for line in lines) if on_gpu else None,
         "gradient_norm_largest": max(after_warm_up),
         "gradient_norm_median": statistics.median(after_warm_up),
         "gradient_norms": gradient_norms(trained, idx, targets),

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...base import files
 from ...base.settings import SettingError
 from ...data import TokenDataset
 from ...data.sampler import windows_in
@@ -20,12 +19,13 @@ from ...data.tokenizer import Tokenizer
 from ...pages.provenance import environment, made_by
 from ...train.checkpoint import CheckpointError
 from ..interrupted import Interrupted
-from . import folder, measures
+from ..study_runs import StudyData, why
+from . import measures
 from .claims import Verdict, verdicts
 from .config import MOST_EPOCHS, NO_NORM_SHARE, Cell, DepthConfig, tokens_within
 from .grid_progress import GridProgress
 from .page import save
-from .runs import Runs, why
+from .runs import Runs
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,18 @@ def run_study(
         Interrupted: a signal; what was trained so far is kept.
         CheckpointError, OSError: a file cannot be written.
     """
-    before = folder.read(config)
+    before = config.earlier()
     if before is not None:
         _check_same_data(config, before, train_data, val_data)
         config = dataclasses.replace(config, tokens=before["tokens"], budget=None)
     most = int(MOST_EPOCHS * len(train_data))
     _check_data(config, train_data, most)
-    path = folder.make(config)
-    with files.locked(path, must=False):
+    path = config.folder.make()
+    data = StudyData(train_data, val_data, tokenizer)
+    with config.folder.alone():
         if config.tokens is None:
-            config = _with_tokens(config, Runs(config, train_data, val_data, tokenizer), most, say)
-        runs = Runs(config, train_data, val_data, tokenizer)
+            config = _with_tokens(config, Runs(config, data), most, say)
+        runs = Runs(config, data)
         study = _Study(config, runs, before, progress, say)
         try:
             study.train()
@@ -75,7 +76,7 @@ def run_study(
             raise Interrupted(study.kept()) from None
         found = verdicts(study.record)
         study.record["verdicts"] = [dataclasses.asdict(verdict) for verdict in found]
-        folder.write(config, study.record)
+        config.folder.write(study.record)
         page = save(path, study.record)
     failed = [row["name"] for row in study.record["rows"] if row["status"] == "failed"]
     return StudyResult(path, page, study.record["rows"], found, failed)
@@ -88,7 +89,7 @@ def _check_same_data(
         if before["data"][what]["sha256"] != data.sha256:
             name = before["data"][what]["name"]
             raise ValueError(
-                f"{folder.path_of(config)} holds a study that was begun with other {what} data ({name}) than "
+                f"{config.folder.path} holds a study that was begun with other {what} data ({name}) than "
                 f"{data.name}; give it the same, or another --name"
             )
 
@@ -111,8 +112,8 @@ def _check_data(config: DepthConfig, train_data: TokenDataset, most: int) -> Non
 def _with_tokens(config: DepthConfig, runs: Runs, most: int, say: Callable[[str], None]) -> DepthConfig:
     """The config with its number of tokens: what the budget is time for, or an epoch."""
     if config.budget is None:
-        tokens = max(config.tokens_per_update, len(runs.train_data))
-        say(f"{tokens:,} tokens a run: one epoch of {runs.train_data.name}")
+        tokens = max(config.tokens_per_update, len(runs.data.train))
+        say(f"{tokens:,} tokens a run: one epoch of {runs.data.train.name}")
         return dataclasses.replace(config, tokens=tokens)
     timed: dict[tuple[int, int, int], float] = {}
 
@@ -141,13 +142,13 @@ class _Study:
         self.bar = GridProgress(config, runs, self.cells, enabled=progress, say=say)
         known = {row["name"]: row for row in (before or {}).get("rows", [])}
         self.record: dict[str, Any] = {
-            "study": folder.KIND,
-            "version": folder.VERSION,
+            "study": config.folder.kind,
+            "version": 1,
             "recipe": config.recipe(),
             "tokens": config.tokens,
             "no_norm_share": NO_NORM_SHARE,
-            "data": {"train": _about(runs.train_data), "val": _about(runs.val_data)},
-            "tokenizer": {"name": runs.tokenizer.name, "vocab_size": runs.tokenizer.vocab_size},
+            "data": {"train": _about(runs.data.train), "val": _about(runs.data.val)},
+            "tokenizer": {"name": runs.data.tokenizer.name, "vocab_size": runs.data.tokenizer.vocab_size},
             "rows": list(known.values()),
             "timing": (before or {}).get("timing", {}),
             "memory": (before or {}).get("memory", []),
@@ -159,7 +160,7 @@ class _Study:
         """Every run that is not finished."""
         with self.bar:
             for number, cell in enumerate(self.cells, 1):
-                if self.runs.is_finished(cell):
+                if self.runs.of(cell).is_finished():
                     self.bar.skip(cell)
                 else:
                     self._train(number, cell)
@@ -170,9 +171,7 @@ class _Study:
         with self.bar.run(number, cell) as on_step:
             try:
                 result = self.runs.train(cell, on_step)
-            except CheckpointError as error:
-                raise CheckpointError(str(error).replace("resume=True (--resume)", "the same command")) from error
-            except (OSError, KeyboardInterrupt):
+            except (CheckpointError, OSError, KeyboardInterrupt):
                 raise
             except Exception as error:  # of this run: the others may well end
                 self.say(f"{cell}: failed ({why(error)}); the rest goes on")
@@ -195,7 +194,7 @@ class _Study:
                     self._time(f"timing width {width}, {heads} heads", group)
         if not self.record["memory"]:
             with self.bar.saying() as say:
-                vocabulary = self.runs.tokenizer.vocab_size
+                vocabulary = self.runs.data.tokenizer.vocab_size
                 self.record["memory"] = measures.memory_grid(vocabulary, self.cells[0], self.config.seq_len, say)
 
     def _time(self, what: str, group: list[Cell]) -> None:
@@ -204,14 +203,14 @@ class _Study:
                 self.record["timing"] |= measures.step_times(self.runs, group, on_round)
             except RuntimeError as error:  # out of memory, where each alone had enough
                 self.say(f"{what}: failed ({why(error)})")
-        folder.write(self.config, self.record)
+        self.config.folder.write(self.record)
 
     def kept(self) -> str:
         """What is there when the study is stopped, and how to go on."""
         finished = sum(row["status"] in ("finished", "trained") for row in self.record["rows"])
         return (
             f"{finished} of {len(self.cells)} runs are finished, and what the others have learned so far is kept in "
-            f"{folder.path_of(self.config)}; the same command goes on"
+            f"{self.config.folder.path}; the same command goes on"
         )
 
     def _row(self, cell: Cell) -> dict[str, Any]:
@@ -222,7 +221,7 @@ class _Study:
         rows = [other for other in self.record["rows"] if other["name"] != cell.name]
         order = {known.name: n for n, known in enumerate(self.cells)}
         self.record["rows"] = sorted([*rows, row], key=lambda row: order.get(row["name"], len(order)))
-        folder.write(self.config, self.record)
+        self.config.folder.write(self.record)
 
 
 def _about(data: TokenDataset) -> dict[str, Any]:

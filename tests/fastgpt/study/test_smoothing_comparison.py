@@ -13,9 +13,9 @@ from fastgpt.base.settings import SettingError
 from fastgpt.data import TokenDataset
 from fastgpt.data.tokenizer import Tokenizer
 from fastgpt.model.gpt import GPT
-from fastgpt.study import smoothing_comparison, smoothing_record
+from fastgpt.study import smoothing_record
 from fastgpt.study.interrupted import Interrupted
-from fastgpt.study.smoothing_comparison import Comparison, read
+from fastgpt.study.smoothing_comparison import Comparison
 from fastgpt.study.smoothing_comparison_page import comparison_page, effect_rows, verdict
 from fastgpt.study.smoothing_config import ComparisonConfig
 from fastgpt.study.smoothing_effects import effects, figures
@@ -66,10 +66,12 @@ def test_four_runs_that_differ_in_dropout_and_weight_decay(done, data):
     assert [row["name"] for row in result.record["rows"]] == NAMES
     begun = set()
     for row in result.record["rows"]:
-        settings = json.loads((config.folder / row["name"] / "settings.json").read_text())
+        settings = json.loads((config.folder.path / row["name"] / "settings.json").read_text())
         assert settings["model"]["dropout"] == row["dropout"]
         assert settings["train"]["weight_decay"] == row["weight_decay"]
-        lines = [json.loads(line) for line in (config.folder / row["name"] / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (config.folder.path / row["name"] / "metrics.jsonl").read_text().splitlines()
+        ]
         begun.add(lines[0]["loss"] if row["dropout"] == 0 else None)
         assert row["val_loss"] == lines[-1]["val_loss"]
         assert row["tokens"] == 3 * 2 * 8
@@ -86,11 +88,11 @@ def test_the_measures_are_those_of_the_trained_models_without_dropout(done, data
     ids = data[0][1].read(0, 400).tolist()
     idx = smoothing_record.windows(ids, 8, 3)
     for row in result.record["rows"]:
-        newest = config.folder / row["name"] / "checkpoints" / "step-00000003"
+        newest = config.folder.path / row["name"] / "checkpoints" / "step-00000003"
         model = GPT.from_pretrained(newest, dropout=0.0)
         assert row["layers"] == smoothing_record.row_of("", model, idx)["layers"]
     assert (
-        json.loads((config.folder / "study.json").read_text())["rows"][0]["layers"]
+        json.loads((config.folder.path / "study.json").read_text())["rows"][0]["layers"]
         == result.record["rows"][0]["layers"]
     )
 
@@ -118,7 +120,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(done, data, tmp_path):
     ) as stopped:
         comparison(config, data).run(stop, lambda text: None)
     assert stopped.value.stopped_by == "SIGTERM"
-    assert json.loads((config.folder / "study.json").read_text())["rows"] == []
+    assert json.loads((config.folder.path / "study.json").read_text())["rows"] == []
     again = comparison(config, data)
     assert again.updates_left() == 12 - 5
     rows = again.run(say=lambda text: None).record["rows"]
@@ -182,7 +184,7 @@ def test_what_a_change_says(what, change, alike, said):
 @pytest.mark.parametrize("width", [400, 1200])
 def test_the_page(opened, done, tmp_path, width):
     record = done[1].record
-    assert done[1].page == done[0].folder / "study.html"
+    assert done[1].page == done[0].folder.path / "study.html"
     page = opened(done[1].page, width=width, dark=width == 400)
     assert overflow(page) == 0
     assert page.locator("figure svg:visible").count() == 1 + len(MEASURES)
@@ -227,35 +229,35 @@ def test_settings_that_cannot_be(tmp_path, changes, match):
 
 def test_folders_that_hold_something_else(done, tmp_path):
     config = config_in(tmp_path)
-    assert read(config) is None
-    config.folder.mkdir(parents=True)
-    (config.folder / "mine").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds files that are no comparison's; choose another name"):
-        read(config)
-    (config.folder / "settings.json").write_text("{}")
+    assert config.earlier() is None
+    config.folder.make()
+    (config.folder.path / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds files that are no study's; choose another name"):
+        config.earlier()
+    (config.folder.path / "settings.json").write_text("{}")
     with pytest.raises(FileExistsError, match="holds a run; choose another name"):
-        read(config)
-    (config.folder / "study.json").write_text('{"study": "depth", "recipe": {}, "rows": []}')
+        config.earlier()
+    (config.folder.path / "study.json").write_text('{"study": "depth", "recipe": {}, "rows": []}')
     with pytest.raises(FileExistsError, match="holds a study of depth; choose another name"):
-        read(config)
-    (config.folder / "study.json").write_text("{")
+        config.earlier()
+    (config.folder.path / "study.json").write_text("{")
     with pytest.raises(ValueError, match="corrupted"):
-        read(config)
+        config.earlier()
     with pytest.raises(SettingError, match="cannot be a folder of runs"):
-        read(config_in(tmp_path, runs_dir=str(config.folder / "mine")))
-    other = config_in(done[0].folder.parents[1], steps=4)
+        config_in(tmp_path, runs_dir=str(config.folder.path / "mine")).earlier()
+    other = config_in(done[0].folder.path.parents[1], steps=4)
     with pytest.raises(ValueError, match="was begun with --steps 3, now 4; give it the same, or another --name"):
-        read(other)
+        other.earlier()
 
 
 def test_data_that_is_too_small_and_a_second_process(data, tmp_path):
     with pytest.raises(SettingError, match="batch_size=60 of 8 tokens each is more than the 401 tokens of train"):
         comparison(config_in(tmp_path, batch_size=60), data)
     config = config_in(tmp_path)
-    config.folder.mkdir(parents=True)
+    config.folder.make()
     found = comparison(config, data)
     with (
-        smoothing_comparison.files.locked(config.folder),
+        config.folder.alone(),
         pytest.raises(FileExistsError, match="another process works there"),
     ):
         found.run()

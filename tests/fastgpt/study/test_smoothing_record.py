@@ -14,6 +14,7 @@ from fastgpt.study import smoothing_record
 from fastgpt.study.measures import attention_entropy, largest_entropy
 from fastgpt.study.smoothing_layers import LayerSmoothing, average, residual_streams, smoothing_by_layer
 from fastgpt.study.smoothing_record import record_of, row_of, windows
+from fastgpt.study.study_folder import write_record
 
 from .smoothing_models import expected_layers, small_model
 
@@ -94,7 +95,7 @@ def test_the_file_is_json_whatever_the_numbers(tmp_path):
     row = {"name": "m", "layers": [{"cosine": math.nan, "energy": [1.0, math.inf]}]}
     record = record_of([row], "a text", 40, torch.zeros(2, 9))
     path = tmp_path / "a.json"
-    smoothing_record.write(path, record)
+    write_record(path, record)
     found = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
     assert found["rows"][0]["layers"][0] == {"cosine": None, "energy": [1.0, None]}
     assert found["text"] == {"name": "a text", "tokens": 40, "sequences": 2, "seq_len": 9}
@@ -106,7 +107,7 @@ def test_what_may_be_replaced(tmp_path):
     path = tmp_path / "a.json"
     record = record_of([], "a text", 40, torch.zeros(2, 9))
     for change, ours in (({}, True), ({"recipe": {}}, False), ({"study": "depth"}, False)):
-        smoothing_record.write(path, record | change)
+        write_record(path, record | change)
         assert smoothing_record.is_ours(path) is ours
     for text in ("", "[1]", "{"):
         path.write_text(text)

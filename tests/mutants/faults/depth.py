@@ -78,7 +78,7 @@ MUTANTS = (
     ),
     Mutant(
         "depth-finished-runs-are-made-again",
-        "Runs.is_finished",
+        "StudyRun.is_finished",
         returned("any").becomes("False"),
         _STUDY + "finished_runs_are_not_made_again",
     ),
@@ -90,8 +90,8 @@ MUTANTS = (
     ),
     Mutant(
         "depth-another-recipe-is-gone-on-with",
-        "depth.read",
-        condition("changed").never(),
+        "StudyFolder.read",
+        condition("options").never(),
         _STUDY + "other_settings_other_data_other_folders",
     ),
     Mutant(

@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant(
         "comparison-finished-runs-again",
         "Comparison._run",
-        condition("_is_finished").never(),
+        condition("is_finished").never(),
         _COMPARISON + "finished_runs_are_not_made_again_and_new_seeds_are",
     ),
     Mutant(
@@ -118,12 +118,6 @@ MUTANTS = (
         "Comparison.updates_left",
         operand("_done").dropped(),
         _COMPARISON + "an_interrupted_comparison_goes_on_where_it_was",
-    ),
-    Mutant(
-        "comparison-takes-another-recipe",
-        "smoothing_comparison.read",
-        condition("changed").never(),
-        _COMPARISON + "folders_that_hold_something_else",
     ),
     Mutant(
         "comparison-pairs-of-different-seeds",

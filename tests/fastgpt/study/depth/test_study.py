@@ -15,10 +15,11 @@ from fastgpt.data import TokenDataset
 from fastgpt.data.tokenizer import Tokenizer
 from fastgpt.study.depth import measures
 from fastgpt.study.depth.config import Cell, DepthConfig
-from fastgpt.study.depth.runs import CellTrainer, Runs
+from fastgpt.study.depth.runs import Runs
 from fastgpt.study.depth.study import run_study
 from fastgpt.study.depth.variants import make
 from fastgpt.study.interrupted import Interrupted
+from fastgpt.study.study_runs import StudyTrainer
 from tests.support.browser import overflow
 
 LETTERS = b"abcdefgh"
@@ -114,14 +115,14 @@ def test_interrupted_and_gone_on_with_equals_undisturbed(config, data, tokenizer
     import dataclasses
 
     undisturbed = study(dataclasses.replace(config, name="whole"), data, tokenizer)
-    train_step = CellTrainer.train_step
+    train_step = StudyTrainer.train_step
 
     def stopped(self):
         if (self.config.name, self.step) == ("2x16x2-seed0", 4):
             os.kill(os.getpid(), number)
         return train_step(self)
 
-    monkeypatch.setattr(CellTrainer, "train_step", stopped)
+    monkeypatch.setattr(StudyTrainer, "train_step", stopped)
     with pytest.raises(Interrupted, match=r"1 of 4 runs are finished, .*; the same command goes on") as stop:
         study(config, data, tokenizer)
     assert stop.value.stopped_by == number.name
@@ -133,21 +134,21 @@ def test_interrupted_and_gone_on_with_equals_undisturbed(config, data, tokenizer
 
 
 def test_a_run_that_fails_is_reported_and_the_rest_goes_on(config, data, tokenizer, monkeypatch):
-    train_step = CellTrainer.train_step
+    train_step = StudyTrainer.train_step
 
     def diverges(self):
         if (self.config.name, self.config.grad_accum) == ("1x16x2-seed0", 2) and self.step == 3:  # no timing
             raise FloatingPointError("Trainer: loss nan")
         return train_step(self)
 
-    monkeypatch.setattr(CellTrainer, "train_step", diverges)
+    monkeypatch.setattr(StudyTrainer, "train_step", diverges)
     said = []
     result = study(config, data, tokenizer, said)
     assert result.failed == ["1x16x2-seed0"]
     assert "1 layers, width 16, 2 heads, seed 0: failed (FloatingPointError: Trainer: loss nan" in "".join(said)
     assert [row["status"] for row in result.rows] == ["failed", "finished", "finished", "finished"]
     assert "failed: FloatingPointError" in result.page.read_text()
-    monkeypatch.setattr(CellTrainer, "train_step", train_step)
+    monkeypatch.setattr(StudyTrainer, "train_step", train_step)
     assert not study(config, data, tokenizer).failed
 
 
@@ -157,7 +158,7 @@ def test_a_full_disk_ends_the_study(config, data, tokenizer, monkeypatch):
     def full(self):
         raise CheckpointError("no space is left on the disk")
 
-    monkeypatch.setattr(CellTrainer, "write", full)
+    monkeypatch.setattr(StudyTrainer, "write", full)
     with pytest.raises(CheckpointError, match="no space"):
         study(config, data, tokenizer)
 
@@ -178,7 +179,7 @@ def test_other_settings_other_data_other_folders(config, data, tokenizer, tmp_pa
     with pytest.raises(FileExistsError, match="holds a study of smoothing; choose another name"):
         study(config, data, tokenizer)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"study.json: corrupted .* the same command reads the runs again"):
+    with pytest.raises(ValueError, match=r"study.json: corrupted .* name another folder with --name"):
         study(config, data, tokenizer)
     path.unlink()
     with pytest.raises(FileExistsError, match="holds files that are no study's"):
