@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(
         "comparison-starts-over",
         "Comparison.updates_left",
-        operand("_done").dropped(),
+        operand("done").dropped(),
         _COMPARISON + "an_interrupted_comparison_goes_on_where_it_was",
     ),
     Mutant(
