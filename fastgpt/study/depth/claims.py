@@ -97,7 +97,7 @@ def times(study: Mapping[str, Any]) -> Verdict:
 def time_is_linear(study: Mapping[str, Any]) -> Verdict:
     """Confirmed if a line explains 98 % of the variance, and its slope's interval does not hold 0."""
     ratio = MILLISECONDS[12] / MILLISECONDS[2]
-    claim = f"Time per step grows in proportion to depth (12 layers: {ratio:.2f} times 2 layers)"
+    claim = f"Time per step is a line over depth, a + b·L (claimed: 12 layers {ratio:.2f} times 2 layers)"
     found = step_milliseconds(study)
     if len(found) < 3:
         return Verdict(claim, NOT_TESTABLE, _listed(found, "{:.1f} ms"), f"{_timed(study)}; needs three depths")
