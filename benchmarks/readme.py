@@ -75,7 +75,10 @@ def study_table() -> str:
     study = json.loads(study_path().read_text())
     body = [[v["claim"], f"**{v['verdict']}**", v["numbers"]] for v in study["verdicts"]]
     lines = [["the papers' claim", "verdict", "measured"], ["---"] * 3, *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    from fastgpt.study.depth.page import scale
+
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\nAt this scale: {scale(study)}. Another may decide otherwise."
 
 
 def study_path() -> Path:
