@@ -190,7 +190,9 @@ def picture(study: Study) -> str | None:
     if not charts:
         return None
     drawn = [chart.svg((430, 320), standalone=True) for chart in charts]
-    return in_a_row(drawn, f"Depth study: {scale(study)}")
+    seeds = len({row["seed"] for row in finished(study)})
+    at = f"{study['tokens']:,} tokens a run of {study['data']['train']['name']}, {seeds} seed{'s' * (seeds != 1)}"
+    return in_a_row(drawn, f"Depth study at {at}")
 
 
 _PERPLEXITY = (
