@@ -33,6 +33,21 @@ def check_file(command: str, option: str, value: str | None, is_ours: Callable[[
         raise SettingError(command, option, value, need)
 
 
+def check_page(command: str, option: str, value: str | None) -> None:
+    """As `check_file`, of a page: one that the same command wrote may be replaced."""
+    from ..pages.page import is_ours
+
+    check_file(command, option, value, lambda path: is_ours(path, f"fastgpt {command}"))
+
+
+def check_both(command: str, out: str | None, page: str | None, is_record: Callable[[Path], bool]) -> None:
+    """`check_file` of --out, a record that `is_record` knows, and `check_page` of --page, which is another file."""
+    check_file(command, "out", out, is_record)
+    check_page(command, "page", page)
+    if out is not None and page is not None and os.path.realpath(out) == os.path.realpath(page):
+        raise SettingError(command, "page", page, "is the file of --out too; name another")
+
+
 def _why_not(path: Path) -> str:
     """What the system says to a file beside `path` and to its name; "" where it takes both. Nothing stays of it."""
     from ..base.files import reason, remedy, working_folder

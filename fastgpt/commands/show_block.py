@@ -48,20 +48,20 @@ class Command:
     """Seed of its weights and of the order of its data; 0 if not given."""
 
     def run(self) -> int:
-        from ..study.block_page import MARK, block_page
+        from ..study.block_page import block_page
         from . import _small
-        from ._page_file import check_page_file
+        from ._outputs import check_page
 
-        path = check_page_file(COMMAND, self.out, MARK)
+        check_page(COMMAND, "out", self.out)
         how = {"untrained": self.untrained, "seconds": self.seconds, "steps": self.steps, "seed": self.seed}
         _small.check_options(COMMAND, self.model, self.tokenizer, **how)
         try:
             model, tokenizer, about, rows, ids = self._opened() if self.model is not None else self._trained(how)
             layer, head = self.layer % model.config.n_layers, self.head % model.config.n_heads
-            block_page(model, tokenizer, ids, layer, head, about=about, provenance=rows).save(path)
+            block_page(model, tokenizer, ids, layer, head, about=about, provenance=rows).save(self.out)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("nothing was written") from None
-        print(path)
+        print(self.out)
         return 0
 
     def _opened(self) -> tuple[GPT, Tokenizer, str, list[tuple[str, object]], list[int]]:

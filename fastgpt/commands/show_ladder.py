@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base.settings import SettingError, check_choice
+from ..base.settings import check_choice
 
 if TYPE_CHECKING:
     from ..study.ladder import Measured, Shape
@@ -50,6 +47,7 @@ class Command:
 
         from ..study import ladder, ladder_page
         from ..train.devices import resolve_device
+        from ._outputs import check_page
         from ._status import status
 
         if self.code is not None:
@@ -68,40 +66,20 @@ class Command:
             device,
             self.seed,
         )
-        path = None if self.page is None else _page_path(self.page, ladder_page.is_ours)
+        check_page("show ladder", "page", self.page)
         try:
             start = time.monotonic()
             with status() as say:
                 rungs = ladder.climb(shape, say)
-            if path is not None:
-                ladder_page.ladder_page(shape, rungs, time.monotonic() - start).save(path)
+            if self.page is not None:
+                ladder_page.ladder_page(shape, rungs, time.monotonic() - start).save(self.page)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("nothing was written") from None
         if self.json:
             print(json.dumps({"shape": asdict(shape), "rungs": [asdict(r) for r in rungs]}, allow_nan=False))
         else:
-            print(_text(shape, rungs) if path is None else f"{_text(shape, rungs)}\n{path}")
+            print(_text(shape, rungs) if self.page is None else f"{_text(shape, rungs)}\n{self.page}")
         return 0
-
-
-def _page_path(page: str, is_ours: Callable[[Path], bool]) -> Path:
-    """Where the page goes. Raises SettingError where it cannot, or where something stands that is none of ours."""
-    from ..base.files import check_folder
-
-    path = Path(page)
-    if not path.name:
-        raise SettingError("show ladder", "page", page, "must be the name of a file, e.g. ladder.html")
-    try:
-        check_folder("show ladder", "page", path.parent)
-        there = os.path.lexists(path)
-    except SettingError as error:
-        raise SettingError("show ladder", "page", page, f"cannot be: {path.parent} {error.need}") from None
-    if path.is_dir():
-        raise SettingError("show ladder", "page", page, "is a folder; name a file in it, e.g. ladder.html")
-    if there and not (path.is_file() and is_ours(path)):
-        need = "is there, and `fastgpt show ladder` did not write it; choose another name"
-        raise SettingError("show ladder", "page", page, need)
-    return path
 
 
 def _text(shape: Shape, rungs: list[Measured]) -> str:

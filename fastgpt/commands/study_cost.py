@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..base.settings import SettingError
 from ..study.cost.config import SYMBOLS, CostConfig
 
 OWNER = "study cost"
@@ -39,20 +37,16 @@ class Command:
         import json
 
         from ..base.settings import check_number
-        from ..study.cost import page
         from ..study.cost import study as cost
         from ..study.cost.counting import Paper
         from ..train.devices import resolve_device
-        from ._outputs import check_file
+        from ._outputs import check_both
         from ._status import status
 
         device = resolve_device(self.device, owner=OWNER)
         check_number(OWNER, "time_limit", self.time_limit, above=0)
         Paper.of(self.study)
-        check_file(OWNER, "out", self.out, cost.is_ours)
-        check_file(OWNER, "page", self.page, page.is_ours)
-        if self.out is not None and self.page is not None and os.path.realpath(self.out) == os.path.realpath(self.page):
-            raise SettingError(OWNER, "page", self.page, "is the file of --out too; name another")
+        check_both(OWNER, self.out, self.page, cost.is_ours)
         is_timed = self.time or device.type == "cuda"
         with status() as say:
             record = cost.cost_study(

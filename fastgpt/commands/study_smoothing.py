@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from ..base.settings import SettingError, SettingTypeError, check_integer
+from ..base.settings import SettingError, check_integer
 from ..study.smoothing_config import ComparisonConfig
 from ._options import UsageError
 from ._signals import STATUS, WORDS
@@ -72,16 +70,14 @@ class Command:
 
     def _look(self, folder: str) -> int:
         from ..model.gpt import GPT
-        from ..study import smoothing_page, smoothing_record
+        from ..study import smoothing_record
         from ..train.devices import resolve_device
         from . import _inputs
+        from ._outputs import check_both
 
         device = resolve_device(self.device)
         check_integer("smoothing", "sequences", self.sequences, least=1)
-        check_file("out", self.out, smoothing_record.is_ours)
-        check_file("page", self.page, smoothing_page.is_ours)
-        if self.out is not None and self.page is not None and os.path.realpath(self.out) == os.path.realpath(self.page):
-            raise SettingError("smoothing", "page", self.page, "is the file of --out too; name another")
+        check_both("study smoothing", self.out, self.page, smoothing_record.is_ours)
         model, tokenizer = _inputs.open_model(folder, device, self.tokenizer)
         if not isinstance(model, GPT):
             need = f"is a {type(model).__name__}, one head and no blocks: it has no layers to compare; give a GPT"
@@ -248,22 +244,3 @@ def comparison_table(record: dict[str, Any]) -> str:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def check_file(name: str, value: str | None, is_ours: Any) -> None:
-    """Raise SettingError for a file that cannot be written, or that is another's."""
-    from ..base.files import check_folder
-
-    if value is None:
-        return
-    path = Path(value)
-    if path.is_dir():
-        raise SettingError("smoothing", name, value, "is a folder; name a file in it")
-    try:
-        check_folder("smoothing", name, path.parent)
-    except (SettingError, SettingTypeError) as error:
-        raise SettingError("smoothing", name, value, f"cannot be written: {error.value} {error.need}") from None
-    if os.path.lexists(path) and not (path.is_file() and is_ours(path)):
-        raise SettingError(
-            "smoothing", name, value, "is a file that `fastgpt study smoothing` did not write; choose another"
-        )

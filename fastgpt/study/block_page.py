@@ -20,7 +20,6 @@ from .block_arrays import ROOM, Held, block_arrays, choose_held, key_head
 from .block_steps import GPTSteps, gpt_steps
 from .step_page import HOW_TO_READ, Matrix, Step, code_of, likeliest, shape_of, step_page
 
-MARK = "<!-- fastgpt show block -->"  # in the files' own words for what made them
 LIKELIEST = 10
 
 _T, _S = "<sub>t</sub>", "<sub>s</sub>"
@@ -43,8 +42,7 @@ def block_page(
     idx = torch.tensor([list(ids)], device=model.token_emb.weight.device)
     found = gpt_steps(model, idx, held.layers)
     tokens = token_labels(tokenizer, ids)
-    page = Page("One block of a GPT, step by step")
-    page.add(MARK)
+    page = Page("One block of a GPT, step by step", generator="fastgpt show block")
     page.paragraph(
         f"What a block of a GPT of {config.n_layers} layers does to the residual stream of {len(tokens)} tokens: two "
         f"sub-layers, attention and FFN, each of which reads the stream and adds to it. {about}"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import difflib
 import html
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..pages.charts import Chart
 from ..pages.page import Page, asset
 from .ladder import SHIPPED, Measured, Shape, source
 
-MARK = "<!-- fastgpt show ladder -->"
 LEAD = (
     "Causal attention, out = softmax(q kᵀ / √D) v, computed in six ways that differ by one idea each, and by the "
     "kernel that is built on them. All compute the same; what changes is what moves through memory, and what is kept "
@@ -35,15 +32,9 @@ TIMES = {
 }  # fmt: skip
 
 
-def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a page that `ladder_page` made."""
-    return MARK.encode() in Path(path).read_bytes()
-
-
 def ladder_page(shape: Shape, rungs: Sequence[Measured], seconds: float) -> Page:
     """The page of what `climb` found. seconds: that it took."""
-    page = Page("The kernel ladder", lead=LEAD)
-    page.add(MARK)
+    page = Page("The kernel ladder", lead=LEAD, generator="fastgpt show ladder")
     page.style(asset("ladder.css", __package__))
     page.paragraph(f"Measured on {described(shape)}.")
     links = "".join(f'<li><a href="#{rung.name}">{html.escape(rung.title)}</a></li>' for rung in rungs)

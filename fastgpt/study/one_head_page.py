@@ -16,7 +16,6 @@ from .attention_maps import token_labels
 from .one_head_steps import OneHeadSteps, one_head_steps
 from .step_page import HOW_TO_READ, Matrix, Step, code_of, likeliest, shape_of, step_page
 
-MARK = "<!-- fastgpt show one-head -->"  # in the files' own words for what made them
 LIKELIEST = 10
 COLUMNS = 32  # of the V columns of the logits
 
@@ -33,8 +32,7 @@ def one_head_page(
     """
     steps = one_head_steps(model, torch.tensor([list(ids)], device=model.token_emb.weight.device))
     tokens = token_labels(tokenizer, ids)
-    page = Page("One attention head, step by step")
-    page.add(MARK)
+    page = Page("One attention head, step by step", generator="fastgpt show one-head")
     page.paragraph(
         f"What OneHeadLM computes for a text of {len(tokens)} tokens, from their ids to the logits of the next one. "
         f"{about}"

@@ -9,7 +9,7 @@ from typing import Any
 from ..pages.charts import Chart
 from ..pages.page import Page
 from .smoothing_effects import KNOBS, figures
-from .smoothing_page import MARK, grouped, provenance, sections, shape, text_of
+from .smoothing_page import GENERATOR, grouped, provenance, sections, shape, text_of
 
 LESS_ALIKE = {
     "Cosine of two tokens": -1, "Cosine without the mean": -1, "Effective rank": 1, "Share of the first direction": -1,
@@ -27,8 +27,8 @@ def comparison_page(record: Mapping[str, Any]) -> Page:
         lead=f"{len(rows)} models of {shape(rows[0])}, trained alike for {rows[0]['tokens']:,} tokens of "
         f"{record['trained_on']['name']} but for dropout (0 or {recipe['dropout']:g}) and weight decay (0 or "
         f"{recipe['weight_decay']:g}); looked at with {text_of(record)}, without dropout.",
+        generator=GENERATOR,
     )
-    page.add(MARK)
     page.heading("What they change")
     page.paragraph(
         "Papers recommend dropout and weight decay against over-smoothing. Each row is a number at the end of "

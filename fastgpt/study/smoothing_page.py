@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from ..pages.charts import Chart, Points
 from ..pages.page import Page, asset
 from .measures import largest_entropy
 
-MARK = "<!-- fastgpt study smoothing -->"  # by which a later call knows its own page
+GENERATOR = "fastgpt study smoothing"  # by which a later call knows its own page
 
 Row = Mapping[str, Any]
 
@@ -88,8 +87,7 @@ def page_of(record: Mapping[str, Any]) -> Page:
     """The page of a record of one model."""
     row = record["rows"][0]
     title = f"Over-smoothing in {row['name']}"
-    page = Page(title, lead=f"{shape(row)}, looked at with {text_of(record)}.")
-    page.add(MARK)
+    page = Page(title, lead=f"{shape(row)}, looked at with {text_of(record)}.", generator=GENERATOR)
     page.paragraph(
         "Each block of a GPT adds what its attention and its FFN have found to the residual stream: a vector for each "
         "token. Attention averages over tokens, so that they may become more and more alike with depth; this is called "
@@ -220,9 +218,3 @@ def provenance(page: Page, record: Mapping[str, Any], more: Sequence[tuple[str, 
         ("model", "; ".join(sizes)), ("text", text_of(record)), *more,
         *map(tuple, record["made_by"]), *map(tuple, record["environment"]),
     ])  # fmt: skip
-
-
-def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a page of this module."""
-    with open(path, "rb") as file:
-        return MARK.encode() in file.read()

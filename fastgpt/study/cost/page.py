@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ...pages.charts import Chart
@@ -14,7 +13,6 @@ from .growth import BYTES, TIMES, along
 from .study import config_of
 
 Record = Mapping[str, Any]
-MARK = "<!-- fastgpt study cost -->"
 AXIS_LABELS = {"layers": "layers, L", "seq_len": "tokens per sequence, T", "width": "width, D"}
 NAMES = {
     "activations": "activations", "working": "activations and transient tensors", "weights": "weights",
@@ -43,19 +41,11 @@ def save(path: str | os.PathLike[str], record: Record) -> None:
     page_of(record).save(path)
 
 
-def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a page that `save` wrote."""
-    try:
-        return MARK in Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
-
-
 def page_of(record: Record) -> Page:
     """Exponents first, then where the GPU is full, then the plots, then every point."""
     config = config_of(record)
-    page = Page("What a training step costs", lead=f"How bytes and seconds grow: {scale(record)}.")
-    page.add(MARK)
+    lead = f"How bytes and seconds grow: {scale(record)}."
+    page = Page("What a training step costs", lead, generator="fastgpt study cost")
     page.heading("Exponents")
     page.paragraph(
         "Each quantity as factor · x to the power of the exponent, over one of L, T and D while the other two stay at "

@@ -56,8 +56,8 @@ def test_what_is_not_ours_stays(tmp_path):
     done = command.run(*SMALL, "--page", "notes.html", cwd=tmp_path)
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        "fastgpt show ladder: error: --page notes.html is there, and `fastgpt show ladder` did not write it; choose "
-        "another name\n"
+        "fastgpt show ladder: error: --page notes.html is a file that `fastgpt show ladder` did not write; choose "
+        "another\n"
     )
     assert (tmp_path / "notes.html").read_text() == "mine"
 

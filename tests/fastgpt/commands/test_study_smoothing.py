@@ -114,8 +114,8 @@ MISTAKES = [
     (["--train", "--dropout", "0"], "--dropout 0 must be a number, above 0"),
     (["--train", "--seeds", "1", "1"], "--seeds 1 1 names a number twice"),
     (["--train", "--n-heads", "3"], "--n-heads 3 must divide d_model (64)"),
-    (["--train", "--runs-dir", "mine"], "--runs-dir mine cannot be a folder of runs: mine is no folder"),
-    (["--train", "--runs-dir", ".", "--name", "m"], "m holds files that are no comparison's"),
+    (["--train", "--runs-dir", "mine"], "--runs-dir mine cannot be a folder of runs: mine is a file"),
+    (["--train", "--runs-dir", ".", "--name", "m"], "m holds files that are no study's"),
     (["--train", "--threads", "0"], "--threads 0 must be an integer, at least 1"),
     (["--train", "--sequences", "0"], "--sequences 0 must be an integer, at least 1"),
 ]
@@ -185,6 +185,6 @@ def test_the_comparison(run, tmp_path):
     done = smoothing(tmp_path, *sizes.split(), "--steps", "2", timeout=120)
     assert done.code == 2
     assert done.err == (
-        "fastgpt study smoothing: error: runs/c holds a comparison that was begun with --steps 1, now 2; give it the "
+        "fastgpt study smoothing: error: runs/c holds a study that was begun with --steps 1, now 2; give it the "
         "same, or another --name\n"
     )

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.pages.page import is_ours
 from fastgpt.study.cost import CostConfig, cost_study, page
 from fastgpt.study.cost import study as cost
 from tests.support.browser import overflow
@@ -125,11 +126,11 @@ def test_a_plot_of_time_is_in_milliseconds(record):
 
 
 def test_whose_file_it_is(saved, record, tmp_path):
-    assert page.is_ours(saved)
+    assert is_ours(saved, "fastgpt study cost")
     cost.write(tmp_path / "a.json", record)
     assert cost.is_ours(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["exponents"] == record["exponents"]
-    assert not page.is_ours(tmp_path / "a.json")
+    assert not is_ours(tmp_path / "a.json")
     assert not cost.is_ours(saved)
     (tmp_path / "b.json").write_text('{"study": "smoothing"}')
     assert not cost.is_ours(tmp_path / "b.json")

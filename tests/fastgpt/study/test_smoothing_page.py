@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastgpt.pages.page import is_ours
 from fastgpt.study import smoothing_page
 from fastgpt.study.smoothing_page import MEASURES, chart, grouped, page_of
 from fastgpt.study.smoothing_record import record_of, row_of
@@ -110,6 +111,6 @@ def test_a_measure_without_a_number_has_no_plot(looked_at):
 
 
 def test_a_page_is_known_again(path, tmp_path):
-    assert smoothing_page.is_ours(path)
+    assert is_ours(path, smoothing_page.GENERATOR)
     (tmp_path / "b.html").write_text("<h1>mine</h1>")
-    assert not smoothing_page.is_ours(tmp_path / "b.html")
+    assert not is_ours(tmp_path / "b.html")

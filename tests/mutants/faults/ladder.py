@@ -94,10 +94,4 @@ MUTANTS = (
         call("line.strip").unwrapped(),
         _STUDY + "marked_lines_make_both_files",
     ),
-    Mutant(
-        "show-ladder-overwrites-what-is-not-ours",
-        "show_ladder._page_path",
-        condition("there").never(),
-        _COMMAND + "what_is_not_ours_stays",
-    ),
 )

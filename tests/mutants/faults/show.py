@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import argument, assignment, call, condition, operation, value
+from ..places import argument, assignment, call, operation, value
 from ..plant import Mutant
 
 _ONE = "tests/fastgpt/study/test_one_head_page.py::test_"
@@ -70,11 +70,5 @@ MUTANTS = (
         "study.bytes_of",
         assignment("per_layer", "has_weights").dropped(),
         _BLOCK + "the_size_that_decides_is_the_size_that_comes",
-    ),
-    Mutant(
-        "show-anybodys-file-replaced",
-        "commands.check_page_file",
-        condition("mark").never(),
-        _SHOW + "files_that_are_not_ours_stay_and_ctrl_c_leaves_none",
     ),
 )

@@ -83,14 +83,8 @@ MUTANTS = (
         _PAGE + "a_chart_has_a_point_for_each_layer_and_a_bar_for_the_heads",
     ),
     Mutant(
-        "smoothing-command-writes-over-others-files",
-        "study_smoothing.check_file",
-        condition("is_ours").never(),
-        _COMMAND + "mistakes",
-    ),
-    Mutant(
         "smoothing-command-one-file-for-both",
-        "study_smoothing.Command._look",
+        "_outputs.check_both",
         condition("realpath").never(),
         _COMMAND + "mistakes",
     ),
