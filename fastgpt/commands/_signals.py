@@ -11,7 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..study.interrupted import Interrupted
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # what a shell gives for a process that they end
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -68,3 +73,16 @@ class Signals:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._number = signal.Signals(number)
         raise KeyboardInterrupt
+
+
+def status_of(prog: str, stop: Interrupted) -> int:
+    """The exit status of a study that a signal has stopped, after the line that says what was kept.
+
+    Raises:
+        KeyboardInterrupt: it was Ctrl-C, whose line is said like every command's.
+    """
+    if stop.stopped_by == "SIGINT":
+        raise KeyboardInterrupt(str(stop)) from None
+    number = signal.Signals[stop.stopped_by]
+    print(f"{prog}: {WORDS[number]}; {stop}", file=sys.stderr)
+    return STATUS[number]

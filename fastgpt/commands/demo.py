@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from dataclasses import dataclass, field
 
 from ..study.demo_config import DemoConfig
-from ._signals import STATUS, WORDS
+from ._signals import status_of
 
 
 @dataclass
@@ -24,8 +22,4 @@ class Command:
         try:
             return 0 if run_demo(self.demo).ok else 1
         except Interrupted as stop:
-            if stop.stopped_by == "SIGINT":
-                raise
-            number = signal.Signals[stop.stopped_by]
-            print(f"fastgpt demo: {WORDS[number]}; {stop}", file=sys.stderr)
-            return STATUS[number]
+            return status_of("fastgpt demo", stop)

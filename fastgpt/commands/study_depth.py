@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import dataclass, field
 
 from ..study.depth.config import DepthConfig
-from ._signals import STATUS, WORDS
+from ._signals import status_of
 
 
 @dataclass
@@ -54,11 +53,7 @@ class Command:
         try:
             found = run_study(self.study, train_data, val_data, tokenizer, progress=self.progress, say=_say)
         except Interrupted as stop:
-            if stop.stopped_by == "SIGINT":
-                raise KeyboardInterrupt(str(stop)) from None
-            number = signal.Signals[stop.stopped_by]
-            print(f"fastgpt study depth: {WORDS[number]}; {stop}", file=sys.stderr)
-            return STATUS[number]
+            return status_of("fastgpt study depth", stop)
         for verdict in found.verdicts:
             print(f"{verdict.verdict}: {verdict.claim}\n    {verdict.numbers}\n    {verdict.scale}")
         print(found.page)

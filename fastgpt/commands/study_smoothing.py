@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ from tyro.conf import Positional, arg
 from ..base.settings import SettingError, check_integer
 from ..study.smoothing_config import ComparisonConfig
 from ._options import UsageError
-from ._signals import STATUS, WORDS
+from ._signals import status_of
 
 if TYPE_CHECKING:
     import torch
@@ -117,11 +116,7 @@ class Command:
             with _inputs.progress_bar("training", comparison.updates_left()) as step:
                 found = comparison.run(step, say)
         except Interrupted as stop:
-            if stop.stopped_by == "SIGINT":
-                raise KeyboardInterrupt(str(stop)) from None
-            number = signal.Signals[stop.stopped_by]
-            print(f"fastgpt study smoothing: {WORDS[number]}; {stop}", file=sys.stderr)
-            return STATUS[number]
+            return status_of("fastgpt study smoothing", stop)
         if found.record["rows"]:
             print(comparison_table(found.record))
             print(found.page)
