@@ -92,6 +92,7 @@ class Axis:
     def __init__(self, values: Iterable[float], start: float, end: float, *, log: bool = False, pad: float = 0.0):
         self.values = sorted(set(values))
         self.start, self.end, self.log = start, end, log
+        self.whole = all(float(value).is_integer() for value in self.values)  # there is no layer 1.2, and no step
         low, high = self._scale(self.values[0]), self._scale(self.values[-1])
         if high - low <= 1e-12 * max(abs(low), abs(high)):
             about = 0.1 if log else 0.05 * abs(low) or 0.5
@@ -128,7 +129,8 @@ class Axis:
             if self.log:
                 yield log_ticks(10**self.low, 10 ** min(self.high, 308), most)
             else:
-                yield ticks(self.low, self.high, most)
+                found = ticks(self.low, self.high, most)
+                yield [tick for tick in found if tick.is_integer()] if horizontal and self.whole else found
 
     def _fits(self, found: Sequence[tuple[float, str]], horizontal: bool, within: tuple[float, float]) -> bool:
         before = -math.inf

@@ -13,6 +13,7 @@ from __future__ import annotations
 import html
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -36,6 +37,11 @@ def asset(name: str, package: str = __package__) -> str:
     return (resources.files(package) / name).read_text(encoding="utf-8")
 
 
+def inside_a_script(json_text: str) -> str:
+    """The same JSON for a <script type="application/json">: no text in it ends the script, or begins a comment."""
+    return re.sub("<(?=[/!])", r"\\u003c", json_text)
+
+
 def is_ours(path: str | os.PathLike[str], generator: str = "fastgpt") -> bool:
     """Whether a file is there that `Page` wrote, of a generator that begins so."""
     try:
@@ -54,7 +60,7 @@ class Page:
         """`generator`: the mark near the file's beginning by which a command knows what it wrote itself (`is_ours`)."""
         self.title, self.generator = title, generator
         self._parts: list[str] = []
-        self._styles, self._scripts = [asset("page.css")], [asset("tables.js")]
+        self._styles, self._scripts = [asset("page.css")], [asset("paper.js"), asset("tables.js")]
         if lead:
             self.paragraph(lead)
 

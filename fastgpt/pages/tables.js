@@ -1,5 +1,5 @@
-// Sort a table by the column whose heading is pressed, by mouse or keyboard: numbers by value (data-value), else by text;
-// empty cells last, whichever way.
+// Sort a table by the column whose heading is pressed, by mouse or keyboard: numbers by value (data-value), else by text.
+// Whichever way, what is no number comes behind the numbers, and empty cells last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
@@ -10,13 +10,15 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-      const isEmpty = row => key(row) === "";
-      const rows = [...body.rows].filter(row => !isEmpty(row));
-      const numeric = rows.every(row => row.cells[column].dataset.value !== undefined);
-      const order = (a, b) => numeric ? key(a) - key(b) : key(a).localeCompare(key(b), undefined, { numeric: true });
-      rows.sort((a, b) => down ? order(b, a) : order(a, b));
-      body.append(...rows, ...[...body.rows].filter(isEmpty));
+      const cell = row => row.cells[column], text = row => cell(row).textContent;
+      const [numbers, words, empty] = [[], [], []];
+      for (const row of body.rows) {
+        (cell(row).dataset.value !== undefined ? numbers : text(row) === "" ? empty : words).push(row);
+      }
+      const sign = down ? -1 : 1;
+      numbers.sort((a, b) => sign * (cell(a).dataset.value - cell(b).dataset.value));
+      words.sort((a, b) => sign * text(a).localeCompare(text(b), undefined, { numeric: true }));
+      body.append(...numbers, ...words, ...empty);
     });
   });
 }

@@ -257,7 +257,9 @@ for (const root of document.querySelectorAll("section.explorer")) {
     find(".choose-scale").onchange = event => chooseScale(event.target.value);
     find(".choose-order").onchange = event => { chosen.order = event.target.value; layOut(); };
     new ResizeObserver(() => { if (weights && Math.abs(map.clientWidth - view.width) > 0.5) show(); }).observe(map);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { showSmall(); if (weights) show(); });
+    const redraw = () => { if (small) showSmall(); if (weights) show(); };
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+    for (const moment of ["beforeprint", "afterprint"]) window.addEventListener(moment, redraw);
   }
 
   // --- the table of scores, which follows the explorer ---

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base.machine import readable
 from ..base.settings import SettingError, check_choice
-from ..pages.page import Page, asset
+from ..pages.page import Page, asset, inside_a_script
 from . import map_storage
 from .attention_maps import MARK, head_panels
 from .head_scores import NAMES, HeadScores, chance_scores, head_scores
@@ -107,7 +107,7 @@ def _or_none(value: float) -> float | None:
 
 def _skeleton(data: dict[str, Any], thumbnails: str, packed: Sequence[str]) -> str:
     """What `explorer.js` fills, and the maps: JSON, and a script that none runs for each head, which waits as text."""
-    escaped = json.dumps(data, allow_nan=False).replace("</", "<\\/")
+    escaped = inside_a_script(json.dumps(data, allow_nan=False))
     blobs = "".join(f'<script type="text/plain" class=map-data>{text}</script>' for text in packed)
     scales = "".join(f"<option value={name}>{html.escape(said)}</option>" for name, said in SCALES.items())
     return asset("explorer.html", __package__).replace("__SCALES__", scales) + (

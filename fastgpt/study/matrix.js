@@ -21,9 +21,26 @@ const mixed = (from, to, share) => from.map((c, n) => Math.round(c + (to[n] - c)
 
 // The largest size in the colours of signed values: beyond a far outlier, what most values need.
 const limitOf = values => {
-  const sizes = Float32Array.from(values, Math.abs).sort();
-  const most = sizes[sizes.length - 1] || 1, usual = sizes[Math.floor(0.99 * (sizes.length - 1))];
+  const sizes = Float32Array.from(values, Math.abs).filter(Number.isFinite).sort();
+  const most = sizes.at(-1) || 1, usual = sizes[Math.floor(0.99 * (sizes.length - 1))];
   return most > 4 * usual && usual > 0 ? { limit: usual, beyond: true } : { limit: most, beyond: false };
+};
+
+// As a cell of about five characters has room for it.
+const brief = value => {
+  if (!Number.isFinite(value)) return number(value);
+  const size = Math.abs(value), text = size < 99995 ? value.toFixed(size < 9.995 ? 2 : size < 99.95 ? 1 : 0) : value.toExponential(0);
+  return text.replace("e+", "e").replace("-", "−").replace(/^(−?)0\./, "$1.");
+};
+
+// Text that is cut off, where it is wider than `most` pixels, between two characters.
+const fit = (ctx, text, most) => {
+  const characters = [...text];
+  while (characters.length > 1 && ctx.measureText(text).width > most) {
+    characters.pop();
+    text = `${characters.join("")}…`;
+  }
+  return text;
 };
 
 class MatrixView {
@@ -102,23 +119,21 @@ class MatrixView {
     this.sheet.style.width = `${total[0]}px`;
     const names = pen(this.names, left, total[1]);
     names.textAlign = "right";
-    const rowStep = Math.ceil(13 / height), fit = (ctx, text, most) => {
-      while (text.length > 1 && ctx.measureText(text).width > most) text = text.slice(0, -2) + "…";
-      return text;
-    };
+    const rowStep = Math.ceil(13 / height);
     for (let i = 0; i < this.n; i += rowStep) {
       names.fillText(fit(names, this.rowNames[i], left - 8), left - 6, top + (i + 0.5) * height);
     }
-    this.ink = { paper: channels(colour("--paper")), low: channels(colour("--s0")), high: channels(colour("--s1")) };
+    const [paper, low, high, nan] = ["--paper", "--s0", "--s1", "--s4"].map(name => channels(colour(name)));
+    this.ink = { paper, low, high, nan };
     const ctx = pen(this.cells, ...total);
-    this.drawColumns(ctx, fit);
+    this.drawColumns(ctx);
     if (this.n * this.shown > MOST_CELLS) this.drawImage(ctx);
     else for (let i = 0; i < this.n; i++) for (let j = 0; j < this.shown; j++) this.drawCell(ctx, i, j);
     this.place();
     this.drawPager();
   }
 
-  drawColumns(ctx, fit) {
+  drawColumns(ctx) {
     const { width, top } = this.box, columns = this.columnNames.slice(this.first, this.first + this.shown);
     const need = this.upright ? 13 : Math.max(...columns.map(name => ctx.measureText(name).width)) + 5;
     const step = Math.ceil(need / width);
@@ -135,6 +150,7 @@ class MatrixView {
   }
 
   rgb(value) {
+    if (Number.isNaN(value)) return this.ink.nan;
     if (this.kind === "weights") {
       return this.shades[Math.round(Math.max(0, Math.min(1, value)) * (this.shades.length - 1))];
     }
@@ -158,8 +174,7 @@ class MatrixView {
       ctx.fillStyle = light ? "#111" : "#fff";
       ctx.textAlign = "center";
       ctx.font = "11px ui-monospace, monospace";
-      const text = Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(Math.abs(value) >= 10 ? 1 : 2);
-      ctx.fillText(text.replace("-", "−").replace(/^(−?)0\./, "$1."), x + (width - gap) / 2, y + height / 2);
+      ctx.fillText(brief(value), x + (width - gap) / 2, y + height / 2);
     }
   }
 
@@ -200,6 +215,7 @@ class MatrixView {
     const shades = signed ? "var(--s0), var(--paper), var(--s1)" : this.palette.join(", ");
     bar.innerHTML = `<span>${low}</span><span class="ramp" style="background:linear-gradient(to right, ${shades})"></span>
       <span>${high}</span>${signed ? "<span>(middle: 0)</span>" : ""}
+      ${this.values.some(Number.isNaN) ? '<span class="nan"></span><span>NaN: not a number</span>' : ""}
       ${this.masked ? '<span class="unseen"></span><span>not seen: a later token</span>' : ""}`;
   }
 

@@ -95,7 +95,8 @@ def page_of(record: Mapping[str, Any]) -> Page:
     )
     sections(page, record)
     page.heading("Each layer")
-    page.table(HEADER, [cells(layer) for layer in row["layers"]], caption="Energy and entropy: means over heads")
+    caption = "Energy and entropy: of the attention that reads this layer, the next block's; means over heads"
+    page.table(HEADER, [cells(layer) for layer in row["layers"]], caption=caption)
     provenance(page, record)
     return page
 

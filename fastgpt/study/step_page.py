@@ -14,7 +14,7 @@ import base64
 import html
 import inspect
 import json
-import re
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pages.page import Page, asset
+from ..pages.page import Page, asset, inside_a_script
 from .palette import PALETTE
 
 PACKAGE = __package__
@@ -35,7 +35,8 @@ HOW_TO_READ = (
     "in every step."
 )
 
-Top = list[list[tuple[str, float, float]]]  # of each row: (token, probability, logit), the likeliest first
+# Of each row: (token, probability, logit), the likeliest first; None: NaN or infinite, which JSON cannot say.
+Top = list[list[tuple[str, float | None, float | None]]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def step_page(
     page.add(_toolbar(len(steps), choices or {}))
     page.add("<noscript><p>The matrices are drawn by a script, which this browser does not run.</p></noscript>")
     page.add("".join(_section(number, step) for number, step in enumerate(steps, start=1)))
-    text = re.sub("<(?=[/!])", r"\\u003c", json.dumps(data, allow_nan=False, ensure_ascii=False))  # ends no script
+    text = inside_a_script(json.dumps(data, allow_nan=False, ensure_ascii=False))
     page.add(f'<script type="application/json" id="step-data">{text}</script>')
     for script in ("matrix.js", "explain.js", "steps.js"):
         page.script(asset(script, PACKAGE))
@@ -158,9 +159,13 @@ def likeliest(logits: Tensor, names: Callable[[int], str], count: int = 10) -> T
     probabilities = logits.softmax(dim=-1)
     found = probabilities.topk(min(count, logits.shape[-1]), dim=-1)
     return [
-        [(names(i), p, logits[t, i].item()) for p, i in zip(row.tolist(), ids.tolist())]
+        [(names(i), _or_none(p), _or_none(logits[t, i].item())) for p, i in zip(row.tolist(), ids.tolist())]
         for t, (row, ids) in enumerate(zip(found.values, found.indices))
     ]
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def shape_of(*sizes: tuple[str, int]) -> str:

@@ -68,7 +68,7 @@
   const list = host => {
     const rows = data.tops[full(host.dataset.source)][query], next = tokens[query + 1];
     const cells = rows.map(([token, p, logit], n) => {
-      const line = document.createElement("tr"), width = (100 * p / rows[0][1]).toFixed(1);
+      const line = document.createElement("tr"), width = (100 * p / rows[0][1] || 0).toFixed(1);
       line.innerHTML = `<td class=number>${n + 1}</td><td class=token></td><td class=number>${number(logit)}</td>
         <td class=number>${number(p)}</td><td class=share><span style="width:${width}%"></span></td>`;
       line.querySelector(".token").textContent = token;
@@ -163,9 +163,13 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", renew);
   window.addEventListener("beforeprint", () => {
     sections.forEach(section => (section.hidden = false));
+    views.flat().forEach(own => (own.fresh = true)); // in the colours of paper
     refresh(sections.map((_, n) => n));
   });
-  window.addEventListener("afterprint", show);
+  window.addEventListener("afterprint", () => {
+    views.flat().forEach(own => (own.fresh = true));
+    show();
+  });
 
   document.body.classList.add("stepping-on");
   bar.hidden = false;

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import files
-from ..pages.page import Page, is_ours
+from ..pages.page import Page, inside_a_script, is_ours
 from . import overwritten, run_folder
 from .metrics import read_metrics
 
@@ -144,8 +144,7 @@ def _counted(newest: Path | None) -> int | None:
 
 def keep(page: Page, kept: Mapping[str, Any]) -> None:
     """Put into a page what nobody could find out later, unseen."""
-    text = json.dumps(kept).replace("</", "<\\/")
-    page.add(f'<script type="application/json" id="fastgpt-run">{text}</script>')
+    page.add(f'<script type="application/json" id="fastgpt-run">{inside_a_script(json.dumps(kept))}</script>')
 
 
 def _read_kept(path: Path) -> dict[str, Any]:

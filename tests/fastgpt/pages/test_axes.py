@@ -81,3 +81,10 @@ def test_long_texts_are_wrapped():
     assert all(text_width(line) <= 100 for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert wrapped("", 100) == []
+
+
+def test_whole_numbers_have_whole_ticks():
+    """Between layers 1 and 2 there is none; over numbers with fractions, fractions."""
+    assert [label for _, label in Axis([1, 2], 0, 700).ticks(horizontal=True)] == ["1", "2"]
+    assert [label for _, label in Axis([40], 0, 700).ticks(horizontal=True)] == ["38", "39", "40", "41", "42"]
+    assert [label for _, label in Axis([1, 2.5], 0, 700).ticks(horizontal=True)][1] == "1.2"

@@ -97,3 +97,34 @@ def test_the_numbers_of_a_chart_stand_below_it(opened, tmp_path):
     rows = [row.split("\t") for row in shown.inner_text("details tbody").split("\n")]
     assert rows == [["1", "8.25", ""], ["2", "7", "7.5"], ["3", "", ""]]
     assert overflow(shown) == 0
+
+
+def test_what_is_no_number_comes_behind_the_numbers_that_sort_by_value(opened, tmp_path):
+    """Negative ones too, which as words would sort by their digits."""
+    page = Page("Runs")
+    cells = [-2.0, "n/a", (-10.0, "−10.0 %"), None, 3, float("nan"), (0.5, "50 %")]
+    page.table(("name", "change"), list(zip("abcdefg", cells)))
+    page.save(tmp_path / "page.html")
+    shown = opened(tmp_path / "page.html")
+    names = "[...document.querySelector('tbody').rows].map(row => row.cells[0].textContent).join('')"
+    shown.click("text=change")
+    assert shown.evaluate(names) == "cage" + "bfd"
+    shown.click("text=change")
+    assert shown.evaluate(names) == "egac" + "fbd"
+
+
+def test_paper_is_white(opened, tmp_path):
+    """Printed from a dark screen: dark ink, in pages and in what scripts draw while the print is made ready."""
+    page = Page("Runs")
+    page.chart(Chart({"training": [(1, 8.25), (2, 7.0)]}, title="Loss", x_label="step", y_label="loss"))
+    page.save(tmp_path / "page.html")
+    shown = opened(tmp_path / "page.html", dark=True)
+    ink = "getComputedStyle(document.body).color"
+    light, dark = "rgb(31, 35, 40)", "rgb(230, 237, 243)"
+    assert shown.evaluate(ink) == dark
+    shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert shown.evaluate(ink) == light
+    shown.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert shown.evaluate(ink) == dark
+    shown.emulate_media(media="print", color_scheme="dark")
+    assert shown.evaluate(ink) == light

@@ -309,3 +309,34 @@ def test_one_head_and_a_text_of_one_token(opened, tmp_path):
     for key in ("+", "ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "]"):
         shown.keyboard.press(key)
     assert state(shown) == (0, 0, 0)
+
+
+def test_maps_are_printed_in_the_colours_of_paper(page):
+    shown = page(dark=True)
+    ink = """() => { const c = document.querySelector("canvas.map");
+      const copy = Object.assign(document.createElement("canvas"), { width: c.width, height: c.height });
+      const pen = copy.getContext("2d", { willReadFrequently: true });
+      pen.drawImage(c, 0, 0);
+      const { data } = pen.getImageData(0, 40, 80, c.height - 140); // names of the queries
+      return Math.max(...data.filter((value, n) => n % 4 === 0 && data[n + 3] > 200)); }"""
+    assert shown.evaluate(ink) > 200
+    shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert shown.evaluate(ink) < 130
+    shown.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert shown.evaluate(ink) > 200
+
+
+def test_without_scripts_it_says_so(maps, browser, tmp_path):
+    explorer.explorer_page(maps, TOKENS, IDS, "Attention").save(tmp_path / "a.html")
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    shown = context.new_page()
+    shown.goto((tmp_path / "a.html").as_uri())
+    assert "drawn by a script" in shown.inner_text("body")
+    context.close()
+
+
+def test_a_token_ends_no_script(maps):
+    tokens = ["</script>", "<!--<script>", *TOKENS[2:]]
+    text = explorer.explorer_page(maps, tokens, IDS, "Attention").html()
+    assert "<!--<script>" not in text
+    assert carried(text)[0]["tokens"] == tokens

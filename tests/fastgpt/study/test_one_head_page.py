@@ -302,3 +302,61 @@ def test_a_long_text_is_drawn_as_a_picture_of_the_same_colours(opened, tokenizer
     expected = [shades[round(weights[i, j].item() * (len(shades) - 1))] for i, j in places]
     assert page.evaluate(colours, places) == [[int(rgb[at : at + 2], 16) for at in (1, 3, 5)] for rgb in expected]
     assert overflow(page) == 0
+
+
+def test_what_overflows_is_shown_as_no_number_in_a_colour_of_its_own(opened, tokenizer, tmp_path):
+    torch.manual_seed(1)
+    model = OneHeadLM(tokenizer.vocab_size, 12, 32)
+    with torch.no_grad():
+        for weight in (model.W_Q.weight, model.W_K.weight):
+            weight.normal_(0, 1e25)  # finite; scores are not
+    one_head_page.one_head_page(model, tokenizer, tokenizer.encode(TEXT), about="", provenance=[]).save(
+        tmp_path / "nan.html"
+    )
+    page = opened(tmp_path / "nan.html")
+    for step in range(1, 12):
+        page.evaluate(f"location.hash = '#step={step}'")
+        page.wait_for_function(f"document.querySelector('.at').textContent === '{step} of 11'")
+        if step == 7:
+            matrix = focus(page, "7-0")
+            page.keyboard.press("PageDown")
+            page.keyboard.press("Home")
+            assert matrix.locator(".where").inner_text().endswith(": NaN")
+            assert "NaN: not a number" in matrix.locator(".bar").inner_text()
+            pixel = """() => { const c = document.querySelector("[data-key='7-0'] .cells"), k = c.width / c.clientWidth;
+              const s = document.querySelector("[data-key='7-0'] .cell").style, px = name => parseFloat(s[name]) + 4;
+              return [...c.getContext("2d").getImageData(px("left") * k, px("top") * k, 1, 1).data.slice(0, 3)]; }"""
+            assert page.evaluate(pixel) == [0x8A, 0x61, 0x00]  # --s4
+    assert "NaN" in page.inner_text(".step:not([hidden]) .top tbody")
+
+
+def test_matrices_are_printed_in_the_colours_of_paper(opened, path):
+    page = opened(path, dark=True)
+    page.evaluate("location.hash = '#step=4'")
+    page.wait_for_function("document.querySelector('.at').textContent === '4 of 11'")
+    ink = """() => { const c = document.querySelector("[data-key='4-0'] canvas.names");
+      const copy = Object.assign(document.createElement("canvas"), { width: c.width, height: c.height });
+      const pen = copy.getContext("2d", { willReadFrequently: true });
+      pen.drawImage(c, 0, 0);
+      const { data } = pen.getImageData(0, 0, c.width, c.height);
+      return Math.max(...data.filter((value, n) => n % 4 === 0 && data[n + 3] > 200)); }"""
+    assert page.evaluate(ink) > 200
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(ink) < 100
+    assert page.locator(".step:visible").count() == 11
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(ink) > 200
+    assert page.locator(".step:visible").count() == 1
+
+
+def test_names_are_cut_between_characters(opened, path):
+    page = opened(path)
+    cut = "fit({ measureText: text => ({ width: 10 * [...text].length }) }, '🙂🙂🙂🙂', 30)"
+    assert page.evaluate(cut) == "🙂🙂…"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("0.999", "1.00"), ("-0.5", "−.50"), ("99.96", "100"), ("-123456", "−1e5"), ("1/0", "∞")]
+)
+def test_numbers_in_cells_have_room_there(opened, path, value, text):
+    assert opened(path).evaluate(f"brief({value})") == text

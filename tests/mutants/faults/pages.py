@@ -51,6 +51,18 @@ MUTANTS = (
         _AXES + "few_values_are_named_themselves",
     ),
     Mutant(
+        "axis-of-layers-names-fractions",
+        "Axis._candidates",
+        condition("whole").never(),
+        _AXES + "whole_numbers_have_whole_ticks",
+    ),
+    Mutant(
+        "page-prints-dark",
+        "Page.__init__",
+        call("asset", "paper.js").becomes("''"),
+        _PAGE + "paper_is_white",
+    ),
+    Mutant(
         "axis-labels-of-different-numbers-alike",
         "axes.labels",
         condition("set").always(),

@@ -19,8 +19,8 @@ MUTANTS = (
     ),
     Mutant(
         "show-a-token-ends-the-data",
-        "study.step_page",
-        call("sub").becomes("json.dumps(data)"),
+        "pages.inside_a_script",
+        call("sub").becomes("json_text"),
         _ONE + "a_token_ends_no_script",
     ),
     Mutant(
@@ -28,6 +28,12 @@ MUTANTS = (
         "study.likeliest",
         call("softmax").becomes("logits"),
         _ONE + "the_likeliest_tokens_are_those_of_the_whole_softmax",
+    ),
+    Mutant(
+        "show-nan-stops-the-page",
+        "study.likeliest",
+        call("_or_none", "p").becomes("p"),
+        _ONE + "what_overflows_is_shown_as_no_number_in_a_colour_of_its_own",
     ),
     Mutant(
         "show-residual-twice",
