@@ -75,7 +75,7 @@ MUTANTS = (
     Mutant(
         "attention-maps-a-token-ends-the-script",
         "explorer._skeleton",
-        value("escaped").becomes(receiver()),
+        call("inside_a_script").becomes("json.dumps(data)"),
         _EXPLORER + "a_page_carries_every_weight",
     ),
     Mutant(

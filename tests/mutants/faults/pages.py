@@ -53,7 +53,7 @@ MUTANTS = (
     Mutant(
         "axis-of-layers-names-fractions",
         "Axis._candidates",
-        condition("whole").never(),
+        operation("and", "whole").becomes("False"),
         _AXES + "whole_numbers_have_whole_ticks",
     ),
     Mutant(
