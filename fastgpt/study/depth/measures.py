@@ -17,6 +17,7 @@ from ...kernels import support
 from ...model.config import IMPLEMENTATION_SETS, GPTConfig
 from ...model.gpt import GPT
 from ...tools import memory
+from ...train.devices import resolve_dtype
 from ..smoothing_layers import smoothing_by_layer
 from .config import Cell
 from .runs import Runs
@@ -37,7 +38,7 @@ def of_run(runs: Runs, cell: Cell) -> dict[str, Any]:
     idx, targets = idx.to(runs.device), targets.to(runs.device)
     norms = [line["grad_norm"] for line in lines if line.get("grad_norm") is not None]
     after_warm_up = norms[len(norms) // 10 :] or norms
-    on_gpu = runs.device.type == "cuda"  # on a CPU the peak would be the whole process's
+    speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     return run.losses(per_update) | {
         "parameters": trained.num_parameters(),
         "block_parameters": sum(p.numel() for p in trained.blocks.parameters()),
@@ -46,7 +47,8 @@ def of_run(runs: Runs, cell: Cell) -> dict[str, Any]:
         "bits_per_byte": validations[-1]["val_bits_per_byte"],
         "train_curve": thinned([(line["step"] * per_update, line["loss"]) for line in lines]),
         "val_curve": [(line["step"] * per_update, line["val_loss"]) for line in validations],
-        "peak_memory_bytes": max(line["memory_bytes"] for line in lines) if on_gpu else None,
+        "seconds_per_update": per_update / statistics.median(speeds) if speeds else None,
+        **peak_memory(runs, cell, lines),
         "gradient_norm_largest": max(after_warm_up),
         "gradient_norm_median": statistics.median(after_warm_up),
         "gradient_norms": gradient_norms(trained, idx, targets),
@@ -54,6 +56,17 @@ def of_run(runs: Runs, cell: Cell) -> dict[str, Any]:
         "smoothing": [dataclasses.asdict(layer) for layer in smoothing_by_layer(trained, idx)],
         "smoothing_untrained": [dataclasses.asdict(layer) for layer in smoothing_by_layer(untrained, idx)],
     }
+
+
+def peak_memory(runs: Runs, cell: Cell, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Peak bytes of a run's updates: measured on a GPU; on a CPU, where a process's memory tells little, counted for
+    torch's implementations."""
+    if runs.device.type == "cuda":
+        return {"peak_memory_bytes": max(line["memory_bytes"] for line in lines), "peak_memory_is": "measured"}
+    config = runs.new_model(cell).config.replace(**IMPLEMENTATION_SETS["torch"])
+    autocast = resolve_dtype(runs.recipe.dtype, runs.device) == torch.bfloat16
+    step = memory.training_step(config, runs.recipe.micro_batch, runs.recipe.seq_len, autocast=autocast)
+    return {"peak_memory_bytes": step.peak, "peak_memory_is": "counted"}
 
 
 def gradient_norms(model: GPT, idx: Tensor, targets: Tensor) -> list[float]:

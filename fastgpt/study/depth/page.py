@@ -56,6 +56,7 @@ def page(study: Study) -> Page:
             for chart in charts:
                 found.chart(chart)
     found.heading("Runs")
+    found.paragraph(_RUNS)
     found.table(_HEADER, [_row(row) for row in study["rows"]], [n for n, row in enumerate(study["rows"]) if _bad(row)])
     found.heading("Recipe")
     found.table(("setting", "value"), [*study["recipe"].items(), ("tokenizer", study["tokenizer"]["name"])])
@@ -211,21 +212,27 @@ _TOKENS = (
     "How alike the tokens of a sequence are in the residual stream behind each block, on validation data: mean cosine "
     "similarity, the same without the mean token, and effective rank (fastgpt/study/measures.py)."
 )
+_RUNS = (
+    "An update's time is the median of the whole run, whatever else the machine did; the plot above took turns. Peak "
+    "memory is measured on a GPU; on a CPU it is counted for torch's implementations."
+)
 _HEADER = (
     "layers", "width", "heads", "seed", "LayerNorm", "status", "parameters", "tokens", "loss, nats/token", "perplexity",
-    "bits per byte", "training, s",
+    "bits per byte", "training, s", "ms an update", "peak, MiB",
 )  # fmt: skip
 
 
 def _row(row: Mapping[str, Any]) -> tuple[object, ...]:
-    def shown(key: str, form: str) -> object:
-        return (row[key], form.format(row[key])) if row.get(key) is not None else "n/a"
+    def shown(key: str, form: str, unit: float = 1) -> object:
+        value = row.get(key)
+        return (value, form.format(unit * value)) if value is not None else None
 
     status = row["status"] if "error" not in row else f"failed: {row['error']}"
     return (
         row["layers"], row["width"], row["heads"], row["seed"], "yes" if row["norm"] else "no", status,
         shown("parameters", "{:,}"), shown("tokens", "{:,}"), shown("val_loss", "{:.4f}"),
         shown("perplexity", "{:.1f}"), shown("bits_per_byte", "{:.3f}"), shown("seconds", "{:,.0f}"),
+        shown("seconds_per_update", "{:,.0f}", 1e3), shown("peak_memory_bytes", "{:,.0f}", 2**-20),
     )  # fmt: skip
 
 

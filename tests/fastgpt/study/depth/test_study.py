@@ -67,7 +67,7 @@ def study(config, data, tokenizer, said=None):
 def figures(result):
     """What does not depend on the clock."""
     return [
-        {k: v for k, v in row.items() if k not in ("seconds", "peak_memory_bytes")}
+        {k: v for k, v in row.items() if k not in ("seconds", "seconds_per_update")}
         for row in json.loads((result.folder / "study.json").read_text())["rows"]
     ]
 
@@ -82,6 +82,9 @@ def test_a_study_from_beginning_to_end(config, data, tokenizer):
     for row in found["rows"]:
         assert row["perplexity"] == pytest.approx(math.exp(row["val_loss"]))
         assert row["tokens"] == (640 if row["norm"] else 128)
+        assert row["peak_memory_is"] == "counted"
+        assert row["peak_memory_bytes"] > 16 * row["parameters"]  # weights, gradients and AdamW's moments
+        assert 0 < row["seconds_per_update"] < row["seconds"] * 64
         assert len(row["gradient_norms"]) == row["layers"] == len(row["smoothing"]) - 1
         assert row["bits_per_byte"] == pytest.approx(
             row["val_loss"] / math.log(2), rel=0.03
