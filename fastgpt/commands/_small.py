@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..base.settings import SettingError, check_integer, check_number
+from ..pages.figures import duration
 
 if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
@@ -93,6 +94,6 @@ def provenance(small: Small, seed: int | None) -> list[tuple[str, object]]:
     if small.loss is None:
         return rows
     return [
-        *rows, ("tokens seen", small.tokens), ("training time", f"{small.seconds:.1f} s"),
+        *rows, ("tokens seen", f"{small.tokens:,}"), ("training time", duration(small.seconds)),
         ("loss, last tenth of the steps", f"{small.loss:.3f} nats per token"),
     ]  # fmt: skip

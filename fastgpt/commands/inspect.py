@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..base.settings import SettingError, check_choice
+from ..pages.figures import duration
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Command:
                 [
                     ("model", f"{self.model}, {model.num_parameters():,} parameters"),
                     ("tokens", len(ids)),
-                    ("time taken", f"{time.perf_counter() - began:.1f} s"),
+                    ("time taken", duration(time.perf_counter() - began)),
                 ]
             )
             page.save(folder / "attention.html")

@@ -52,8 +52,16 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 
 
 def token_labels(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """Each token's text, with visible white space; bytes that are no character alone appear as U+FFFD."""
-    return [tokenizer.decode([i]).replace("\n", "↵").replace(" ", "·") or "∅" for i in ids]
+    """Each token's text, in which everything can be seen: white space as ·, ↵ and ⇥, other characters that have no
+    picture by their escape sequence ("\\r", "\\u200b"), and bytes that are no character alone, "\\xf0\\x9f"."""
+    return ["".join(map(_visible, tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace"))) or "∅" for i in ids]
+
+
+_SHOWN = {" ": "·", "\n": "↵", "\t": "⇥"}
+
+
+def _visible(letter: str) -> str:
+    return _SHOWN.get(letter) or (letter if letter.isprintable() else ascii(letter)[1:-1])
 
 
 def head_panels(maps: Mapping[int, Tensor], heads: Sequence[int] | None = None) -> Iterator[Panel]:

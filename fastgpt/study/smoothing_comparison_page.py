@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..pages.charts import Chart
+from ..pages.figures import duration
 from ..pages.page import Page
 from .smoothing_effects import KNOBS, figures
 from .smoothing_page import GENERATOR, grouped, provenance, sections, shape, text_of
@@ -62,7 +63,7 @@ def comparison_page(record: Mapping[str, Any]) -> Page:
     more = [
         ("seeds", ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))),
         ("tokens of each run", f"{rows[0]['tokens']:,} of {record['trained_on']['name']}"),
-        ("training time of all runs", f"{sum(row['seconds'] for row in rows):,.0f} s"),
+        ("training time of all runs", duration(sum(row["seconds"] for row in rows))),
     ]
     provenance(page, record, more)
     return page

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...pages.charts import Chart
+from ...pages.figures import duration
 from ...pages.page import Page
 from .config import SYMBOLS, CostConfig
 from .growth import BYTES, TIMES, along
@@ -71,7 +72,7 @@ def page_of(record: Record) -> Page:
         f"less a margin of {config.margin:g} for what a GPU needs on top), one size growing from the base: counted at "
         "this size and at the next, no line extended."
     )
-    page.table(("largest", *names_of(record)), list(limit_rows(record)))
+    page.table(("largest", *names_of(record)), limit_cells(record))
     for quantity in ("peak", "activations", "working", "weights", *TIMES):
         drawn = list(charts(record, quantity))
         if drawn:
@@ -87,7 +88,7 @@ def page_of(record: Record) -> Page:
         page.paragraph(f"Left out: {name}: {why}.")
     page.provenance_of([
         ("model", f"{config.heads} heads, {config.vocab_size:,} token ids, {config.batch_size} sequences a step"),
-        ("time taken", f"{record['seconds']:,.0f} s"), ("seed", "0 (weights and tokens of timed steps)"),
+        ("time taken", duration(record["seconds"])), ("seed", "0 (weights and tokens of timed steps)"),
         *map(tuple, record["made_by"]), *map(tuple, record["environment"]),
     ])  # fmt: skip
     return page
@@ -139,9 +140,16 @@ LIMITS = {"layers": "layers, L", "seq_len": "tokens per sequence, T", "batch_siz
 
 def limit_rows(record: Record) -> Iterator[tuple[str, ...]]:
     """What, then the most that fits for each of `names_of`."""
+    for what, *limits in limit_cells(record):
+        yield what, *(shown for _, shown in limits)
+
+
+def limit_cells(record: Record) -> Iterator[tuple[Any, ...]]:
+    """The same as a page's table has it, sorted by the number: (number, how it is said)."""
     found = {(limit["over"], limit["implementation"]): limit for limit in record["limits"]}
     for over, what in LIMITS.items():
-        yield what, *(_most(found[over, name]) for name in names_of(record))
+        limits = [found[over, name] for name in names_of(record)]
+        yield what, *((limit["largest"], _most(limit)) for limit in limits)
 
 
 def _most(limit: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...pages.charts import Chart, in_a_row
+from ...pages.figures import duration
 from ...pages.page import Page
 from ..fits import line, power
 from . import claims
@@ -62,7 +63,7 @@ def page(study: Study) -> Page:
     found.table(("setting", "value"), [*study["recipe"].items(), ("tokenizer", study["tokenizer"]["name"])])
     seconds = sum(row.get("seconds") or 0 for row in study["rows"])
     found.provenance_of([
-        ("training time of all runs", f"{seconds:,.0f} s"),
+        ("training time of all runs", duration(seconds)),
         ("training data", f"{study['data']['train']['name']}, {study['data']['train']['tokens']:,} tokens"),
         ("validation data", f"{study['data']['val']['name']}, {study['data']['val']['tokens']:,} tokens"),
         *map(tuple, study["made_by"]), *map(tuple, study["environment"]),

@@ -96,4 +96,7 @@ def test_token_labels_show_white_space():
     tokenizer = Tokenizer.named("gpt2")
     labels = attention_maps.token_labels(tokenizer, tokenizer.encode("To be\n🤖"))
     assert labels[:3] == ["To", "·be", "↵"]
-    assert "\ufffd" in labels[3]
+    assert "".join(labels[3:]) == "".join(f"\\x{byte:02x}" for byte in "🤖".encode())
+    assert attention_maps.token_labels(tokenizer, tokenizer.encode("\t")) == ["⇥"]
+    assert attention_maps.token_labels(tokenizer, tokenizer.encode("\r")) == ["\\r"]
+    assert attention_maps.token_labels(tokenizer, tokenizer.encode("é")) == ["é"]

@@ -143,3 +143,13 @@ def test_a_record_knows_its_grid(record):
     assert re.fullmatch(
         r"L 1/2/3, T 32/64/96, D 16/32; batches of 3, 2 heads, 101 token ids, float32", page.scale(record)
     )
+
+
+def test_limits_sort_by_number(record):
+    """Neither by how they are written, 15,306 before 2,234, nor by their words."""
+    record = {**record, "limits": [dict(limit) for limit in record["limits"]]}
+    record["limits"][0] |= {"largest": 128, "is_bound": False}
+    text = page.page_of(record).html()
+    assert '<td class=number data-value="128.0">over 128</td>' in text
+    assert '<td class=number data-value="2234.0">2,234</td>' in text
+    assert next(page.limit_rows(record))[1] == "over 128"
