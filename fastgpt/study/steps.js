@@ -97,6 +97,8 @@
   const choose = i => {
     query = Math.max(0, Math.min(tokens.length - 1, i));
     chips.forEach((chip, n) => chip.setAttribute("aria-pressed", n === query));
+    const chip = chips[query], strip = chip.parentElement, [box, own] = [strip, chip].map(e => e.getBoundingClientRect());
+    if (own.left < box.left || own.right > box.right) strip.scrollLeft += (own.left + own.right - box.left - box.right) / 2;
     views.flat().forEach(({ spec, view, fresh }) => {
       if (!fresh && spec.rows === "tokens" && spec.path) view.point(query, view.at[1], false);
     });

@@ -360,3 +360,11 @@ def test_names_are_cut_between_characters(opened, path):
 )
 def test_numbers_in_cells_have_room_there(opened, path, value, text):
     assert opened(path).evaluate(f"brief({value})") == text
+
+
+def test_the_query_token_is_in_sight(opened, model, tokenizer, tmp_path):
+    ids = tokenizer.encode("to be or not to be " * 8)[:32]
+    one_head_page.one_head_page(model, tokenizer, ids, about="", provenance=[]).save(tmp_path / "long.html")
+    page = opened(tmp_path / "long.html", width=400)
+    right = page.evaluate("document.querySelector('.tokens [aria-pressed=true]').getBoundingClientRect().right")
+    assert 0 < right < 400
