@@ -13,8 +13,7 @@ from fastgpt.kernels import reference
 USERS = {
     fastgpt: {
         "interop/attention_registry.py", "interop/key_mask.py", "model/blocks.py", "nn/ffn.py", "nn/layer_norm.py",
-        "nn/loss.py", "tools/verify.py", "tools/verify_cases.py",
-    },
+        "nn/loss.py", "tools/verify.py", "tools/verify_cases.py", "study/block_page.py"},
     kernels: {"__init__.py"},
 }  # fmt: skip
 

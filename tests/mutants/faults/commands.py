@@ -170,7 +170,7 @@ MUTANTS = (
     ),
     Mutant(
         "demo-terminated-is-a-success",
-        "demo.Command.run",
+        "commands.status_of",
         returned("STATUS").becomes("0"),
         _DEMO + "a_signal_while_training_keeps_the_model",
     ),
