@@ -9,11 +9,12 @@ from fastgpt import kernels
 from fastgpt.kernels import reference
 
 # Where the reference is what a model runs (an `*_impl="reference"`, or the mask that torch's own attention is given),
-# and the self-check, which is a judge itself.
+# the self-check, which is a judge itself, and a page that shows its lines.
 USERS = {
     fastgpt: {
         "interop/attention_registry.py", "interop/key_mask.py", "model/blocks.py", "nn/ffn.py", "nn/layer_norm.py",
-        "nn/loss.py", "tools/verify.py", "tools/verify_cases.py", "study/block_page.py"},
+        "nn/loss.py", "study/block_page.py", "tools/verify.py", "tools/verify_cases.py",
+    },
     kernels: {"__init__.py"},
 }  # fmt: skip
 
