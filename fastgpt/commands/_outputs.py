@@ -15,7 +15,7 @@ def check_file(command: str, option: str, value: str | None, is_ours: Callable[[
 
     command: as typed behind `fastgpt` ("study cost"); option: the field's name; value: None where it was not given.
     """
-    from ..base.files import check_folder
+    from ..base.files import check_folder, instead_of_file
 
     if value is None:
         return
@@ -26,11 +26,13 @@ def check_file(command: str, option: str, value: str | None, is_ours: Callable[[
         check_folder(command, option, path.parent)
     except (SettingError, SettingTypeError) as error:
         raise SettingError(command, option, value, f"cannot be written: {error.value} {error.need}") from None
-    if why := _why_not(path):
-        raise SettingError(command, option, value, f"cannot be written: {why}")
-    if os.path.lexists(path) and not (os.path.isfile(path) and is_ours(path)):
+    if what := instead_of_file(path):
+        raise SettingError(command, option, value, f"is {what}; choose another name")
+    if os.path.isfile(path) and not is_ours(path):
         need = f"is a file that `fastgpt {command}` did not write; choose another"
         raise SettingError(command, option, value, need)
+    if why := why_not(path):
+        raise SettingError(command, option, value, f"cannot be written: {why}")
 
 
 def check_page(command: str, option: str, value: str | None) -> None:
@@ -48,7 +50,7 @@ def check_both(command: str, out: str | None, page: str | None, is_record: Calla
         raise SettingError(command, "page", page, "is the file of --out too; name another")
 
 
-def _why_not(path: Path) -> str:
+def why_not(path: Path) -> str:
     """What the system says to a file beside `path` and to its name; "" where it takes both. Nothing stays of it."""
     from ..base.files import reason, remedy, working_folder
 

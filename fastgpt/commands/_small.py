@@ -22,7 +22,7 @@ def check_options(command: str, model: str | None, tokenizer: str | None, **type
     if model is None and tokenizer is not None:
         raise SettingError(command, "tokenizer", tokenizer, "belongs to --model; give one, or leave it out")
     for name, value in typed.items():
-        if model is not None and value not in (None, False):
+        if model is not None and value is not None and value is not False:
             raise SettingError(
                 command, name, value, f"says how to train, and --model {model} is trained; leave one out"
             )

@@ -52,6 +52,7 @@ class Command:
         from ..study.palette import SCALES
         from ..train.devices import resolve_device
         from . import _inputs, _status
+        from ._outputs import why_not
 
         device = resolve_device(self.device)
         check_choice("inspect", "scale", self.scale, SCALES)
@@ -60,6 +61,8 @@ class Command:
             if os.path.lexists(path) and not (path.is_file() and attention_maps.is_ours(path)):
                 need = f"holds {path.name}, which `fastgpt inspect` did not write; choose another folder"
                 raise SettingError("inspect", "out", self.out, need)
+        if why := why_not(folder / "attention.html"):
+            raise SettingError("inspect", "out", self.out, f"cannot be written: {why}")
         model, tokenizer = _inputs.open_model(self.model, device, self.tokenizer, verify=self.verify)
         config = model.config
         self._check("layers", self.layers, config.n_layers)

@@ -62,6 +62,7 @@ class Command:
         from ..base.files import check_folder, instead_of_file
         from ..pages.page import is_ours
         from ..train.run_record import GENERATOR, REPORT
+        from ._outputs import why_not
 
         default = first / REPORT if len(self.runs) == 1 else Path(COMPARISON)
         path = default if self.out is None else Path(self.out)
@@ -72,8 +73,17 @@ class Command:
             if what is not None:
                 need = f"cannot be written to {path}: that is {what}; choose another page: --out FILE.html"
                 raise SettingError("report", "runs", " ".join(self.runs), need)
+            if (first / "metrics.jsonl").exists() and (why := why_not(path)):  # in a run: another folder stays as it is
+                need = f"cannot be written to {path}: {why}: --out FILE.html"
+                raise SettingError("report", "runs", " ".join(self.runs), need)
             return path
         if what is not None:
             raise SettingError("report", "out", self.out, f"is {what}; choose another name, e.g. {COMPARISON}")
-        check_folder("report", "out", path.parent)
+        try:
+            check_folder("report", "out", path.parent)
+        except SettingError as error:
+            need = f"cannot be written: {error.value} {error.need}"
+            raise SettingError("report", "out", self.out, need) from None
+        if why := why_not(path):
+            raise SettingError("report", "out", self.out, f"cannot be written: {why}")
         return path

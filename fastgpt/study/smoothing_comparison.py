@@ -32,7 +32,7 @@ from .interrupted import Interrupted
 from .smoothing_comparison_page import comparison_page
 from .smoothing_config import ComparisonConfig, Variant
 from .smoothing_effects import effects
-from .study_runs import StudyData, StudyRun, why
+from .study_runs import StudyData, StudyRun, check_models, check_tokenizer, why
 
 _OWNER = "ComparisonConfig"
 
@@ -59,7 +59,11 @@ class Comparison:
         self, config: ComparisonConfig, train_data: TokenDataset, val_data: TokenDataset, tokenizer: Tokenizer, *,
         sequences: int = 8, device: str = "auto",
     ) -> None:  # fmt: skip
-        config.earlier()
+        before = config.earlier()
+        if before is not None:
+            check_tokenizer(config.folder.path, before["trained_on"].get("tokenizer"), tokenizer)
+        variants = config.variants()
+        check_models(_OWNER, {}, [lambda: variants[0].model_config(config, tokenizer.vocab_size)])
         self.config, self.data, self.device = config, StudyData(train_data, val_data, tokenizer), device
         if windows_in(len(train_data), config.max_len) < config.batch_size:
             need = f"of {config.max_len} tokens each is more than the {len(train_data):,} tokens of {train_data.name}"
@@ -122,8 +126,12 @@ class Comparison:
         found = [dataclasses.asdict(effect) for effect in effects(rows)] if rows else []
         return smoothing_record.record_of(
             rows, self.data.val.name, len(self.data.val), self.idx, recipe=self.config.recipe(),
-            trained_on={"name": self.data.train.name, "tokens": len(self.data.train)}, effects=found,
+            trained_on=self._trained_on(), effects=found,
         )  # fmt: skip
+
+    def _trained_on(self) -> dict[str, Any]:
+        train, tokenizer = self.data.train, self.data.tokenizer
+        return {"name": train.name, "tokens": len(train), "tokenizer": tokenizer.name}
 
     def _of(self, variant: Variant) -> StudyRun:
         return StudyRun(variant.train_config(self.config, self.device))

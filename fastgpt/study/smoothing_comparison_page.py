@@ -10,7 +10,9 @@ from ..pages.charts import Chart
 from ..pages.figures import duration
 from ..pages.page import Page
 from .smoothing_effects import KNOBS, figures
-from .smoothing_page import GENERATOR, grouped, provenance, sections, shape, text_of
+from .smoothing_page import grouped, provenance, sections, shape, text_of
+
+GENERATOR = "fastgpt comparison of smoothing"  # begins otherwise than one model's page, which --page may replace
 
 LESS_ALIKE = {
     "Cosine of two tokens": -1, "Cosine without the mean": -1, "Effective rank": 1, "Share of the first direction": -1,

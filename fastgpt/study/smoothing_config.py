@@ -80,7 +80,7 @@ class ComparisonConfig:
 
     def earlier(self) -> dict[str, Any] | None:
         """study.json of a call before this one; None where there is none. See `StudyFolder.read`."""
-        return self.folder.read(self.recipe())
+        return self.folder.read(self.recipe(), ("trained_on.tokens",))
 
     def recipe(self) -> dict[str, Any]:
         """What all runs have in common, and a call that goes on must have too."""

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ class StudyFolder:
     def path(self) -> Path:
         return Path(self.runs_dir) / self.name
 
-    def read(self, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    def read(self, recipe: dict[str, Any], needs: Sequence[str] = ()) -> dict[str, Any] | None:
         """study.json, of an earlier call with this `recipe`; None where there is nothing. Changes nothing.
+
+        needs: what it must have besides, else it is damaged: "data.train.sha256".
 
         Raises:
             SettingError: it can be no folder. FileExistsError: it holds a run, another kind of study, files of others.
@@ -57,12 +59,16 @@ class StudyFolder:
         try:
             found = files.read_json(path)
             kind, theirs, _ = found["study"], found.get("recipe"), [row["name"] for row in found["rows"]]
+            if kind == self.kind and theirs is not None:  # the record of one model has no recipe
+                for name in (*(f"recipe.{field}" for field in recipe), *needs):
+                    if _part(found, name) is None and name in needs:
+                        raise TypeError
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             why = files.reason(error) if isinstance(error, (OSError, ValueError)) else "it is no study's"
             what = f"corrupted ({why}); move it away, and name another folder with --name, or start over"
             raise ValueError(f"{path}: {what}") from None
         if kind != self.kind or not isinstance(theirs, dict):
-            raise FileExistsError(f"{self.path} holds a study of {kind}; choose another name (--name)")
+            raise FileExistsError(f"{self.path} holds a study of {shown(kind)}; choose another name (--name)")
         options = {f"--{k.replace('_', '-')}": (theirs.get(k), v) for k, v in recipe.items() if theirs.get(k) != v}
         if options:
             words = "; ".join(f"{option} {shown(old)}, now {shown(new)}" for option, (old, new) in options.items())
@@ -110,6 +116,15 @@ class StudyFolder:
             OSError: the disk is full or cannot be written.
         """
         write_record(self.path / "study.json", study)
+
+
+def _part(record: Any, name: str) -> Any:
+    """A part of a record, "data.train.sha256". Raises KeyError or TypeError where it lacks it."""
+    for step in name.split("."):
+        if not isinstance(record, dict):
+            raise TypeError
+        record = record[step]
+    return record
 
 
 def write_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:

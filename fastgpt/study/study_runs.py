@@ -6,15 +6,18 @@ import contextlib
 import dataclasses
 import logging
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..base import files
+from ..base.settings import SettingError, shown
 from ..data import TokenDataset
 from ..data.tokenizer import Tokenizer
+from ..model.config import GPTConfig
 from ..model.gpt import GPT
+from ..model.size import check_can_be_made
 from ..train import checkpoint, overwritten
 from ..train.checkpoint import CheckpointError
 from ..train.metrics import read_metrics
@@ -106,6 +109,25 @@ class StudyRun:
             "val_loss": next(line["val_loss"] for line in reversed(lines) if "val_loss" in line),
             "seconds": sum(tokens_per_update / speed for speed in timed),
         }
+
+
+def check_models(owner: str, names: Mapping[str, str], models: Iterable[Callable[[], GPTConfig]]) -> None:
+    """Raise SettingError, of `owner`'s field that `names` a model's, for a model that cannot be, or surely finds no
+    room: of a grid, before any run of it is made."""
+    for model in models:
+        try:
+            check_can_be_made(model())
+        except SettingError as error:
+            raise SettingError(owner, names.get(error.name, error.name), error.value, error.need) from None
+
+
+def check_tokenizer(folder: Path, before: str | None, tokenizer: Tokenizer) -> None:
+    """Raise ValueError where a study was begun with a tokenizer of another name."""
+    if before is not None and before != tokenizer.name:
+        raise ValueError(
+            f"{folder} holds a study that was begun with --tokenizer {shown(before)}, now {shown(tokenizer.name)}; "
+            "give it the same, or another --name"
+        )
 
 
 def why(error: BaseException) -> str:

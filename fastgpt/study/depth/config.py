@@ -148,7 +148,7 @@ class DepthConfig:
         """study.json of a call before this one; None where there is none. See `StudyFolder.read`."""
         # A budget only says how the tokens were found, and who gives no tokens takes the study's.
         asked = {k: v for k, v in self.recipe().items() if k != "budget" and not (k == "tokens" and v is None)}
-        return self.folder.read(asked)
+        return self.folder.read(asked, ("tokens", "data.train.sha256", "data.val.sha256", "tokenizer.name"))
 
 
 @dataclass(frozen=True)
@@ -232,9 +232,11 @@ def tokens_within(config: DepthConfig, seconds_per_token: Callable[[Cell], float
     tokens = int(0.9 * budget / cost) // config.tokens_per_update * config.tokens_per_update  # 0.9: validations, saves
     least = 10 * config.tokens_per_update
     if tokens < least:
+        seconds = least * cost / 0.9
+        long = f"{seconds:.0f}" if seconds > 9 else f"{seconds:.2g}"
         need = (
-            f"is too short: {len(config.cells())} runs of 10 updates take about {least * cost / 0.9:.0f} s here; give "
-            "more time, a smaller grid (--layers, --widths, --heads) or a smaller --batch-size"
+            f"is too short: {len(config.cells())} runs of 10 updates take about {long} s here; give more "
+            "time, a smaller grid (--layers, --widths, --heads) or a smaller --batch-size"
         )
         raise SettingError(_OWNER, "budget", config.budget, need)
     if tokens > most:

@@ -128,6 +128,7 @@ def memory_grid(vocab_size: int, base: Cell, seq_len: int, say: Callable[[str], 
     (`tools/memory.py`).
     """
     head_dim = base.width // base.heads
+    base = dataclasses.replace(base, layers=min(base.layers, memory.MOST_LAYERS))
     points = {(layers, seq_len, base.heads) for layers in (*LAYERS, base.layers)}
     points |= {(base.layers, length, base.heads) for length in LENGTHS}
     points |= {(base.layers, seq_len, heads) for heads in HEADS}

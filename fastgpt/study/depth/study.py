@@ -6,7 +6,9 @@ goes on from its checkpoint, and a grid that has grown has its new runs made.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from ...data.tokenizer import Tokenizer
 from ...pages.provenance import environment, made_by
 from ...train.checkpoint import CheckpointError
 from ..interrupted import Interrupted
-from ..study_runs import StudyData, why
+from ..study_runs import StudyData, check_models, check_tokenizer, why
 from . import measures
 from .claims import Verdict, verdicts
 from .config import MOST_EPOCHS, NO_NORM_SHARE, Cell, DepthConfig, tokens_within
@@ -55,7 +57,9 @@ def run_study(
         CheckpointError, OSError: a file cannot be written.
     """
     before = config.earlier()
+    _check_models(config, tokenizer)
     if before is not None:
+        check_tokenizer(config.folder.path, before["tokenizer"]["name"], tokenizer)
         _check_same_data(config, before, train_data, val_data)
         config = dataclasses.replace(config, tokens=before["tokens"], budget=None)
     most = int(MOST_EPOCHS * len(train_data))
@@ -64,7 +68,12 @@ def run_study(
     data = StudyData(train_data, val_data, tokenizer)
     with config.folder.alone():
         if config.tokens is None:
-            config = _with_tokens(config, Runs(config, data), most, say)
+            try:
+                config = _with_tokens(config, Runs(config, data), most, say)
+            except BaseException:
+                with contextlib.suppress(OSError):  # it is not empty
+                    path.rmdir()
+                raise
         runs = Runs(config, data)
         study = _Study(config, runs, before, progress, say)
         try:
@@ -78,8 +87,16 @@ def run_study(
         study.record["verdicts"] = [dataclasses.asdict(verdict) for verdict in found]
         config.folder.write(study.record)
         page = save(path, study.record)
-    failed = [row["name"] for row in study.record["rows"] if row["status"] == "failed"]
+    names = {cell.name for cell in study.cells}  # of this call's grid: the others were not tried
+    failed = [row["name"] for row in study.record["rows"] if row["status"] == "failed" and row["name"] in names]
     return StudyResult(path, page, study.record["rows"], found, failed)
+
+
+def _check_models(config: DepthConfig, tokenizer: Tokenizer) -> None:
+    names = {"n_layers": "layers", "d_model": "widths", "d_ff": "widths", "n_heads": "heads", "max_len": "seq_len"}
+    cells = {(cell.layers, cell.width, cell.heads): cell for cell in config.cells()}.values()
+    models = [functools.partial(cell.model_config, tokenizer.vocab_size, config) for cell in cells]
+    check_models("DepthConfig", names, models)
 
 
 def _check_same_data(
@@ -140,7 +157,7 @@ class _Study:
         self.config, self.runs, self.say = config, runs, say
         self.cells = config.cells()
         self.bar = GridProgress(config, runs, self.cells, enabled=progress, say=say)
-        known = {row["name"]: row for row in (before or {}).get("rows", [])}
+        known = {row["name"]: row for row in (before or {}).get("rows", []) if _is_whole(row)}
         self.record: dict[str, Any] = {
             "study": config.folder.kind,
             "version": 1,
@@ -150,8 +167,8 @@ class _Study:
             "data": {"train": _about(runs.data.train), "val": _about(runs.data.val)},
             "tokenizer": {"name": runs.data.tokenizer.name, "vocab_size": runs.data.tokenizer.vocab_size},
             "rows": list(known.values()),
-            "timing": (before or {}).get("timing", {}),
-            "memory": (before or {}).get("memory", []),
+            "timing": _kept(before, "timing", dict),
+            "memory": _kept(before, "memory", list),
             "environment": environment(),
             "made_by": made_by(),
         }
@@ -222,6 +239,26 @@ class _Study:
         order = {known.name: n for n, known in enumerate(self.cells)}
         self.record["rows"] = sorted([*rows, row], key=lambda row: order.get(row["name"], len(order)))
         self.config.folder.write(self.record)
+
+
+def _kept(before: dict[str, Any] | None, name: str, kind: type) -> Any:
+    """A part of an earlier study.json, if it is of that kind; else it is measured again."""
+    found = (before or {}).get(name)
+    return found if isinstance(found, kind) else kind()
+
+
+def _is_whole(row: dict[str, Any]) -> bool:
+    """Whether a row has what each has, and one of a finished run what is judged; of another the run is read again."""
+    kinds = _CELL | (_FOUND if row.get("status") == "finished" else {})
+    return all(isinstance(row.get(name), kind) for name, kind in kinds.items())
+
+
+_CELL: dict[str, Any] = {"status": str, **dict.fromkeys(("layers", "width", "heads", "seed"), int), "norm": bool}
+_FOUND: dict[str, Any] = {
+    **dict.fromkeys(("block_parameters", "tokens"), int),
+    **dict.fromkeys(("perplexity", "gradient_norm_largest", "gradient_norm_median"), (int, float)),
+    **dict.fromkeys(("train_curve", "val_curve", "gradient_norms", "gradient_norms_untrained", "smoothing"), list),
+}
 
 
 def _about(data: TokenDataset) -> dict[str, Any]:

@@ -261,3 +261,9 @@ def test_data_that_is_too_small_and_a_second_process(data, tmp_path):
         pytest.raises(FileExistsError, match="another process works there"),
     ):
         found.run()
+
+
+def test_its_page_is_none_that_a_look_at_one_model_replaces():
+    from fastgpt.study import smoothing_comparison_page, smoothing_page
+
+    assert not smoothing_comparison_page.GENERATOR.startswith(smoothing_page.GENERATOR)

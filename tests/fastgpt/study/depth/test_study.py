@@ -263,3 +263,65 @@ def test_the_page_in_a_browser(opened, config, data, tokenizer, width, dark):
         assert verdict.numbers in text
     assert f"{result.rows[0]['perplexity']:.1f}" in text
     assert page.locator("figure").count() >= 9
+
+
+def test_another_tokenizer_is_named(config, data, tokenizer):
+    study(config, data, tokenizer)
+    path = config.folder.path / "study.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"tokenizer": {"name": "gpt2", "vocab_size": 50257}}))
+    with pytest.raises(ValueError, match=f"begun with --tokenizer gpt2, now {tokenizer.name}; give it the same"):
+        study(config, data, tokenizer)
+
+
+def test_a_damaged_record_is_one_line_or_read_again(config, data, tokenizer):
+    study(config, data, tokenizer)
+    path = config.folder.path / "study.json"
+    whole = json.loads(path.read_text())
+    for part in ("recipe", "tokens", "data", "tokenizer", "rows"):
+        for damaged in ({k: v for k, v in whole.items() if k != part}, whole | {part: 3 if part != "tokens" else None}):
+            if part == "recipe" and part not in damaged:
+                continue  # then it is the record of another command
+            path.write_text(json.dumps(damaged))
+            with pytest.raises((ValueError, FileExistsError), match=r"corrupted|holds a study of"):
+                study(config, data, tokenizer)
+    first = whole["rows"][0]
+    for row in (
+        first | {"layers": None},
+        first | {"smoothing": None},
+        {k: v for k, v in first.items() if k != "perplexity"},
+    ):
+        path.write_text(json.dumps(whole | {"rows": [row, *whole["rows"][1:]], "timing": None, "memory": 3}))
+        again = study(config, data, tokenizer)
+        assert not again.failed
+        assert again.rows[0]["perplexity"] == pytest.approx(first["perplexity"])
+
+
+def test_a_model_that_finds_no_room_is_told_before_anything_is_made(config, data, tokenizer):
+    import dataclasses
+
+    for field, value in (("layers", (1, 10**9)), ("widths", (10**7,))):
+        with pytest.raises(SettingError, match=rf"{field}={value[-1]} makes .* lower it") as told:
+            study(dataclasses.replace(config, **{field: value}), data, tokenizer)
+        assert told.value.name == field
+    assert not config.folder.path.exists()
+
+
+def test_what_failed_in_another_grid_is_not_this_ones_failure(config, data, tokenizer):
+    study(config, data, tokenizer)
+    path = config.folder.path / "study.json"
+    whole = json.loads(path.read_text())
+    failed = {k: whole["rows"][0][k] for k in ("layers", "width", "heads", "seed", "norm")}
+    failed |= {"name": "9x16x2-seed0", "layers": 9, "status": "failed", "error": "x"}
+    path.write_text(json.dumps(whole | {"rows": [*whole["rows"], failed]}))
+    again = study(config, data, tokenizer)
+    assert again.failed == []
+    assert again.rows[-1]["status"] == "failed"
+
+
+def test_a_budget_too_short_leaves_no_folder(config, data, tokenizer):
+    import dataclasses
+
+    with pytest.raises(SettingError, match="is too short"):
+        study(dataclasses.replace(config, tokens=None, budget="0.001s"), data, tokenizer)
+    assert not config.folder.path.exists()
