@@ -46,7 +46,8 @@ class DepthConfig:
         weight_decay: AdamW's decay, on matrices only.
         dropout: Probability, on embeddings, attention weights and sub-layer outputs.
         saves: Checkpoints on the way of each run, from which an interrupted one goes on.
-        eval_tokens: Tokens of the validation data that each validation scores, spread over it.
+        eval_tokens: Tokens of the validation data that each validation scores, spread over it; at most a tenth of
+            tokens.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
         dtype: "bfloat16" (autocast; weights stay float32), "float32", or "auto": bfloat16 on GPUs that have it.
 
@@ -184,13 +185,14 @@ class Cell:
 
     def train_config(self, recipe: DepthConfig) -> TrainConfig:
         steps = self.updates(recipe)
+        scored = min(recipe.eval_tokens, (recipe.tokens or 0) // 10)
         save_every = max(1, steps // recipe.saves) if recipe.saves else 0
         return TrainConfig(
             name=self.name, runs_dir=f"{recipe.runs_dir}/{recipe.name}", steps=steps, batch_size=recipe.micro_batch,
             grad_accum=recipe.batch_size // recipe.micro_batch, seq_len=recipe.seq_len, lr=recipe.lr,
             warmup_fraction=recipe.warmup_fraction, weight_decay=recipe.weight_decay, log_every=0,
             eval_every=max(1, steps // 5), save_every=save_every, keep=1, seed=self.seed,
-            eval_batches=max(1, recipe.eval_tokens // (recipe.micro_batch * recipe.seq_len)),
+            eval_batches=max(1, scored // (recipe.micro_batch * recipe.seq_len)),
             device=recipe.device, dtype=recipe.dtype, tensorboard=False,
         )  # fmt: skip
 
