@@ -42,7 +42,7 @@ def test_one_head_learns_and_says_what_it_did(tmp_path):
     assert said.err.startswith("training a model of one head on the embedded Shakespeare: 2 steps, seed 3\n2 steps in ")
     page = (tmp_path / "one-head.html").read_text(encoding="utf-8")
     rows = dict(re.findall(r"<tr><td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td></tr>", page))
-    assert (rows["seed"], rows["steps"], rows["tokens seen"]) == ("3", "2", str(2 * 16 * 64))
+    assert (rows["seed"], rows["steps"], rows["tokens seen"]) == ("3", "2", f"{2 * 16 * 64:,}")
     assert rows["command"].endswith("show one-head --steps 2 --seed 3")
     assert {"date", "commit", "torch", "CPU", "training time", "model size"} <= rows.keys()
     assert "learned Shakespeare for 2 steps: loss 8." in page
