@@ -1,4 +1,9 @@
-"""Mistakes with the studies and the pages that teach, for `test_mistakes.py`: the words after `fastgpt`; what the line must contain."""
+"""Mistakes with the studies and the pages that teach, for `test_mistakes.py`.
+
+Each is the words after `fastgpt`, and what the line must contain.
+"""
+
+LONG = "x" * 300
 
 MISTAKES = [
     # show one-head

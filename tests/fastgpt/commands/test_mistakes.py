@@ -19,7 +19,7 @@ TINY = (
     "train --tokenizer shakespeare --n-layers 1 --n-heads 2 --d-model 16 --max-len 16 --batch-size 2 --steps 1 "
     "--eval-batches 1 --no-tensorboard --device cpu --no-progress"
 )
-LONG = "x" * 300
+LONG = study_mistakes.LONG
 
 FILES = {
     "a.txt": "Now is the winter of our discontent. " * 40,
