@@ -7,7 +7,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # Of `make study`: training; what is looked at afterwards takes a minute more.
-BUDGET ?= 3m30s
+BUDGET ?= 3m
 
 # What GPU machines have: torch 2.11 and triton 3.6, in a virtual environment of its own.
 PYTHON312  ?= python3.12
