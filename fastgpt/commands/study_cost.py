@@ -58,11 +58,11 @@ class Command:
 
     def _write(self, record: dict[str, Any]) -> None:
         from ..study.cost import page
-        from ..study.cost import study as cost
+        from ..study.study_folder import write_record
 
         written: list[str] = []
         try:
-            for path, write in ((self.out, cost.write), (self.page, page.save)):
+            for path, write in ((self.out, write_record), (self.page, page.save)):
                 if path is not None:
                     write(path, record)
                     written.append(path)

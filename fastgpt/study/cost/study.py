@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ...base import files
@@ -63,18 +61,8 @@ def config_of(record: Mapping[str, Any]) -> CostConfig:
     return CostConfig(**fields)
 
 
-def write(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """A record as a file of JSON, whole or not at all.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    files.replace_file(Path(path), lambda new: new.write_text(text, encoding="utf-8"))
-
-
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a record that `write` wrote."""
+    """Whether a file is a record of this study that `write_record` wrote."""
     try:
         found = files.read_json(path)
     except (OSError, ValueError):

@@ -12,6 +12,7 @@ from fastgpt.model.config import IMPLEMENTATION_SETS
 from fastgpt.pages.page import is_ours
 from fastgpt.study.cost import CostConfig, cost_study, page
 from fastgpt.study.cost import study as cost
+from fastgpt.study.study_folder import write_record
 from tests.support.browser import overflow
 
 GRID = CostConfig(
@@ -127,7 +128,7 @@ def test_a_plot_of_time_is_in_milliseconds(record):
 
 def test_whose_file_it_is(saved, record, tmp_path):
     assert is_ours(saved, "fastgpt study cost")
-    cost.write(tmp_path / "a.json", record)
+    write_record(tmp_path / "a.json", record)
     assert cost.is_ours(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["exponents"] == record["exponents"]
     assert not is_ours(tmp_path / "a.json")
