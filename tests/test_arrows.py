@@ -21,6 +21,7 @@ FLOORS = (
     ("study",),
     ("tools",),
     ("train",),
+    ("parallel",),
     ("interop", "data"),
     ("model",),
     ("nn",),

@@ -1,0 +1,1 @@
+"""One model over many devices, on torch's own distributed stack."""
