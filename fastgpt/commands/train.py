@@ -37,8 +37,9 @@ class ModelOptions:
     """Shape of the model. What is not given is the preset's."""
 
     preset: str | None = None
-    """GPT-2 sizes: gpt2 (124M), gpt2-medium, gpt2-large, gpt2-xl; depth study: depth-{2,4,8,12}x{256,512}x{4,8}
-    (layers x width x heads); one-head: OneHeadLM, with --d-model and --max-len only. If not given: depth-4x256x4."""
+    """GPT-2 sizes: gpt2 (124M), gpt2-medium, gpt2-large, gpt2-xl; for many GPUs:
+    gpt-{32,64,96}x{4096x32,6144x48,8192x64} (layers x width x heads); depth study: depth-{2,4,8,12}x{256,512}x{4,8};
+    one-head: OneHeadLM, with --d-model and --max-len only. If not given: depth-4x256x4."""
     n_layers: int | None = None
     """Blocks."""
     n_heads: int | None = None

@@ -22,6 +22,12 @@ _ALIASES = {
     "gpt2-1.5b": "gpt2-xl",
 }
 
+# What to plan for on many GPUs: heads of 128 numbers. The vocabulary is GPT-2's, as in all other presets.
+LARGE_LAYERS = (32, 64, 96)
+LARGE_WIDTHS = (4096, 6144, 8192)
+LARGE_HEAD_DIM = 128
+LARGE_MAX_LEN = 2048
+
 STUDY_LAYERS = (2, 4, 8, 12)
 STUDY_WIDTHS = (256, 512)
 STUDY_HEADS = (4, 8)
@@ -32,15 +38,19 @@ ONE_HEAD_SIZES = {"vocab_size": GPT2_VOCAB_SIZE, "d_model": 64, "max_len": 128}
 
 
 def names() -> list[str]:
-    """Every GPT's name. `depth-4x256x8` has 4 layers, is 256 wide and has 8 heads."""
+    """Every GPT's name. `depth-4x256x8` has 4 layers, is 256 wide and has 8 heads; so with `gpt-32x4096x32`."""
+    large = [f"gpt-{l}x{d}x{d // LARGE_HEAD_DIM}" for l in LARGE_LAYERS for d in LARGE_WIDTHS]
     study = [f"depth-{l}x{d}x{h}" for l in STUDY_LAYERS for d in STUDY_WIDTHS for h in STUDY_HEADS]
-    return [*_GPT2, *_ALIASES, *study]
+    return [*_GPT2, *_ALIASES, *large, *study]
 
 
 def described() -> str:
-    """The names for people: those of the depth study by their pattern."""
+    """The names for people: the large ones, and those of the depth study, by their patterns."""
     layers, widths, heads = (",".join(map(str, sizes)) for sizes in (STUDY_LAYERS, STUDY_WIDTHS, STUDY_HEADS))
-    return f"{', '.join([*_GPT2, *_ALIASES])}, depth-{{{layers}}}x{{{widths}}}x{{{heads}}} (layers x width x heads)"
+    deep = ",".join(map(str, LARGE_LAYERS))
+    wide = ",".join(f"{d}x{d // LARGE_HEAD_DIM}" for d in LARGE_WIDTHS)
+    patterns = f"gpt-{{{deep}}}x{{{wide}}}, depth-{{{layers}}}x{{{widths}}}x{{{heads}}}"
+    return f"{', '.join([*_GPT2, *_ALIASES])}, {patterns} (layers x width x heads)"
 
 
 def models() -> list[str]:
@@ -66,6 +76,9 @@ def fields_of(name: str) -> dict[str, Any]:
     key = _ALIASES.get(key, key)
     if key in _GPT2:
         max_len, (n_layers, n_heads, d_model), gelu = 1024, _GPT2[key], "tanh"
+    elif key.startswith("gpt-"):
+        max_len, gelu = LARGE_MAX_LEN, "tanh"
+        n_layers, d_model, n_heads = (int(n) for n in key.removeprefix("gpt-").split("x"))
     else:
         max_len, gelu = STUDY_MAX_LEN, "none"
         n_layers, d_model, n_heads = (int(n) for n in key.removeprefix("depth-").split("x"))

@@ -1,4 +1,4 @@
-"""Named models: GPT-2's four sizes, the grid of the depth study, and OneHeadLM as one trains it in class."""
+"""Named models: GPT-2's sizes, large ones for many GPUs, the depth study's, and OneHeadLM as one trains it in class."""
 
 from __future__ import annotations
 

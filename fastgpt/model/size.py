@@ -37,6 +37,31 @@ def count_parameters(sizes: Sizes) -> int:
     return (vocabulary * (1 if sizes["tie_weights"] else 2) + positions) * d + sizes["n_layers"] * block + norm
 
 
+def parameter_shapes(sizes: Sizes) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """(shapes of a GPT's parameters outside its blocks, those of one block), a tied head once, in the model's order."""
+    vocabulary, positions, d, d_ff = (sizes[name] for name in ("vocab_size", "max_len", "d_model", "d_ff"))
+    qkv = d + 2 * (d * sizes["n_kv_heads"] // sizes["n_heads"])
+
+    def with_bias(*weight: int) -> list[tuple[int, ...]]:
+        return [weight, (weight[0],)] if sizes["bias"] else [weight]
+
+    root = [(vocabulary, d), (positions, d), *with_bias(d)]
+    if not sizes["tie_weights"]:
+        root.append((vocabulary, d))
+    products = [*with_bias(qkv, d), *with_bias(d, d), *with_bias(d_ff, d), *with_bias(d, d_ff)]
+    return root, [*with_bias(d), *with_bias(d), *products]
+
+
+def state_bytes(sizes: Sizes) -> int:
+    """What training holds from step to step, in float32: parameters, their gradients and AdamW's two moments."""
+    return 4 * 4 * count_parameters(sizes)
+
+
+def fits_one(config: Config, n_bytes: int) -> bool:
+    """Whether `state_bytes` fit one device of n_bytes: then each can hold a whole copy, as DDP does."""
+    return state_bytes(config.to_dict()) <= n_bytes
+
+
 def kept_for_backward(sizes: Sizes, tokens: int, seq_len: int, *, fused_loss: bool) -> int:
     """Numbers that no implementation does without between forward and backward of so many tokens."""
     if "n_layers" not in sizes:

@@ -153,6 +153,17 @@ def test_depth_study_grid():
     assert GPTConfig.preset("depth-2x256x4", max_len=64, dropout=0.1).max_len == 64
 
 
+def test_what_to_plan_for_on_many_gpus():
+    large = [GPTConfig.preset(name) for name in presets.names() if name.startswith("gpt-")]
+    assert [(c.n_layers, c.d_model, c.n_heads) for c in large] == [
+        (l, d, h) for l in (32, 64, 96) for d, h in ((4096, 32), (6144, 48), (8192, 64))
+    ]
+    assert {(c.vocab_size, c.max_len, c.head_dim, c.d_ff // c.d_model, c.gelu) for c in large} == {
+        (50257, 2048, 128, 4, "tanh")
+    }
+    assert "gpt-{32,64,96}x{4096x32,6144x48,8192x64}" in presets.described()
+
+
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"preset='gpt3' must be one of gpt2, "):
         fastgpt.GPTConfig.preset("gpt3")

@@ -33,6 +33,26 @@ def room(monkeypatch):
     return lambda n_bytes: monkeypatch.setattr(machine, "host_room", lambda: machine.Room(n_bytes, "it has"))
 
 
+@pytest.mark.parametrize("config", [c for c in CONFIGS if isinstance(c, GPTConfig)], ids=str)
+def test_shapes_are_those_of_the_model(config):
+    with torch.device("meta"):
+        model = presets.make(config)
+    root, block = size.parameter_shapes(config.to_dict())
+    named = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+    assert root == [shape for name, shape in named if not name.startswith("blocks.")]
+    for layer in range(config.n_layers):
+        assert block == [shape for name, shape in named if name.startswith(f"blocks.{layer}.")]
+
+
+def test_a_model_whose_state_just_fits_one_device():
+    config = GPTConfig(**SMALL)
+    with torch.device("meta"):
+        numbers = sum(p.numel() for p in GPT(config).parameters())
+    assert size.state_bytes(config.to_dict()) == 16 * numbers  # float32: weight, gradient and two moments
+    assert size.fits_one(config, 16 * numbers)
+    assert not size.fits_one(config, 16 * numbers - 1)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_parameters_are_those_of_the_model(config):
     with torch.device("meta"):
