@@ -21,6 +21,7 @@ from ..model.size import check_can_be_made
 from ..train import checkpoint, overwritten
 from ..train.checkpoint import CheckpointError
 from ..train.metrics import read_metrics
+from ..train.pending import Pending
 from ..train.trainer import TrainConfig, Trainer, TrainResult
 
 
@@ -29,8 +30,8 @@ class StudyTrainer(Trainer):
 
     on_step: Callable[[], object] = staticmethod(lambda: None)
 
-    def train_step(self) -> tuple[float, float, float]:
-        found = super().train_step()
+    def begin_step(self) -> Pending:
+        found = super().begin_step()
         self.on_step()
         return found
 

@@ -100,3 +100,9 @@ def learning_rate(
     progress = min(1.0, (step - warmup) / falls) if falls > 0 else 1.0
     cosine = (1.0 + math.cos(math.pi * progress)) / 2.0
     return peak * (final_fraction + (1.0 - final_fraction) * cosine)
+
+
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step with `optimizer.found_inf` = 1, a number on the device, changes nothing: torch's fused ones."""
+    is_told = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return is_told and all(group.get("fused") for group in optimizer.param_groups)

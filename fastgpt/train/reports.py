@@ -47,9 +47,12 @@ def reports(
 
 
 class Reports:
-    """Calling it with a step's line writes and shows it. What fails is said once, and training goes on."""
+    """Calling it with a step's line writes and shows it. What fails is said once, and training goes on.
 
-    def __init__(self, log: metrics.MetricsLog, kinds: tuple[_Guarded, ...]) -> None:
+    Without a log, and any kind, it does nothing: those of ranks that report nothing.
+    """
+
+    def __init__(self, log: metrics.MetricsLog | None, kinds: tuple[_Guarded, ...]) -> None:
         self._log, self._kinds = log, kinds
 
     def __call__(self, line: dict[str, Any]) -> None:
@@ -58,13 +61,15 @@ class Reports:
 
     def sync(self) -> list[dict[str, Any]]:
         """Have the lines of metrics.jsonl on the disk. Returns those that could not be written."""
+        if self._log is None:
+            return []
         self._kinds[0].run(self._log.sync)
         return list(self._log.waiting)
 
     @property
     def failed(self) -> bool:
         """Whether metrics.jsonl could not be written, now or before."""
-        return self._kinds[0].failed
+        return bool(self._kinds) and self._kinds[0].failed
 
 
 @contextlib.contextmanager

@@ -11,13 +11,17 @@ from . import checkpoint
 _log = logging.getLogger("fastgpt")
 
 
-def end(error: Exception, root: Path, step: int, is_whole: Callable[[], bool], save: Callable[[], Path]) -> None:
+def end(
+    error: Exception, root: Path, step: int, is_whole: Callable[[], bool], save: Callable[[], Path], *, alone: bool
+) -> None:
     """Save the updates up to `step` that no checkpoint in `root` holds, if they are whole, and say what is kept.
+
+    Not `alone`, this rank cannot know whether the others have the error too, and would wait for them: nothing is saved.
 
     Raises:
         FloatingPointError: `error`, if it is one, with what is kept added to its message.
     """
-    kept = _rescue(error, root, step, is_whole, save)
+    kept = _rescue(error, root, step, is_whole, save) if alone else checkpoint.kept(root)
     if isinstance(error, FloatingPointError):
         raise FloatingPointError(f"{error}; {kept}") from error
     if isinstance(error, checkpoint.CheckpointError) or step == 0:

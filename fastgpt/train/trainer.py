@@ -80,7 +80,6 @@ class Trainer(Updates):
         self.train_data, self.val_data, self.tokenizer = train_data, val_data, tokenizer
         self.settings = {"train": dataclasses.asdict(config)} | ({} if settings is None else settings)
         self.show_progress = show_progress
-        self._signals = StopSignals()
 
     # ---- what is measured ----------------------------------------------------------------------------------------
 
@@ -134,7 +133,7 @@ class Trainer(Updates):
             )
         try:
             run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)  # before the folder is made
-            with StopSignals() as self._signals, run_folder.alone(self.config), self._batches:
+            with StopSignals(alone=self.world.size == 1) as self._signals, run_folder.alone(self.config), self._batches:
                 newest = run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)
                 if resume is not False:
                     assert newest is not None  # else `check` has raised
@@ -229,7 +228,7 @@ class Trainer(Updates):
         self.sampler.load_state_dict(state["sampler"], allow_changes=allow_changes)
         self.step, self.owed = state["step"], Owed.of(state)
         self.owed.validation &= self.val_data is not None
-        self._in_update = False
+        self._start_afresh()
 
     def _record(self) -> dict[str, Any]:
         """All that was asked for, by name, as it is compared on resume."""

@@ -1,5 +1,6 @@
 """The loop of `Trainer.fit`, as a recipe: update, checkpoint, validation, report; step after step.
 
+A step's figures are read, and reported, when the next one has begun (`updates.py`), or at once where something is due.
 A step's checkpoint comes before its validation, and that before its line in metrics.jsonl. So the checkpoint keeps what
 the reports still owe of the step (`Owed`), and whoever resumes from it makes that up: a run that was killed between two
 of these, or during one, leaves what an undisturbed one does. Last comes the page for readers (`run_report.py`).
@@ -7,6 +8,7 @@ of these, or during one, leaves what an undisturbed one does. Last comes the pag
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -23,9 +25,11 @@ from ..base.progress import progress
 from ..data import TokenDataset
 from ..data.sampler import BatchSampler
 from ..pages import provenance
+from ..parallel.world import World
 from . import checkpoint, metrics, rescue, run_report
 from .evaluation import Validation
 from .owed import Owed
+from .pending import Pending
 from .reports import Reports, reports
 from .stopping import StopSignals
 from .train_config import TrainConfig
@@ -45,8 +49,13 @@ class Training(Protocol):
     show_progress: bool | str
     step: int
     owed: Owed
+    skipped: int
+    in_a_row: int
 
-    def train_step(self) -> tuple[float, float, float]: ...
+    @property
+    def world(self) -> World: ...
+    def begin_step(self) -> Pending: ...
+    def settle(self, *, explain: bool = True) -> None: ...
     def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None: ...
     def write(self) -> Path: ...
     def is_whole(self) -> bool: ...
@@ -58,7 +67,7 @@ class TrainResult:
     """What `Trainer.fit` did.
 
     step        updates made so far
-    losses      of the updates of this call, nats per token
+    losses      of the updates of this call, nats per token; not finite where one was skipped
     validation  the newest of this call; None where a signal ended that: it is made up when the run is resumed
     stopped_by  "SIGINT", "SIGTERM", "SIGHUP" or None (finished)
     checkpoint  the folder of the newest
@@ -71,16 +80,26 @@ class TrainResult:
     checkpoint: Path
 
 
+@dataclass
+class _Begun:
+    """A step whose line is not reported yet. is_due: of its validation; line: once it is read."""
+
+    pending: Pending
+    is_due: bool
+    line: dict[str, Any] | None = None
+
+
 class Loop:
     """The steps of one call of `Trainer.fit`, which has put the trainer where it starts or goes on."""
 
     report: Reports
 
     def __init__(self, trainer: Training, signals: StopSignals) -> None:
-        self.trainer, self.config, self.signals = trainer, trainer.config, signals
+        self.trainer, self.config, self.signals, self.world = trainer, trainer.config, signals, trainer.world
         self.root = self.config.folder / "checkpoints"
         self.losses: list[float] = []
         self.validation: Validation | None = None
+        self._begun: _Begun | None = None  # the step whose line is not reported yet
 
     def run(self, owed: Owed) -> TrainResult:
         """Make up what is `owed` of the step that was loaded, and train to `steps` or until a signal.
@@ -90,6 +109,7 @@ class Loop:
         """
         began = time.perf_counter()
         provenance.commit()  # of the code that runs, asked before anyone changes the tree
+        owed = self.world.from_first(owed)
         unvalidated = owed.lines.pop() if owed.validation else None  # the step's own, written with its validation
         self.trainer.owed.validation = owed.validation
         with self._opened_reports(owed, unvalidated is not None) as self.report:
@@ -98,36 +118,74 @@ class Loop:
                     self._account(unvalidated, checkpoint.folder_of(self.root, self.trainer.step))
                 while self.trainer.step < self.config.steps and self.signals.stopped_by is None:
                     self._step()
+                self._settle(False)
                 newest = self._saved()
             except Exception as error:
-                rescue.end(error, self.root, self.trainer.step, self.trainer.is_whole, self._save)
+                self._report_what_was_begun()
+                alone = self.world.size == 1
+                rescue.end(error, self.root, self.trainer.step, self.trainer.is_whole, self._save, alone=alone)
                 raise
-        run_report.write_after(self.trainer, time.perf_counter() - began, self.signals.stopped_by)
-        self._tell_of_signals(newest)
+        if self.world.is_first:
+            run_report.write_after(self.trainer, time.perf_counter() - began, self.signals.stopped_by)
+            self._tell_of_signals(newest)
         return TrainResult(self.trainer.step, self.losses, self.validation, self.signals.stopped_by, newest)
 
     def _step(self) -> None:
-        """An update, and what is due after it."""
+        """An update, the report of the one before, and what is due after it."""
         trainer, config = self.trainer, self.config
-        line = self._update()
-        self.losses.append(line["loss"])
+        before, begun = self._begun, trainer.begin_step()
         is_last = trainer.step == config.steps
         is_due = trainer.val_data is not None and (is_last or _due(trainer.step, config.eval_every))
-        trainer.owed = Owed([line], is_due)
-        self._account(line, is_last or _due(trainer.step, config.save_every))
+        self._begun = _Begun(begun, is_due)
+        if before is not None:
+            self._account(self._line(before), False)
+        saves = is_last or _due(trainer.step, config.save_every)
+        if is_due or saves:
+            self._settle(saves)
 
-    def _update(self) -> dict[str, Any]:
-        """Batch, forward, backward, clip, AdamW. Returns the step's line for metrics.jsonl."""
-        trainer = self.trainer
-        tokens = self.config.batch_size * self.config.grad_accum * trainer.seq_len
-        began = time.perf_counter()
-        loss, norm, lr = trainer.train_step()
-        seconds = time.perf_counter() - began
-        return {
-            "step": trainer.step, "loss": loss, "lr": lr, "grad_norm": norm, "epoch": trainer.sampler.epoch,
-            "tokens_per_second": tokens / seconds, "mfu": trainer.mfu(tokens / seconds),
-            "memory_bytes": metrics.memory_bytes(trainer.device),
+    def _settle(self, saves: bool) -> None:
+        """Wait for the step that has begun, if it is not reported, and do what is due after it."""
+        if self._begun is not None:
+            self.trainer.settle()
+            line = self._owed_line(self._begun)
+            self._begun = None
+            self._account(line, saves)
+
+    def _report_what_was_begun(self) -> None:
+        """After an error, which may have left the device of no more use."""
+        if self._begun is None:
+            return
+        with contextlib.suppress(Exception):
+            self.trainer.settle(explain=False)
+        with contextlib.suppress(Exception):
+            line = self._owed_line(self._begun)
+            self._begun = None
+            self.report(line)
+
+    def _owed_line(self, begun: _Begun) -> dict[str, Any]:
+        """The line of the newest step, which whoever saves now owes."""
+        line = self._line(begun)
+        self.trainer.owed = Owed([line], begun.is_due)
+        return line
+
+    def _line(self, begun: _Begun) -> dict[str, Any]:
+        """A step's line for metrics.jsonl."""
+        if begun.line is not None:
+            return begun.line
+        trainer, pending = self.trainer, begun.pending
+        loss, norm, stop, memory = pending.read()
+        if stop:
+            self.signals.agree(stop)
+        self.losses.append(loss)
+        speed = pending.tokens / pending.seconds
+        begun.line = {
+            "step": pending.step, "loss": loss, "lr": pending.lr, "grad_norm": norm, "epoch": pending.epoch,
+            "tokens_per_second": speed, "mfu": trainer.mfu(speed),
+            "memory_bytes": metrics.memory_bytes(trainer.device) if memory is None else memory,
         }  # fmt: skip
+        if pending.skipped:
+            begun.line["skipped"] = pending.skipped
+        return begun.line
 
     def _account(self, line: dict[str, Any], saves: bool | Path) -> None:
         """What is due after the step of this line: a checkpoint (or it `saves` already, there), a validation, a report.
@@ -152,11 +210,19 @@ class Loop:
                 "go on from a checkpoint before it (--resume-from), with allow_changes=True (--allow-changes)"
             )
         if saved is not None and not trainer.owed.validation:
-            checkpoint.prune(self.root, self.config.keep, saved)
-        elif saved is None and self.report.failed and not had_failed:
+            self._prune(saved)
+        elif saved is None and self.report.failed and not had_failed and self.world.size == 1:
             self._save_early()
 
+    def _prune(self, saved: Path) -> None:
+        """Drop old checkpoints; not while steps are skipped: then one of them may be the last that is good."""
+        if self.world.is_first and not self.trainer.in_a_row:
+            checkpoint.prune(self.root, self.config.keep, saved)
+
     def _save(self) -> Path:
+        if self._begun is not None:
+            self.trainer.settle()
+            self._owed_line(self._begun)
         owed = self.trainer.owed
         by_step = {line["step"]: line for line in [*self.report.sync(), *owed.lines]}
         owed.lines = list(by_step.values())
@@ -175,13 +241,18 @@ class Loop:
     def _saved(self) -> Path:
         """The checkpoint of the step at which the loop ends: where a signal came, it is not yet there."""
         path = checkpoint.folder_of(self.root, self.trainer.step)
-        if not path.exists():
+        if not self.world.from_first(path.exists()):
             path = self._save()
-            checkpoint.prune(self.root, self.config.keep, path)
+            self._prune(path)
         return path
 
     def _opened_reports(self, owed: Owed, again: bool) -> AbstractContextManager[Reports]:
-        """metrics.jsonl and the progress bar, with the lines that are owed; `again`: the step's own comes later."""
+        """metrics.jsonl and the progress bar, with the lines that are owed; `again`: the step's own comes later.
+
+        Of the first rank; the others report nothing.
+        """
+        if not self.world.is_first:
+            return contextlib.nullcontext(Reports(None, ()))
         step = self.trainer.step
         shown = progress(
             self.trainer.show_progress, done=step, total=self.config.steps, log_every=self.config.log_every

@@ -68,7 +68,7 @@ class Scenario:
         return self.work.words.startswith("train")
 
 
-_STEP_6 = ("fastgpt.train.trainer:Trainer.train_step", 6, ("SIGKILL",))
+_STEP_6 = ("fastgpt.train.trainer:Trainer.begin_step", 6, ("SIGKILL",))
 
 _OUT = "--out tokens"
 _OLDER = "prepare older.txt --tokenizer bytes.tiktoken --shard-tokens 1000"
@@ -221,7 +221,7 @@ MOMENTS = (
     ("fastgpt.commands._inputs:open_data", (1,)),
     ("fastgpt.train.trainer:Trainer.fit", (1,)),
     ("fastgpt.train.run_folder:write_settings", (1,)),
-    ("fastgpt.train.trainer:Trainer.train_step", (1, 2, 3, 6)),
+    ("fastgpt.train.trainer:Trainer.begin_step", (1, 2, 3, 6)),
     ("torch.optim:AdamW.step", (1, 2, 6)),
     ("fastgpt.train.checkpoint:save", (1, 3)),
     ("fastgpt.train.trainer:evaluate", (1, 2)),

@@ -90,14 +90,14 @@ def test_a_shard_that_is_cut_while_training_costs_nothing(tmp_path):
     trainer.sampler.n_windows = (len(dataset) - 1) // 16
     child = os.fork()
     if child == 0:
-        step = trainer.train_step
+        step = trainer.begin_step
 
         def cut_after_two():
             if trainer.step == 2:
                 os.truncate(tmp_path / "set" / "tokens-00000.bin", 40)
             return step()
 
-        trainer.train_step = cut_after_two
+        trainer.begin_step = cut_after_two
         try:
             trainer.fit()
         except ValueError as error:

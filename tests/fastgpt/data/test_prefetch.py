@@ -234,7 +234,7 @@ def test_training_with_it_and_without_has_the_same_bits(tmp_path, stop):
 @pytest.mark.parametrize("how", ["finished", "error", "interrupt"])
 def test_no_thread_outlives_fit(tmp_path, how):
     trainer = tiny_trainer(tmp_path, name="a", steps=6)
-    seen, step = [], trainer.train_step
+    seen, step = [], trainer.begin_step
 
     def watched_step():
         seen.append(len(threads()))
@@ -242,7 +242,7 @@ def test_no_thread_outlives_fit(tmp_path, how):
             raise {"error": ValueError, "interrupt": KeyboardInterrupt}[how]
         return step()
 
-    trainer.train_step = watched_step
+    trainer.begin_step = watched_step
     if how == "finished":
         trainer.fit()
     else:

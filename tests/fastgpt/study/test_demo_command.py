@@ -163,14 +163,14 @@ def test_ctrl_c_tells_what_was_kept(small_demo, tmp_path, monkeypatch, stage):
 @pytest.mark.needs("tiktoken")
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_while_training_keeps_the_model(small_demo, tmp_path, monkeypatch, capsys, name, status):
-    step = demo.Trainer.train_step
+    step = demo.Trainer.begin_step
 
     def stopped(self):
         if self.step == 4:
             os.kill(os.getpid(), getattr(signal, name))
         return step(self)
 
-    monkeypatch.setattr(demo.Trainer, "train_step", stopped)
+    monkeypatch.setattr(demo.Trainer, "begin_step", stopped)
     with pytest.raises(Interrupted, match=r"stopped at step 5 of 20: the model so far is in .*step-00000005") as caught:
         run_demo(small_demo, lambda line: None)
     assert caught.value.stopped_by == name

@@ -103,7 +103,7 @@ def test_a_signal_in_a_validation(tmp_path, monkeypatch, number, step):
     assert len(what_is_left(tmp_path / "a")[1]) == len(names)
 
 
-@pytest.mark.parametrize("when", ["_gradient", "train_step"])
+@pytest.mark.parametrize("when", ["_gradient", "begin_step"])
 def test_a_signal_in_the_step_before_a_validation(tmp_path, monkeypatch, when):
     straight = tiny_trainer(tmp_path, name="straight", **RUN).fit()
     ours = tiny_trainer(tmp_path, name="a", **RUN)

@@ -149,8 +149,8 @@ def test_a_full_disk_has_a_checkpoint_tried_and_is_said_once(tmp_path, monkeypat
     assert (result.losses, result.validation) == (straight.losses, straight.validation)
     path = tmp_path / "a" / "metrics.jsonl"
     assert caplog.text.count(f"{path}: No space left on device (OSError); training goes on") == 1
-    early = tmp_path / "a" / "checkpoints" / "step-00000003"
-    assert caplog.text.count(f"step 3 is saved in {early}, in case that it gets worse") == 1
+    early = tmp_path / "a" / "checkpoints" / "step-00000004"
+    assert caplog.text.count(f"step 4 is saved in {early}, in case that it gets worse") == 1
     assert len(caplog.records) == 2
     assert early.is_dir()
     assert steps_of(path) == list(range(1, 9))
@@ -162,14 +162,14 @@ def test_where_the_checkpoint_has_no_room_either_training_goes_on(tmp_path, monk
     original = checkpoint.save
 
     def failing(target, *args):
-        if target.name == "step-00000003":
+        if target.name == "step-00000004":
             raise checkpoint.CheckpointError("go on with resume=True") from OSError(28, "No space left on device")
         original(target, *args)
 
     monkeypatch.setattr(checkpoint, "save", failing)
     assert tiny_trainer(tmp_path, name="a").fit().step == 8
     assert [record.message for record in caplog.records][1:] == [
-        "step 3 could not be saved either (No space left on device); training goes on"
+        "step 4 could not be saved either (No space left on device); training goes on"
     ]
     assert steps_of(tmp_path / "a" / "metrics.jsonl") == list(range(1, 9))
 

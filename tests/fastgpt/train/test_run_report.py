@@ -117,14 +117,14 @@ def test_fit_writes_it_with_what_only_the_process_knows(tmp_path):
 
 def test_a_stopped_and_a_resumed_run_have_theirs(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path)
-    step = trainer.train_step
+    step = trainer.begin_step
 
     def stopping():
         if trainer.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return step()
 
-    monkeypatch.setattr(trainer, "train_step", stopping)
+    monkeypatch.setattr(trainer, "begin_step", stopping)
     assert trainer.fit().stopped_by == "SIGTERM"
     report = tmp_path / "run" / "report.html"
     assert "5 of 8 steps, stopped by SIGTERM" in report.read_text()
@@ -189,8 +189,8 @@ def test_a_run_that_is_started_over_has_a_new_one(tmp_path, monkeypatch):
     tiny_trainer(tmp_path, steps=3).fit()
     report = tmp_path / "run" / "report.html"
     trainer, was_there = tiny_trainer(tmp_path, steps=2), []
-    step = trainer.train_step
-    monkeypatch.setattr(trainer, "train_step", lambda: was_there.append(report.exists()) or step())
+    step = trainer.begin_step
+    monkeypatch.setattr(trainer, "begin_step", lambda: was_there.append(report.exists()) or step())
     trainer.fit(overwrite=True)
     assert was_there == [False, False]
     assert "2 of 2 steps" in report.read_text()

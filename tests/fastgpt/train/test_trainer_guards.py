@@ -43,9 +43,9 @@ def test_what_is_not_finite_changes_nothing(tmp_path, what, value, grad_clip):
         trainer._forward = forward
     else:
         trainer.model.ln_f.bias.register_hook(lambda grad: grad + value)
-    with pytest.raises(FloatingPointError, match=rf"(loss|norm) ({value}|nan).* at step 2"):
-        trainer.train_step()
-    assert trainer.step == 1
+    found = trainer.train_step()[:2]
+    assert [math.isfinite(number) for number in found] == [what != "loss", what != "gradient"]
+    assert (trainer.step, trainer.skipped) == (2, 1)
     after = state_of(trainer)
     assert len(after) == len(before)
     assert all(torch.equal(a, b) for a, b in zip(before, after))
@@ -99,7 +99,7 @@ def test_a_shared_tensor_counts_once(tmp_path):
     """In the norm, and among the weights that decay: it would else be clipped and decayed twice."""
     trainer = tiny_trainer(tmp_path)
     assert trainer.model.head.weight is trainer.model.token_emb.weight
-    _, norm = trainer._gradient()
+    norm = float(trainer._gradient()[0][0, 1])
     squares = {id(p): p.grad.square().sum() for p in trainer.model.parameters()}
     scale = 1.0 if norm <= 1.0 else 1.0 / (norm + 1e-6)  # they are clipped by now
     assert norm * scale == pytest.approx(math.sqrt(sum(squares.values())), rel=1e-4)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastgpt.train import training_loop as module
+from fastgpt.train import pending
 from fastgpt.train.checkpoint import CheckpointError
 from fastgpt.train.devices import resolve_dtype
 from fastgpt.train.evaluation import evaluate
@@ -108,7 +108,7 @@ def test_validation_is_in_the_dtype_of_the_run(tmp_path):
 
 def test_speed_counts_the_tokens_of_the_update(tmp_path, monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 0.5 * next(clock)))
+    monkeypatch.setattr(pending, "time", SimpleNamespace(perf_counter=lambda: 0.5 * next(clock)))
     tiny_trainer(tmp_path, name="a", steps=1, grad_accum=4, batch_size=3, seq_len=8, val=False).fit()
     (line,) = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert line["tokens_per_second"] == 4 * 3 * 8 / 0.5

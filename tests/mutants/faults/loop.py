@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant(
         "trainer-infinite-weights-are-saved",
         "Updates._is_finite",
-        call("isfinite").becomes("~t.detach().isnan()"),
+        call("isfinite").becomes("~t.isnan()"),
         _TESTS + "weights_that_are_not_finite_are_not_saved",
     ),
     Mutant(
@@ -208,15 +208,13 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-epoch-of-the-step-before",
-        "Loop._update",
-        item("epoch").becomes(
-            "(trainer.sampler.position - self.config.batch_size * self.config.grad_accum) / trainer.sampler.n_windows"
-        ),
+        "Updates.begin_step",
+        argument("epoch").becomes("position / self.sampler.n_windows"),
         _TESTS + "metrics_lines",
     ),
     Mutant(
         "trainer-speed-without-accumulation",
-        "Loop._update",
+        "Updates.begin_step",
         operand("grad_accum").dropped(),
         _SETTINGS + "speed_counts_the_tokens_of_the_update",
     ),

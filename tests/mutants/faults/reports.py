@@ -127,7 +127,7 @@ MUTANTS = (
     Mutant(
         "stopping-the-last-signal-is-named",
         "StopSignals._stop",
-        operand("stopped_by").dropped(),
+        operand("self.number").dropped(),
         _STOPPING + "the_first_signal_is_named",
     ),
     Mutant(

@@ -118,14 +118,14 @@ def test_interrupted_and_gone_on_with_equals_undisturbed(config, data, tokenizer
     import dataclasses
 
     undisturbed = study(dataclasses.replace(config, name="whole"), data, tokenizer)
-    train_step = StudyTrainer.train_step
+    begin_step = StudyTrainer.begin_step
 
     def stopped(self):
         if (self.config.name, self.step) == ("2x16x2-seed0", 4):
             os.kill(os.getpid(), number)
-        return train_step(self)
+        return begin_step(self)
 
-    monkeypatch.setattr(StudyTrainer, "train_step", stopped)
+    monkeypatch.setattr(StudyTrainer, "begin_step", stopped)
     with pytest.raises(Interrupted, match=r"1 of 4 runs are finished, .*; the same command goes on") as stop:
         study(config, data, tokenizer)
     assert stop.value.stopped_by == number.name
@@ -137,21 +137,21 @@ def test_interrupted_and_gone_on_with_equals_undisturbed(config, data, tokenizer
 
 
 def test_a_run_that_fails_is_reported_and_the_rest_goes_on(config, data, tokenizer, monkeypatch):
-    train_step = StudyTrainer.train_step
+    begin_step = StudyTrainer.begin_step
 
     def diverges(self):
         if (self.config.name, self.config.grad_accum) == ("1x16x2-seed0", 2) and self.step == 3:  # no timing
             raise FloatingPointError("Trainer: loss nan")
-        return train_step(self)
+        return begin_step(self)
 
-    monkeypatch.setattr(StudyTrainer, "train_step", diverges)
+    monkeypatch.setattr(StudyTrainer, "begin_step", diverges)
     said = []
     result = study(config, data, tokenizer, said)
     assert result.failed == ["1x16x2-seed0"]
     assert "1 layers, width 16, 2 heads, seed 0: failed (FloatingPointError: Trainer: loss nan" in "".join(said)
     assert [row["status"] for row in result.rows] == ["failed", "finished", "finished", "finished"]
     assert "failed: FloatingPointError" in result.page.read_text()
-    monkeypatch.setattr(StudyTrainer, "train_step", train_step)
+    monkeypatch.setattr(StudyTrainer, "begin_step", begin_step)
     assert not study(config, data, tokenizer).failed
 
 
