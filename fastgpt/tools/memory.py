@@ -316,6 +316,11 @@ def largest_batch(
                 raise
             return math.inf  # more than a launch, or an address, can count
 
+    return largest_batch_of(peak, seq_len, most_bytes)
+
+
+def largest_batch_of(peak: Callable[[int], float], seq_len: int, most_bytes: int) -> int:
+    """The most sequences of seq_len tokens whose `peak`, bytes that grow almost as a line, is at most `most_bytes`."""
     if peak(1) > most_bytes:
         return 0
     # Peak memory is almost a line, a + b · batch, once a batch has some tokens; the loss's chunks make it not quite so.

@@ -1,0 +1,138 @@
+"""What a training step holds besides parameters, gradients and AdamW's state, moment by moment, at any depth.
+
+Two and three blocks are laid out on paper (`memory.on_paper`) and the rest is multiplied: blocks are alike, so a model
+of 96 layers is counted, to the byte, in the time that one of three takes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.settings import check_choice, check_integer
+from ..kernels import _runtime
+from ..model.config import GPTConfig
+from . import memory
+
+PRODUCTS = ("float32", "autocast", "bfloat16")
+_LAID_OUT = 3  # blocks: the first, one in the middle, the last
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Bytes. Gradients count as long as they are not yet where training keeps them (see `moments`).
+
+    activations  kept from forward to backward: the batch, and what every operation up to the last LayerNorm saves
+    forward      most while the blocks compute, the activations with it
+    loss         most from the head on until the gradient of its input is there, likewise
+    backward     most in the backward of the blocks, likewise
+    end          most in the backward of the embeddings, when nothing of the blocks is left
+    """
+
+    activations: int
+    forward: int
+    loss: int
+    backward: int
+    end: int
+
+    @property
+    def of_loss(self) -> int:
+        """What head and loss need beside the activations: logits, or chunks of them, and gradients."""
+        return self.loss - self.activations
+
+    @property
+    def of_block(self) -> int:
+        """What the operations of a block need beside the activations, forward or backward."""
+        return max(self.forward, self.backward) - self.activations
+
+
+def moments(
+    config: GPTConfig, batch: int, seq_len: int, *, products: str = "autocast", by_block: bool = False,
+    arch: str = "sm_90",
+) -> Moments:  # fmt: skip
+    """Of one forward and backward of (batch, seq_len) tokens.
+
+    products: "float32"; "autocast", bfloat16 from float32 weights, whose copies count; or "bfloat16", autocast too, of
+    weights that were gathered in bfloat16, with the residual stream in float32 all the same.
+    by_block: a block's gradients, in the dtype of its weights, stay until its backward is done, and those outside of
+    blocks to the end, as `fully_shard` has them before it reduces them; else each is moved to where training keeps it
+    as soon as it is there, as DDP does.
+
+    Raises:
+        SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, unknown products or
+            arch. ValueError, RuntimeError: more than a launch, or an address, can count.
+    """
+    check_integer("moments", "batch", batch, least=1)
+    check_integer("moments", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
+    check_choice("moments", "products", products, PRODUCTS)
+    check_choice("moments", "arch", arch, _runtime.KNOWN_TARGETS)
+
+    def laid_out(n_layers: int) -> Moments:
+        return _laid_out(config.replace(n_layers=n_layers), batch, seq_len, products, by_block, arch)
+
+    if config.n_layers <= _LAID_OUT:
+        return laid_out(config.n_layers)
+    last, before = laid_out(_LAID_OUT), laid_out(_LAID_OUT - 1)
+    more = config.n_layers - _LAID_OUT
+    return Moments(*(a + more * (a - b) for a, b in zip(astuple(last), astuple(before), strict=True)))
+
+
+def _laid_out(config: GPTConfig, batch: int, seq_len: int, products: str, by_block: bool, arch: str) -> Moments:
+    from ..model.blocks import logits_and_loss
+    from ..model.gpt import GPT
+
+    autocast = None if products == "float32" else torch.bfloat16
+    with memory.on_paper(arch) as paper:
+        model = GPT(config)
+        if products == "bfloat16":
+            model.to(torch.bfloat16)
+            model.blocks[0].register_forward_pre_hook(_widened)
+        weights = paper.live
+        peaks: dict[str, int] = {}
+
+        def ends(moment: str) -> None:
+            peaks[moment] = paper.peak - weights
+            paper.forget_peak()
+
+        idx = torch.empty(batch, seq_len, dtype=torch.int64)
+        _after_backward(model.blocks[0], lambda: ends("backward"))
+        for part in model.blocks if by_block else ():
+            _after_backward(part, functools.partial(part.zero_grad, set_to_none=True))
+        for parameter in () if by_block else model.parameters():
+            parameter.register_post_accumulate_grad_hook(_drop)
+        paper.forget_peak()
+        with memory._autocast_on_paper(autocast):
+            hidden = model.hidden_states(idx)
+            activations = paper.live - weights
+            ends("forward")
+            hidden.register_hook(lambda grad: ends("loss"))
+            _, loss = logits_and_loss(model.head, hidden, idx, return_logits=False, reduction="mean")
+        del hidden
+        assert loss is not None
+        loss.backward()
+        del loss
+        ends("end")
+    return Moments(activations, **peaks)
+
+
+def _widened(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, residual, *others = args
+    return x, residual.float(), *others
+
+
+def _after_backward(block: nn.Module, call: Callable[[], None]) -> None:
+    """Call it when the gradients of the block's parameters and of its input are there."""
+
+    def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
+        args[1].register_hook(lambda grad: call())  # the residual stream's
+
+    block.register_forward_pre_hook(watch)
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None

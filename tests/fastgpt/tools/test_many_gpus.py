@@ -1,0 +1,144 @@
+"""`fastgpt plan --gpus`: what is counted of a rank is what ranks of gloo hold and send."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgpt import GPT, GPTConfig
+from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.tools.placement import Placement, place
+from fastgpt.tools.rank_memory import part, rank_memory
+from fastgpt.tools.rank_traffic import messages
+from tests.support.ranks import run_ranks
+
+pytest.importorskip("triton")
+REFERENCE = IMPLEMENTATION_SETS["reference"]
+BATCH, SEQ_LEN = 2, 6
+# No size but n_layers that 4 divides, and some smaller than 4.
+CONFIGS = [
+    GPTConfig(29, 7, 3, 2, 10, d_ff=14, **REFERENCE),
+    GPTConfig(3, 7, 2, 3, 9, n_kv_heads=1, d_ff=15, bias=False, tie_weights=False, **REFERENCE),
+]
+HOW = {2: [("ddp", None), ("fsdp", None)], 4: [("ddp", None), ("fsdp", None), ("hsdp", 2)]}
+CASES = [(size, number, *way) for size, ways in HOW.items() for number in range(len(CONFIGS)) for way in ways]
+
+
+class Sent(TorchDispatchMode):
+    """Bytes that this rank sends: each collective's, round a ring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func.namespace == "c10d":
+            name = func._opname
+            if name == "_allgather_base_":
+                sent = args[0].nbytes - args[1].nbytes
+            elif name == "_reduce_scatter_base_":
+                sent = args[1].nbytes - args[0].nbytes
+            elif name == "allreduce_":
+                size = torch.distributed.ProcessGroup.unbox(args[1]).size()
+                sent = 2 * (size - 1) * sum(t.nbytes for t in args[0]) // size
+            else:
+                raise AssertionError(f"{name} is not counted")
+            self.bytes[name] = self.bytes.get(name, 0) + sent
+        return func(*args, **(kwargs or {}))
+
+
+def measured(rank: int, size: int) -> list[dict[str, Any]]:
+    return [
+        _step(size, CONFIGS[number], strategy, shards)
+        for number in range(len(CONFIGS))
+        for strategy, shards in HOW[size]
+    ]
+
+
+def _step(size: int, config: GPTConfig, strategy: str, shards: int | None) -> dict[str, Any]:
+    """A step of AdamW: what this rank holds after it, and what it has sent."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    torch.manual_seed(0)
+    model = GPT(config)
+    forward: Any = model
+    if strategy == "ddp":
+        forward = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    else:
+        sizes = (size,) if shards is None else (size // shards, shards)
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+    optimizer = torch.optim.AdamW(model.parameters())
+    idx = torch.randint(config.vocab_size, (BATCH, SEQ_LEN))
+    for _ in range(2):  # DDP lays its buckets anew after the first
+        forward(idx, idx).loss.backward()
+        optimizer.zero_grad()
+    with Sent() as sent:
+        forward(idx, idx).loss.backward()
+    optimizer.step()
+    parameters = list(model.parameters())
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    return {
+        "parameters": _bytes(parameters), "gradients": _bytes([p.grad for p in parameters]),
+        "optimizer": _bytes(moments), "sent": sent.bytes,
+    }  # fmt: skip
+
+
+def _bytes(tensors: list[Any]) -> int:
+    """Of what is here of them."""
+    return sum(getattr(t, "_local_tensor", t).nbytes for t in tensors)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """{(size, config, strategy, shards): [of each rank]}"""
+    by_case = {}
+    for size in HOW:
+        cases = [case for case in CASES if case[0] == size]
+        for case, *of_ranks in zip(cases, *run_ranks(measured, size, size), strict=True):
+            by_case[case] = of_ranks
+    return by_case
+
+
+def placed(size: int, strategy: str, shards: int | None) -> Placement:
+    return place(CONFIGS[0], size, 2**30, strategy=strategy, shard_ranks=shards)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_a_rank_holds(case, found):
+    """To the byte: of the largest rank, which is the first."""
+    size, number, strategy, shards = case
+    of_ranks = found[case]
+    counted = rank_memory(CONFIGS[number], placed(size, strategy, shards), BATCH, SEQ_LEN)
+    for what in ("parameters", "gradients", "optimizer"):
+        assert getattr(counted, what) == of_ranks[0][what] == max(one[what] for one in of_ranks), what
+    copies = size // (size if strategy == "fsdp" else shards or 1)
+    with torch.device("meta"):
+        whole = 4 * sum(p.numel() for p in GPT(CONFIGS[number]).parameters())
+    assert sum(one["parameters"] for one in of_ranks) == copies * whole  # the parts are all, and no part is there twice
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_a_rank_sends(case, found):
+    size, number, strategy, shards = case
+    sent = messages(CONFIGS[number], placed(size, strategy, shards), BATCH, SEQ_LEN, 1)
+    counted = {"_allgather_base_": 0, "_reduce_scatter_base_": 0, "allreduce_": 0}
+    for message in sent:
+        name = "allreduce_" if strategy == "ddp" or "between" in message.what else "_reduce_scatter_base_"
+        counted["_allgather_base_" if "parameters" in message.what else name] += message.sent
+    for rank in range(size):
+        assert {name: n for name, n in counted.items() if n} == found[case][rank]["sent"]
+
+
+def test_a_part_is_a_number_of_rows_rounded_up():
+    assert part([(10, 3), (7,), (2, 5)], 4) == 3 * 3 + 2 + 1 * 5
+    assert part([(10, 3)], 1) == 30
+    assert math.ceil(50257 / 256) * 8 == part([(50257, 8)], 256)
