@@ -52,21 +52,21 @@ def linear_forward(
     """Losses of x (N, d) against weight (V, d), and the gradients asked for, a chunk of rows at a time.
 
     Memory beyond inputs and results: the logits of one chunk (`tiles.rows_per_chunk`), weight in x's dtype if it has
-    another (autocast), and without float32 output of the GEMM one (V, d) of x's dtype.
+    another (autocast) or V is odd (`_for_gemms`), and without float32 output of the GEMM one (V, d) of x's dtype.
     """
     N, V = x.shape[0], weight.shape[0]
     with on_device_of(x):
         counts = check_targets(target, V, formula.ignore_index)
         losses, stats = x.new_empty(N, dtype=torch.float32), x.new_empty(2, N, dtype=torch.float32)
         grads = _Gradients(x, weight, work)
-        for chunk, rows in _chunks(x, grads.weight, bias, work.num_chunks):
+        for chunk, rows in _chunks(x, grads.weight, V, bias, work.num_chunks):
             where = target[chunk], losses[chunk], stats[:, chunk]
             if grads.any:
                 _loss_and_gradient(rows, *where, formula)
-                grads.add(chunk, rows.logits[:, :V])
+                grads.add(chunk, rows.logits)
             else:
                 _loss(rows, *where, formula)
-        return Result(losses, stats, counts, grads.dx, grads.dweight, grads.dbias)
+        return Result(losses, stats, counts, grads.dx, grads.dweight[:V], grads.dbias[:V])
 
 
 def linear_backward(
@@ -77,11 +77,12 @@ def linear_backward(
     V = weight.shape[0]
     with on_device_of(x):
         grads = _Gradients(x, weight, work)
-        for chunk, rows in _chunks(x, grads.weight, bias, work.num_chunks):
+        for chunk, rows in _chunks(x, grads.weight, V, bias, work.num_chunks):
             upstream = dlosses[chunk], None if dlse is None else dlse[chunk]
             _gradient(rows, rows.logits, target[chunk], stats[:, chunk], *upstream, formula)
-            grads.add(chunk, rows.logits[:, :V])
-        return grads.dx, grads.dweight.to(weight.dtype), grads.dbias.to(weight.dtype if bias is None else bias.dtype)
+            grads.add(chunk, rows.logits)
+        dbias = grads.dbias[:V].to(weight.dtype if bias is None else bias.dtype)
+        return grads.dx, grads.dweight[:V].to(weight.dtype), dbias
 
 
 def scale(dloss: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,18 +98,19 @@ def scale(dloss: Tensor, counts: Tensor | None, gradient: Tensor, dtype: torch.d
 
 
 class _Gradients:
-    """dx, dweight and dbias of the chunks so far; dweight and dbias add up in float32."""
+    """dx, dweight and dbias of the chunks so far; dweight and dbias add up in float32, and are as long as `weight`."""
 
     def __init__(self, x: Tensor, weight: Tensor, work: Work) -> None:
-        self.x, self.weight, self.work = x, weight.to(x.dtype), work
+        self.x, self.weight, self.work = x, _for_gemms(weight, x.dtype), work
         self.any = work.need_dx or work.need_dweight or work.need_dbias
         self.dx = x.new_empty(x.shape if work.need_dx else 0)
-        self.dweight = x.new_empty(weight.shape if work.need_dweight else 0, dtype=torch.float32)
-        self.dbias = x.new_empty(weight.shape[0] if work.need_dbias else 0, dtype=torch.float32)
+        self.dweight = x.new_empty(self.weight.shape if work.need_dweight else 0, dtype=torch.float32)
+        self.dbias = x.new_empty(self.weight.shape[0] if work.need_dbias else 0, dtype=torch.float32)
 
     def add(self, chunk: slice, dlogits: Tensor) -> None:
-        """dlogits (rows, V): the gradient of the chunk's logits."""
+        """dlogits (rows, columns): the gradient of the chunk's logits, and of their padding what is finite."""
         x, first = self.x[chunk], chunk.start == 0
+        dlogits = dlogits[:, : self.weight.shape[0]]
         if self.work.need_dx:
             torch.mm(dlogits, self.weight, out=self.dx[chunk])
         if self.work.need_dweight:
@@ -118,9 +120,24 @@ class _Gradients:
             self.dbias.copy_(partial) if first else self.dbias.add_(partial)
 
 
-def _chunks(x: Tensor, weight: Tensor, bias: Tensor | None, num_chunks: int) -> Iterator[tuple[slice, Rows]]:
-    """Yield (slice of rows, their logits without bias, padded to whole cache lines); one buffer serves all."""
-    N, V = x.shape[0], weight.shape[0]
+def _for_gemms(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight (V, d) in `dtype`; where a row of logits is no multiple of 16 bytes, with rows of zeros up to whole cache
+    lines: cuBLAS then takes GPT-2's 50,257 classes as fast as 50,304, and several times slower without."""
+    V, itemsize = weight.shape[0], dtype.itemsize
+    if V * itemsize % 16 == 0:
+        return weight.to(dtype)
+    padded = weight.new_empty(tiles.padded_columns(V, itemsize), weight.shape[1], dtype=dtype)
+    padded[:V] = weight
+    padded[V:] = 0
+    return padded
+
+
+def _chunks(x: Tensor, weight: Tensor, V: int, bias: Tensor | None, num_chunks: int) -> Iterator[tuple[slice, Rows]]:
+    """Yield (slice of rows, their logits without bias, padded to whole cache lines); one buffer serves all.
+
+    weight: of `_for_gemms`, for V classes.
+    """
+    N = x.shape[0]
     columns = tiles.padded_columns(V, x.element_size())
     step = tiles.rows_per_chunk(N, V, x.element_size(), num_chunks)
     buffer = x.new_empty(step, columns)
@@ -130,7 +147,7 @@ def _chunks(x: Tensor, weight: Tensor, bias: Tensor | None, num_chunks: int) -> 
         chunk = slice(start, min(start + step, N))
         logits = buffer[: chunk.stop - chunk.start]
         # Every matmul here writes to `out`: that is what autocast leaves alone.
-        torch.mm(x[chunk], weight.t(), out=logits[:, :V])
+        torch.mm(x[chunk], weight.t(), out=logits[:, : weight.shape[0]])
         yield chunk, Rows(logits, bias, V, columns)
 
 

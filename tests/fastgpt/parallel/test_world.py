@@ -17,7 +17,8 @@ from fastgpt.parallel.world import OtherRankError, World
 
 def test_alone_needs_no_process_group():
     world = World()
-    assert world.is_first and world.objects("mine") == ["mine"] and world.from_first(3) == 3
+    assert world.is_first
+    assert (world.objects("mine"), world.from_first(3)) == (["mine"], 3)
     assert torch.equal(world.gathered(torch.tensor([1.0, 2.0])), torch.tensor([[1.0, 2.0]]))
     with pytest.raises(ValueError, match="mine"), world.together():
         raise ValueError("mine")
