@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from . import files
@@ -22,6 +22,7 @@ from . import files
 NAME = "checksums.json"
 _STAMPS = "stamps"
 _TRAINING = ("training.safetensors", "training.json")
+_SHARDS = "sharded/*.safetensors"
 _OURS = ("config.json", "model.safetensors", "fastgpt_tokenizer.json", "tokenizer.tiktoken", *_TRAINING)
 _QUICK_FROM = 1 << 20  # bytes; below, hashing takes less than a millisecond, and no clock's tick hides a change
 _SETTLED_NS = 2_000_000_000  # a file whose last change is so long ago gets another stamp by the next
@@ -41,10 +42,11 @@ class DamagedFile(ValueError):
         )
 
 
-def write(folder: Path) -> None:
-    """Write checksums.json for all files that are in `folder`."""
+def write(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write checksums.json for all files that are in `folder`. known: hashes, by their names, that need no reading."""
     paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != NAME}
-    hashes = {name: files.sha256(path) for name, path in paths.items()}
+    known = {} if known is None else known
+    hashes = {name: known.get(name) or files.sha256(path) for name, path in paths.items()}
     stamps = {name: _stamp(path.stat()) for name, path in paths.items()}
     text = json.dumps(hashes | {_STAMPS: stamps | {"sha256": _hash(stamps)}}, indent=2) + "\n"
     (folder / NAME).write_text(text, encoding="utf-8")
@@ -68,7 +70,9 @@ def check(folder: Path, read: Iterable[str] = (), *, whole: bool = False) -> set
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return os.path.lexists(folder / NAME) or all(os.path.lexists(folder / name) for name in _TRAINING)
+    if os.path.lexists(folder / NAME) or all(os.path.lexists(folder / name) for name in _TRAINING):
+        return True
+    return os.path.lexists(folder / _TRAINING[1]) and any(folder.glob(_SHARDS))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, list[int]]]:
@@ -91,7 +95,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, list[int]]]:
             raise DamagedFile(path, f"corrupted, its entry for {name} is no sha256")
     if not isinstance(stamps, dict) or stamps.pop("sha256", None) != _hash(stamps):
         raise DamagedFile(path, "corrupted or altered, its stamps have not the sha256 that it records")
-    lacking = [name for name in _OURS if os.path.lexists(path.with_name(name)) and name not in found]
+    shards = [f"{shard.parent.name}/{shard.name}" for shard in path.parent.glob(_SHARDS)]
+    lacking = [name for name in (*_OURS, *shards) if os.path.lexists(path.parent / name) and name not in found]
     if lacking or not found:
         raise DamagedFile(path, f"corrupted, it has no sha256 of {lacking[0] if lacking else 'any file'}")
     return found, stamps

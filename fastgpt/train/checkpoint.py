@@ -7,6 +7,9 @@
         training.json                       step, sampler position, settings
         checksums.json                      sha256 of every file above
 
+What several ranks wrote (`sharded.py`) has all tensors in sharded/*.safetensors, in place of the two files. Either is
+read by one rank or by many.
+
 Nothing is pickled, so loading a checkpoint runs no code from it.
 """
 
@@ -27,7 +30,9 @@ from torch import Tensor, nn
 from ..base import checksums, files
 from ..base.checksums import DamagedFile
 from ..model.config import may_change
-from ..model.formats.tensor_file import all_tensors, dtype_name, opened, write_safetensors
+from ..model.formats import sharded
+from ..model.formats.tensor_file import all_tensors, dtype_name, dtype_of, opened, write_safetensors
+from ..parallel.world import World
 from . import overwritten, step_folders
 from .overwritten import kept
 from .step_folders import (
@@ -41,11 +46,22 @@ from .step_folders import (
     set_aside_after,
     step_of,
 )
-from .training_state import check_rng, fitting_moments, optimizer_tensors, rng_tensors, set_rng, trained_names
+from .training_state import (
+    check_rng,
+    fitting_moments,
+    is_dtensor,
+    optimizer_tensors,
+    place,
+    rng_names,
+    rng_tensors,
+    set_rng,
+    trained_names,
+    weights,
+)
 
 __all__ = [
-    "CheckpointError", "all_checkpoints", "atomic_folder", "check_fits", "folder_of", "kept", "latest", "prune",
-    "read_state", "restore", "save", "set_aside_after", "set_rng", "step_of", "verify",
+    "CheckpointError", "all_checkpoints", "atomic_folder", "check_fits", "could_not_save", "folder_of", "kept",
+    "latest", "prune", "read_state", "restore", "save", "set_aside_after", "set_rng", "step_of", "verify",
 ]  # fmt: skip
 
 
@@ -66,13 +82,18 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             files.flush_all(work)
             step_folders.replace(work, target)
     except (OSError, SafetensorError) as error:
-        root = target.parent
-        why = files.reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
-        then = "start again" if overwritten.newest(root) is None else "go on with resume=True (--resume)"
-        raise CheckpointError(
-            f"could not save {target}: {why}{files.free_space(error, root)}. {kept(root)}. "
-            f"{(files.remedy(error) or 'mend that').capitalize()}, and {then}"
-        ) from error
+        raise could_not_save(target, error) from error
+
+
+def could_not_save(target: Path, error: Exception) -> CheckpointError:
+    """What to raise where `error` kept the checkpoint `target` from being written."""
+    root = target.parent
+    why = files.reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
+    then = "start again" if overwritten.newest(root) is None else "go on with resume=True (--resume)"
+    return CheckpointError(
+        f"could not save {target}: {why}{files.free_space(error, root)}. {kept(root)}. "
+        f"{(files.remedy(error) or 'mend that').capitalize()}, and {then}"
+    )
 
 
 def prune(root: Path, keep: int, newest: Path) -> None:
@@ -81,16 +102,26 @@ def prune(root: Path, keep: int, newest: Path) -> None:
     overwritten.settle(root.parent)
 
 
-def verify(folder: Path) -> None:
-    """Raise CheckpointError unless every file of the checkpoint is there and has the hash it was written with."""
+def verify(folder: Path, world: World | None = None) -> None:
+    """Raise CheckpointError unless every file of the checkpoint is there and has the hash it was written with.
+
+    world: its ranks share the hashing, and each raises of the files that it has hashed.
+    """
     if not os.path.isdir(folder):
         there = ", ".join(map(str, all_checkpoints(folder.parent))) or "none"
         raise CheckpointError(f"{folder}: not a training checkpoint (no such folder); those of this run: {there}")
     try:
-        names = checksums.check(folder, whole=True)
+        if world is None or world.size == 1:
+            names = checksums.check(folder, whole=True)
+        else:
+            names = checksums.check(folder)
+            checksums.check(folder, sorted(names)[world.rank :: world.size])
     except DamagedFile as error:
         raise CheckpointError(f"{error.path}: {error.what}; {instead(folder)}") from None
-    for name in ("model.safetensors", "training.json", "training.safetensors"):
+    tensors = ["model.safetensors", "training.safetensors"]
+    if any(name.startswith(f"{sharded.FOLDER}/") for name in names):
+        tensors = []
+    for name in ["training.json", *tensors]:
         if name not in names:
             raise CheckpointError(f"{folder / name}: missing, so {folder.name} is no training checkpoint")
 
@@ -114,13 +145,13 @@ def save(
         (work / "training.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """What `save` was given as `state`.
+def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
+    """What `save` was given as `state`. world: its ranks share the hashing (`verify`).
 
     Raises:
         CheckpointError: a file of the checkpoint is corrupted or missing.
     """
-    verify(folder)
+    verify(folder, world)
     state = files.read_json(folder / "training.json")
     step = state.get("step") if isinstance(state, dict) else None
     if not isinstance(step, int) or not is_named_for(folder, step):
@@ -156,31 +187,83 @@ def _is_state(state: dict[str, Any]) -> bool:
     )
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World | None = None) -> None:
     """Put model, optimizer and random-number states back in place; all of them, or none.
+
+    Whatever number of ranks and strategy wrote the checkpoint: each rank of `world` takes its part, and calls no
+    collective. A rank that the run did not have begins its random numbers from the run's seed and its own number.
 
     Raises:
         CheckpointError: made by another model, or with other parameters frozen; or no state of such an optimizer.
     """
+    world = World() if world is None else world
     check_fits(folder, model)
-    weights, tensors = _read(folder / "model.safetensors"), _read(folder / "training.safetensors")
-    trained = files.read_json(folder / "training.json").get("trained")
-    moments = fitting_moments(folder, model, optimizer, tensors, trained)
-    check_rng(folder, tensors)
-    model.load_state_dict(weights, strict=False)
+    state = files.read_json(folder / "training.json")
+    in_parts = sharded.is_sharded(folder) or any(map(is_dtensor, model.parameters()))
+    if in_parts:
+        loaded, tensors, names = _read_parts(folder, model, world)
+    else:
+        loaded, tensors = _read(folder / "model.safetensors"), _read(folder / "training.safetensors")
+        names = rng_names(tensors, world.rank, world.device)
+    moments = fitting_moments(folder, model, optimizer, tensors, state.get("trained"), copy=not in_parts)
+    random = {name: tensors[there] for name, there in names.items()}
+    if random or world.rank == 0:
+        check_rng(folder, random)
+    model.load_state_dict(loaded, strict=False)
     # load_state_dict moves each tensor to its parameter's device, and step counters to where fused AdamW wants them.
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    set_rng(tensors)
+    if random:
+        set_rng(random)
+    else:
+        torch.manual_seed(state["sampler"]["seed"] + world.rank)
+
+
+def _read_parts(
+    folder: Path, model: nn.Module, world: World
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """(weights, the other tensors, names of this rank's random states) of a checkpoint, this rank's parts of them."""
+    stored = _stored(folder)
+    own = weights(model)
+    parameters = dict(model.named_parameters())
+    names = rng_names((name for name in stored if name.startswith("rng/")), world.rank, world.device)
+    wanted: dict[str, Tensor] = {}
+    for name, (dtype, *shape) in stored.items():
+        like = own.get(name)
+        if name.startswith("rng/") and name not in names.values():
+            continue
+        if name.startswith("optimizer/"):
+            like = parameters.get(name.removeprefix("optimizer/").rpartition("/")[0])
+        if like is not None and list(like.shape) == shape:
+            wanted[name] = torch.empty_like(like.detach(), dtype=dtype_of(dtype))
+        else:
+            wanted[name] = torch.empty(shape, dtype=dtype_of(dtype), device="cpu")
+    try:
+        sharded.read_into(folder, wanted)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot be read ({files.reason(error)}); {instead(folder)}") from error
+    loaded = {name: tensor for name, tensor in wanted.items() if sharded.is_weight(name)}
+    return loaded, {name: tensor for name, tensor in wanted.items() if name not in loaded}, names
+
+
+def _stored(folder: Path) -> dict[str, tuple[Any, ...]]:
+    try:
+        return sharded.stored(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{files.reason(error)}; {instead(folder)}") from error
 
 
 def check_fits(folder: Path, model: nn.Module) -> None:
     """Raise CheckpointError unless the checkpoint's weights are this model's: by their names and shapes, and by what
     the config says of how they are used (a model without a config of dataclass fields has the first alone)."""
-    path = folder / "model.safetensors"
-    with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        stored = {name: (found.get_dtype(), *found.get_shape()) for name, found in slices.items()}
-    own = model.state_dict()
+    if sharded.is_sharded(folder):
+        path = folder / sharded.FOLDER
+        stored = {name: kind for name, kind in _stored(folder).items() if sharded.is_weight(name)}
+    else:
+        path = folder / "model.safetensors"
+        with _opened(path) as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            stored = {name: (found.get_dtype(), *found.get_shape()) for name, found in slices.items()}
+    own = model.state_dict(keep_vars=True)
     named = {name: (dtype_name(own[name].dtype), *own[name].shape) for name in stored if name in own}
     shapes = [
         f"{name} {_words(stored[name], other)} against the model's {_words(other, stored[name])}"
@@ -189,8 +272,8 @@ def check_fits(folder: Path, model: nn.Module) -> None:
     ]
     unknown = sorted(set(stored) - set(own))
     # A tied weight is stored once: a name may be absent if its storage is that of a name that is present.
-    present = {own[name].data_ptr() for name in stored if name in own}
-    absent = [name for name in own if name not in stored and own[name].data_ptr() not in present]
+    present = {place(own[name]) for name in stored if name in own}
+    absent = [name for name in own if name not in stored and place(own[name]) not in present]
     if shapes or unknown or absent:
         what = "; ".join(shapes[:3] + [f"unknown {n}" for n in unknown[:3]] + [f"missing {n}" for n in absent[:3]])
         raise CheckpointError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import files
+from ..model.formats import sharded
 from ..pages.page import Page, inside_a_script, is_ours
 from . import overwritten, run_folder
 from .metrics import read_metrics
@@ -135,10 +136,9 @@ def _counted(newest: Path | None) -> int | None:
     if newest is None:
         return None
     try:
-        with open(newest / "model.safetensors", "rb") as file:
-            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 10**8)))
-        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        stored = sharded.stored(newest)
+        return sum(math.prod(shape) for name, (_, *shape) in stored.items() if sharded.is_weight(name)) or None
+    except (OSError, ValueError):
         return None
 
 

@@ -14,6 +14,7 @@ where a measurement cannot be written, training goes on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from pathlib import Path
@@ -25,12 +26,14 @@ from torch import nn
 from ..base.settings import SettingTypeError
 from ..data import TokenDataset
 from ..data.tokenizer import Tokenizer
+from ..parallel.world import World
 from . import checkpoint, overwritten, run_folder, run_report
 from .arguments import check_arguments, check_settings
 from .devices import autocast, resolve_device, resolve_dtype
 from .evaluation import Validation, evaluate
 from .owed import Owed
 from .run_folder import SettingsChanged
+from .saver import Saver
 from .stopping import StopSignals
 from .train_config import TrainConfig
 from .training_loop import Loop, TrainResult
@@ -146,7 +149,7 @@ class Trainer(Updates):
                             self.config.folder, self.step, self.config.steps,
                         )  # fmt: skip
                         newest = checkpoint.folder_of(root, self.step)
-                        checkpoint.prune(root, self.config.keep, newest)
+                        self.saver.prune(root, self.config.keep, newest)
                         run_report.write_missing(self)
                         return TrainResult(self.step, [], None, None, newest)
                 else:
@@ -175,6 +178,12 @@ class Trainer(Updates):
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def saver(self) -> Saver:
+        """Writes this run's checkpoints."""
+        world, strategy = getattr(self, "world", World()), getattr(self, "strategy", None)
+        return Saver(world, strategy=getattr(strategy, "name", "single"), timeout=getattr(self.config, "timeout", None))
+
     def save(self) -> Path:
         """Write a checkpoint of this step, then drop old ones. Returns its folder.
 
@@ -182,11 +191,12 @@ class Trainer(Updates):
             checkpoint.CheckpointError: it cannot be written. FloatingPointError: weights that are not finite.
         """
         path = self.write()
-        checkpoint.prune(path.parent, self.config.keep, path)
+        self.saver.prune(path.parent, self.config.keep, path)
+        self.saver.wait()
         return path
 
     def write(self) -> Path:
-        """As `save`, and drop none.
+        """As `save`, and drop none. Where many ranks train it is whole later: `saver.wait`.
 
         Raises:
             checkpoint.CheckpointError, FloatingPointError: as `save`.
@@ -201,7 +211,7 @@ class Trainer(Updates):
             "tokenizer_sha256": self.train_data.tokenizer_sha256, "owed": self.owed.state(),
         }  # fmt: skip
         path = checkpoint.folder_of(self.config.folder / "checkpoints", self.step)
-        checkpoint.save(path, self.model, self.optimizer, state, self.tokenizer)
+        self.saver.save(path, self.model, self.optimizer, state, self.tokenizer)
         return path
 
     def load(self, folder: Path, *, allow_changes: bool = False) -> None:
@@ -210,8 +220,15 @@ class Trainer(Updates):
         Raises:
             checkpoint.CheckpointError: corrupted, of another shape, or made with another tokenizer.
             SettingsChanged: made with other settings, without `allow_changes`.
+            OtherRankError: one of these, of another rank.
         """
-        state = checkpoint.read_state(folder)
+        with self.saver.world.together():
+            self._load(folder, allow_changes)
+
+    def _load(self, folder: Path, allow_changes: bool) -> None:
+        """On each rank alone, so that whatever fails on one of them ends all."""
+        world = self.saver.world
+        state = checkpoint.read_state(folder, world)
         if state["tokenizer_sha256"] != self.train_data.tokenizer_sha256:
             raise checkpoint.CheckpointError(
                 f"{folder}: trained with the tokenizer {state['tokenizer_sha256'][:12]}..., the data was made with "
@@ -224,7 +241,7 @@ class Trainer(Updates):
             if not allow_changes:
                 raise error
             _log.warning("going on with changes: %s", error.words())
-        checkpoint.restore(folder, self.model, self.optimizer)
+        checkpoint.restore(folder, self.model, self.optimizer, world)
         self.sampler.load_state_dict(state["sampler"], allow_changes=allow_changes)
         self.step, self.owed = state["step"], Owed.of(state)
         self.owed.validation &= self.val_data is not None

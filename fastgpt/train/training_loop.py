@@ -31,6 +31,7 @@ from .evaluation import Validation
 from .owed import Owed
 from .pending import Pending
 from .reports import Reports, reports
+from .saver import Saver
 from .stopping import StopSignals
 from .train_config import TrainConfig
 
@@ -54,6 +55,8 @@ class Training(Protocol):
 
     @property
     def world(self) -> World: ...
+    @property
+    def saver(self) -> Saver: ...
     def begin_step(self) -> Pending: ...
     def settle(self, *, explain: bool = True) -> None: ...
     def validate(self, *, whole: bool = False, interruptible: bool = False) -> Validation | None: ...
@@ -122,6 +125,7 @@ class Loop:
                 newest = self._saved()
             except Exception as error:
                 self._report_what_was_begun()
+                self._wait_after(error)
                 alone = self.world.size == 1
                 rescue.end(error, self.root, self.trainer.step, self.trainer.is_whole, self._save, alone=alone)
                 raise
@@ -216,8 +220,8 @@ class Loop:
 
     def _prune(self, saved: Path) -> None:
         """Drop old checkpoints; not while steps are skipped: then one of them may be the last that is good."""
-        if self.world.is_first and not self.trainer.in_a_row:
-            checkpoint.prune(self.root, self.config.keep, saved)
+        if not self.trainer.in_a_row:
+            self.trainer.saver.prune(self.root, self.config.keep, saved)
 
     def _save(self) -> Path:
         if self._begun is not None:
@@ -240,11 +244,20 @@ class Loop:
 
     def _saved(self) -> Path:
         """The checkpoint of the step at which the loop ends: where a signal came, it is not yet there."""
-        path = checkpoint.folder_of(self.root, self.trainer.step)
-        if not self.world.from_first(path.exists()):
+        saver, path = self.trainer.saver, checkpoint.folder_of(self.root, self.trainer.step)
+        if not saver.holds(path):
             path = self._save()
             self._prune(path)
+        saver.wait()
         return path
+
+    def _wait_after(self, error: Exception) -> None:
+        """Until the save that was on its way when an error came is whole; if it fails too, that is told."""
+        try:
+            self.trainer.saver.wait()
+        except checkpoint.CheckpointError as failed:
+            if failed is not error:
+                _log.warning("%s", failed)
 
     def _opened_reports(self, owed: Owed, again: bool) -> AbstractContextManager[Reports]:
         """metrics.jsonl and the progress bar, with the lines that are owed; `again`: the step's own comes later.

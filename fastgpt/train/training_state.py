@@ -1,12 +1,13 @@
 """What a checkpoint holds beside the weights: optimizer moments and random-number states, as named tensors.
 
 optimizer/<parameter>/step, exp_avg, exp_avg_sq
-rng/cpu, rng/cuda/<number>
+rng/cpu, rng/cuda/<number>                          of a process that trains alone
+rng/<rank>/cpu, rng/<rank>/cuda                     of one of several, of the GPU that it trains on
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,33 @@ from .step_folders import CheckpointError, instead
 
 _OPTIMIZER = "optimizer/"
 _KINDS = ("exp_avg", "exp_avg_sq", "step")  # of torch.optim.AdamW; `step` is one number, the others are moments
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their names in the state dict, not copied; what is tied, under its first name only.
+
+    A model that is sharded (`fully_shard`) is put back into its shards, as torch does for a state dict.
+    """
+    found: dict[object, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(place(tensor), (name, tensor))
+    return dict(found.values())
+
+
+def place(tensor: Tensor) -> object:
+    """What two tensors share that are one: of a state dict that keeps its parameters."""
+    return id(tensor) if is_dtensor(tensor) else (tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which this rank has a part; without importing what defines it."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor; another tensor itself."""
+    part: Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return part
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -45,6 +73,28 @@ def rng_tensors() -> dict[str, Tensor]:
     return tensors
 
 
+def rank_rng_tensors(rank: int, device: torch.device) -> dict[str, Tensor]:
+    """The states of the random generators that this rank uses, under its own names."""
+    tensors = {f"rng/{rank}/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors[f"rng/{rank}/cuda"] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def rng_names(stored: Iterable[str], rank: int, device: torch.device) -> dict[str, str]:
+    """Where a rank's random states are among the `stored` names: the name that `set_rng` knows -> the name there.
+
+    {} for a rank that the run did not have when it was saved.
+    """
+    names = set(stored)
+    number = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    ours = {"rng/cpu": f"rng/{rank}/cpu", f"rng/cuda/{number}": f"rng/{rank}/cuda"}
+    found = {name: there for name, there in ours.items() if there in names}
+    if found or rank > 0:
+        return found
+    return {name: name for name in names if name.startswith(("rng/cpu", "rng/cuda/"))}  # of one that trained alone
+
+
 def set_rng(tensors: dict[str, Tensor]) -> None:
     """Give torch's random generators the states of `rng_tensors`."""
     torch.set_rng_state(tensors["rng/cpu"])
@@ -67,10 +117,13 @@ def fitting_moments(
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, Tensor],
     trained: Sequence[str] | None,
+    *,
+    copy: bool = True,
 ) -> dict[int, dict[str, Tensor]]:
     """The optimizer's state by the number of the parameter, as `load_state_dict` wants it.
 
     trained: the parameters that the run trained; None where that was not recorded: those that have moments, at least.
+    copy: of every tensor, since what was read may be the file's own memory.
 
     Raises:
         CheckpointError: other parameters are trained now, or a moment that is not this parameter's.
@@ -92,8 +145,7 @@ def fitting_moments(
             raise _no_moments(folder, f"state for {name} is {have}, and should be {', '.join(_KINDS)}")
         for kind, value in kinds.items():
             _check_moment(folder, kind, name, value, parameter)
-        # A copy, since what was read is the file's own memory.
-        state[numbers[id(parameter)]] = {kind: value.clone() for kind, value in kinds.items()}
+        state[numbers[id(parameter)]] = {kind: value.clone() if copy else value for kind, value in kinds.items()}
     return state
 
 
@@ -114,7 +166,7 @@ def _check_moment(folder: Path, kind: str, name: str, value: Tensor, parameter: 
     dtype = torch.float32 if kind == "step" else parameter.dtype
     if value.dtype != dtype:
         raise _no_moments(folder, f"{kind} for {name} is {_short(value.dtype)}, and should be {_short(dtype)}")
-    if not value.isfinite().all():
+    if not local(value).isfinite().all():  # of this rank's part: no collective
         raise _no_moments(folder, f"{kind} for {name} holds numbers that are NaN or infinite")
 
 

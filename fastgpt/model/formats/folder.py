@@ -20,7 +20,7 @@ from ...base.settings import some_of
 from .. import tied
 from ..config import GPTConfig
 from ..size import check_enough_weights
-from . import hf_gpt2, nanogpt
+from . import hf_gpt2, nanogpt, sharded
 from .locate import check_target, check_type, locate, read_fields, weights_beside
 from .tensor_file import read_safetensors, write_safetensors
 
@@ -95,7 +95,7 @@ def _load_folder(path: Path) -> tuple[GPTConfig, State]:
 
 
 def read_weights(folder: Path) -> State:
-    """All tensors of model.safetensors, of its shards, or of pytorch_model.bin.
+    """All tensors of model.safetensors, of its shards, or of pytorch_model.bin; all weights of a sharded checkpoint.
 
     Raises:
         FileNotFoundError: none of these, or a shard is missing. ValueError: truncated, corrupted or altered.
@@ -110,6 +110,8 @@ def read_weights(folder: Path) -> State:
                 raise FileNotFoundError(f"{index} names {shard}, which is missing; copy all shards into {folder}")
             state.update(read_safetensors(folder / shard))
         return state
+    if sharded.is_sharded(folder):
+        return sharded.read_whole(folder)
     if (folder / "pytorch_model.bin").is_file():
         return _dict_of(folder / "pytorch_model.bin")
     raise FileNotFoundError(

@@ -121,6 +121,18 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _NAMES[dtype]
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that the format calls `name`.
+
+    Raises:
+        ValueError: it calls none so, or torch has none for it.
+    """
+    for dtype, own in _NAMES.items():
+        if own == name:
+            return dtype
+    raise ValueError(f"tensors of dtype {name}, which torch has not; convert them")
+
+
 def _layout(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, Any]]:
     """Where each tensor begins in the data, and the header's entries in that order."""
     begins, header, end = {}, {}, 0
