@@ -118,10 +118,8 @@ def verify(folder: Path, world: World | None = None) -> None:
             checksums.check(folder, sorted(names)[world.rank :: world.size])
     except DamagedFile as error:
         raise CheckpointError(f"{error.path}: {error.what}; {instead(folder)}") from None
-    tensors = ["model.safetensors", "training.safetensors"]
-    if any(name.startswith(f"{sharded.FOLDER}/") for name in names):
-        tensors = []
-    for name in ["training.json", *tensors]:
+    has_shards = any(name.startswith(f"{sharded.FOLDER}/") for name in names)
+    for name in ("training.json",) if has_shards else ("model.safetensors", "training.json", "training.safetensors"):
         if name not in names:
             raise CheckpointError(f"{folder / name}: missing, so {folder.name} is no training checkpoint")
 

@@ -70,7 +70,7 @@ class Writer(HuggingFaceStorageWriter):
         ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[Any]:
-        """Writes and flushes this rank's file. Returns its name and its sha256, in place of torch's `WriteResult`s."""
+        """Writes and flushes this rank's file. Returns its name and its sha256, in place of what torch's says."""
         folder = self.target.parent / plan.storage_data[_FOLDER] / sharded.FOLDER
         self.path = folder
         written = super().write_data(plan, planner).wait()

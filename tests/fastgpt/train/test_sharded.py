@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from fastgpt import GPT
-from fastgpt.base import files
+from fastgpt.base import checksums, files
 from fastgpt.model.formats import sharded
 from fastgpt.parallel.world import OtherRankError, World
 from fastgpt.train import checkpoint, run_record, step_folders
@@ -218,6 +218,21 @@ def test_files_that_are_not_those_that_were_written(copy, what):
         GPT.from_pretrained(copy)
 
 
+def test_the_ranks_share_the_hashing(copy, monkeypatch):
+    monkeypatch.setattr(checksums, "_QUICK_FROM", 0)  # else files so small are hashed by all
+    before = {path: path.stat() for path in (copy / "sharded").iterdir()}
+    for path, stat in before.items():
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    told = []
+    for rank in range(2):
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.verify(copy, World(rank, 2))
+        told.append(str(error.value).partition(":")[0])
+    first, second, *_ = sorted(map(str, before))
+    assert sorted(told) == [first, second]
+
+
 def test_pieces_that_are_missing_where_no_hashes_tell(copy):
     """Who copies a model out of its checkpoint leaves the hashes behind."""
     (copy / "checksums.json").unlink()
@@ -260,11 +275,16 @@ def failing(rank: int, folder: str) -> list[str]:
         world.wait()
         files.sha256, step_folders.replace = sha256, replace
     saver.save(target, model, optimizer, state(1))
+    later = checkpoint.folder_of(Path(folder), 2)
+    saver.save(later, model, optimizer, state(2))  # waits for the first
+    saver.prune(later.parent, 1, later)
+    told.append(str(target.exists()))  # as long as the next is not whole
     saver.wait()
-    saver.prune(target.parent, 1, target)
+    world.wait()
+    told.append(str(sorted(os.listdir(folder))))
     try:
         with world.together():
-            checkpoint.read_state(target if rank == 0 else target.with_name("step-00000002"), world)
+            checkpoint.read_state(later if rank == 0 else later.with_name("step-00000003"), world)
     except (CheckpointError, OtherRankError) as error:
         told.append(str(error))
     return told
@@ -276,8 +296,9 @@ def test_every_rank_is_told_of_one_that_fails(tmp_path):
         assert told[0].startswith(space)
         assert told[2].startswith(space)
         assert told[1] == told[3] == "[]"  # neither half a checkpoint nor a folder that was left behind
-        assert "step-00000002: not a training checkpoint" in told[4]
-    assert results[0][4].startswith("rank 1: ")
+        assert told[4:6] == ["True", "['step-00000002']"]
+        assert "step-00000003: not a training checkpoint" in told[6]
+    assert results[0][6].startswith("rank 1: ")
 
 
 def test_tensors_of_a_trainer_of_one_process_are_read_by_the_same_reader(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import assignment, call, choice, comparison, condition, item, name, statement, value
+from ..places import call, choice, comparison, condition, item, name, statement, value
 from ..plant import Mutant
 
 _SAVED = "tests/fastgpt/train/test_checkpoint.py::test_"
@@ -109,7 +109,7 @@ MUTANTS = (
     Mutant(
         "checkpoint-weights-before-all-is-checked",
         "train.restore",
-        assignment("trained").followed_by("model.load_state_dict(weights, strict=False)"),
+        statement("if", "in_parts").followed_by("model.load_state_dict(loaded, strict=False)"),
         "tests/fastgpt/train/test_resume_fits.py::test_a_moment_that_is_none_of_this_parameter_is_named",
     ),
     Mutant(

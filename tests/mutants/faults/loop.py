@@ -227,25 +227,25 @@ MUTANTS = (
     # --- resuming -----------------------------------------------------------------------------------------------------
     Mutant(
         "trainer-resume-starts-the-data-over",
-        "Trainer.load",
+        "Trainer._load",
         call("load_state_dict").dropped(),
         _TESTS + "interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
     ),
     Mutant(
         "trainer-resume-counts-one-more",
-        "Trainer.load",
+        "Trainer._load",
         value("step").becomes("it + 1"),
         _TESTS + "interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
     ),
     Mutant(
         "trainer-resume-with-another-tokenizer",
-        "Trainer.load",
+        "Trainer._load",
         condition("state").never(),
         "tests/fastgpt/train/test_checkpoint.py::test_other_data_is_refused",
     ),
     Mutant(
         "trainer-resume-compares-nothing",
-        "Trainer.load",
+        "Trainer._load",
         operation("not").never(),
         _TESTS + "resume_with_other_settings",
     ),

@@ -1,0 +1,65 @@
+"""Faults of checkpoints that many ranks write and read."""
+
+from __future__ import annotations
+
+from ..places import call, condition, returned, value
+from ..plant import Mutant
+
+_SHARDED = "tests/fastgpt/train/test_sharded.py::test_"
+_EVERY = _SHARDED + "every_way_to_save_is_read_by_every_other_to_the_bit"
+_NO_COPY = (
+    "type('Same', (), {'stage': lambda self, state: state, 'close': lambda self: None, "
+    "'should_synchronize_after_execute': False})()"
+)
+
+MUTANTS = (
+    Mutant(
+        "sharded-saves-what-comes-later",
+        "sharded.Group.save",
+        call("async_save").argument("async_stager").becomes(_NO_COPY),
+        _EVERY,
+    ),
+    Mutant(
+        "sharded-one-random-state-for-all",
+        "train.rank_rng_tensors",
+        value("tensors", nth=1).becomes("{'rng/0/cpu': torch.get_rng_state()}"),
+        _EVERY,
+    ),
+    Mutant(
+        "sharded-new-ranks-draw-the-same-numbers",
+        "train.restore",
+        call("torch.manual_seed").argument(1).becomes("state['sampler']['seed']"),
+        _EVERY,
+    ),
+    Mutant(
+        "sharded-the-tied-head-twice",
+        "training_state.weights",
+        call("setdefault").becomes("found.setdefault(name, (name, tensor))"),
+        _EVERY,
+    ),
+    Mutant("sharded-without-its-step", "Writer.finish", call("describe").dropped(), _SHARDED + "layout"),
+    Mutant(
+        "sharded-pieces-may-lack",
+        "formats.sharded.stored",
+        condition("sum").never(),
+        _SHARDED + "pieces_that_are_missing_where_no_hashes_tell",
+    ),
+    Mutant(
+        "sharded-reads-the-files-of-others",
+        "formats.sharded.tensor_files",
+        returned("_PLAIN").becomes("sorted(folder.glob('*.safetensors'))"),
+        _SHARDED + "tensors_of_a_trainer_of_one_process_are_read_by_the_same_reader",
+    ),
+    Mutant(
+        "sharded-hashes-of-every-second-file",
+        "train.verify",
+        call("checksums.check", "sorted").dropped(),
+        _SHARDED + "the_ranks_share_the_hashing",
+    ),
+    Mutant(
+        "sharded-drops-the-old-before-the-new-is-whole",
+        "Saver.prune",
+        condition("_pending").never(),
+        _SHARDED + "every_rank_is_told_of_one_that_fails",
+    ),
+)
