@@ -26,7 +26,6 @@ from torch import nn
 from ..base.settings import SettingTypeError
 from ..data import TokenDataset
 from ..data.tokenizer import Tokenizer
-from ..parallel.world import World
 from . import checkpoint, overwritten, run_folder, run_report
 from .arguments import check_arguments, check_settings
 from .devices import autocast, resolve_device, resolve_dtype
@@ -181,8 +180,7 @@ class Trainer(Updates):
     @functools.cached_property
     def saver(self) -> Saver:
         """Writes this run's checkpoints."""
-        world, strategy = getattr(self, "world", World()), getattr(self, "strategy", None)
-        return Saver(world, strategy=getattr(strategy, "name", "single"), timeout=getattr(self.config, "timeout", None))
+        return Saver(self.world, strategy=self.strategy.name, timeout=getattr(self.config, "timeout", None))
 
     def save(self) -> Path:
         """Write a checkpoint of this step, then drop old ones. Returns its folder.
@@ -222,13 +220,12 @@ class Trainer(Updates):
             SettingsChanged: made with other settings, without `allow_changes`.
             OtherRankError: one of these, of another rank.
         """
-        with self.saver.world.together():
+        with self.world.together():
             self._load(folder, allow_changes)
 
     def _load(self, folder: Path, allow_changes: bool) -> None:
         """On each rank alone, so that whatever fails on one of them ends all."""
-        world = self.saver.world
-        state = checkpoint.read_state(folder, world)
+        state = checkpoint.read_state(folder, self.world)
         if state["tokenizer_sha256"] != self.train_data.tokenizer_sha256:
             raise checkpoint.CheckpointError(
                 f"{folder}: trained with the tokenizer {state['tokenizer_sha256'][:12]}..., the data was made with "
@@ -241,7 +238,7 @@ class Trainer(Updates):
             if not allow_changes:
                 raise error
             _log.warning("going on with changes: %s", error.words())
-        checkpoint.restore(folder, self.model, self.optimizer, world)
+        checkpoint.restore(folder, self.model, self.optimizer, self.world)
         self.sampler.load_state_dict(state["sampler"], allow_changes=allow_changes)
         self.step, self.owed = state["step"], Owed.of(state)
         self.owed.validation &= self.val_data is not None
