@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
             return status
     except KeyboardInterrupt as stop:
+        if not _speaks(stop):
+            return signals.status
         with contextlib.suppress(OSError):  # a closed pipe, or a terminal that is gone
             print(signals.message(stop), file=sys.stderr)
         _drop_output()
@@ -166,7 +168,7 @@ def _run(name: str, words: list[str], signals: Signals) -> int:
         from .commands import _mistakes
 
         if not _mistakes.is_ours(error):
-            return _fail(prog, _mistakes.describe(error, given))
+            return _fail(prog, _mistakes.describe(error, given)) if _speaks(error) else 2
         traceback.print_exc()
         print(f"{prog}: this is a bug of fastgpt; please report it, with the lines above", file=sys.stderr)
         return 1
@@ -179,6 +181,13 @@ def _help_first(argv: list[str]) -> list[str]:
     if argv[1:] == ["help"] and argv[0] in COMMANDS and not Path("help").exists():
         return [argv[0], "--help"]
     return argv
+
+
+def _speaks(error: BaseException) -> bool:
+    """Whether this process tells of it: of the ranks of a job (torchrun) one does, who has learnt it of the others."""
+    is_silent = getattr(error, "is_silent", None)  # of `fastgpt.parallel.launch`
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    return not (local_rank.isdecimal() and int(local_rank) > 0) if is_silent is None else not is_silent
 
 
 def _fail(prog: str, message: str) -> int:

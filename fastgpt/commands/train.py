@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..base.settings import SettingError, check_integer, check_number, shown
 from ..model import presets
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..model.gpt import GPT
     from ..model.one_head import OneHeadLM
     from ..model.one_head_config import OneHeadConfig
+    from ..parallel.world import World
     from ..train.trainer import TrainResult
 
 DEFAULT_PRESET = "depth-4x256x4"
@@ -116,6 +117,14 @@ def _check_same_model(asked: GPTConfig | OneHeadConfig, saved: GPTConfig | OneHe
             raise SettingError("train", name, value, need)
 
 
+class _Made(NamedTuple):
+    """make: the model; without values, on the meta device, where each rank is to hold a part of it: then `fill` gives
+    them, or the model's own `init_weights`."""
+
+    make: Callable[[], GPT | OneHeadLM]
+    fill: Callable[[Any], object] | None = None
+
+
 @dataclass
 class Command:
     """Train a GPT on texts or token shards. Everything is written to <runs-dir>/<name>; Ctrl-C saves first."""
@@ -188,10 +197,18 @@ class Command:
         return path
 
     def run(self) -> int:
+        from ..parallel import launch
+        from ._ranks import quiet
+
+        is_grouped = self.train.strategy != "auto"
+        with launch.world(self.train.device, timeout=self.train.timeout, group=is_grouped) as world, quiet(world):
+            return self._answer(world)
+
+    def _answer(self, world: World) -> int:
         from ..train.run_folder import SettingsChanged
 
         try:
-            return self._run()
+            return self._run(world)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._kept()) from None
         except SettingsChanged as error:
@@ -204,35 +221,46 @@ class Command:
         except FloatingPointError as error:
             from ._mistakes import describe
 
-            print(f"fastgpt train: error: {describe(error, None)}", file=sys.stderr)
+            if world.is_first:
+                print(f"fastgpt train: error: {describe(error, None)}", file=sys.stderr)
             return 1
 
-    def _run(self) -> int:
+    def _run(self, world: World) -> int:
         import torch
 
         from ..train import metrics
         from ..train.devices import threads_hint
         from ..train.trainer import Trainer
 
-        start = self._check()
-        tokenizer, make_model = self._model(start)
-        train_data, val_data = self._data(tokenizer)
+        start = self._check(world)
+        with world.together():
+            tokenizer, made = self._model(start, world)
+        train_data, val_data = self._data(tokenizer, world)
         torch.manual_seed(self.train.seed)
-        model = make_model()
+        with world.together():
+            model = made.make()
         trainer = Trainer(
             model, train_data, self.train, val_data=val_data, tokenizer=tokenizer, settings=self._settings(),
-            show_progress=self.progress or "lines",
+            show_progress=self.progress or "lines", world=world, fill=made.fill,
         )  # fmt: skip
         print(
             f"{model.num_parameters():,} parameters, {len(train_data):,} training and {len(val_data):,} validation "
             f"tokens, {str(trainer.dtype).removeprefix('torch.')} on {trainer.device}; writing {self.train.folder}",
             flush=True,
         )
+        if trainer.chosen.name != "single":
+            print(f"{world.size} rank{'s' * (world.size > 1)}, strategy {trainer.chosen}", flush=True)
         if trainer.device.type == "cuda":
             peak = metrics.peak_flops(torch.cuda.get_device_name(trainer.device), trainer.dtype)
             print(f"{metrics.MFU_FORMULA} = {'unknown, so n/a' if peak is None else f'{peak:.4g} FLOP/s'}")
         # A mistake is told in one line, so this comes when there is none; who goes on has read it.
-        if start is None and self.threads is None and trainer.device.type == "cpu" and (hint := threads_hint()):
+        if (
+            start is None
+            and self.threads is None
+            and world.size == 1
+            and trainer.device.type == "cpu"
+            and (hint := threads_hint())
+        ):
             print(hint, file=sys.stderr)
         resume = self.resume if self.resume_from is None else self.resume_from
         result = trainer.fit(resume=resume, overwrite=self.overwrite, allow_changes=self.allow_changes)
@@ -252,17 +280,22 @@ class Command:
         else:
             print(f"stopped by {result.stopped_by}: all is done and saved")
 
-    def _check(self) -> Path | None:
+    def _check(self, world: World) -> Path | None:
         """What can be told before the work. Returns the checkpoint to go on from, of a run that is resumed."""
         import torch
 
-        from ..train import checkpoint, run_folder
         from ..train.devices import resolve_device
 
-        if run_folder.ranks() > 1:
-            raise ValueError(f"this is one of WORLD_SIZE={run_folder.ranks()} processes: {run_folder.ONE_DEVICE}")
         resolve_device(self.train.device)
         check_number("train", "val_fraction", self.val_fraction, above=0, below=1)
+        self.train.on_ranks(world.size)
+        if self.threads is not None:
+            torch.set_num_threads(check_integer("train", "threads", self.threads, least=1, most=1024))
+        return world.by_first(self._start)
+
+    def _start(self) -> Path | None:
+        from ..train import checkpoint, run_folder
+
         resumes = self.resume or self.resume_from is not None
         if resumes and self.overwrite:
             raise ValueError("--overwrite starts a run over and --resume goes on with it; leave one of them out")
@@ -270,8 +303,6 @@ class Command:
         if self.train.folder.is_dir():
             with run_folder.alone(self.train):  # which fit holds; but here it is told before texts are tokenized
                 pass
-        if self.threads is not None:
-            torch.set_num_threads(check_integer("train", "threads", self.threads, least=1, most=1024))
         if not resumes:
             return None
         start = newest if self.resume_from is None else Path(self.resume_from)
@@ -279,10 +310,11 @@ class Command:
         checkpoint.verify(start)  # says which one can be gone on from, where this cannot
         return start
 
-    def _model(self, start: Path | None) -> tuple[Tokenizer, Callable[[], GPT | OneHeadLM]]:
+    def _model(self, start: Path | None, world: World) -> tuple[Tokenizer, _Made]:
         """The tokenizer, and what makes the model when the data is there."""
         from .. import interop
         from ..base import checksums
+        from ..model.initial import filled_from, on_meta
         from . import _inputs
 
         if self.init_from is None:
@@ -294,8 +326,9 @@ class Command:
             if start is not None:
                 _check_same_model(config, interop.open_config(start), start)
             preset = DEFAULT_PRESET if self.model.preset is None else self.model.preset
-            self._check_room(config, "preset", preset)
-            return tokenizer, lambda: presets.make(config)
+            if self._is_sharded(config, "preset", preset, world):
+                return tokenizer, _Made(lambda: on_meta(lambda: presets.make(config)))
+            return tokenizer, _Made(lambda: presets.make(config))
         if start is not None:
             self._check_same_start()
         folder = _inputs.model_folder(self.init_from) if start is None else start
@@ -304,26 +337,33 @@ class Command:
         config = interop.open_config(folder)
         self.model.check_fits(config, str(folder))
         overrides = {k: v for k, v in self.model.given().items() if may_change(k)}
-        self._check_room(dataclasses.replace(config, **overrides), "init_from", self.init_from)
+        config = dataclasses.replace(config, **overrides)
+        is_sharded = self._is_sharded(config, "init_from", self.init_from, world)
         tokenizer = self._tokenizer_of(folder)
         if tokenizer.vocab_size > config.vocab_size:
             need = f"has {tokenizer.vocab_size} token ids, the model in {folder} {config.vocab_size}; name its own"
             raise SettingError("train", "tokenizer", tokenizer.name, need)
-        return tokenizer, lambda: interop.open_model(folder, **overrides)
+        if is_sharded:
+            return tokenizer, _Made(lambda: on_meta(lambda: presets.make(config)), filled_from(folder))
+        return tokenizer, _Made(lambda: interop.open_model(folder, **overrides))
 
-    def _check_room(self, config: GPTConfig | OneHeadConfig, option: str, value: str) -> None:
-        """option, value: where those sizes come from that were not given."""
+    def _is_sharded(self, config: GPTConfig | OneHeadConfig, option: str, value: str, world: World) -> bool:
+        """Whether each rank will hold a part of the model only; if it fits at all. option, value: where those sizes
+        come from that were not given."""
         from ..train.devices import resolve_device, resolve_dtype
+        from ..train.placing import choose
         from ..train.room import check_room
         from ._inputs import blamed_on
 
-        device = resolve_device(self.train.device)
+        device = resolve_device(self.train.device) if world.size == 1 else world.device
+        chosen = choose(self.train, config, world)
         seq_len = config.max_len if self.train.seq_len is None else min(self.train.seq_len, config.max_len)
         with blamed_on(option, value, self.model.given()):
             check_room(
-                config, batch_size=self.train.batch_size, seq_len=seq_len, grad_accum=self.train.grad_accum,
-                device=device, dtype=resolve_dtype(self.train.dtype, device),
+                config, batch_size=self.train.batch_size, seq_len=seq_len, device=device, shards=chosen.shards,
+                grad_accum=self.train.on_ranks(world.size).grad_accum, dtype=resolve_dtype(self.train.dtype, device),
             )  # fmt: skip
+        return chosen.is_sharded
 
     def _check_same_start(self) -> None:
         from ..base.files import read_json
@@ -350,12 +390,20 @@ class Command:
             raise SettingError("train", "tokenizer", name, need)
         return found
 
-    def _data(self, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset]:
+    def _data(self, tokenizer: Tokenizer, world: World) -> tuple[TokenDataset, TokenDataset]:
+        """One rank of each machine first: it tokenizes, and leaves the tokens where the others find them."""
         from . import _inputs
 
-        return _inputs.open_both(
-            self.data, self.val_data, self.val_fraction, tokenizer, progress=self.progress, verify=self.verify
-        )
+        found = None
+        for is_turn in (world.local_rank == 0, world.local_rank != 0)[: world.size]:
+            with world.together():
+                if is_turn:
+                    found = _inputs.open_both(
+                        self.data, self.val_data, self.val_fraction, tokenizer,
+                        progress=self.progress and world.is_first, verify=self.verify,
+                    )  # fmt: skip
+        assert found is not None  # each rank has its turn
+        return found
 
     def _settings(self) -> dict[str, Any]:
         """Everything but what belongs to this call alone, in the form that --config reads."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..base.implementation_names import IMPLEMENTATIONS
 from ..base.settings import SettingTypeError, check_choice
 from ..nn.impl import check_constructible
-from . import tied
+from . import initial, tied
 from .blocks import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, head_choice, logits_and_loss
 from .config import GPTConfig
 from .formats.folder import filled, in_words, load, save, skeleton
@@ -98,7 +98,10 @@ class GPT(Generates):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """GPT-2's: N(0, 0.02) for matrices, over √(2 n_layers) where they write to the residual stream; biases 0."""
+        """GPT-2's: N(0, 0.02) for matrices, over √(2 n_layers) where they write to the residual stream; biases 0.
+
+        Of a sharded model each rank calls it; the parts are those of the whole model of the same seed.
+        """
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -107,7 +110,7 @@ class GPT(Generates):
                 parameter.fill_(1.0)
             else:
                 std = residual_std if name.endswith(("out_proj.weight", "ffn.2.weight")) else 0.02
-                parameter.normal_(0.0, std)
+                initial.fill_normal(parameter, std)
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, *, return_logits: bool | None = None, reduction: str = "mean"

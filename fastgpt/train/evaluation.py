@@ -14,6 +14,7 @@ from ..data import TokenDataset
 from ..data.sampler import IGNORED, check_dataset, sequential_batches
 from ..data.tokenizer import Tokenizer
 from ..model.modes import evaluating
+from ..parallel.world import World
 from . import metrics
 from .devices import autocast
 
@@ -45,14 +46,17 @@ def evaluate(
     max_batches: int | None = None,
     tokenizer: Tokenizer | None = None,
     stop: Callable[[], bool] | None = None,
+    world: World | None = None,
 ) -> Validation | None:
     """The model's loss over `data`, every token scored once in windows of `seq_len`; None if `stop` said so.
 
     Args:
         seq_len: tokens per window; the model's max_len if not given.
-        max_batches: score only so many batches, spread evenly over the data.
+        max_batches: score only so many batches, spread evenly over the data; one of several ranks is batch_size on
+            each of them.
         tokenizer: bits per byte need it; they count the bytes of the scored tokens.
-        stop: asked before each batch.
+        stop: asked before each batch; where one rank is told to stop, all do.
+        world: the ranks that share the work, all of which call this and get the same result; None: this one alone.
 
     Each module of the model is afterwards in the mode that it was in.
 
@@ -65,17 +69,24 @@ def evaluate(
     check_dataset("evaluate", "data", data)
     seq_len = fitting_seq_len("evaluate", model, seq_len)
     lengths = None if tokenizer is None else torch.from_numpy(tokenizer.token_bytes())
+    world = World() if world is None else world
     nats, tokens, n_bytes = 0.0, 0, 0
+    batches = sequential_batches(data, batch_size, seq_len, max_batches, rank=world.rank, world_size=world.size)
     with evaluating(model):
-        for idx, targets in sequential_batches(data, batch_size, seq_len, max_batches):
-            if stop is not None and stop():
+        for idx, targets in batches:
+            if stop is not None and any(world.objects(stop())):
                 return None
             with autocast(device, dtype):
                 loss = model(idx.to(device), targets.to(device)).loss
             valid = targets[targets != IGNORED]
+            if len(valid) == 0:  # there was no window left for this rank, and its loss is a mean over nothing
+                continue
             nats += float(loss) * valid.numel()
             tokens += valid.numel()
             n_bytes += 0 if lengths is None else int(lengths[valid].sum())
+    if world.size > 1:
+        sums = [sum(column) for column in zip(*world.objects((nats, tokens, n_bytes)), strict=True)]
+        nats, tokens, n_bytes = float(sums[0]), int(sums[1]), int(sums[2])
     loss = nats / tokens
     return Validation(loss, metrics.perplexity(loss), metrics.bits_per_byte(nats, n_bytes), tokens)
 

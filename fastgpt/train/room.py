@@ -22,16 +22,16 @@ _BATCH_OBJECTS = 512  # bytes: two tensors, their storages and a tuple, less tha
 
 def check_room(
     config: Config, *, batch_size: int, seq_len: int, device: torch.device, dtype: torch.dtype, grad_accum: int = 1,
-    weight_bytes: int = 4,
+    weight_bytes: int = 4, shards: int = 1,
 ) -> None:  # fmt: skip
     """Raise SettingError, of the setting that is to blame, where a step of AdamW needs more than there is.
 
-    dtype: what the model computes in; weight_bytes: of each of its numbers.
+    dtype: what the model computes in; weight_bytes: of each of its numbers; shards: parts of which a device holds one.
     """
     room, sizes = machine.room_on(device), config.to_dict()
     what = "weights, gradients and AdamW's moments"
-    check_fits(config, room, lambda sizes: 4 * weight_bytes * count_parameters(sizes), what)
-    weights = weight_bytes * count_parameters(sizes)
+    check_fits(config, room, lambda sizes: 4 * weight_bytes * count_parameters(sizes) // shards, what)
+    weights = weight_bytes * count_parameters(sizes) // shards
     fused = isinstance(config, GPTConfig) and explain("loss", config.loss_impl, device, dtype).name == "triton"
 
     def step(batch_size: int, seq_len: int) -> int:
@@ -48,8 +48,9 @@ def check_room(
 
 
 def check_room_of(
-    model: nn.Module, *, batch_size: int, seq_len: int, grad_accum: int, device: torch.device, dtype: torch.dtype
-) -> None:
+    model: nn.Module, *, batch_size: int, seq_len: int, grad_accum: int, device: torch.device, dtype: torch.dtype,
+    shards: int = 1,
+) -> None:  # fmt: skip
     """As `check_room`, for a model of ours that is trained as a whole; of any other nothing is known."""
     config = getattr(model, "config", None)
     weights = list(model.parameters())
@@ -58,7 +59,7 @@ def check_room_of(
     if sum(weight.numel() for weight in weights) == count_parameters(config.to_dict()):
         check_room(
             config, batch_size=batch_size, seq_len=seq_len, grad_accum=grad_accum, device=device, dtype=dtype,
-            weight_bytes=min(weight.element_size() for weight in weights),
+            weight_bytes=min(weight.element_size() for weight in weights), shards=shards,
         )  # fmt: skip
 
 

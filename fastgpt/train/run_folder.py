@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,18 +24,24 @@ from torch import nn
 from ..base import files
 from ..base.settings import SettingError
 from ..kernels._notice import say_once
+from ..parallel.launch import is_initialized, is_launched
+from ..parallel.world import World
 from . import checkpoint, overwritten
 from .train_config import TrainConfig
 
 # What changes nothing that is computed. (A tokenizer counts by its hash, init_from only before the first step.)
 _FREE = {
     "name", "runs_dir", "log_every", "eval_every", "save_every", "keep", "device", "compile", "tensorboard", "threads",
-    "tokenizer", "init_from",
+    "tokenizer", "init_from", "strategy", "shard_ranks", "timeout", "global_batch_size",
 }  # fmt: skip
 _CONTENTS = {"train_sha256": "training data", "val_sha256": "validation data"}
 _PLACES = {"data": "train_sha256", "val_data": "val_sha256"}  # the same data counts as such wherever it lies
-ONE_DEVICE = "this version trains on one device per run, so start it once, without torchrun"
-_HINTS = {"steps": "the learning rate's schedule depends on it", "n_tokens": "of the training data"}
+_BATCH = ("batch_size", "grad_accum", "ranks")  # their product is the sequences of an update
+_HINTS = {
+    "ranks": "with these, an update has another number of sequences; --global-batch-size keeps it",
+    "steps": "the learning rate's schedule depends on it",
+    "n_tokens": "of the training data",
+}
 
 
 class SettingsChanged(ValueError):
@@ -67,8 +74,17 @@ class SettingsChanged(ValueError):
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What both name, differs, and changes what is computed: name -> (saved, now)."""
     saved, now = (json.loads(json.dumps(record)) for record in (saved, now))  # JSON knows no tuples
+    before, after = saved.get("ranks", 1), now.get("ranks", 1)
+    if before != after:  # the run is the same on any number of ranks, as long as the sequences of an update are as many
+        saved, now = saved | {"ranks": before}, now | {"ranks": after}
+        if all(name in record for name in _BATCH for record in (saved, now)) and _batch(saved) == _batch(now):
+            now = {k: v for k, v in now.items() if k not in _BATCH}
     free = {place for place, content in _PLACES.items() if content in saved and saved[content] == now.get(content)}
     return {k: (saved[k], now[k]) for k in now if k in saved and saved[k] != now[k] and k not in _FREE | free}
+
+
+def _batch(record: dict[str, Any]) -> int:
+    return math.prod(record[name] for name in _BATCH)
 
 
 def saved_record(state: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +147,16 @@ def check(config: TrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
 
 
 @contextlib.contextmanager
+def held(config: TrainConfig, world: World) -> Iterator[None]:
+    """As `alone`, by rank 0 for all ranks of a job; its errors are raised on all."""
+    with contextlib.ExitStack() as entered:
+        with world.together():
+            if world.is_first:
+                entered.enter_context(alone(config))
+        yield
+
+
+@contextlib.contextmanager
 def alone(config: TrainConfig) -> Iterator[None]:
     """Hold the run's folder, made if need be, so that no other process trains in it or starts it over.
 
@@ -144,7 +170,9 @@ def alone(config: TrainConfig) -> Iterator[None]:
         try:
             is_locked = held.enter_context(files.locked(config.folder, must=False))
         except BlockingIOError:
-            several = "" if ranks() == 1 else f". There are WORLD_SIZE={ranks()} processes: {ONE_DEVICE}"
+            several = ""
+            if is_launched() and not is_initialized():
+                several = ". This is one of several processes: make its Trainer inside of fastgpt.parallel.launch.world"
             raise FileExistsError(
                 f"{config.folder}: another process is training there; wait for its end, or choose another name (--name)"
                 f"{several}"
@@ -156,12 +184,6 @@ def alone(config: TrainConfig) -> Iterator[None]:
             yield
         finally:
             overwritten.settle(config.folder)
-
-
-def ranks() -> int:
-    """The processes of which a launcher (torchrun) says that this is one."""
-    number = os.environ.get("WORLD_SIZE", "")
-    return int(number) if number.isdecimal() else 1
 
 
 def make(config: TrainConfig) -> None:

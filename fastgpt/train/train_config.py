@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
+from ..base.strategy_names import STRATEGIES
 
 DTYPES = ("auto", "float32", "bfloat16")
 
 _OWNER = "TrainConfig"
 MOST_SEQUENCES = 1 << 20  # a batch of more would only fill the memory, slowly
 _MOST_SEED = 2**64 - 1  # what torch's generators take
+_MOST_TIMEOUT = 7 * 24 * 3600  # a week
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,10 @@ class TrainConfig:
         name: Name of the run; everything is written to <runs_dir>/<name>.
         runs_dir: Folder of all runs.
         steps: Parameter updates.
-        batch_size: Sequences per micro-batch.
-        grad_accum: Micro-batches per update; the loss is the mean over all their tokens.
+        batch_size: Sequences per micro-batch, on each rank.
+        grad_accum: Micro-batches per update, on each rank; the loss is the mean over all tokens of all ranks.
+        global_batch_size: Sequences per update, on all ranks together; sets grad_accum to global_batch_size /
+            (batch_size * ranks), which must be whole.
         seq_len: Tokens per sequence; the model's max_len if not given.
         lr: Peak learning rate.
         warmup_fraction: Fraction of the steps in which the learning rate rises to its peak; a cosine follows.
@@ -41,6 +46,10 @@ class TrainConfig:
         seed: Of the order of the data and of dropout, 0 to 2^64 - 1.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
         dtype: "bfloat16" (autocast; weights stay float32), "float32", or "auto": bfloat16 on GPUs that have it.
+        strategy: How the model lies on several devices: "ddp" (each has all of it), "fsdp" (each has a part), "hsdp"
+            (fsdp within groups of ranks, ddp between them), or "auto": ddp if the model fits one device, else fsdp.
+        shard_ranks: Ranks that share one copy of the weights, with hsdp; those of a machine if not given.
+        timeout: Seconds that a rank waits for another before all end.
         compile: Run the model through torch.compile.
         tensorboard: Write TensorBoard scalars to <runs_dir>/<name>/tensorboard.
 
@@ -53,6 +62,7 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 16
     grad_accum: int = 1
+    global_batch_size: int | None = None
     seq_len: int | None = None
     lr: float = 1e-3
     warmup_fraction: float = 0.05
@@ -69,13 +79,17 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    strategy: str = "auto"
+    shard_ranks: int | None = None
+    timeout: int = 600
     compile: bool = False
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
         for name, most in (("steps", None), ("batch_size", MOST_SEQUENCES), ("grad_accum", None), ("keep", None)):
             self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1, most=most))
-        for name in ("seq_len", "eval_batches"):
+        self._set("timeout", check_integer(_OWNER, "timeout", self.timeout, least=1, most=_MOST_TIMEOUT))
+        for name in ("seq_len", "eval_batches", "global_batch_size", "shard_ranks"):
             if getattr(self, name) is not None:
                 self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1))
         for name in ("log_every", "eval_every", "save_every"):
@@ -90,6 +104,10 @@ class TrainConfig:
         for name in ("compile", "tensorboard"):
             check_flag(_OWNER, name, getattr(self, name))
         check_choice(_OWNER, "dtype", self.dtype, DTYPES)
+        check_choice(_OWNER, "strategy", self.strategy, STRATEGIES)
+        if self.shard_ranks is not None and self.strategy != "hsdp":
+            need = f"is for strategy hsdp, this is {self.strategy}; leave it out, or take hsdp (--strategy hsdp)"
+            raise SettingError(_OWNER, "shard_ranks", self.shard_ranks, need)
         if not isinstance(self.device, str):
             raise SettingTypeError(_OWNER, "device", self.device, 'must be a string, e.g. "auto", "cpu" or "cuda:1"')
         self._check_paths()
@@ -107,6 +125,31 @@ class TrainConfig:
         self._set("runs_dir", os.fspath(self.runs_dir))
         if not self.runs_dir or "\0" in self.runs_dir:
             raise SettingError(_OWNER, "runs_dir", self.runs_dir, 'must be the path of a folder, e.g. "runs"')
+
+    def on_ranks(self, ranks: int) -> TrainConfig:
+        """As it is on so many data-parallel ranks: with the grad_accum that global_batch_size asks for.
+
+        Raises:
+            SettingError: global_batch_size is no multiple of batch_size * ranks, or grad_accum says otherwise.
+        """
+        total = self.global_batch_size
+        if total is None:
+            return self
+        each = self.batch_size * ranks
+        if total % each:
+            would = sorted({n for n in (total // each * each, (total // each + 1) * each) if n})
+            sizes = (
+                [n for n in range(1, total // ranks + 1) if total % (n * ranks) == 0][-3:] if total < 1 << 20 else []
+            )
+            ways = [f"take {' or '.join(map(str, would))}"]
+            ways += [f"or --batch-size {' or '.join(map(str, sizes))}"] * bool(sizes)
+            of = f"batch_size {self.batch_size}" + (f" times {ranks} ranks" if ranks > 1 else "")
+            need = f"must be a multiple of {of}, {each}; {', '.join(ways)}"
+            raise SettingError(_OWNER, "global_batch_size", total, need)
+        if self.grad_accum not in (1, total // each):
+            need = f"is not what global_batch_size {total} asks for, {total // each}; leave one of them out"
+            raise SettingError(_OWNER, "grad_accum", self.grad_accum, need)
+        return dataclasses.replace(self, grad_accum=total // each)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

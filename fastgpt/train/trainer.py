@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import nn
 from ..base.settings import SettingTypeError
 from ..data import TokenDataset
 from ..data.tokenizer import Tokenizer
+from ..parallel.world import World
 from . import checkpoint, overwritten, run_folder, run_report
 from .arguments import check_arguments, check_settings
 from .devices import autocast, resolve_device, resolve_dtype
@@ -56,6 +58,10 @@ class Trainer(Updates):
         tokenizer: saved with every checkpoint, and needed for bits per byte.
         settings: written to <run>/settings.json beside the config, for people and for `fastgpt train`. What is no table
             in it is compared on resume, as the config and the model's are.
+        world: the ranks that train together (`fastgpt.parallel.launch.world`), each of which makes a Trainer and calls
+            its methods alike; those of torch.distributed if it is initialised, else this process alone.
+        fill: gives a model on the meta device its values, once it is on the ranks' devices; its own `init_weights` if
+            not given.
         show_progress: a progress bar on a terminal, or in a log file a line every `log_every` steps; "lines": those
             everywhere; False: nothing.
 
@@ -74,11 +80,13 @@ class Trainer(Updates):
         tokenizer: Tokenizer | None = None,
         settings: dict[str, Any] | None = None,
         show_progress: bool | str = True,
+        world: World | None = None,
+        fill: Callable[[nn.Module], object] | None = None,
     ) -> None:
         config = TrainConfig() if config is None else config
         check_arguments(model, train_data, config, val_data, tokenizer)
         check_settings(settings)
-        super().__init__(model, train_data, config)
+        super().__init__(model, train_data, config, world=world, fill=fill)
         self.train_data, self.val_data, self.tokenizer = train_data, val_data, tokenizer
         self.settings = {"train": dataclasses.asdict(config)} | ({} if settings is None else settings)
         self.show_progress = show_progress
@@ -96,6 +104,7 @@ class Trainer(Updates):
         return evaluate(
             self.model, self.val_data, batch_size=self.config.batch_size, seq_len=self.seq_len, device=self.device,
             dtype=self.dtype, max_batches=None if whole else self.config.eval_batches, tokenizer=self.tokenizer,
+            world=self.world,
             stop=(lambda: self._signals.stopped_by is not None) if interruptible else None,
         )  # fmt: skip
 
@@ -134,9 +143,10 @@ class Trainer(Updates):
                 "a new Trainer, or go on with resume=True"
             )
         try:
-            run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)  # before the folder is made
-            with StopSignals(alone=self.world.size == 1) as self._signals, run_folder.alone(self.config), self._batches:
-                newest = run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)
+            self._check_folder(resume, overwrite)  # before the folder is made
+            signals, folder = StopSignals(alone=self.world.size == 1), run_folder.held(self.config, self.world)
+            with signals as self._signals, folder, self._batches:
+                newest = self._check_folder(resume, overwrite)
                 if resume is not False:
                     assert newest is not None  # else `check` has raised
                     self._resume(newest if resume is True else Path(resume), allow_changes=allow_changes)
@@ -149,19 +159,27 @@ class Trainer(Updates):
                         )  # fmt: skip
                         newest = checkpoint.folder_of(root, self.step)
                         self.saver.prune(root, self.config.keep, newest)
-                        run_report.write_missing(self)
+                        if self.world.is_first:
+                            run_report.write_missing(self)
                         return TrainResult(self.step, [], None, None, newest)
                 else:
                     self._start()
                     owed = Owed()
-                run_folder.write_settings(self.config.folder, self.settings, resume=resume is not False)
+                with self.world.together():
+                    if self.world.is_first:
+                        run_folder.write_settings(self.config.folder, self.settings, resume=resume is not False)
                 return Loop(self, self._signals).run(owed)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{checkpoint.kept(root)}; go on with resume=True (--resume)") from None
 
+    def _check_folder(self, resume: bool | str | Path, overwrite: bool) -> Path | None:
+        return self.world.by_first(
+            lambda: run_folder.check(self.config, resume=resume is not False, overwrite=overwrite)
+        )
+
     def _start(self) -> None:
-        overwritten.set_aside(self.config.folder)
-        torch.manual_seed(self.config.seed)
+        self.world.by_first(lambda: overwritten.set_aside(self.config.folder))
+        torch.manual_seed((self.config.seed + self.world.rank) % 2**64)  # other dropout on each rank
 
     def _resume(self, folder: Path, *, allow_changes: bool) -> None:
         root = self.config.folder / "checkpoints"
@@ -172,7 +190,7 @@ class Trainer(Updates):
                 "weights: GPT.from_pretrained (--init-from)"
             )
         self.load(folder, allow_changes=allow_changes)
-        for path in checkpoint.set_aside_after(root, self.step):
+        for path in self.world.by_first(lambda: list(checkpoint.set_aside_after(root, self.step))):
             _log.warning("a checkpoint after step %d is now %s", self.step, path)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
@@ -180,7 +198,7 @@ class Trainer(Updates):
     @functools.cached_property
     def saver(self) -> Saver:
         """Writes this run's checkpoints."""
-        return Saver(self.world, strategy=self.strategy.name, timeout=getattr(self.config, "timeout", None))
+        return Saver(self.world, strategy=self.strategy.name, timeout=self.config.timeout)
 
     def save(self) -> Path:
         """Write a checkpoint of this step, then drop old ones. Returns its folder.
@@ -253,6 +271,8 @@ class Trainer(Updates):
             "n_tokens": len(self.train_data),
             "train_sha256": self.train_data.sha256,
         }
+        if self.world.size > 1:
+            data["ranks"] = self.world.size
         if self.val_data is not None:
             data["val_sha256"] = self.val_data.sha256
         return others | run_folder.model_record(self.model) | dataclasses.asdict(self.config) | data

@@ -25,7 +25,7 @@ from ..base.progress import progress
 from ..data import TokenDataset
 from ..data.sampler import BatchSampler
 from ..pages import provenance
-from ..parallel.world import World
+from ..parallel.world import World, is_lost
 from . import checkpoint, metrics, rescue, run_report
 from .evaluation import Validation
 from .owed import Owed
@@ -124,6 +124,8 @@ class Loop:
                 self._settle(False)
                 newest = self._saved()
             except Exception as error:
+                if is_lost(error):  # what follows is done by all ranks, or not at all
+                    raise
                 self._report_what_was_begun()
                 self._wait_after(error)
                 alone = self.world.size == 1

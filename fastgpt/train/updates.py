@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..data import TokenDataset
 from ..data.prefetch import Batch, BatchesAhead
 from ..data.sampler import BatchSampler
+from ..parallel.launch import current
 from ..parallel.strategy import Strategy
 from ..parallel.world import World
 from . import checkpoint, metrics
@@ -30,6 +31,7 @@ from .evaluation import fitting_seq_len
 from .optim import build_adamw, learning_rate, skips_on_device
 from .owed import Owed
 from .pending import Begun, Mark, Pending
+from .placing import choose, config_of, place
 from .room import check_room_of
 from .stopping import StopSignals
 from .train_config import TrainConfig
@@ -55,20 +57,24 @@ class Updates:
         config: TrainConfig,
         *,
         world: World | None = None,
-        strategy: Callable[[nn.Module, World], Strategy] = Strategy,
+        fill: Callable[[nn.Module], object] | None = None,
     ) -> None:
-        """world: of this process; alone without one. strategy: puts the model on the devices of that world."""
-        self.config = config
-        self.device = resolve_device(config.device, owner="Trainer") if world is None else world.device
-        self.world = World(device=self.device) if world is None else world
+        """world: of this process; None: that of torch.distributed, or alone. fill: see `placing.place`."""
+        if world is None or world.size == 1:
+            self.device = resolve_device(config.device, owner="Trainer")
+            self.world = world = current(self.device) if world is None else world
+        else:
+            self.device, self.world = world.device, world
+        self.config = config = config.on_ranks(world.size)
         self.dtype = resolve_dtype(config.dtype, self.device, owner="Trainer")
         self.seq_len = fitting_seq_len("Trainer", model, config.seq_len)
+        self.chosen = choose(config, config_of(model), world)
         check_room_of(
             model, batch_size=config.batch_size, seq_len=self.seq_len, grad_accum=config.grad_accum,
-            device=self.device, dtype=self.dtype,
+            device=self.device, dtype=self.dtype, shards=self.chosen.shards,
         )  # fmt: skip
-        self.model = model.to(self.device)
-        self.strategy = strategy(self.model, self.world)
+        self.model = model
+        self.strategy = place(model, self.chosen, world, device=self.device, dtype=self.dtype, fill=fill)
         self.sampler = BatchSampler(
             train_data, config.batch_size, self.seq_len, seed=config.seed, rank=self.world.rank,
             world_size=self.world.size,
@@ -142,6 +148,7 @@ class Updates:
             group["lr"] = lr
         since = Mark(self.device) if self._flows_from is None else self._flows_from
         position, random_state = self.sampler.position, self._random_state()
+        self.world.mark(self.step + 1)
         try:
             values, batches = self._gradient()
             if self._settled():  # a second pass over the step before has used the gradients

@@ -45,6 +45,11 @@ BAD = [
     ("dtype", "float64", "must be one of auto, float32, bfloat16"),
     ("dtype", torch.float32, "must be one of auto, float32, bfloat16"),
     ("device", 0, "must be a string"),
+    ("global_batch_size", 0, "must be an integer, at least 1"),
+    ("strategy", "zero", "must be one of auto, ddp, fsdp, hsdp"),
+    ("shard_ranks", 2, "is for strategy hsdp, this is auto; leave it out"),
+    ("shard_ranks", 0, "must be an integer, at least 1"),
+    ("timeout", 0, "must be an integer, at least 1 and at most 604800"),
     ("compile", 1, "must be True or False"),
     ("tensorboard", "no", "must be True or False"),
     ("name", "", "must be the plain name of a folder"),
@@ -74,6 +79,26 @@ def test_numbers_of_other_libraries_become_plain_ones():
     config = TrainConfig(steps=np.int64(3), lr=np.float32(0.5), runs_dir=Path("a"), weight_decay=0)
     assert [type(v) for v in (config.steps, config.lr, config.weight_decay)] == [int, float, float]
     assert config.folder == Path("a/run")
+
+
+@pytest.mark.parametrize(("batch", "accum", "ranks", "total", "found"), [
+    (4, 1, 1, None, 1), (4, 3, 2, None, 3), (4, 1, 1, 12, 3), (4, 1, 2, 16, 2), (2, 4, 2, 16, 4), (4, 1, 4, 16, 1),
+])  # fmt: skip
+def test_a_global_batch_sets_the_accumulation(batch, accum, ranks, total, found):
+    config = TrainConfig(batch_size=batch, grad_accum=accum, global_batch_size=total).on_ranks(ranks)
+    assert (config.batch_size, config.grad_accum, config.global_batch_size) == (batch, found, total)
+
+
+def test_a_global_batch_that_cannot_be():
+    with pytest.raises(SettingError, match=r"must be a multiple of batch_size 4 times 3 ranks, 12; take 12 or 24, or "
+                       r"--batch-size 2 or 3 or 6"):  # fmt: skip
+        TrainConfig(batch_size=4, global_batch_size=18).on_ranks(3)
+    with pytest.raises(SettingError, match=r"must be a multiple of batch_size 4, 4; take 4, or --batch-size 1 or 3"):
+        TrainConfig(batch_size=4, global_batch_size=3).on_ranks(1)
+    with pytest.raises(SettingError, match=r"must be a multiple of .* 16; take 16$"):
+        TrainConfig(batch_size=4, global_batch_size=6).on_ranks(4)
+    with pytest.raises(SettingError, match=r"grad_accum=3 is not what global_batch_size 16 asks for, 2"):
+        TrainConfig(batch_size=4, grad_accum=3, global_batch_size=16).on_ranks(2)
 
 
 def test_docstring_explains_every_field_in_order():

@@ -1,0 +1,29 @@
+"""Of the processes of one job (torchrun), one speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+from ..parallel.world import World
+
+
+@contextlib.contextmanager
+def quiet(world: World) -> Iterator[None]:
+    """Around the work of a rank that is not the first: nothing is printed, logged or warned of. (Tracebacks are.)"""
+    if world.is_first:
+        yield
+        return
+    log = logging.getLogger("fastgpt")
+    before = log.level
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.callback(log.setLevel, before)
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        yield
