@@ -152,10 +152,12 @@ def check_launchable(function: str, **tensors: Tensor | None) -> None:
                 f"{function}: {name} is on {tensor.device} but {first_name} is on {first.device}; move them together"
             )
     assert first is not None
+    if torch.compiler.is_compiling():
+        return  # shapes only: the launch itself, later, checks real tensors. Nor can dynamo look into what comes next
     if first.is_cuda and _young_enough(first.get_device()) and has_triton():
         return  # the common case must not pay for the explanations
-    if torch.compiler.is_compiling() or isinstance(first, torch._subclasses.FakeTensor) or first.is_meta:
-        return  # shapes only: the launch itself, later, checks real tensors
+    if isinstance(first, torch._subclasses.FakeTensor) or first.is_meta:
+        return  # shapes only, again
     reason = machine_why_not(first.device)
     if reason is not None:
         raise RuntimeError(f"{function}: {reason}")
