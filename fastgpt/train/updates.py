@@ -2,7 +2,7 @@
 
 The host never waits for the device inside a step: `begin_step` tells the device of it, and its figures are read when
 the next one has begun (`pending.py`). So what is not finite is found on the device, where AdamW then leaves weights and
-moments as they were; which step that was is said when its figures are read.
+moments as they were; which step that was, and where it came from, is said when its figures are read (`diagnosis.py`).
 
 Several ranks (`fastgpt.parallel`) make one update together: of the tokens that count over all of them, with the
 gradient, its norm and the loss of all.
@@ -25,7 +25,7 @@ from ..data.sampler import BatchSampler
 from ..parallel.launch import current
 from ..parallel.strategy import Strategy
 from ..parallel.world import World
-from . import checkpoint, metrics
+from . import checkpoint, diagnosis, metrics
 from .devices import autocast, resolve_device, resolve_dtype
 from .evaluation import fitting_seq_len
 from .optim import build_adamw, learning_rate, skips_on_device
@@ -91,7 +91,7 @@ class Updates:
         )
         self._batches = BatchesAhead(self.device)
         self._signals = StopSignals()
-        self.skipped = self.in_a_row = 0
+        self.skipped, self._told_of_waiting = 0, False
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -107,7 +107,8 @@ class Updates:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Pickles of version 0.1 have no batches made ahead, no world, and skipped nothing."""
-        self.skipped, self.world, self._signals = 0, World(device=state["device"]), StopSignals()
+        self.skipped, self._told_of_waiting = 0, False
+        self.world, self._signals = World(device=state["device"]), StopSignals()
         self.strategy = Strategy(state["model"], self.world)
         self._batches = BatchesAhead(state["device"])
         self._start_afresh()
@@ -191,15 +192,30 @@ class Updates:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         last.skipped = self.skipped
         what = f"loss {found.loss}, gradient norm {found.norm}"
+        where = f"; {self._explanation(last.begun)}" if explain else ""
         if self.world.is_first:
-            _log.warning("step %d is skipped: %s", last.step, what)
+            _log.warning("step %d is skipped: %s%s", last.step, what, where)
         if self.in_a_row >= MOST_SKIPPED:
             raise FloatingPointError(
-                f"Trainer: {what} at step {last.step}, the last of {self.in_a_row} in a row that were skipped; "
+                f"Trainer: {what} at step {last.step}, the last of {self.in_a_row} in a row that were skipped{where}; "
                 f"lower lr ({self.config.lr}), or set grad_clip, and go on from a checkpoint with allow_changes=True "
                 "(--allow-changes)"
             )
-        return False
+        return explain
+
+    def _explanation(self, begun: Begun) -> str:
+        """Where a step was not finite, by a second pass over it, which leaves no gradient and no other random state."""
+        random_state = self._random_state()
+
+        def again() -> None:
+            checkpoint.set_rng(begun.random_state)
+            self._backward(begun.batches)
+
+        try:
+            return diagnosis.explain(self.model, again, self.world)
+        finally:
+            checkpoint.set_rng(random_state)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _go_back(self, position: int, random_state: dict[str, Tensor]) -> None:
         self.sampler.position = position
@@ -255,7 +271,11 @@ class Updates:
         """AdamW's update, unless loss or norm of one of the ranks, `values[:, :2]`, is not finite."""
         is_bad = 1 - values[:, :2].isfinite().all().float()
         if not skips_on_device(self.optimizer):
-            if not is_bad:  # waits
+            if not self._told_of_waiting and self.world.is_first:
+                kind = type(self.optimizer).__name__
+                _log.warning("%s is not fused, so each step waits for the device, to be skipped if not finite", kind)
+            self._told_of_waiting = True
+            if not is_bad:
                 self.optimizer.step()
             return
         scaled: Any = self.optimizer  # by these attributes torch.amp's GradScaler tells it too
@@ -274,7 +294,7 @@ class Updates:
         updated = [p for p in self._trained if p in self.optimizer.state]
         moments = [m for p in updated for kind, m in self.optimizer.state[p].items() if kind != "step"]
         mine = torch.ones((), dtype=torch.bool, device=self.device)
-        for t in map(_local, updated + moments):
+        for t in map(diagnosis.local, updated + moments):
             mine = mine & t.isfinite().all()
         return bool(self.world.gathered(mine.float().view(1)).all())
 
@@ -299,9 +319,3 @@ class Updates:
 
     def _move(self, batch: Tensor) -> Tensor:
         return batch.to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of it."""
-    to_local = getattr(tensor, "to_local", None)
-    return (tensor if to_local is None else to_local()).detach()
