@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..model.blocks import Head
 from ..parallel.world import World
 
 
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 def explain(model: nn.Module, again: Callable[[], object], world: World) -> str:
     """What was not finite first, in words: the same on all ranks, which call this together.
 
-    Looked at in the order in which they come to be: what each module returns, then, from the loss backwards, the
+    Looked at in the order in which they come to be: what each module returns, up to the loss; from there backwards the
     gradient of each of these; last the gradient of each parameter.
 
     Args:
@@ -69,7 +69,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._stack = contextlib.ExitStack()
-        for name, module in self.model.named_modules():
+        for name, module in _watchable(self.model):
             handle = module.register_forward_hook(functools.partial(self._returned, name))
             self._stack.callback(handle.remove)
         return self
@@ -92,9 +92,12 @@ class Watch:
         return max(found)
 
     def _returned(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
-        said = name or "the model"
+        if isinstance(loss := getattr(output, "loss", None), Tensor):
+            said, output = "the loss", loss
+        else:
+            said = f"the output of {name or 'the model'}"
         for tensor in _tensors(output):
-            if self._look(tensor, f"the output of {said}"):
+            if self._look(tensor, said):
                 for own, parameter in module.named_parameters():
                     if self.first is not None and not _is_finite(parameter):
                         self.first = Place(self.first.number, f"{self.first.words}, whose {own} is not finite")
@@ -103,7 +106,7 @@ class Watch:
                 tensor.register_hook(functools.partial(self._gradient, said))
 
     def _gradient(self, name: str, gradient: Tensor) -> None:
-        self._look(gradient, f"the gradient of the output of {name}")
+        self._look(gradient, f"the gradient of {name}")
 
     def _look(self, tensor: Tensor, words: str) -> bool:
         """Whether it is the first that is not finite."""
@@ -112,6 +115,16 @@ class Watch:
             return False
         self.first = Place(self._number, words)
         return True
+
+
+def _watchable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules on which a hook changes nothing of what is computed. Those of ours that choose an implementation run
+    their children one by one where these have hooks, and a head's loss is then another's (`nn/_exact.py`): what is
+    looked for might not come again."""
+    choosing = [name for name, module in model.named_modules() if hasattr(module, "choice")]
+    for name, module in model.named_modules():
+        if not isinstance(module, Head) and not any(name.startswith(f"{above}.") for above in choosing if above):
+            yield name, module
 
 
 def _without_compiling() -> contextlib.AbstractContextManager[object]:
@@ -134,12 +147,6 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output
-        return
-    if isinstance(output, Mapping):
-        parts: Any = output.values()
-    elif isinstance(output, (tuple, list)):
-        parts = output
-    else:
-        parts = vars(output).values() if dataclasses.is_dataclass(output) or hasattr(output, "loss") else ()
-    for part in parts:
-        yield from _tensors(part)
+    elif isinstance(output, (Mapping, tuple, list)):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)

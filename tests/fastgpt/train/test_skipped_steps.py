@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgpt.train import checkpoint
+from fastgpt.train import checkpoint, diagnosis
 from fastgpt.train.metrics import read_metrics
 from fastgpt.train.optim import build_adamw, skips_on_device
 
@@ -143,6 +143,28 @@ def test_where_only_the_norm_overflows_the_largest_gradient_is_named(tmp_path, c
     assert math.isfinite(loss)
     assert math.isinf(norm)
     assert warnings(caplog)[0].endswith("gradients of all modules finite; the largest gradient is 1e+30, of ln_f.bias")
+
+
+def test_a_loss_alone_is_named(tmp_path, caplog):
+    model = tiny_model()
+    forward = model.forward
+
+    def off(*args, **options):
+        out = forward(*args, **options)
+        out.loss = out.loss * math.inf
+        return out
+
+    model.forward = off
+    tiny_trainer(tmp_path, model=model).train_step()
+    assert warnings(caplog)[0].endswith("the first that is not finite is the loss")
+
+
+def test_the_second_pass_computes_what_the_first_did():
+    """Parts that choose an implementation run their children one by one where these have hooks."""
+    model = tiny_model()
+    watched = {name for name, _ in diagnosis._watchable(model)}
+    assert watched >= {"", "token_emb", "pos_emb", "blocks.0", "blocks.0.attn", "blocks.0.ffn", "ln_f"}
+    assert not [name for name in watched if name == "head" or name.startswith(("blocks.0.attn.", "blocks.0.ffn."))]
 
 
 def test_a_second_pass_leaves_no_hooks(tmp_path):

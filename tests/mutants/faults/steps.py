@@ -1,0 +1,101 @@
+"""Faults of updates that nobody waits for: read late, skipped on the device, made by several ranks, looked at again."""
+
+from __future__ import annotations
+
+from ..places import argument, assignment, call, choice, condition, statement, value
+from ..plant import Mutant
+
+_WAITING = "tests/fastgpt/train/test_no_waiting.py::test_"
+_SKIPPED = "tests/fastgpt/train/test_skipped_steps.py::test_"
+_RANKED = "tests/fastgpt/train/test_ranked_updates.py::test_"
+_STEP = "tests/fastgpt/train/test_trainer_step.py::test_"
+
+MUTANTS = (
+    # --- no waiting ---------------------------------------------------------------------------------------------------
+    Mutant(
+        "steps-read-at-once",
+        "Loop._step",
+        condition("saves").always(),
+        _WAITING + "a_step_is_read_when_the_next_one_has_begun",
+    ),
+    Mutant(
+        "steps-the-update-waits",
+        "Updates._apply",
+        value("is_bad").becomes("torch.tensor(float(it))"),
+        _WAITING + "nothing_is_read_between_two_optimizer_steps",
+    ),
+    Mutant(
+        "steps-speed-from-a-step-s-own-begin-though-read-late",
+        "Updates.begin_step",
+        argument("done").becomes("Mark(self.device)"),
+        _WAITING + "the_speed_is_that_of_the_step_though_it_is_read_late",
+    ),
+    Mutant(
+        "steps-a-pause-counts",
+        "Updates.settle",
+        assignment("_flows_from").dropped(),
+        _WAITING + "the_speed_is_that_of_the_step_though_it_is_read_late",
+    ),
+    # --- skipped ------------------------------------------------------------------------------------------------------
+    Mutant(
+        "steps-bad-ones-are-applied",
+        "Updates._apply",
+        value("is_bad").becomes("it * 0"),
+        _SKIPPED + "moments_and_their_steps_are_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "steps-skipped-without-end",
+        "Updates._settled",
+        condition("in_a_row").never(),
+        _SKIPPED + "three_in_a_row_are_the_end_and_the_last_good_checkpoint_stays",
+    ),
+    Mutant(
+        "steps-a-good-one-between-does-not-count",
+        "Updates._settled",
+        assignment("in_a_row", nth=1).becomes("last.skipped = self.skipped"),
+        _SKIPPED + "three_in_a_row_are_the_end_and_the_last_good_checkpoint_stays",
+    ),
+    Mutant(
+        "steps-good-checkpoints-dropped-for-skipped-ones",
+        "Loop._prune",
+        condition().becomes("self.world.is_first"),
+        _SKIPPED + "three_in_a_row_are_the_end_and_the_last_good_checkpoint_stays",
+    ),
+    Mutant(
+        "steps-after-a-second-pass-the-next-has-no-gradient",
+        "Updates.begin_step",
+        statement("if", "_settled").assignment("values").dropped(),
+        _SKIPPED + "late_or_at_once_the_bits_are_the_same",
+    ),
+    Mutant(
+        "steps-a-second-pass-draws-random-numbers",
+        "Updates._explanation",
+        call("set_rng", nth=2).dropped(),
+        _STEP + "after_a_step_that_is_not_finite_the_next_is_healthy",
+    ),
+    Mutant(
+        "diagnosis-hooks-stay",
+        "Watch.__enter__",
+        call("callback").dropped(),
+        _SKIPPED + "a_second_pass_leaves_no_hooks",
+    ),
+    Mutant(
+        "diagnosis-hooks-change-what-runs",
+        "diagnosis._watchable",
+        condition("Head").always(),
+        _SKIPPED + "the_second_pass_computes_what_the_first_did",
+    ),
+    # --- several ranks ------------------------------------------------------------------------------------------------
+    Mutant(
+        "steps-a-rank-counts-its-own-tokens",
+        "Updates._share_of_all",
+        value("total").becomes("it / self.world.size * 0 + counted * self.world.size"),
+        _RANKED + "two_ranks_make_the_updates_of_one",
+    ),
+    Mutant(
+        "steps-a-mean-over-no-tokens",
+        "Updates._backward",
+        choice("counted").always(),
+        _RANKED + "two_ranks_make_the_updates_of_one",
+    ),
+)
