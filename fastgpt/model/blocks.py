@@ -49,6 +49,7 @@ class CausalSelfAttention(nn.Module):
 
     fastgpt_part = "attn"
     in_proj_bias: nn.Parameter | None
+    ring: Any = None  # who attends over other ranks' tokens too: fastgpt/parallel/ring.py
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -66,6 +67,7 @@ class CausalSelfAttention(nn.Module):
         """x (B, T, d) -> (B, T, d). With a cache, x are the newest tokens and attend to the cached ones too."""
         q, k, v = self.project(x)
         if cache is not None:
+            check_whole("a key/value cache", self.ring)
             k, v = cache.append(k, v)
         out = self.attend(q, k, v)  # (B, H, T, D)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, H · D) -> (B, T, d)
@@ -82,7 +84,10 @@ class CausalSelfAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, H, T_q, D); k, v (B, H_kv, T_k, D); the last query stands at the last key. Returns (B, H, T_q, D)."""
         dropout_p = self.dropout if self.training else 0.0
-        match choose("attn", self.impl, q.device, q.dtype, self.head_dim):
+        impl = choose("attn", self.impl, q.device, q.dtype, self.head_dim)
+        if self.ring is not None:
+            return self.ring(q, k, v, impl, dropout_p)
+        match impl:
             case "triton":
                 return kernels.flash_attention(q, k, v, causal=True, dropout_p=dropout_p)
             case "sdpa":
@@ -92,10 +97,12 @@ class CausalSelfAttention(nn.Module):
 
     def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """For `fastgpt.implementations`: what computes inputs of this kind, and why."""
-        return explain("attn", self.impl, device, dtype, self.head_dim)
+        choice = explain("attn", self.impl, device, dtype, self.head_dim)
+        return choice if self.ring is None else self.ring.choice(choice)
 
     def weights(self, x: Tensor, heads: list[int] | None = None) -> Tensor:
         """Attention weights of some heads (default: all) for x (B, T, d): (B, len(heads), T, T), rows sum to 1."""
+        check_whole("attention weights", self.ring)
         q, k, v = self.project(x)
         if choose("attn", self.impl, q.device, q.dtype, self.head_dim) == "triton":
             _, lse = kernels.flash_attention(q, k, v, causal=True, return_lse=True)
@@ -104,6 +111,15 @@ class CausalSelfAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, head_dim={self.head_dim}, impl={self.impl!r}"
+
+
+def check_whole(what: str, ring: Any) -> None:
+    """Raise RuntimeError for what needs all tokens of a sequence on one rank, where a `ring` of ranks shares them."""
+    if ring is not None:
+        raise RuntimeError(
+            f"GPT: {ring.size} ranks share each sequence, and {what} needs all of it on one; call "
+            "fastgpt.parallel.ring.release(model) first"
+        )
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:

@@ -26,7 +26,16 @@ from ..base.implementation_names import IMPLEMENTATIONS
 from ..base.settings import SettingTypeError, check_choice
 from ..nn.impl import check_constructible
 from . import initial, tied
-from .blocks import AddLayerNorm, CausalSelfAttention, FeedForward, Head, LayerCache, head_choice, logits_and_loss
+from .blocks import (
+    AddLayerNorm,
+    CausalSelfAttention,
+    FeedForward,
+    Head,
+    LayerCache,
+    check_whole,
+    head_choice,
+    logits_and_loss,
+)
 from .config import GPTConfig
 from .formats.folder import filled, in_words, load, save, skeleton
 from .indices import chosen_indices
@@ -34,7 +43,7 @@ from .modes import evaluating
 from .output import GPTOutput, Unembedding, is_exporting
 from .sampling import Generates
 from .size import check_can_be_made, check_maps_fit
-from .token_ids import checked_ids, checked_targets
+from .token_ids import checked_ids, checked_positions, checked_targets
 
 
 class KVCache:
@@ -79,6 +88,8 @@ class GPT(Generates):
         RuntimeError: an implementation is "triton" and triton is not installed.
     """
 
+    ring: Any = None  # of the ranks that share each sequence: fastgpt/parallel/ring.py
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config = _checked_config(config)
@@ -113,30 +124,36 @@ class GPT(Generates):
                 initial.fill_normal(parameter, std)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, return_logits: bool | None = None, reduction: str = "mean"
-    ) -> GPTOutput:
+        self, idx: Tensor, targets: Tensor | None = None, *, positions: Tensor | None = None,
+        return_logits: bool | None = None, reduction: str = "mean",
+    ) -> GPTOutput:  # fmt: skip
         """Logits of the next token at every position, and the loss against `targets`.
 
         Args:
             idx: (B, T) token ids of any integer dtype, T <= max_len.
             targets: (B, T) likewise, already shifted: targets[:, t] follows idx[:, t]. -100 does not count.
+            positions: (T,) or (B, T) integers in [0, max_len): where the tokens stand, for the position embedding.
+                Default: 0 to T - 1; where ranks share each sequence, this rank's. The causal mask is of the order in
+                idx, or of the ring's.
             return_logits: True computes logits even beside a fused loss; False drops them even where the loss made
                 them. None (default): whatever costs nothing. `output.logits` is there in every case: computed when
                 asked for, if need be.
             reduction: "mean" over the targets that count, "sum" or "none".
 
         Raises:
-            ValueError: T > max_len, or targets of another shape.
-            TypeError: idx or targets are no tensors, or tensors of floats or bools.
-            IndexError: a token id outside [0, vocab_size), or such a target that is not -100 (checked on a CPU; a GPU
-                fails with a device-side assertion).
+            ValueError: T > max_len, or targets or positions of another shape.
+            TypeError: idx, targets or positions are no tensors, or tensors of floats or bools.
+            IndexError: a token id outside [0, vocab_size), such a target that is not -100, or a position outside
+                [0, max_len) (checked on a CPU; a GPU fails with a device-side assertion).
         """
         idx = self._checked(idx)
         if targets is not None:
             classes = getattr(self.head, "out_features", self.config.vocab_size)
             targets = checked_targets("GPT", targets, idx, vocab_size=classes)
         check_choice("GPT", "reduction", reduction, ("mean", "sum", "none"))
-        hidden = self.hidden_states(idx)
+        if positions is not None:
+            positions = checked_positions("GPT", positions, idx, max_len=self._limits()[1])
+        hidden = self.hidden_states(idx, positions=positions)
         exporting = is_exporting()
         if exporting and return_logits is None:
             return_logits = True  # an exported program has no head to make them with later
@@ -144,10 +161,10 @@ class GPT(Generates):
         unembedding = None if exporting else Unembedding(self.head, hidden, training=self.training)
         return GPTOutput(loss, logits, hidden, unembedding=unembedding)
 
-    def hidden_states(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden_states(self, idx: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
         """idx (B, T) -> output of the final LayerNorm (B, T, d). With a cache, idx are the tokens that follow it."""
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + idx.shape[1], device=idx.device)
+        if positions is None:
+            positions = self._positions(idx, 0 if cache is None else cache.length)
         residual = self.token_emb(idx) + self.pos_emb(positions)
         residual = F.dropout(residual, self.config.dropout, self.training)
         x = None
@@ -155,6 +172,11 @@ class GPT(Generates):
             x, residual = block(x, residual, None if cache is None else cache.layers[i])
         hidden, _ = self.ln_f(x, residual)
         return hidden
+
+    def _positions(self, idx: Tensor, start: int) -> Tensor:
+        if self.ring is not None:
+            return self.ring.positions(idx.shape[1], self.config.max_len, idx.device)
+        return torch.arange(start, start + idx.shape[1], device=idx.device)
 
     @torch.no_grad()
     def attention_maps(
@@ -168,6 +190,7 @@ class GPT(Generates):
         Raises:
             IndexError: a layer or head that does not exist. ValueError: the maps are more than the memory there is.
         """
+        check_whole("attention_maps", self.ring)
         idx = self._checked(idx)
         chosen = chosen_indices("layer", layers, self.config.n_layers)
         heads = chosen_indices("head", heads, self.config.n_heads)
@@ -282,6 +305,7 @@ class GPT(Generates):
         return KVCache(self, capacity)
 
     def _next_logits(self, idx: Tensor, cache: KVCache | None) -> Tensor:
+        check_whole("generate", self.ring)
         return self.head(self.hidden_states(idx, cache)[:, -1])
 
 

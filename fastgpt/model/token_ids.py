@@ -66,6 +66,30 @@ def checked_targets(owner: str, targets: Any, idx: Tensor, *, vocab_size: int) -
     return targets
 
 
+def checked_positions(owner: str, positions: Any, idx: Tensor, *, max_len: int) -> Tensor:
+    """positions (T,) or (B, T), as int64 or int32; idx is (B, T).
+
+    Raises:
+        TypeError: no tensor, or one of floats or bools. ValueError: another shape.
+        IndexError: a position outside [0, max_len), where looking at values costs no wait (on a CPU).
+    """
+    if not isinstance(positions, Tensor):
+        need = "must be a tensor of integers (T,) or (batch, T); torch.arange(T) is the default"
+        raise SettingTypeError(owner, "positions", positions, need)
+    positions = _integers(owner, "positions", positions)
+    if positions.shape not in (idx.shape, idx.shape[1:]):
+        raise ValueError(
+            f"{owner}: positions have shape {tuple(positions.shape)}, and must have idx's, {tuple(idx.shape)}, or "
+            f"{tuple(idx.shape[1:])} for all rows"
+        )
+    if _is_cheap_to_read(positions):
+        low, high = positions.aminmax()
+        if low < 0 or high >= max_len:
+            bad = int(low) if low < 0 else int(high)
+            raise IndexError(f"{owner}: position {bad} is outside [0, {max_len}); make the model with a larger max_len")
+    return positions
+
+
 def _integers(owner: str, name: str, tokens: Any) -> Tensor:
     if not isinstance(tokens, Tensor):
         raise SettingTypeError(owner, name, tokens, f"must be a tensor of token ids (batch, tokens); {_way_to(tokens)}")
@@ -73,7 +97,7 @@ def _integers(owner: str, name: str, tokens: Any) -> Tensor:
         return tokens
     if tokens.dtype in _NARROW:
         return tokens.long()
-    raise TypeError(f"{owner}: {name} must hold integers (token ids), got {tokens.dtype}; convert with .long()")
+    raise TypeError(f"{owner}: {name} must hold integers, got {tokens.dtype}; convert with .long()")
 
 
 def _way_to(tokens: Any) -> str:
