@@ -76,7 +76,7 @@ def checked_positions(owner: str, positions: Any, idx: Tensor, *, max_len: int) 
     if not isinstance(positions, Tensor):
         need = "must be a tensor of integers (T,) or (batch, T); torch.arange(T) is the default"
         raise SettingTypeError(owner, "positions", positions, need)
-    positions = _integers(owner, "positions", positions)
+    positions = _integers(owner, "positions", positions, "")
     if positions.shape not in (idx.shape, idx.shape[1:]):
         raise ValueError(
             f"{owner}: positions have shape {tuple(positions.shape)}, and must have idx's, {tuple(idx.shape)}, or "
@@ -90,14 +90,14 @@ def checked_positions(owner: str, positions: Any, idx: Tensor, *, max_len: int) 
     return positions
 
 
-def _integers(owner: str, name: str, tokens: Any) -> Tensor:
+def _integers(owner: str, name: str, tokens: Any, kind: str = " (token ids)") -> Tensor:
     if not isinstance(tokens, Tensor):
         raise SettingTypeError(owner, name, tokens, f"must be a tensor of token ids (batch, tokens); {_way_to(tokens)}")
     if tokens.dtype in _INDEXING:
         return tokens
     if tokens.dtype in _NARROW:
         return tokens.long()
-    raise TypeError(f"{owner}: {name} must hold integers, got {tokens.dtype}; convert with .long()")
+    raise TypeError(f"{owner}: {name} must hold integers{kind}, got {tokens.dtype}; convert with .long()")
 
 
 def _way_to(tokens: Any) -> str:

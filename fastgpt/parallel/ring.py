@@ -15,7 +15,7 @@ rank holds O(T / n) of everything, at any time. Which tokens are whose, so that 
 `ring_layout.py`; a piece of the work in `ring_pieces.py`.
 
 torch has a context parallel of its own (torch.distributed.tensor.experimental, 2.13): it takes flex_attention, and
-three operators of aten that only CUDA has, `_scaled_dot_product_flash_attention`, `_efficient_` and `_cudnn_attention`,
+three operators of aten (`_scaled_dot_product_flash_attention`, its efficient and its cudnn twin) that only CUDA has,
 by a table in `_context_parallel/_attention.py`. `fastgpt::attention_fwd` is in no such table, nor is torch's attention
 on a CPU. So the ring is here, on torch.distributed's point-to-point operations.
 """
