@@ -40,8 +40,8 @@ CASES = (
     Case("sdpa", 1, 3, 1, 1, 5),
     Case("reference", 1, 2, 2, 9, 16, torch.bfloat16),
     Case("reference", 1, 1, 1, 150, 4),  # more than a block of queries
-    Case("triton", 1, 4, 2, 16, 16),
-    Case("triton", 1, 2, 1, 9, 24, torch.bfloat16),
+    Case("triton", 1, 2, 1, 8, 16),
+    Case("triton", 1, 1, 1, 9, 24, torch.bfloat16),
 )
 
 

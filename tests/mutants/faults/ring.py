@@ -2,11 +2,60 @@
 
 from __future__ import annotations
 
-from ..places import argument, assigned, call, comparison, operation, returned
+from ..places import call, collection, comparison, condition, value
 from ..plant import Mutant
 
 _RING = "tests/fastgpt/parallel/test_ring.py::test_"
-_LAYOUT = "tests/fastgpt/parallel/test_ring_layout.py::test_"
+_ATTENTION = _RING + "attention_and_its_gradients_are_those_of_one_process"
+_PAIRS = (
+    "tests/fastgpt/parallel/test_ring_layout.py::test_every_pair_is_computed_once_and_all_ranks_have_the_same_number_at"
+    "_every_step"
+)
 _PIECES = "tests/fastgpt/parallel/test_ring_pieces.py::test_"
 
-MUTANTS = ()
+MUTANTS = (
+    Mutant("ring-sees-later-ranks-for-earlier", "ring_layout.piece", comparison("rank", nth=2).operator(">"), _PAIRS),
+    Mutant(
+        "ring-chunks-in-a-row",
+        "ring_layout.positions",
+        collection("rank").becomes("[2 * rank, 2 * rank + 1]"),
+        _PAIRS,
+    ),
+    Mutant(
+        "ring-parts-merged-by-the-larger-alone",
+        "ring._merge",
+        value("total").becomes("torch.maximum(lse, part_lse)"),
+        _PIECES + "parts_merge_in_any_order",
+    ),
+    Mutant(
+        "ring-gradients-of-keys-stay-where-they-are",
+        "ring._backward",
+        value("coming_gradients", "pass_on").becomes("lambda here=travelling: here"),
+        _ATTENTION + "[two-0]",
+    ),
+    Mutant(
+        "ring-gradient-of-lse-with-the-wrong-sign",
+        "ring_pieces.backward",
+        value("delta", "dlse").operator("+"),
+        _PIECES + "the_plain_formula_over_blocks_of_queries",
+    ),
+    Mutant(
+        "ring-kernels-read-lse-as-it-lies",
+        "ring_pieces.backward",
+        call("lse.contiguous").becomes("lse"),
+        _ATTENTION + "[two-4]",
+    ),
+    Mutant(
+        "ring-tokens-stand-where-one-process-has-them",
+        "GPT._positions",
+        condition("ring").never(),
+        _RING + "a_gpt_is_that_of_one_process[two]",
+    ),
+    Mutant("ring-drops-nothing-silently", "ring.check_dropout", condition().never(), _RING + "what_cannot_be_is_said"),
+    Mutant(
+        "ring-holds-all-scores",
+        "ring_pieces",
+        value("BLOCK").becomes("1 << 20"),
+        _PIECES + "no_square_of_the_tokens_is_held",
+    ),
+)
