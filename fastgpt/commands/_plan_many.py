@@ -92,11 +92,11 @@ def _sent(record: dict[str, Any]) -> str:
     rows = {
         message["what"]: [
             f"{message['times']:,}", f"{_mib(message['bytes']):,}", f"{_mib(message['times'] * message['bytes']):,}",
-            f"{message['ranks']:,}", f"{message['seconds']:.3f}",
+            f"{message['ranks']:,}", f"{1e3 * message['seconds']:,.1f}",
         ]
         for message in record["sent"]
     }  # fmt: skip
-    columns = ("times", "MiB each", "MiB", "ranks", "s, at least")
+    columns = ("times", "MiB each", "MiB", "ranks", "ms, at least")
     return side_by_side(columns, rows, title="a rank sends in an update")
 
 
@@ -105,19 +105,23 @@ def _times(record: dict[str, Any]) -> list[str]:
     speeds = f"{link['name']}, {link['bytes_per_second'] / 1e9:g} GB/s a GPU and direction"
     if any(message["crosses_nodes"] for message in record["sent"]):
         speeds += f"; between machines {network['name']}, {network['bytes_per_second'] / 1e9:g}"
-    lines = [f"an update takes, at least: {time['sending']:.3f} s to send ({speeds})"]
+    lines = [f"an update takes, at least: {_seconds(time['sending'])} to send ({speeds})"]
     if time["computing"] is None:
         return [*lines, f"{time['flops']:.3g} FLOPs a rank; how many a second is not known of this GPU and dtype"]
     compute = f"{time['flops']:.3g} FLOPs a rank at {time['peak_flops'] / 1e12:,.1f} TFLOP/s"
     tokens = record["tokens_per_update"]
     return [
         *lines,
-        f"{' ' * 27}{time['computing']:.3f} s to compute ({compute})",
+        f"{' ' * 27}{_seconds(time['computing'])} to compute ({compute})",
         *(
-            f"{name}: {time[key]:.3f} s, {tokens / time[key]:,.0f} tokens/s of all GPUs"
+            f"{name}: {_seconds(time[key])}, {tokens / time[key]:,.0f} tokens/s of all GPUs"
             for name, key in (("all overlaps", "all_overlaps"), ("nothing overlaps", "nothing_overlaps"))
         ),
     ]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1e3 * seconds:,.1f} ms"
 
 
 def _mib(n_bytes: int) -> int:

@@ -67,7 +67,7 @@ def step(
     sent = messages(config, placement, batch, seq_len, accumulation, bfloat16=bfloat16)
     sequences = batch * accumulation * placement.data_ranks
     flops = update_flops(config, placement, sequences, seq_len)
-    peak = peak_flops(_sold_as(gpu), torch.bfloat16 if bfloat16 else torch.float32)
+    peak = peak_of(gpu, bfloat16=bfloat16)
     return {
         "n_parameters": count_parameters(config.to_dict()),
         "placement": asdict(placement),
@@ -99,7 +99,8 @@ def _time(flops: int, peak: float | None, sending: float) -> dict[str, float | i
     }  # fmt: skip
 
 
-def _sold_as(gpu: GPU) -> str:
-    """The GPU's name as drivers and data sheets write it: "RTX 4090", "H100 NVL"."""
+def peak_of(gpu: GPU, *, bfloat16: bool = True) -> float | None:
+    """Dense FLOP/s of a GPU, found by the name that data sheets give it ("RTX 4090", "H100 NVL"); None: unknown."""
     name = gpu.name.upper().replace("-", " ").replace("RTX", "RTX ")
-    return "RTX A6000" if name == "A6000" else name
+    name = "RTX A6000" if name == "A6000" else name
+    return peak_flops(name, torch.bfloat16 if bfloat16 else torch.float32)

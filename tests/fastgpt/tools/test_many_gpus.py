@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.model.config import IMPLEMENTATION_SETS
@@ -24,6 +26,7 @@ CONFIGS = [
     GPTConfig(29, 7, 3, 2, 10, d_ff=14, **REFERENCE),
     GPTConfig(3, 7, 2, 3, 9, n_kv_heads=1, d_ff=15, bias=False, tie_weights=False, **REFERENCE),
 ]
+PEAK = GPTConfig(256, 32, 6, 2, 64, **IMPLEMENTATION_SETS["torch"])
 HOW = {2: [("ddp", None), ("fsdp", None)], 4: [("ddp", None), ("fsdp", None), ("hsdp", 2)]}
 CASES = [(size, number, *way) for size, ways in HOW.items() for number in range(len(CONFIGS)) for way in ways]
 
@@ -51,31 +54,37 @@ class Sent(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def measured(rank: int, size: int) -> list[dict[str, Any]]:
-    return [
+def measured(rank: int, size: int) -> list[Any]:
+    return [peak(rank, size)] + [
         _step(size, CONFIGS[number], strategy, shards)
         for number in range(len(CONFIGS))
         for strategy, shards in HOW[size]
     ]
 
 
-def _step(size: int, config: GPTConfig, strategy: str, shards: int | None) -> dict[str, Any]:
-    """A step of AdamW: what this rank holds after it, and what it has sent."""
+def _parallel(
+    config: GPTConfig, size: int, strategy: str, shards: int | None, dtype: torch.dtype
+) -> tuple[Any, torch.nn.Module]:
+    """(what is called, the model)"""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     torch.manual_seed(0)
     model = GPT(config)
-    forward: Any = model
     if strategy == "ddp":
-        forward = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-    else:
-        sizes = (size,) if shards is None else (size // shards, shards)
-        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True), model
+    sizes = (size,) if shards is None else (size // shards, shards)
+    mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model, model
+
+
+def _step(size: int, config: GPTConfig, strategy: str, shards: int | None) -> dict[str, Any]:
+    """A step of AdamW: what this rank holds after it, and what it has sent."""
+    forward, model = _parallel(config, size, strategy, shards, torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters())
     idx = torch.randint(config.vocab_size, (BATCH, SEQ_LEN))
     for _ in range(2):  # DDP lays its buckets anew after the first
@@ -92,6 +101,45 @@ def _step(size: int, config: GPTConfig, strategy: str, shards: int | None) -> di
     }  # fmt: skip
 
 
+class Held(TorchDispatchMode):
+    """Bytes of every storage that an operation inside has seen, and the most at one time: `peak`. FSDP2 empties and
+    fills the storages of gathered parameters, so all are asked for their size again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._storages: Any = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.look_at(args, kwargs, out)
+        return out
+
+    def look_at(self, *trees: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(trees) if isinstance(leaf, torch.Tensor)]
+        self._storages.update(getattr(t, "_local_tensor", t).untyped_storage() for t in tensors)
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in list(self._storages)))
+
+
+def peak(rank: int, size: int) -> int:
+    """Of a step's second micro-batch, when all gradients have their place, in float32."""
+    forward, model = _parallel(PEAK, size, "fsdp", None, torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters())
+    idx = torch.randint(PEAK.vocab_size, (4, 32))
+
+    def micro_batch() -> None:
+        forward(idx, idx, return_logits=False).loss.backward()
+
+    micro_batch()
+    optimizer.step()
+    with Held() as held:
+        held.look_at(
+            idx, [(p, p.grad) for p in model.parameters()], [list(s.values()) for s in optimizer.state.values()]
+        )
+        micro_batch()
+    return held.peak
+
+
 def _bytes(tensors: list[Any]) -> int:
     """Of what is here of them."""
     return sum(getattr(t, "_local_tensor", t).nbytes for t in tensors)
@@ -99,11 +147,11 @@ def _bytes(tensors: list[Any]) -> int:
 
 @pytest.fixture(scope="module")
 def found():
-    """{(size, config, strategy, shards): [of each rank]}"""
+    """{(size, config, strategy, shards): [of each rank]}, and {size: [each rank's peak]}"""
     by_case = {}
     for size in HOW:
         cases = [case for case in CASES if case[0] == size]
-        for case, *of_ranks in zip(cases, *run_ranks(measured, size, size), strict=True):
+        for case, *of_ranks in zip([size, *cases], *run_ranks(measured, size, size), strict=True):
             by_case[case] = of_ranks
     return by_case
 
@@ -136,6 +184,15 @@ def test_what_a_rank_sends(case, found):
         counted["_allgather_base_" if "parameters" in message.what else name] += message.sent
     for rank in range(size):
         assert {name: n for name, n in counted.items() if n} == found[case][rank]["sent"]
+
+
+@pytest.mark.parametrize("size", HOW)
+def test_the_peak_is_that_of_a_real_step(size, found):
+    """But for one of the two blocks that are counted as gathered: in the loss there is but one."""
+    counted = rank_memory(PEAK, placed(size, "fsdp", None), 4, 32, bfloat16=False)
+    (whole_block,) = {sum(p.nbytes for p in block.parameters()) for block in GPT(PEAK).blocks}
+    assert all(0 <= counted.peak - peak <= whole_block for peak in found[size])
+    assert whole_block < 0.05 * counted.peak
 
 
 def test_a_part_is_a_number_of_rows_rounded_up():
