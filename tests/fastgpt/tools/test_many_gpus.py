@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.parallel.strategy import DataParallel, HybridSharded, Sharded, Strategy
+from fastgpt.parallel.world import World
 from fastgpt.tools.placement import Placement, place
 from fastgpt.tools.rank_memory import part, rank_memory
 from fastgpt.tools.rank_traffic import messages
@@ -20,7 +22,7 @@ from tests.support.ranks import run_ranks
 
 pytest.importorskip("triton")
 REFERENCE = IMPLEMENTATION_SETS["reference"]
-BATCH, SEQ_LEN = 2, 6
+BATCH, SEQ_LEN, MICRO_BATCHES = 2, 6, 2
 # No size but n_layers that 4 divides, and some smaller than 4.
 CONFIGS = [
     GPTConfig(29, 7, 3, 2, 10, d_ff=14, **REFERENCE),
@@ -56,44 +58,42 @@ class Sent(TorchDispatchMode):
 
 def measured(rank: int, size: int) -> list[Any]:
     return [peak(rank, size)] + [
-        _step(size, CONFIGS[number], strategy, shards)
+        _step(rank, size, CONFIGS[number], strategy, shards)
         for number in range(len(CONFIGS))
         for strategy, shards in HOW[size]
     ]
 
 
-def _parallel(
-    config: GPTConfig, size: int, strategy: str, shards: int | None, dtype: torch.dtype
-) -> tuple[Any, torch.nn.Module]:
-    """(what is called, the model)"""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
+def _placed(config: GPTConfig, rank: int, size: int, strategy: str, shards: int | None, dtype: torch.dtype) -> Strategy:
     torch.manual_seed(0)
-    model = GPT(config)
+    world, model = World(rank, size, rank, size), GPT(config)
     if strategy == "ddp":
-        return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True), model
-    sizes = (size,) if shards is None else (size // shards, shards)
-    mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    return model, model
+        return DataParallel(model, world)
+    if shards is None:
+        return Sharded(model, world, compute=dtype)
+    return HybridSharded(model, world, compute=dtype, shard_ranks=shards)
 
 
-def _step(size: int, config: GPTConfig, strategy: str, shards: int | None) -> dict[str, Any]:
+def _step(rank: int, size: int, config: GPTConfig, strategy: str, shards: int | None) -> dict[str, Any]:
     """A step of AdamW: what this rank holds after it, and what it has sent."""
-    forward, model = _parallel(config, size, strategy, shards, torch.bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters())
+    placed = _placed(config, rank, size, strategy, shards, torch.bfloat16)
+    optimizer = torch.optim.AdamW(placed.model.parameters())
     idx = torch.randint(config.vocab_size, (BATCH, SEQ_LEN))
+
+    def update() -> None:
+        for number in range(MICRO_BATCHES):
+            with placed.accumulating(last=number + 1 == MICRO_BATCHES):
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = placed.forward(idx, idx).loss
+                loss.backward()
+
     for _ in range(2):  # DDP lays its buckets anew after the first
-        forward(idx, idx).loss.backward()
+        update()
         optimizer.zero_grad()
     with Sent() as sent:
-        forward(idx, idx).loss.backward()
+        update()
     optimizer.step()
-    parameters = list(model.parameters())
+    parameters = list(placed.model.parameters())
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     return {
         "parameters": _bytes(parameters), "gradients": _bytes([p.grad for p in parameters]),
@@ -123,19 +123,18 @@ class Held(TorchDispatchMode):
 
 def peak(rank: int, size: int) -> int:
     """Of a step's second micro-batch, when all gradients have their place, in float32."""
-    forward, model = _parallel(PEAK, size, "fsdp", None, torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters())
+    placed = _placed(PEAK, rank, size, "fsdp", None, torch.float32)
+    parameters = list(placed.model.parameters())
+    optimizer = torch.optim.AdamW(parameters)
     idx = torch.randint(PEAK.vocab_size, (4, 32))
 
     def micro_batch() -> None:
-        forward(idx, idx, return_logits=False).loss.backward()
+        placed.forward(idx, idx, return_logits=False).loss.backward()
 
     micro_batch()
     optimizer.step()
     with Held() as held:
-        held.look_at(
-            idx, [(p, p.grad) for p in model.parameters()], [list(s.values()) for s in optimizer.state.values()]
-        )
+        held.look_at(idx, [(p, p.grad) for p in parameters], [list(s.values()) for s in optimizer.state.values()])
         micro_batch()
     return held.peak
 
@@ -177,7 +176,7 @@ def test_what_a_rank_holds(case, found):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_a_rank_sends(case, found):
     size, number, strategy, shards = case
-    sent = messages(CONFIGS[number], placed(size, strategy, shards), BATCH, SEQ_LEN, 1)
+    sent = messages(CONFIGS[number], placed(size, strategy, shards), BATCH, SEQ_LEN, MICRO_BATCHES)
     counted = {"_allgather_base_": 0, "_reduce_scatter_base_": 0, "allreduce_": 0}
     for message in sent:
         name = "allreduce_" if strategy == "ddp" or "between" in message.what else "_reduce_scatter_base_"
