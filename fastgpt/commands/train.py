@@ -232,6 +232,7 @@ class Command:
         from ..train.devices import threads_hint
         from ..train.trainer import Trainer
 
+        self._take_up(world)
         start = self._check(world)
         with world.together():
             tokenizer, made = self._model(start, world)
@@ -268,6 +269,15 @@ class Command:
         with contextlib.suppress(*[OSError] * is_stopped):  # after a hang-up there is no terminal any more
             self._say(result)
         return 0 if result.stopped_by is None else STATUS[signal.Signals[result.stopped_by]]
+
+    def _take_up(self, world: World) -> None:
+        """After a restart by torch elastic: go on where this job was, whatever was typed."""
+        from ..train import elastic
+
+        resume: bool | str | Path = self.resume if self.resume_from is None else self.resume_from
+        resume, self.overwrite = elastic.resume_of(self.train, resume, self.overwrite, world)
+        if resume is True:
+            self.resume, self.resume_from = True, None
 
     def _say(self, result: TrainResult) -> None:
         print(f"step {result.step}: {'saved' if result.losses else 'already saved:'} {result.checkpoint}")

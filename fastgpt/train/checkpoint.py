@@ -57,6 +57,7 @@ from .training_state import (
     set_rng,
     trained_names,
     weights,
+    whole,
 )
 
 __all__ = [
@@ -139,7 +140,8 @@ def save(
         model.save_pretrained(work)
         if tokenizer is not None:
             tokenizer.save(work)
-        write_safetensors(work / "training.safetensors", optimizer_tensors(model, optimizer) | rng_tensors())
+        moments = {name: whole(tensor) for name, tensor in optimizer_tensors(model, optimizer).items()}
+        write_safetensors(work / "training.safetensors", moments | rng_tensors())
         (work / "training.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
@@ -213,7 +215,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wo
     if random:
         set_rng(random)
     else:
-        torch.manual_seed(state["sampler"]["seed"] + world.rank)
+        torch.manual_seed((state["sampler"]["seed"] + world.rank) % 2**64)
 
 
 def _read_parts(

@@ -26,7 +26,7 @@ from ..base.settings import SettingError
 from ..kernels._notice import say_once
 from ..parallel.launch import is_initialized, is_launched
 from ..parallel.world import World
-from . import checkpoint, overwritten
+from . import checkpoint, elastic, overwritten
 from .train_config import TrainConfig
 
 # What changes nothing that is computed. (A tokenizer counts by its hash, init_from only before the first step.)
@@ -168,7 +168,7 @@ def alone(config: TrainConfig) -> Iterator[None]:
     make(config)
     with contextlib.ExitStack() as held:
         try:
-            is_locked = held.enter_context(files.locked(config.folder, must=False))
+            is_locked = held.enter_context(elastic.locked(config.folder))
         except BlockingIOError:
             several = ""
             if is_launched() and not is_initialized():

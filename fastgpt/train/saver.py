@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..parallel.world import World
-from . import checkpoint
+from . import checkpoint, elastic
 from .training_state import trained_names
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Saver:
         Raises:
             CheckpointError: it, or the one before it, cannot be written; nothing was replaced.
         """
+        if (job := elastic.job()) is not None:
+            state = state | {"job": job}
         if self.world.size == 1:
             checkpoint.save(target, model, optimizer, state, tokenizer)
             return
@@ -74,6 +76,7 @@ class Saver:
             return
         (_, wait), self._pending = self._pending, None
         prunes, self._prunes = self._prunes, None
+        self.world.mark()
         wait()
         if prunes is not None and self.world.is_first:
             checkpoint.prune(*prunes)

@@ -36,7 +36,7 @@ from ..model.formats.folder import compare_names, in_words, skeleton
 from ..model.formats.one_head import MODEL_TYPE
 from ..model.gpt import GPT
 from ..model.one_head_config import OneHeadConfig
-from ..parallel.world import World
+from ..parallel.world import World, is_lost
 from . import step_folders
 from .checkpoint import could_not_save
 from .step_folders import WRITING, CheckpointError
@@ -116,7 +116,7 @@ class Group:
 
         Raises:
             CheckpointError: the parameters are not those of a model of this config; or, by the function, it cannot be
-            written.
+                written. By the function too: what torch.distributed raises where a rank is gone.
         """
         from torch.distributed.checkpoint import async_save
 
@@ -142,11 +142,12 @@ class Group:
         def wait() -> None:
             try:
                 future.result()
-            except CheckpointException as error:
-                cause = next(cause for cause, _ in error.failures.values())
+            except (CheckpointException, Exception) as error:
+                told = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
+                cause, _ = next(iter(told))
+                if isinstance(cause, Exception) and is_lost(cause):
+                    raise cause from None
                 raise could_not_save(target, cause if isinstance(cause, Exception) else RuntimeError(cause)) from cause
-            except Exception as error:
-                raise could_not_save(target, error) from error
             finally:
                 writer.held.close()
 

@@ -28,7 +28,7 @@ from ..base.settings import SettingTypeError
 from ..data import TokenDataset
 from ..data.tokenizer import Tokenizer
 from ..parallel.world import World
-from . import checkpoint, overwritten, run_folder, run_report
+from . import checkpoint, elastic, overwritten, run_folder, run_report
 from .arguments import check_arguments, check_settings
 from .devices import autocast, resolve_device, resolve_dtype
 from .evaluation import Validation, evaluate
@@ -119,7 +119,8 @@ class Trainer(Updates):
             resume: go on from the run's newest checkpoint, or from the one in this folder (those of later steps are
                 then set aside). A validation that was due and did not end is made up, the last one too; a run that is
                 finished stays as it is.
-            overwrite: start over where a run of this name exists.
+            overwrite: start over where a run of this name exists. Where torch elastic has restarted the job, neither
+                counts once the job has saved: it goes on from there.
             allow_changes: resume with other settings than the run was trained with.
 
         Raises:
@@ -132,6 +133,7 @@ class Trainer(Updates):
             KeyboardInterrupt: a second SIGINT; likewise.
         """
         root = self.config.folder / "checkpoints"
+        resume, overwrite = elastic.resume_of(self.config, resume, overwrite, self.world)
         if not isinstance(resume, (bool, str, os.PathLike)):
             raise SettingTypeError("Trainer", "resume", resume, "must be True, False or the folder of a checkpoint")
         if not callable(getattr(self.model, "save_pretrained", None)):

@@ -260,6 +260,9 @@ class Loop:
         except checkpoint.CheckpointError as failed:
             if failed is not error:
                 _log.warning("%s", failed)
+        except Exception as failed:
+            if not is_lost(failed):  # else a rank is gone, which `error` says, or its launcher
+                raise
 
     def _opened_reports(self, owed: Owed, again: bool) -> AbstractContextManager[Reports]:
         """metrics.jsonl and the progress bar, with the lines that are owed; `again`: the step's own comes later.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..places import call, condition, returned, value
+from ..places import call, condition, returned, statement, value
 from ..plant import Mutant
 
 _SHARDED = "tests/fastgpt/train/test_sharded.py::test_"
 _EVERY = _SHARDED + "every_way_to_save_is_read_by_every_other_to_the_bit"
+_ELASTIC = "tests/fastgpt/train/test_elastic.py::test_"
 _NO_COPY = (
     "type('Same', (), {'stage': lambda self, state: state, 'close': lambda self: None, "
     "'should_synchronize_after_execute': False})()"
@@ -55,6 +56,24 @@ MUTANTS = (
         "train.verify",
         call("checksums.check", "sorted").dropped(),
         _SHARDED + "the_ranks_share_the_hashing",
+    ),
+    Mutant(
+        "elastic-takes-up-whatever-run-is-there",
+        "elastic._newest_own",
+        returned("job").becomes("newest"),
+        _ELASTIC + "the_run_of_another_job_is_not_taken_up",
+    ),
+    Mutant(
+        "elastic-overwrites-what-it-has-saved",
+        "elastic.resume_of",
+        statement("return", nth=3).becomes("return True, overwrite"),
+        _ELASTIC + "overwrite_counts_until_the_job_has_saved",
+    ),
+    Mutant(
+        "elastic-a-restart-does-not-wait-for-the-lock",
+        "elastic.locked",
+        value("end").becomes("time.monotonic()"),
+        _ELASTIC + "a_restart_waits_for_the_lock_of_a_process_that_ends",
     ),
     Mutant(
         "sharded-drops-the-old-before-the-new-is-whole",
