@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +115,7 @@ class Mark:
             self._event = torch.cuda.Event(enable_timing=True)
             self._event.record(torch.cuda.current_stream(device))
         else:
-            self._time = time.perf_counter()
+            self._time = perf_counter()
 
     def wait(self) -> None:
         """Until then."""

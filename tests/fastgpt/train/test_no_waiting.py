@@ -116,7 +116,7 @@ def test_a_step_is_read_when_the_next_one_has_begun(tmp_path, monkeypatch):
 def test_the_speed_is_that_of_the_step_though_it_is_read_late(tmp_path, monkeypatch):
     """Each step takes as long as it says, also the first, and one after a pause; the pause belongs to none."""
     clock = [0.0]
-    monkeypatch.setattr("fastgpt.train.pending.time", type("Clock", (), {"perf_counter": lambda: clock[0]}))
+    monkeypatch.setattr("fastgpt.train.pending.perf_counter", lambda: clock[0])
     trainer = tiny_trainer(tmp_path, name="a", steps=6, eval_every=3, seq_len=10)
     seconds = {1: 4.0, 2: 1.0, 3: 2.0, 4: 8.0, 5: 1.0, 6: 16.0}
     backward, validate = trainer._backward, trainer.validate
