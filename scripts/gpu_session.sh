@@ -87,10 +87,15 @@ step() {
     if [ "$limit" -le 5 ]; then say "$name: no time left"; return 1; fi
     set -- "${@//ALLOWED/$((limit > 9 ? limit - 8 : 1))}"
     kernels=$(compiled) stubs=$(launchers)
+    touch "$state/begun"
     echo "==== $name: $*" >>"$out/log.txt"
     timeout --signal=INT --kill-after=5 "$limit" "$@" >>"$out/log.txt" 2>&1 || code=$?
     fit
     local did="kernels compiled: $(($(compiled) - kernels)), launchers built: $(($(launchers) - stubs))"
+    if [ "$name" != cache ] && [ "$(compiled)" != "$kernels" ]; then
+        echo "---- $name compiled:" >>"$out/log.txt"
+        find "$TRITON_CACHE_DIR" -name '*.cubin' -newer "$state/begun" -printf '%f\n' | sort | uniq -c >>"$out/log.txt"
+    fi
     [ "$name" = cache ] && did="kernels: $(compiled), launchers: $(launchers)"
     say "$name: exit $code after $((SECONDS - start)) s (of $limit); $did"
     return $code
@@ -110,7 +115,8 @@ step_on() {
 
 echo "figures are labelled ${FASTGPT_COMMIT:-with no commit}" | tee -a "$out/log.txt"
 case ${FASTGPT_COMMIT:-} in *-changed) echo "(the sources are not those that the kernels were compiled from)" ;; esac
-step cache 15 $python scripts/gpu/cache.py unpack "${GPU_CACHE:-.gpu-cache/cache.tar.xz}" "$TRITON_CACHE_DIR"
+archive=${GPU_CACHE:-.gpu-cache/cache.tar.xz}
+step cache 15 $python scripts/gpu/cache.py unpack "$archive" "$TRITON_CACHE_DIR"
 tail -n 1 "$out/log.txt"
 
 # Of what it trains, all but the findings stays on that machine. Two minutes of training; the rest are saves and measures.
@@ -133,7 +139,8 @@ if [ $# -gt 2 ]; then
 fi
 
 # The shares add up to 405.
-step verify 35 $python -m benchmarks.headline --only verify --out "$out/headline.jsonl"
+# Its own report is the judge's: written out for errors.jsonl too, every result would be rounded 8 times, not one in 14.
+step verify 35 env -u FASTGPT_BUDGET_REPORT $python -m benchmarks.headline --only verify --out "$out/headline.jsonl"
 step headline 105 $python -m benchmarks.headline --seconds ALLOWED --out "$out/headline.jsonl"
 case $? in
     0) due=$((due + 20 * slower)) ;;
@@ -155,8 +162,10 @@ step_on peers 60 "${peers[@]}" -k 'not compile and not math and not torch.float1
 step_on peers-compiled 35 "${peers[@]}" --dtype bfloat16 \
     -k 'compile and not 0.1 and not 50304 and (32768-768 or 16384-768 or gpt2 or 4096-64)' \
     benchmarks/test_{layer_norm,ffn,linear_cross_entropy,train_step,attention}.py
+# Only tiles that came with the archive: to compile others takes longer than to measure them, and the GPU waits.
+tiles=${SWEEP_TILES:-$(cat "$(dirname "$archive")/TILES" 2>/dev/null)}
 step_on sweep "$total" $python -m benchmarks.sweep --out "$out/sweep.jsonl" --seconds ALLOWED \
-    ${SWEEP_TILES:+--tiles "$SWEEP_TILES"}
+    ${tiles:+--tiles "$tiles"}
 
 timeout 10 $python scripts/gpu/summary.py "$out"
 cat "$out/steps.txt"

@@ -20,7 +20,7 @@ from .one_head_config import OneHeadConfig
 Config = GPTConfig | OneHeadConfig
 Sizes = dict[str, Any]
 DECIDING = ("n_layers", "d_model", "d_ff", "vocab_size", "max_len")
-BLOCK_OBJECTS = 16 * 2**10  # bytes of Python objects, less than any block takes, wherever its weights lie
+BLOCK_OBJECTS = 12 * 2**10  # bytes of Python objects, less than any block takes, wherever its weights lie
 
 
 def count_parameters(sizes: Sizes) -> int:

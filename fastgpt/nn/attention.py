@@ -160,7 +160,7 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         out = self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T_q, E)
         weights = None
         if need_weights:
-            weights = attention_weights(q, k, lse, **sees)  # (B, H, T_q, T_k)
+            weights = _weights(q, k, lse, **sees)  # (B, H, T_q, T_k)
             if masks.causal and T_q < T_k:
                 weights = F.pad(weights, (0, T_k - T_q))
             weights = weights.mean(dim=1) if average else weights
@@ -189,6 +189,14 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
         if x.dim() == 3:
             return x.transpose(0, 1)[None]
         return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
+
+
+def _weights(q: Tensor, k: Tensor, lse: Tensor, **sees: Any) -> Tensor:
+    """`attention_weights` in the dtype of torch's, whose softmax is in float32 under CUDA's autocast, not a CPU's."""
+    if not (q.is_cuda and torch.is_autocast_enabled("cuda")):
+        return attention_weights(q, k, lse, **sees)
+    with torch.autocast("cuda", enabled=False):  # of the numbers that autocast rounded, and not rounded again
+        return attention_weights(q.float(), k.float(), lse, **sees)
 
 
 _Read = TypeVar("_Read")

@@ -364,3 +364,22 @@ def test_fold_takes_what_a_cut_session_left(tmp_path, capsys):
     assert "headline.jsonl: cut before its first figure" in said.out
     assert "1 judged, 1 over their budget" in said.out
     assert [p.name for p in results.iterdir()] == ["full-gpu-nvidia-h100-2026-01-01-unknown.jsonl"]
+
+
+def test_the_sweep_keeps_to_the_tiles_that_came_with_the_archive(tmp_path):
+    for name in ("packed", "one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "packed" / "TILES").write_text("4\n")
+    _, calls = session(tmp_path / "one", "exit 0", GPU_CACHE=str(tmp_path / "packed" / "cache.tar.xz"))
+    assert calls[-2].endswith("--tiles 4") or calls[-1].endswith("--tiles 4")
+    _, calls = session(tmp_path / "two", "exit 0", GPU_CACHE=str(tmp_path / "none" / "cache.tar.xz"))
+    assert "--tiles" not in "".join(calls)
+
+
+def test_what_a_step_compiled_is_named(tmp_path):
+    session(
+        tmp_path,
+        'case "$*" in *worksteal*) mkdir -p "$TRITON_CACHE_DIR" && echo > "$TRITON_CACHE_DIR/some_kernel.cubin" ;; esac',
+    )
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "---- tests compiled:\n      1 some_kernel.cubin\n" in log

@@ -24,15 +24,19 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_compiles_whole(name):
-    make, inputs = CASES[name]
-    mode = FakeTensorMode()
-    module = make()
+def on_fake_cuda(mode, module):
     for part in module.modules():
         for key, weight in part._parameters.items():
             if weight is not None:
                 part._parameters[key] = torch.nn.Parameter(fake_cuda(mode, weight), requires_grad=False)
+    return module
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_whole(name):
+    make, inputs = CASES[name]
+    mode = FakeTensorMode()
+    module = on_fake_cuda(mode, make())
     fakes = [fake_cuda(mode, x) for x in inputs]
     with mode, skip_where_torch_cannot():
         if name == "attention":
@@ -40,3 +44,18 @@ def test_compiles_whole(name):
         else:
             out = compiled(module, *fakes)
     assert (out.loss if name == "gpt" else out).device == CUDA
+
+
+@pytest.mark.parametrize("kind", [FlashMultiheadAttention, torch.nn.MultiheadAttention])
+def test_weights_are_float32_under_autocast(kind):
+    """As torch's softmax has it on a GPU; the switch is set by hand, as torch.autocast looks for the GPU."""
+    mode = FakeTensorMode()
+    module, x = on_fake_cuda(mode, kind(32, 2, batch_first=True)), fake_cuda(mode, X)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with mode, skip_where_torch_cannot():
+            out, weights = module(x, x, x)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert (out.dtype, weights.dtype) == (torch.bfloat16, torch.float32)

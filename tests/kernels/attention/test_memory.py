@@ -75,11 +75,13 @@ def test_peak_on_cuda_is_linear(dtype):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()  # cuBLAS keeps workspaces, tens of MB that do not grow
         _forward_backward(attention, T, heads=2, head_dim=64, device="cuda", dtype=dtype)
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() - before
 
-    _forward_backward(flash_attention, 256, head_dim=64, device="cuda", dtype=dtype)  # compiles
+    for attention in (flash_attention, reference.flash_attention):  # compiles, and makes those workspaces
+        _forward_backward(attention, 256, head_dim=64, device="cuda", dtype=dtype)
     lengths = [T for T in LENGTHS if T >= 4096]  # below, the allocator's blocks and caches decide
     assert growth(lengths, [peak(flash_attention, T) for T in lengths]) <= LINEAR
-    lengths = [2048, 4096, 8192]
+    lengths = [4096, 8192]
     assert growth(lengths, [peak(reference.flash_attention, T) for T in lengths]) >= 1.7

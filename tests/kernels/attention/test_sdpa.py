@@ -145,7 +145,8 @@ def test_what_the_kernels_cannot_take_goes_to_torch_and_is_said_once(device, see
         options = {"dropout_p": torch.tensor(0.0), "scale": torch.tensor(0.3)}
     for _ in range(3):
         ours = scaled_dot_product_attention(q, k, v, **options)
-    assert torch.equal(ours, F.scaled_dot_product_attention(q, k, v, **options))
+    torchs = F.scaled_dot_product_attention(q, k, v, **options)
+    torch.testing.assert_close(ours, torchs, rtol=0, atol=0, equal_nan=True)  # CUDA's makes NaN of all dropped
     assert not kernel_calls
     assert len(log.messages) == 1
     assert f"torch's own function is used, because {reason}".replace("\\", "") in log.messages[0]
@@ -183,6 +184,9 @@ def test_a_mask_within_a_compiled_graph_is_said_while_tracing(device, seed, log)
 )
 def test_what_torch_rejects_is_rejected_by_torch(device, q_shape, k_shape, options):
     q, k, v = qkv(device, q_shape, k_shape)
+    if device.type == "cuda" and options.get("dropout_p", 0.0) < 0:  # the one thing here that torch takes on a GPU
+        assert scaled_dot_product_attention(q, k, v, **options).shape == q.shape
+        return
     with pytest.raises(Exception) as torchs:  # noqa: PT011
         F.scaled_dot_product_attention(q, k, v, **options)
     with pytest.raises(type(torchs.value)) as ours:

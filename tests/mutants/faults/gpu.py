@@ -6,6 +6,7 @@ from ..places import condition
 from ..plant import Mutant
 
 _TRACED = "tests/kernels/test_traced_on_cuda.py::test_traces_whole"
+_MODULES = "tests/fastgpt/nn/test_traced_on_cuda.py::test_"
 
 MUTANTS = (
     # --- what torch's tracers see of a CUDA tensor --------------------------------------------------------------------
@@ -20,5 +21,11 @@ MUTANTS = (
         "support.why_not",
         condition("is_compiling").always(),
         _TRACED,
+    ),
+    Mutant(
+        "gpu-weights-have-another-dtype-than-torchs-under-autocast",
+        "nn.attention._weights",
+        condition("is_cuda").always(),
+        _MODULES + "weights_are_float32_under_autocast",
     ),
 )
