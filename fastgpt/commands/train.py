@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..base.settings import SettingError, check_integer, check_number, shown
 from ..model import presets
-from ..model.config import may_change
+from ..model.config import GPTConfig, may_change
 from ..train.train_config import TrainConfig
 from ._signals import STATUS
 
 if TYPE_CHECKING:
     from ..data import TokenDataset
     from ..data.tokenizer import Tokenizer
-    from ..model.config import GPTConfig
     from ..model.gpt import GPT
     from ..model.one_head import OneHeadLM
     from ..model.one_head_config import OneHeadConfig
@@ -336,7 +335,7 @@ class Command:
             if start is not None:
                 _check_same_model(config, interop.open_config(start), start)
             preset = DEFAULT_PRESET if self.model.preset is None else self.model.preset
-            if self._is_sharded(config, "preset", preset, world):
+            if self._is_sharded(config, "preset", preset, world) and isinstance(config, GPTConfig):
                 return tokenizer, _Made(lambda: on_meta(lambda: presets.make(config)))
             return tokenizer, _Made(lambda: presets.make(config))
         if start is not None:
@@ -353,7 +352,7 @@ class Command:
         if tokenizer.vocab_size > config.vocab_size:
             need = f"has {tokenizer.vocab_size} token ids, the model in {folder} {config.vocab_size}; name its own"
             raise SettingError("train", "tokenizer", tokenizer.name, need)
-        if is_sharded:
+        if is_sharded and isinstance(config, GPTConfig):
             return tokenizer, _Made(lambda: on_meta(lambda: presets.make(config)), filled_from(folder))
         return tokenizer, _Made(lambda: interop.open_model(folder, **overrides))
 

@@ -170,7 +170,11 @@ class AddLayerNorm(nn.LayerNorm):
         if x is not None:
             residual = residual + F.dropout(x, dropout_p)
         if impl == "torch":
-            return F.layer_norm(residual, self.normalized_shape, *affine), residual
+            # Parameters of fewer bits than the stream (fully_shard's MixedPrecisionPolicy), which a CPU does not take.
+            weight, bias = (
+                None if p is None else p.to(torch.promote_types(p.dtype, residual.dtype)) for p in affine[:2]
+            )
+            return F.layer_norm(residual, self.normalized_shape, weight, bias, self.eps), residual
         return reference.layer_norm(residual, self.normalized_shape, *affine), residual
 
     def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
