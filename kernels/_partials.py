@@ -13,6 +13,9 @@ FEW = 16  # partials that are added one after another: then a program takes many
 def sum_partials(partials: Tensor, out: Tensor, other_out: Tensor | None = None) -> Tensor:
     """out = the sum of float32 `partials` over their first dimension, in a fixed order, rounded once; returns out.
 
+    One shape and GPU, one order, in every run. Up to FEW partials it is theirs, whatever the shape. More are added by
+    lanes, and the lanes then as the compiler lays them out, which also depends on whether 4 divides out.numel().
+
     Two sums are one launch. Launches on the current device, which must be that of the tensors.
 
     Args:

