@@ -1,4 +1,4 @@
-"""The implementations that each part of a model has, by name."""
+"""The implementations that each part of a model has, and the modes of activation checkpointing, by name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ IMPLEMENTATIONS = {
     "ffn": ("auto", "triton", "torch", "reference"),
     "loss": ("auto", "triton", "torch", "reference"),
 }
+
+REMAT_MODES = ("none", "selective", "full")  # see fastgpt.model.remat
 
 
 def check_implementation(part: str, requested: str, *, owner: str = "fastgpt") -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from ..base.implementation_names import REMAT_MODES
 from ..base.settings import SettingError, check_choice, check_integer, check_number
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Command:
     """Tokens per sequence; the model's max_len if not given."""
     dtype: str = "auto"
     """"bfloat16" (autocast; weights stay float32), "float32", or "auto": bfloat16 on GPUs that have it."""
+    remat: str = "none"
+    """What blocks keep for the backward: "none", "selective" or "full", as `fastgpt train` has it."""
     gpu: str = "h200"
     """The GPU to fill: "h100", "a100-80gb", "rtx4090", "t4", ... (a wrong name lists all), or a number of GiB."""
     margin: float = 1.5
@@ -105,6 +108,7 @@ class Command:
 
         check_integer("plan", "batch_size", self.batch_size, least=1, most=2**62)  # torch counts in 64 bits
         check_choice("plan", "dtype", self.dtype, DTYPES)
+        check_choice("plan", "remat", self.remat, REMAT_MODES)
         gpu = find_gpu(self.gpu, "plan")
         check_number("plan", "margin", self.margin, least=0, below=gpu.memory / 2**30, hint=f", what {gpu.name} has")
         check_integer("plan", "gpus", self.gpus, least=1)
@@ -118,7 +122,7 @@ class Command:
             check_integer("plan", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
             record = {
                 "model": self._named(config), "batch_size": self.batch_size, "seq_len": seq_len, "dtype": dtype,
-                "gpu": asdict(gpu), "margin": int(self.margin * 2**30),
+                "remat": self.remat, "gpu": asdict(gpu), "margin": int(self.margin * 2**30),
             }  # fmt: skip
             if self.gpus > 1:
                 record |= self._count_many(config, seq_len, dtype, gpu)
@@ -189,7 +193,9 @@ class Command:
         from ..tools import memory
         from ._status import status
 
-        options: dict[str, Any] = {"autocast": dtype == "bfloat16", "arch": gpu.arch if gpu.runs_kernels else "sm_90"}
+        options: dict[str, Any] = {
+            "autocast": dtype == "bfloat16", "arch": gpu.arch if gpu.runs_kernels else "sm_90", "remat": self.remat
+        }  # fmt: skip
         room = gpu.memory - int(self.margin * 2**30)
         found = {}
         with status() as say:
@@ -218,8 +224,9 @@ class Command:
         rows["fits, with margin"] = ["yes" if one["fits"] else "no" for one in found.values()]
         rows["largest batch"] = [f"{one['largest_batch']:,}" for one in found.values()]
         size, room = gpu.memory / 2**30, gpu.memory / 2**30 - self.margin
+        kept = "" if record["remat"] == "none" else f", remat {record['remat']}"
         lines = [
-            f"{record['model']}: {self.batch_size} x {record['seq_len']:,} tokens, {record['dtype']}; in MiB",
+            f"{record['model']}: {self.batch_size} x {record['seq_len']:,} tokens, {record['dtype']}{kept}; in MiB",
             f"{gpu.name}: {size:,.1f} GiB, less a margin of {self.margin:g}: {room:,.1f} GiB",
             "",
             side_by_side(list(found), rows),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..base.implementation_names import IMPLEMENTATIONS
 from ..base.settings import SettingTypeError, check_choice
 from ..nn.impl import check_constructible
-from . import initial, tied
+from . import initial, remat, tied
 from .blocks import (
     AddLayerNorm,
     CausalSelfAttention,
@@ -61,6 +61,9 @@ class KVCache:
 class Block(nn.Module):
     """One pre-LN block: x + attn(ln1(x)), then x + ffn(ln2(x)); its last sum is left to the next LayerNorm."""
 
+    remat = "none"  # of the class, so that pickles of versions without it have it; set by `remat.apply`
+    compile_backend: str | None = None  # of the class, as `remat`; set by `remat.compile_blocks`
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.ln1 = AddLayerNorm(config)
@@ -70,6 +73,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor | None, residual: Tensor, cache: Any = None) -> tuple[Tensor, Tensor]:
         """x, residual (B, T, d): the last sub-layer's output, not yet added, and the stream. Returns the same pair."""
+        if cache is None and (self.remat != "none" or self.compile_backend is not None):
+            return remat.run(self, x, residual)
+        return self.compute(x, residual, cache)
+
+    def compute(self, x: Tensor | None, residual: Tensor, cache: Any = None) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, with all that autograd wants kept, not compiled."""
         h, residual = self.ln1(x, residual)
         x = self.attn(h) if cache is None else self.attn(h, cache)  # others' attention may know no cache
         h, residual = self.ln2(x, residual)

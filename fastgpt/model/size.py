@@ -62,11 +62,12 @@ def fits_one(config: Config, n_bytes: int) -> bool:
     return state_bytes(config.to_dict()) <= n_bytes
 
 
-def kept_for_backward(sizes: Sizes, tokens: int, seq_len: int, *, fused_loss: bool) -> int:
+def kept_for_backward(sizes: Sizes, tokens: int, seq_len: int, *, fused_loss: bool, remat: str = "none") -> int:
     """Numbers that no implementation does without between forward and backward of so many tokens."""
     if "n_layers" not in sizes:
         return tokens * (seq_len + sizes["vocab_size"])  # attention weights and logits, which the output names
-    return tokens * (sizes["n_layers"] * sizes["d_ff"] + (0 if fused_loss else sizes["vocab_size"]))
+    of_block = sizes[{"full": "d_model"}.get(remat, "d_ff")]  # its input; the FFN's pre-activation
+    return tokens * (sizes["n_layers"] * of_block + (0 if fused_loss else sizes["vocab_size"]))
 
 
 def check_fits(config: Config, room: machine.Room | None, need: Callable[[Sizes], int], what: str) -> None:

@@ -13,7 +13,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from ..base.settings import check_choice, check_integer
 from ..kernels import _library, _runtime, support
 from ..model.config import GPTConfig
 from ..model.size import check_fits, count_parameters
+
+if TYPE_CHECKING:
+    from ..model.gpt import GPT
 
 MOST_LAYERS = 1000  # each is laid out on paper, in some 5 ms: the largest batch of so many takes minutes to find
 
@@ -182,19 +185,19 @@ class StepMemory:
 
 
 def training_step(
-    config: GPTConfig, batch: int, seq_len: int, *, autocast: bool = True, arch: str = "sm_90"
+    config: GPTConfig, batch: int, seq_len: int, *, autocast: bool = True, arch: str = "sm_90", remat: str = "none"
 ) -> StepMemory:
     """Memory of one step of AdamW on `config` with (batch, seq_len) tokens; float32 weights, bf16 autocast by default.
 
-    Raises:
-        SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, an unknown arch,
-            more than MOST_LAYERS layers.
-    """
-    from ..model.gpt import GPT
+    remat: what blocks keep for the backward, see `fastgpt.model.remat`.
 
+    Raises:
+        SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, an unknown arch or
+            remat, more than MOST_LAYERS layers.
+    """
     _check_countable("training_step", config, batch, seq_len, arch)
     with on_paper(arch) as memory:
-        model = GPT(config)
+        model = _model_on_paper(config, autocast, remat)
         parameters = {memory.number(p) for p in model.parameters()}
         # AdamW's two moments, float32 as the weights, live through every step but the first.
         state = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
@@ -230,8 +233,27 @@ def _check_countable(owner: str, config: GPTConfig, batch: int, seq_len: int, ar
     check_fits(config, countable, lambda sizes: 4 * count_parameters(sizes), "their weights")
 
 
+def _model_on_paper(config: GPTConfig, autocast: bool, remat: str) -> GPT:
+    """The model, on paper. What blocks compute again they compute as before: within a backward torch puts its function
+    modes aside, of which torch.utils.checkpoint restores the device alone."""
+    from ..model.gpt import GPT
+    from ..model.remat import apply, blocks_of
+
+    model = apply(GPT(config), remat)
+    if remat != "none":
+        dtype = torch.bfloat16 if autocast else None
+        for block in blocks_of(model):
+            block.compute = functools.partial(_on_paper_again, block.compute, dtype)
+    return model
+
+
+def _on_paper_again(function: Callable[..., Any], dtype: torch.dtype | None, *args: Any) -> Any:
+    with _FlashSdpa(), _autocast_on_paper(dtype):
+        return function(*args)
+
+
 def kept_activations(
-    config: GPTConfig, batch: int, seq_len: int, *, autocast: bool = False, arch: str = "sm_90"
+    config: GPTConfig, batch: int, seq_len: int, *, autocast: bool = False, arch: str = "sm_90", remat: str = "none"
 ) -> int:
     """Bytes that the blocks of `config` keep from forward to backward of (batch, seq_len) tokens; float32 by default.
 
@@ -240,11 +262,9 @@ def kept_activations(
     Raises:
         SettingError, SettingTypeError: as `training_step`.
     """
-    from ..model.gpt import GPT
-
     _check_countable("kept_activations", config, batch, seq_len, arch)
     with on_paper(arch) as memory:
-        model = GPT(config)
+        model = _model_on_paper(config, autocast, remat)
         weights = memory.live
         idx = torch.empty(batch, seq_len, dtype=torch.int64)
         with _autocast_on_paper(torch.bfloat16 if autocast else None):
@@ -303,14 +323,15 @@ def _autocast_on_paper(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def largest_batch(
-    config: GPTConfig, seq_len: int, most_bytes: int, *, autocast: bool = True, arch: str = "sm_90"
-) -> int:
+    config: GPTConfig, seq_len: int, most_bytes: int, *, autocast: bool = True, arch: str = "sm_90",
+    remat: str = "none",
+) -> int:  # fmt: skip
     """The most sequences of seq_len whose step takes at most `most_bytes`, and one more takes more; 0 if none fits."""
 
     @functools.cache
     def peak(batch: int) -> float:
         try:
-            return training_step(config, batch, seq_len, autocast=autocast, arch=arch).peak
+            return training_step(config, batch, seq_len, autocast=autocast, arch=arch, remat=remat).peak
         except (ValueError, RuntimeError):
             if batch == 1:
                 raise

@@ -22,7 +22,7 @@ _BATCH_OBJECTS = 512  # bytes: two tensors, their storages and a tuple, less tha
 
 def check_room(
     config: Config, *, batch_size: int, seq_len: int, device: torch.device, dtype: torch.dtype, grad_accum: int = 1,
-    weight_bytes: int = 4, shards: int = 1,
+    weight_bytes: int = 4, shards: int = 1, remat: str = "none",
 ) -> None:  # fmt: skip
     """Raise SettingError, of the setting that is to blame, where a step of AdamW needs more than there is.
 
@@ -35,7 +35,7 @@ def check_room(
     fused = isinstance(config, GPTConfig) and explain("loss", config.loss_impl, device, dtype).name == "triton"
 
     def step(batch_size: int, seq_len: int) -> int:
-        kept = kept_for_backward(sizes, batch_size * seq_len, seq_len, fused_loss=fused)
+        kept = kept_for_backward(sizes, batch_size * seq_len, seq_len, fused_loss=fused, remat=remat)
         return weights + dtype.itemsize * kept
 
     def batches(count: int, batch_size: int) -> int:
@@ -49,7 +49,7 @@ def check_room(
 
 def check_room_of(
     model: nn.Module, *, batch_size: int, seq_len: int, grad_accum: int, device: torch.device, dtype: torch.dtype,
-    shards: int = 1,
+    shards: int = 1, remat: str = "none",
 ) -> None:  # fmt: skip
     """As `check_room`, for a model of ours that is trained as a whole; of any other nothing is known."""
     config = getattr(model, "config", None)
@@ -59,7 +59,7 @@ def check_room_of(
     if sum(weight.numel() for weight in weights) == count_parameters(config.to_dict()):
         check_room(
             config, batch_size=batch_size, seq_len=seq_len, grad_accum=grad_accum, device=device, dtype=dtype,
-            weight_bytes=min(weight.element_size() for weight in weights), shards=shards,
+            weight_bytes=min(weight.element_size() for weight in weights), shards=shards, remat=remat,
         )  # fmt: skip
 
 

@@ -31,8 +31,8 @@ from .train_config import TrainConfig
 
 # What changes nothing that is computed. (A tokenizer counts by its hash, init_from only before the first step.)
 _FREE = {
-    "name", "runs_dir", "log_every", "eval_every", "save_every", "keep", "device", "compile", "tensorboard", "threads",
-    "tokenizer", "init_from", "strategy", "shard_ranks", "timeout", "global_batch_size",
+    "name", "runs_dir", "log_every", "eval_every", "save_every", "keep", "device", "compile", "remat", "tensorboard",
+    "threads", "tokenizer", "init_from", "strategy", "shard_ranks", "timeout", "global_batch_size",
 }  # fmt: skip
 _CONTENTS = {"train_sha256": "training data", "val_sha256": "validation data"}
 _PLACES = {"data": "train_sha256", "val_data": "val_sha256"}  # the same data counts as such wherever it lies

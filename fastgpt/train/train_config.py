@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..base.implementation_names import REMAT_MODES
 from ..base.settings import SettingError, SettingTypeError, check_choice, check_flag, check_integer, check_number
 from ..base.strategy_names import STRATEGIES
 
@@ -50,7 +51,9 @@ class TrainConfig:
             (fsdp within groups of ranks, ddp between them), or "auto": ddp if the model fits one device, else fsdp.
         shard_ranks: Ranks that share one copy of the weights, with hsdp; those of a machine if not given.
         timeout: Seconds that a rank waits for another before all end.
-        compile: Run the model through torch.compile.
+        compile: Compile the model's blocks (a model that has none: the model) by torch.compile.
+        remat: What blocks keep for the backward: "none" leaves that as it is, "selective" keeps the outputs of matrix
+            products and attention and computes LayerNorm and GELU again, "full" keeps the blocks' inputs only.
         tensorboard: Write TensorBoard scalars to <runs_dir>/<name>/tensorboard.
 
     Raises:
@@ -83,6 +86,7 @@ class TrainConfig:
     shard_ranks: int | None = None
     timeout: int = 600
     compile: bool = False
+    remat: str = "none"
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
@@ -108,6 +112,7 @@ class TrainConfig:
         if self.shard_ranks is not None and self.strategy != "hsdp":
             need = f"is for strategy hsdp, this is {self.strategy}; leave it out, or take hsdp (--strategy hsdp)"
             raise SettingError(_OWNER, "shard_ranks", self.shard_ranks, need)
+        check_choice(_OWNER, "remat", self.remat, REMAT_MODES)
         if not isinstance(self.device, str):
             raise SettingTypeError(_OWNER, "device", self.device, 'must be a string, e.g. "auto", "cpu" or "cuda:1"')
         self._check_paths()

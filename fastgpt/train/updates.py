@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..data import TokenDataset
 from ..data.prefetch import Batch, BatchesAhead
 from ..data.sampler import BatchSampler
+from ..model import remat
 from ..parallel.launch import current
 from ..parallel.strategy import Strategy
 from ..parallel.world import World
@@ -71,8 +72,11 @@ class Updates:
         self.chosen = choose(config, config_of(model), world)
         check_room_of(
             model, batch_size=config.batch_size, seq_len=self.seq_len, grad_accum=config.grad_accum,
-            device=self.device, dtype=self.dtype, shards=self.chosen.shards,
+            device=self.device, dtype=self.dtype, shards=self.chosen.shards, remat=config.remat,
         )  # fmt: skip
+        if config.remat != "none":
+            remat.apply(model, config.remat, owner="TrainConfig")
+        whole = config.compile and not remat.compile_blocks(model)
         self.model = model
         self.strategy = place(model, self.chosen, world, device=self.device, dtype=self.dtype, fill=fill)
         self.sampler = BatchSampler(
@@ -86,9 +90,7 @@ class Updates:
         self._trained = [p for p in model.parameters() if p in owned]
         self.step = 0
         self.owed = Owed()  # of `step`
-        self._forward: Callable[..., Any] = (
-            torch.compile(self.strategy.forward) if config.compile else self.strategy.forward
-        )
+        self._forward: Callable[..., Any] = torch.compile(self.strategy.forward) if whole else self.strategy.forward
         self._batches = BatchesAhead(self.device)
         self._signals = StopSignals()
         self.skipped, self._told_of_waiting = 0, False

@@ -239,19 +239,24 @@ def test_plan_prints_what_was_counted_for_what_was_asked(monkeypatch, capsys):
     monkeypatch.setattr("fastgpt.commands._inputs.read_config", lambda name: config)
     monkeypatch.setattr("fastgpt.tools.memory.training_step", training_step)
     monkeypatch.setattr("fastgpt.tools.memory.largest_batch", largest_batch)
-    text = said(capsys, "plan", "m", "--batch-size", "70", "--gpu", "t4", "--margin", "0.5")
-    t4 = {"autocast": False, "arch": "sm_75"}  # a GPU without bfloat16
+    text = said(capsys, "plan", "m", "--batch-size", "70", "--gpu", "t4", "--margin", "0.5", "--remat", "full")
+    t4 = {"autocast": False, "arch": "sm_75", "remat": "full"}  # a GPU without bfloat16
     room = find_gpu("t4", "test").memory - 2**29
     asked = [one for name in ("triton", "sdpa", "reference") for one in ((name, 70, 8, t4), (name, room, 8, t4))]
     assert counted == asked
-    assert text.startswith("m: 70 x 8 tokens, float32; in MiB\n")
+    assert text.startswith("m: 70 x 8 tokens, float32, remat full; in MiB\n")
     rows = {"parameters": "1,000", "AdamW's state": "2,000", "gradients": "3", "activations": "700", "transient": "59"}
     for row, cell in (rows | {"peak, their sum": "3,762", "largest batch": "1,234"}).items():
         assert cells(text, row) == [cell] * 3, row
     for margin, fits in (("0.32", "yes"), ("0.33", "no")):  # of 4 GiB: 3762 MiB are 3.674
         asked = ("plan", "m", "--gpu", "4", "--margin", margin, "--seq-len", "5", "--dtype", "bfloat16")
         assert cells(said(capsys, *asked), "fits, with margin") == [fits] * 3
-    assert counted[-1] == ("reference", 2**32 - int(0.33 * 2**30), 5, {"autocast": True, "arch": "sm_90"})
+    assert counted[-1] == (
+        "reference",
+        2**32 - int(0.33 * 2**30),
+        5,
+        {"autocast": True, "arch": "sm_90", "remat": "none"},
+    )
     found = json.loads(said(capsys, *asked, "--json"))
     assert found["implementations"]["torch"] == dataclasses.asdict(step) | {
         "peak": 3762 * 2**20, "fits": False, "largest_batch": 1234

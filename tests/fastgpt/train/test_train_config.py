@@ -51,6 +51,8 @@ BAD = [
     ("shard_ranks", 0, "must be an integer, at least 1"),
     ("timeout", 0, "must be an integer, at least 1 and at most 604800"),
     ("compile", 1, "must be True or False"),
+    ("remat", "all", "must be one of none, selective, full"),
+    ("remat", None, "must be one of none, selective, full"),
     ("tensorboard", "no", "must be True or False"),
     ("name", "", "must be the plain name of a folder"),
     ("name", ".", "must be the plain name of a folder"),

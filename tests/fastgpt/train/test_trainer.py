@@ -16,6 +16,7 @@ import time
 import pytest
 import torch
 
+from fastgpt import OneHeadLM
 from fastgpt.base.settings import SettingTypeError
 from fastgpt.data import TokenDataset, shakespeare, shakespeare_tokens
 from fastgpt.data.sampler import BatchSampler
@@ -26,7 +27,7 @@ from fastgpt.train.run_folder import SettingsChanged
 from fastgpt.train.stopping import StopSignals
 from fastgpt.train.trainer import TrainConfig, Trainer, Validation, evaluate
 
-from ..training import tiny_data, tiny_model, tiny_trainer
+from ..training import VOCAB_SIZE, tiny_data, tiny_model, tiny_trainer
 
 
 def weights(trainer) -> dict:
@@ -183,11 +184,15 @@ def test_progress_bar_says_what_matters(tmp_path, capsys, monkeypatch):
 
 
 def test_compile_goes_through_torch_compile(tmp_path, monkeypatch):
+    """Of a GPT the blocks, of any other model the model."""
     seen = []
     monkeypatch.setattr(torch, "compile", lambda model: seen.append(model) or model)
+    model = OneHeadLM(VOCAB_SIZE, 16, 16)
+    tiny_trainer(tmp_path, model=model, compile=True).train_step()
+    assert seen == [model]
     trainer = tiny_trainer(tmp_path, compile=True)
-    trainer.train_step()
-    assert seen == [trainer.model]
+    assert [block.compile_backend for block in trainer.model.blocks] == ["inductor"] * len(trainer.model.blocks)
+    assert seen == [model]
 
 
 def test_autocast_to_bfloat16_keeps_float32_weights(tmp_path):

@@ -28,7 +28,8 @@ OTHER = {
     "seed": 5, "dtype": "bfloat16",
 }  # fmt: skip
 FREE = {"log_every": 3, "eval_every": 3, "save_every": 3, "keep": 7, "device": "auto", "compile": True,
-        "tensorboard": True, "strategy": "auto", "shard_ranks": None, "timeout": 9, "global_batch_size": 3}  # fmt: skip
+        "tensorboard": True, "strategy": "auto", "shard_ranks": None, "timeout": 9, "global_batch_size": 3,
+        "remat": "full"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

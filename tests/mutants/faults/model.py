@@ -22,7 +22,7 @@ MUTANTS = (
     ),
     Mutant(
         "model-residual-is-the-normed",
-        "Block.forward",
+        "Block.compute",
         assignment("h", "ln2").followed_by("residual = h"),
         _MODEL + "equals_the_reference_model",
     ),
