@@ -35,7 +35,7 @@ def checked_ids(owner: str, idx: Any, *, vocab_size: int, max_len: int, vocabula
             "model with a larger max_len"
         )
     if _is_cheap_to_read(idx):
-        low, high = _ends(idx.numpy())
+        low, high = _ends(_read(idx))
         if low < 0 or high >= vocab_size:
             bad = low if low < 0 else high
             raise IndexError(f"{owner}: token id {bad} is outside [0, {vocab_size}); {vocabulary}")
@@ -55,7 +55,7 @@ def checked_targets(owner: str, targets: Any, idx: Tensor, *, vocab_size: int) -
             f"{owner}: targets have shape {tuple(targets.shape)} and idx {tuple(idx.shape)}; make them equal"
         )
     if _is_cheap_to_read(targets):
-        values = targets.numpy()
+        values = _read(targets)
         low, high = _ends(values[values != IGNORE_INDEX])
         if low < 0 or high >= vocab_size:
             bad = low if low < 0 else high
@@ -116,6 +116,11 @@ def _way_to(tokens: Any) -> str:
 
 def _is_cheap_to_read(tokens: Tensor) -> bool:
     return tokens.device.type == "cpu" and tokens.numel() > 0 and support.can_be_read(tokens)
+
+
+def _read(tokens: Tensor) -> np.ndarray:
+    with torch._C._DisableFuncTorch():  # within torch.func's transforms a tensor does not show its memory otherwise
+        return tokens.numpy()
 
 
 def _ends(values: np.ndarray) -> tuple[int, int]:

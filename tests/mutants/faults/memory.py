@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     Mutant(
         "memory-largest-batch-blind-to-autocast",
-        "largest_batch.peak",
+        "memory.largest_batch.peak",
         argument("autocast").dropped(),
         _AUTOCAST + "the_largest_batch_is_that_of_the_dtype",
     ),
