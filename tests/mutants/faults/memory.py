@@ -73,7 +73,7 @@ MUTANTS = (
     ),
     Mutant(
         "memory-largest-batch-one-too-large",
-        "tools.largest_batch",
+        "tools.largest_batch_of",
         returned("low").becomes("it + 1"),
         "tests/fastgpt/tools/test_memory.py::test_largest_batch_is_the_largest",
     ),
