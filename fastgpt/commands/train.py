@@ -249,7 +249,9 @@ class Command:
             flush=True,
         )
         if trainer.chosen.name != "single":
-            print(f"{world.size} rank{'s' * (world.size > 1)}, strategy {trainer.chosen}", flush=True)
+            n = self.train.context_parallel
+            shared = f", each sequence on {n} of them" if n > 1 else ""
+            print(f"{world.size} rank{'s' * (world.size > 1)}, strategy {trainer.chosen}{shared}", flush=True)
         if trainer.device.type == "cuda":
             peak = metrics.peak_flops(torch.cuda.get_device_name(trainer.device), trainer.dtype)
             print(f"{metrics.MFU_FORMULA} = {'unknown, so n/a' if peak is None else f'{peak:.4g} FLOP/s'}")
@@ -359,6 +361,7 @@ class Command:
     def _is_sharded(self, config: GPTConfig | OneHeadConfig, option: str, value: str, world: World) -> bool:
         """Whether each rank will hold a part of the model only; if it fits at all. option, value: where those sizes
         come from that were not given."""
+        from ..train import sharing
         from ..train.devices import resolve_device, resolve_dtype
         from ..train.placing import choose
         from ..train.room import check_room
@@ -368,6 +371,8 @@ class Command:
         chosen = choose(self.train, config, world)
         seq_len = config.max_len if self.train.seq_len is None else min(self.train.seq_len, config.max_len)
         with blamed_on(option, value, self.model.given()):
+            sharing.check(self.train, config, seq_len, world.size)
+            seq_len //= self.train.context_parallel
             check_room(
                 config, batch_size=self.train.batch_size, seq_len=seq_len, device=device, shards=chosen.shards,
                 grad_accum=self.train.on_ranks(world.size).grad_accum, dtype=resolve_dtype(self.train.dtype, device),

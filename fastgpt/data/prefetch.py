@@ -127,7 +127,7 @@ def _depends_on(sampler: BatchSampler) -> tuple[Any, ...]:
     """All that the next batches depend on."""
     return (
         sampler.position, id(sampler.dataset), sampler.batch_size, sampler.seq_len, sampler.seed, sampler.rank,
-        sampler.world_size, sampler.n_windows,
+        sampler.world_size, sampler.n_windows, id(sampler.columns),
     )  # fmt: skip
 
 

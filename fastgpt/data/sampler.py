@@ -27,15 +27,19 @@ class BatchSampler:
     """Batches of (idx, targets), each (batch_size, T) int64, without end.
 
     With `world_size` processes, each step's world_size * batch_size samples are dealt to the ranks in turn; together
-    they see what one process with a batch that large would.
+    they see what one process with a batch that large would. `columns` (n,) int64: which of a window's T tokens this
+    process takes, where several share each window; None: all.
 
     Raises:
         ValueError, TypeError: sizes below 1, a rank outside the world, a negative seed, fewer than two tokens.
     """
 
+    columns: Tensor | None = None  # of older pickles too
+
     def __init__(
-        self, dataset: TokenDataset, batch_size: int, seq_len: int, *, seed: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
+        self, dataset: TokenDataset, batch_size: int, seq_len: int, *, seed: int = 0, rank: int = 0,
+        world_size: int = 1, columns: Tensor | None = None,
+    ) -> None:  # fmt: skip
         check_dataset("BatchSampler", "dataset", dataset)
         for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("world_size", world_size)):
             check_integer("BatchSampler", name, value, least=1)
@@ -43,7 +47,7 @@ class BatchSampler:
         check_integer("BatchSampler", "rank", rank, least=0, most=world_size - 1, hint=f" (world_size={world_size})")
         check_integer("BatchSampler", "seed", seed, least=0, most=2**64 - 1)
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.columns = rank, world_size, columns
         self.n_windows = windows_in(len(dataset), seq_len)
         self.position = 0  # samples dealt so far, over all ranks
         self._epoch, self._order = -1, np.zeros(0, np.int64)
@@ -58,11 +62,15 @@ class BatchSampler:
             yield self.next_batch()
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """This rank's next (idx, targets), each (batch_size, T) int64; moves on by one step of all ranks."""
+        """This rank's next (idx, targets), each (batch_size, T or columns) int64; moves on by one step of all."""
         first = self.position + self.rank * self.batch_size
-        batch = window_batch(self.dataset, [self._window(first + n) for n in range(self.batch_size)], self.seq_len)
+        idx, targets = window_batch(
+            self.dataset, [self._window(first + n) for n in range(self.batch_size)], self.seq_len
+        )
         self.position += self.batch_size * self.world_size
-        return batch
+        if self.columns is not None:
+            idx, targets = idx[:, self.columns], targets[:, self.columns]
+        return idx, targets
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: without the order of the windows, which the seed gives again."""

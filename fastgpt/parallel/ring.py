@@ -196,24 +196,24 @@ def group_of(world: World, size: int, *, timeout: int | None = None) -> Any:
     """
     import torch.distributed as dist
 
-    check_size("Trainer", world, size)
+    check_size("Trainer", world.size, size)
     group, _ = dist.new_subgroups(size, timeout=None if timeout is None else timedelta(seconds=timeout))
     return group
 
 
-def check_size(owner: str, world: World, size: int) -> int:
-    """`size`, ranks that share a sequence, of those that there are.
+def check_size(owner: str, ranks: int, size: int) -> int:
+    """`size`, of `ranks`, that share a sequence.
 
     Raises:
         SettingTypeError, SettingError: below 1, or it does not divide the number of ranks.
     """
     check_integer(owner, "context_parallel", size, least=1)
-    if world.size % size:
-        would_do = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
-        ranks = "there is 1 rank" if world.size == 1 else f"there are {world.size} ranks"
+    if ranks % size:
+        would_do = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+        there = "there is 1 rank" if ranks == 1 else f"there are {ranks} ranks"
         raise SettingError(
             owner, "context_parallel", size,
-            f"must divide the ranks, and {ranks}: {would_do} would do, or torchrun --nproc-per-node {size}",
+            f"must divide the ranks, and {there}: {would_do} would do, or torchrun --nproc-per-node {size}",
         )  # fmt: skip
     return size
 

@@ -33,19 +33,19 @@ class Piece(NamedTuple):
         return queries * (queries + 1) // 2 if self.causal else queries * keys
 
 
-def local_length(owner: str, seq_len: int, size: int) -> int:
-    """How many of `seq_len` tokens each of `size` ranks holds.
+def local_length(owner: str, seq_len: int, size: int, *, name: str = "seq_len") -> int:
+    """How many of `seq_len` tokens each of `size` ranks holds. name: of the setting that they come from.
 
     Raises:
         SettingTypeError, SettingError: a size below 1, or a seq_len that 2 · size does not divide.
     """
     check_integer(owner, "context_parallel", size, least=1)
-    check_integer(owner, "seq_len", seq_len, least=1)
+    check_integer(owner, name, seq_len, least=1)
     if size > 1 and seq_len % (2 * size):
         lower = seq_len // (2 * size) * 2 * size
         would_do = f"{lower} or {lower + 2 * size}" if lower else f"{2 * size}"
         raise SettingError(
-            owner, "seq_len", seq_len,
+            owner, name, seq_len,
             f"must be a multiple of {2 * size}: {size} ranks (context_parallel, --context-parallel) share a sequence "
             f"as {2 * size} chunks of one length; {would_do} would do",
         )  # fmt: skip

@@ -15,7 +15,7 @@ from ..data.sampler import IGNORED, check_dataset, sequential_batches
 from ..data.tokenizer import Tokenizer
 from ..model.modes import evaluating
 from ..parallel.world import World
-from . import metrics
+from . import metrics, sharing
 from .devices import autocast
 
 
@@ -71,15 +71,17 @@ def evaluate(
     lengths = None if tokenizer is None else torch.from_numpy(tokenizer.token_bytes())
     world = World() if world is None else world
     nats, tokens, n_bytes = 0.0, 0, 0
-    batches = sequential_batches(data, batch_size, seq_len, max_batches, rank=world.rank, world_size=world.size)
+    at = sharing.place(getattr(model, "ring", None), world, seq_len)
+    batches = sequential_batches(data, batch_size, seq_len, max_batches, rank=at.rank, world_size=at.size)
     with evaluating(model):
         for idx, targets in batches:
+            idx, targets = sharing.cut(idx, at.columns), sharing.cut(targets, at.columns)
             if stop is not None and any(world.objects(stop())):
                 return None
             with autocast(device, dtype):
                 loss = model(idx.to(device), targets.to(device)).loss
             valid = targets[targets != IGNORED]
-            if len(valid) == 0:  # there was no window left for this rank, and its loss is a mean over nothing
+            if len(valid) == 0:  # there was nothing left for this rank, and its loss is a mean over nothing
                 continue
             nats += float(loss) * valid.numel()
             tokens += valid.numel()

@@ -33,6 +33,7 @@ from .train_config import TrainConfig
 _FREE = {
     "name", "runs_dir", "log_every", "eval_every", "save_every", "keep", "device", "compile", "remat", "tensorboard",
     "threads", "tokenizer", "init_from", "strategy", "shard_ranks", "timeout", "global_batch_size",
+    "context_parallel",
 }  # fmt: skip
 _CONTENTS = {"train_sha256": "training data", "val_sha256": "validation data"}
 _PLACES = {"data": "train_sha256", "val_data": "val_sha256"}  # the same data counts as such wherever it lies

@@ -30,7 +30,7 @@ class TrainConfig:
         batch_size: Sequences per micro-batch, on each rank.
         grad_accum: Micro-batches per update, on each rank; the loss is the mean over all tokens of all ranks.
         global_batch_size: Sequences per update, on all ranks together; sets grad_accum to global_batch_size /
-            (batch_size * ranks), which must be whole.
+            (batch_size * ranks / context_parallel), which must be whole.
         seq_len: Tokens per sequence; the model's max_len if not given.
         lr: Peak learning rate.
         warmup_fraction: Fraction of the steps in which the learning rate rises to its peak; a cosine follows.
@@ -50,6 +50,8 @@ class TrainConfig:
         strategy: How the model lies on several devices: "ddp" (each has all of it), "fsdp" (each has a part), "hsdp"
             (fsdp within groups of ranks, ddp between them), or "auto": ddp if the model fits one device, else fsdp.
         shard_ranks: Ranks that share one copy of the weights, with hsdp; those of a machine if not given.
+        context_parallel: Ranks that share each sequence, for texts too long for one; must divide the ranks, and twice
+            it seq_len. They see the same sequences: an update has batch_size * grad_accum * ranks / context_parallel.
         timeout: Seconds that a rank waits for another before all end.
         compile: Compile the model's blocks (a model that has none: the model) by torch.compile.
         remat: What blocks keep for the backward: "none" leaves that as it is, "selective" keeps the outputs of matrix
@@ -84,6 +86,7 @@ class TrainConfig:
     dtype: str = "auto"
     strategy: str = "auto"
     shard_ranks: int | None = None
+    context_parallel: int = 1
     timeout: int = 600
     compile: bool = False
     remat: str = "none"
@@ -92,6 +95,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, most in (("steps", None), ("batch_size", MOST_SEQUENCES), ("grad_accum", None), ("keep", None)):
             self._set(name, check_integer(_OWNER, name, getattr(self, name), least=1, most=most))
+        self._set("context_parallel", check_integer(_OWNER, "context_parallel", self.context_parallel, least=1))
         self._set("timeout", check_integer(_OWNER, "timeout", self.timeout, least=1, most=_MOST_TIMEOUT))
         for name in ("seq_len", "eval_batches", "global_batch_size", "shard_ranks"):
             if getattr(self, name) is not None:
@@ -132,11 +136,16 @@ class TrainConfig:
             raise SettingError(_OWNER, "runs_dir", self.runs_dir, 'must be the path of a folder, e.g. "runs"')
 
     def on_ranks(self, ranks: int) -> TrainConfig:
-        """As it is on so many data-parallel ranks: with the grad_accum that global_batch_size asks for.
+        """As it is on so many ranks: with the grad_accum that global_batch_size asks for.
 
         Raises:
-            SettingError: global_batch_size is no multiple of batch_size * ranks, or grad_accum says otherwise.
+            SettingError: global_batch_size is no multiple of batch_size * ranks / context_parallel, or grad_accum says
+                otherwise; context_parallel does not divide the ranks.
         """
+        if self.context_parallel > 1:
+            from ..parallel.ring import check_size  # which imports torch
+
+            ranks //= check_size(_OWNER, ranks, self.context_parallel)
         total = self.global_batch_size
         if total is None:
             return self
@@ -148,7 +157,8 @@ class TrainConfig:
             )
             ways = [f"take {' or '.join(map(str, would))}"]
             ways += [f"or --batch-size {' or '.join(map(str, sizes))}"] * bool(sizes)
-            of = f"batch_size {self.batch_size}" + (f" times {ranks} ranks" if ranks > 1 else "")
+            who = "ranks" if self.context_parallel == 1 else f"groups of {self.context_parallel} ranks"
+            of = f"batch_size {self.batch_size}" + (f" times {ranks} {who}" if ranks > 1 else "")
             need = f"must be a multiple of {of}, {each}; {', '.join(ways)}"
             raise SettingError(_OWNER, "global_batch_size", total, need)
         if self.grad_accum not in (1, total // each):

@@ -273,8 +273,8 @@ class Trainer(Updates):
             "n_tokens": len(self.train_data),
             "train_sha256": self.train_data.sha256,
         }
-        if self.world.size > 1:
-            data["ranks"] = self.world.size
+        if self.sampler.world_size > 1:
+            data["ranks"] = self.sampler.world_size  # that see other sequences
         if self.val_data is not None:
             data["val_sha256"] = self.val_data.sha256
         return others | run_folder.model_record(self.model) | dataclasses.asdict(self.config) | data

@@ -26,7 +26,7 @@ from ..model import remat
 from ..parallel.launch import current
 from ..parallel.strategy import Strategy
 from ..parallel.world import World
-from . import checkpoint, diagnosis, metrics
+from . import checkpoint, diagnosis, metrics, sharing
 from .devices import autocast, resolve_device, resolve_dtype
 from .evaluation import fitting_seq_len
 from .optim import build_adamw, learning_rate, skips_on_device
@@ -71,17 +71,19 @@ class Updates:
         self.seq_len = fitting_seq_len("Trainer", model, config.seq_len)
         self.chosen = choose(config, config_of(model), world)
         check_room_of(
-            model, batch_size=config.batch_size, seq_len=self.seq_len, grad_accum=config.grad_accum,
-            device=self.device, dtype=self.dtype, shards=self.chosen.shards, remat=config.remat,
+            model, batch_size=config.batch_size, seq_len=self.seq_len // config.context_parallel,
+            grad_accum=config.grad_accum, device=self.device, dtype=self.dtype, shards=self.chosen.shards,
+            remat=config.remat,
         )  # fmt: skip
         if config.remat != "none":
             remat.apply(model, config.remat, owner="TrainConfig")
         whole = config.compile and not remat.compile_blocks(model)
         self.model = model
+        at = sharing.place(sharing.join(model, config, world, self.seq_len), world, self.seq_len)
         self.strategy = place(model, self.chosen, world, device=self.device, dtype=self.dtype, fill=fill)
         self.sampler = BatchSampler(
-            train_data, config.batch_size, self.seq_len, seed=config.seed, rank=self.world.rank,
-            world_size=self.world.size,
+            train_data, config.batch_size, self.seq_len, seed=config.seed, rank=at.rank, world_size=at.size,
+            columns=at.columns,
         )  # fmt: skip
         self.optimizer = build_adamw(
             model, config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)

@@ -111,6 +111,11 @@ MISTAKES = [
     ("train --batch-size 0", "--batch-size 0 must be an integer, at least 1"),
     ("train --batch_size 0", "--batch_size 0 must be an integer, at least 1"),
     ("train --batch-size=0", "--batch-size 0 must be an integer, at least 1"),
+    ("train --context-parallel 0", "--context-parallel 0 must be an integer, at least 1"),
+    (
+        "train --context-parallel 2",
+        "--context-parallel 2 must divide the ranks, and there is 1 rank: 1 would do, or torchrun",
+    ),
     ("train --grad-accum 0", "--grad-accum 0 must be an integer, at least 1"),
     ("train --keep 0", "--keep 0 must be an integer, at least 1"),
     ("train --seq-len 0", "--seq-len 0 must be an integer, at least 1"),

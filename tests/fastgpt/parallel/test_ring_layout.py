@@ -7,7 +7,6 @@ import torch
 
 from fastgpt.base.settings import SettingError, SettingTypeError
 from fastgpt.parallel import ring, ring_layout
-from fastgpt.parallel.world import World
 
 
 @pytest.mark.parametrize("n", range(1, 9))
@@ -52,10 +51,10 @@ def test_a_length_that_does_not_divide_names_those_that_would_do():
 
 
 def test_ranks_that_do_not_divide_are_named():
-    assert ring.check_size("Trainer", World(3, 4), 2) == 2
+    assert ring.check_size("Trainer", 4, 2) == 2
     with pytest.raises(
         SettingError, match="context_parallel=4 must divide the ranks, and there are 6 ranks: 1, 2, 3, 6"
     ):
-        ring.check_size("Trainer", World(0, 6), 4)
+        ring.check_size("Trainer", 6, 4)
     with pytest.raises(SettingError, match="there is 1 rank: 1 would do, or torchrun --nproc-per-node 2"):
-        ring.check_size("Trainer", World(), 2)
+        ring.check_size("Trainer", 1, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import call, collection, comparison, condition, value
+from ..places import call, collection, comparison, condition, operation, value
 from ..plant import Mutant
 
 _RING = "tests/fastgpt/parallel/test_ring.py::test_"
@@ -11,9 +11,28 @@ _PAIRS = (
     "tests/fastgpt/parallel/test_ring_layout.py::test_every_pair_is_computed_once_and_all_ranks_have_the_same_number_at"
     "_every_step"
 )
+_TRAINING = "tests/fastgpt/train/test_sharing.py::test_"
 _PIECES = "tests/fastgpt/parallel/test_ring_pieces.py::test_"
 
 MUTANTS = (
+    Mutant(
+        "ring-ranks-of-a-ring-see-other-sequences",
+        "sharing.place",
+        operation("//", "world.rank").becomes("world.rank % (world.size // ring.size)"),
+        _TRAINING + "a_run_is_that_of_one_process",
+    ),
+    Mutant(
+        "ring-trains-on-whole-sequences",
+        "BatchSampler.next_batch",
+        condition("columns").never(),
+        _TRAINING + "a_sampler_takes_its_columns",
+    ),
+    Mutant(
+        "ring-batch-of-a-run-counts-ranks-of-a-ring-twice",
+        "TrainConfig.on_ranks",
+        condition("context_parallel").never(),
+        _TRAINING + "what_cannot_be_is_said",
+    ),
     Mutant("ring-sees-later-ranks-for-earlier", "ring_layout.piece", comparison("rank", nth=2).operator(">"), _PAIRS),
     Mutant(
         "ring-chunks-in-a-row",
