@@ -371,7 +371,7 @@ class Command:
         chosen = choose(self.train, config, world)
         seq_len = config.max_len if self.train.seq_len is None else min(self.train.seq_len, config.max_len)
         with blamed_on(option, value, self.model.given()):
-            sharing.check(self.train, config, seq_len, world.size)
+            sharing.check_sharing(self.train, config, seq_len, world.size)
             seq_len //= self.train.context_parallel
             check_room(
                 config, batch_size=self.train.batch_size, seq_len=seq_len, device=device, shards=chosen.shards,

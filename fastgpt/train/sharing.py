@@ -31,7 +31,7 @@ class Place(NamedTuple):
     columns: Tensor | None
 
 
-def check(config: TrainConfig, model: Config | None, seq_len: int, ranks: int) -> None:
+def check_sharing(config: TrainConfig, model: Config | None, seq_len: int, ranks: int) -> None:
     """Raise SettingError where `ranks` cannot share the sequences of a run. model: its config, where it is known."""
     n = config.context_parallel
     rings.check_size("Trainer", ranks, n)
@@ -52,10 +52,10 @@ def join(model: nn.Module, config: TrainConfig, world: World, seq_len: int) -> R
     """The ring of this rank, which `model` uses from here on; None where no rank shares its sequences with another.
 
     Raises:
-        SettingError: as `check`, or a model that is no fastgpt.GPT.
+        SettingError: as `check_sharing`, or a model that is no fastgpt.GPT.
     """
     n = config.context_parallel
-    check(config, None, seq_len, world.size)
+    check_sharing(config, None, seq_len, world.size)
     if n == 1:
         return None
     if not any(isinstance(module, GPT) for module in model.modules()):

@@ -141,7 +141,7 @@ def test_alone():
     with pytest.raises(SettingError, match="context_parallel=2 must divide the ranks, and there is 1 rank"):
         Trainer(GPT(CONFIG), data(100, 0), TrainConfig(context_parallel=2, device="cpu"))
     with pytest.raises(SettingError, match="must be 1 for a OneHeadLM"):
-        sharing.check(TrainConfig(context_parallel=2), OneHeadConfig(vocab_size=9, d_model=8, max_len=T), T, 2)
+        sharing.check_sharing(TrainConfig(context_parallel=2), OneHeadConfig(vocab_size=9, d_model=8, max_len=T), T, 2)
 
 
 def test_a_sampler_takes_its_columns():

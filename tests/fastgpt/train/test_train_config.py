@@ -49,6 +49,7 @@ BAD = [
     ("strategy", "zero", "must be one of auto, ddp, fsdp, hsdp"),
     ("shard_ranks", 2, "is for strategy hsdp, this is auto; leave it out"),
     ("shard_ranks", 0, "must be an integer, at least 1"),
+    ("context_parallel", 0, "must be an integer, at least 1"),
     ("timeout", 0, "must be an integer, at least 1 and at most 604800"),
     ("compile", 1, "must be True or False"),
     ("remat", "all", "must be one of none, selective, full"),
