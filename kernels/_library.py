@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _transforms
+from . import _transforms, support
 
 _lib = torch.library.Library("fastgpt", "FRAGMENT")
 launches: dict[str, Callable[..., Any]] = {}  # operator name -> its launch implementation, for counting memory
@@ -108,11 +108,20 @@ class Operator:
 
     def __call__(self, *args: Any) -> Any:
         if not takes_detour(args):
-            return self.op(*args)
+            return self.op(*args) if torch.compiler.is_compiling() else self._dispatched(args)
         if self.records(args):
             return self.recorded(args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.launch(*args)
+
+    def _dispatched(self, args: tuple[Any, ...]) -> Any:
+        """By torch's dispatcher, which knows no way for a DTensor unless somebody has registered one."""
+        try:
+            return self.op(*args)
+        except RuntimeError as error:
+            if not any(isinstance(arg, Tensor) and support.is_distributed(arg) for arg in args):
+                raise
+            raise TypeError(f"{self.op.name()}: {support.DISTRIBUTED}") from error
 
     def records(self, args: tuple[Any, ...]) -> bool:
         """True if autograd records this call."""

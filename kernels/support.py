@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (7, 5)  # Turing: the oldest GPU with the tensor-core instructions that Triton 3.6 still emits
 
 DIFFERENT_DTYPES = "the tensors have different dtypes; convert them"
+DISTRIBUTED = "a DTensor lies on several devices, and a kernel runs on one; call it on .to_local() or .full_tensor()"
 NO_FORWARD_MODE = "the kernels have no forward-mode derivative (jvp, jacfwd); the fallback has"
 
 
@@ -99,6 +101,8 @@ def why_not(first: Tensor, *others: Tensor | None, alike: bool = True) -> str | 
     for x in (first, *others):
         if x is None:
             continue
+        if type(x) not in _UNDIVIDED and is_distributed(x):
+            return DISTRIBUTED
         if x.is_nested:
             return "nested tensors are not supported; flash_attention takes packed documents by cu_seqlens"
         if x.layout is not torch.strided:
@@ -116,6 +120,15 @@ def why_not(first: Tensor, *others: Tensor | None, alike: bool = True) -> str | 
         if isinstance(first, torch._subclasses.FakeTensor):
             return None
     return None if first.is_meta else machine_why_not(device)  # shapes only: real tensors are checked by themselves
+
+
+_UNDIVIDED = (Tensor, torch.nn.Parameter)  # the common case, which is told at once
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor (torch.distributed.tensor), a part of which lies here."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # where nobody has imported it, there is none
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
 
 
 def head_dim_why_not(head_dim: int) -> str | None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
-from ..kernels import _runtime, _transforms, reference
+from ..kernels import _runtime, _transforms, _views, reference
 from ..kernels._notice import say_fallback
 from ..nn import _exact
 from ..nn.ffn import SequentialFFN
@@ -70,7 +70,8 @@ class CausalSelfAttention(nn.Module):
             check_whole("a key/value cache", self.ring)
             k, v = cache.append(k, v)
         out = self.attend(q, k, v)  # (B, H, T, D)
-        return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, H · D) -> (B, T, d)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, H · D) -> (B, T, d)
+        return _views.own(out) if self._forward_hooks else out
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, T, D) and k, v (B, H_kv, T, D): views of one packed projection, none of them copied."""
@@ -210,11 +211,11 @@ class FeedForward(SequentialFFN):
             return super().forward(x)
         impl = choose("ffn", self.impl, x.device, x.dtype)
         if impl == "torch":
-            return super().forward(x)
+            return _views.own(super().forward(x))
         children: list[Any] = [*self._modules.values()]
         up, gelu, down = children
         function = kernels.gelu_ffn if impl == "triton" else reference.gelu_ffn
-        return function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate)
+        return _views.own(function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate))
 
     def extra_repr(self) -> str:
         return f"impl={self.impl!r}"
@@ -283,7 +284,7 @@ def logits_and_loss(
     if impl == "torch":
         loss = _cross_entropy(logits, targets, reduction)
     else:
-        loss = reference.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
+        loss = _views.own(reference.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction))
     return (None if return_logits is False else logits), loss
 
 
@@ -293,4 +294,4 @@ def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
     loss = F.cross_entropy(
         wide.flatten(0, -2), targets.flatten().long(), ignore_index=IGNORE_INDEX, reduction=reduction
     )
-    return loss.view(targets.shape) if reduction == "none" else loss
+    return _views.in_shape(loss, targets.shape) if reduction == "none" else loss

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..base.implementation_names import IMPLEMENTATIONS
 from ..base.settings import SettingTypeError, check_choice
 from ..nn.impl import check_constructible
-from . import initial, remat, tied
+from . import initial, remat, sharding, tied
 from .blocks import (
     AddLayerNorm,
     CausalSelfAttention,
@@ -114,6 +114,7 @@ class GPT(Generates):
         self.init_weights()
         self.register_state_dict_post_hook(tied.after_state_dict)
         self.register_load_state_dict_pre_hook(tied.before_loading)
+        self.register_load_state_dict_pre_hook(sharding.load_whole)
         self.register_load_state_dict_post_hook(tied.after_loading)
 
     @torch.no_grad()
@@ -167,7 +168,7 @@ class GPT(Generates):
         if exporting and return_logits is None:
             return_logits = True  # an exported program has no head to make them with later
         logits, loss = logits_and_loss(self.head, hidden, targets, return_logits=return_logits, reduction=reduction)
-        unembedding = None if exporting else Unembedding(self.head, hidden, training=self.training)
+        unembedding = None if exporting else Unembedding(self.head, hidden, training=self.training, model=self)
         return GPTOutput(loss, logits, hidden, unembedding=unembedding)
 
     def hidden_states(self, idx: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
@@ -212,7 +213,7 @@ class GPT(Generates):
         hooks = [self._attention(layer).register_forward_pre_hook(watch(layer)) for layer in sorted(set(chosen))]
         try:
             with evaluating(self):
-                self.hidden_states(idx)
+                sharding.as_forward(self, self.hidden_states, idx)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -273,10 +274,14 @@ class GPT(Generates):
         """Write config and weights to `folder`: "fastgpt" (ours), "hf" (transformers' GPT-2) or "nanogpt" (ckpt.pt).
 
         Files are written under a temporary name and renamed, so that a full disk leaves the previous ones intact.
+
+        A model that FSDP2 has sharded is written whole, by the first of its ranks, one weight gathered after the other:
+        all ranks call this (one alone waits for the process group's time-out), and raise what the first one does.
         """
         neutral = {f"{part}_impl": "auto" for part in IMPLEMENTATIONS}
         expected = skeleton(lambda: GPT(self.config.replace(**neutral))).state_dict()
-        save(self.config, self.state_dict(), folder, format, expected=expected)
+        state = self.state_dict(keep_vars=True)
+        sharding.by_first(state, lambda whole: save(self.config, whole, folder, format, expected=expected))
 
     @classmethod
     def from_pretrained(
@@ -315,6 +320,9 @@ class GPT(Generates):
 
     def _next_logits(self, idx: Tensor, cache: KVCache | None) -> Tensor:
         check_whole("generate", self.ring)
+        return sharding.as_forward(self, self._last_logits, idx, cache)
+
+    def _last_logits(self, idx: Tensor, cache: KVCache | None) -> Tensor:
         return self.head(self.hidden_states(idx, cache)[:, -1])
 
 

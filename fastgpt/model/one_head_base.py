@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import sharding
 from .formats.folder import filled
 from .formats.one_head import load_one_head, save_one_head
 from .indices import chosen_indices
@@ -29,6 +30,7 @@ class OneHeadBase(Generates):
         super().__init__()
         self.config = OneHeadConfig(vocab_size, d_model, max_len)
         check_can_be_made(self.config)
+        self.register_load_state_dict_pre_hook(sharding.load_whole)
 
     def num_parameters(self) -> int:
         """Trainable numbers."""
@@ -52,9 +54,11 @@ class OneHeadBase(Generates):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json ("model_type": "fastgpt-one-head") and model.safetensors to `folder`.
 
-        Files are written under a temporary name and renamed, so that a full disk leaves the previous ones intact.
+        Files are written under a temporary name and renamed, so that a full disk leaves the previous ones intact. Of
+        one that FSDP2 has sharded, all ranks call this, and the first writes it whole (`GPT.save_pretrained`).
         """
-        save_one_head(self.config, self.state_dict(), folder)
+        state = self.state_dict(keep_vars=True)
+        sharding.by_first(state, lambda whole: save_one_head(self.config, whole, folder))
 
     @classmethod
     def from_pretrained(

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..kernels import _runtime, support
+from ..nn._sharded import is_fsdp, is_sharded
+from .sharding import full_tensor, part_versions
 
 _ORDER = ("loss", "logits", "hidden")
 _WAY_OUT = "call the model with return_logits=True"
@@ -183,15 +185,18 @@ class Unembedding:
     """Logits of hidden states, after the forward pass but as it would have computed them.
 
     head        any module: hidden (B, T, d) -> logits (B, T, V)
+    model       whose head it is, if FSDP2 has sharded it
     evaluating  whether the model ran to be evaluated: not in training mode, or without a graph
     """
 
-    def __init__(self, head: nn.Module, hidden: Tensor, *, training: bool) -> None:
+    def __init__(self, head: nn.Module, hidden: Tensor, *, training: bool, model: nn.Module | None = None) -> None:
         self.head = head
         self.evaluating = not (training and torch.is_grad_enabled())
         self.dtype, self.autocast = hidden.dtype, _runtime.autocast_dtype(hidden)
         self.parameters = dict(head.named_parameters())  # torch.func.functional_call lends others for its call
         self.versions = None if torch.compiler.is_compiling() else [_version(p) for p in self.parameters.values()]
+        self.model = model if self.versions is not None and model is not None and is_fsdp(model) else None
+        self.part_versions = [] if self.model is None else part_versions(self.model)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, T, d) -> logits (B, T, V)."""
@@ -203,18 +208,23 @@ class Unembedding:
     def _lent(self, hidden: Tensor) -> dict[str, Tensor] | None:
         """What stands in for the head's own parameters; None: they are what they were in the forward pass."""
         now = dict(self.head.named_parameters())
-        if not hasattr(hidden, "full_tensor"):
-            gathered = {name: p.full_tensor() for name, p in now.items() if hasattr(p, "full_tensor")}
-            if gathered:  # FSDP2 has put the shards back since, in the dtype that the optimizer updates
-                return {name: whole.to(self.dtype) for name, whole in gathered.items()}
+        parts = [p for p in now.values() if is_sharded(p)]
+        if parts and not is_sharded(hidden):
+            # FSDP2 has put the parts back since, in the dtype that the optimizer updates.
+            if self.model is not None and self.part_versions != part_versions(self.model):
+                raise self._changed()
+            return {name: full_tensor(p).to(self.dtype) for name, p in now.items()}
         if any(now.get(name) is not p for name, p in self.parameters.items()):
             return {name: _outside_of_transforms(p) for name, p in self.parameters.items()}
         if self.versions is not None and self.versions != [_version(p) for p in now.values()]:
-            raise RuntimeError(
-                f"GPTOutput: the head's weight has changed since the forward pass, which made no logits; {_WAY_OUT}, "
-                "or ask for output.logits before the optimizer's step"
-            )
+            raise self._changed()
         return None
+
+    def _changed(self) -> RuntimeError:
+        return RuntimeError(
+            f"GPTOutput: the head's weight has changed since the forward pass, which made no logits; {_WAY_OUT}, or "
+            "ask for output.logits before the optimizer's step"
+        )
 
     # Two outputs of one model have the same pytree structure; their weights' versions differ from step to step.
     def __eq__(self, other: object) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..base.settings import SettingError, SettingTypeError, check_flag, check_integer, check_number, nearest
 from ..kernels import support
+from . import sharding
 from .modes import evaluating
 
 
@@ -99,6 +100,9 @@ class Generates(nn.Module):
         Past max_len tokens the window slides: the model sees the last max_len. `sampling` are the fields of
         `SamplingConfig`: temperature (0: greedy), top_k, top_p, seed, eos. A row that has drawn an
         `eos` is filled with it; generation ends when every row has. Modules keep the mode (train, eval) they are in.
+
+        Of a model that FSDP2 has sharded, all ranks call this, with the same max_new_tokens; their rows may differ, and
+        with `eos` all end when the rows of all have. Equal rows continue equally with temperature=0, or one `seed`.
 
         Raises:
             ValueError, TypeError, IndexError: bad sampling settings or token ids, as in `forward`.
@@ -184,6 +188,7 @@ def _stream(
     seen, unread = idx, idx  # `unread` are the tokens that the cache does not hold yet
     finished = torch.zeros(idx.shape[0], dtype=torch.bool, device=idx.device)
     token = idx[:, -1]
+    all_of = sharding.everywhere(model) if config.eos else Tensor.all
     unchecked: Tensor | None = None
     for _ in range(max_new_tokens):
         if cache is not None and cache.length + unread.shape[1] > max_len:
@@ -200,7 +205,7 @@ def _stream(
         else:
             token = drawn
         yield token
-        if config.eos and bool(finished.all()):
+        if config.eos and bool(all_of(finished)):
             break
         unread = token[:, None].to(idx.dtype)
         seen = torch.cat([seen, unread], dim=1)

@@ -12,7 +12,8 @@ ours as little as for any (see torch._dynamo.config.skip_nnmodule_hook_guards).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from types import CodeType
 
 import torch
@@ -26,6 +27,8 @@ _backward, _backward_pre = _registry._global_backward_hooks, _registry._global_b
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl  # tracers and profilers put their own in the class
 
 _PLAIN = (nn.Parameter, Tensor, type(None))  # other weights know how to multiply: quantised or sharded ones
+
+_gathered: frozenset[int] = frozenset()  # ids of sharded parameters that will be plain by the time they are used
 
 Expected = tuple[tuple[type[nn.Module], CodeType | None], ...]
 
@@ -60,9 +63,22 @@ def why_children_run(children: Iterable[nn.Module], expected: Expected) -> str |
         for parameter in child._parameters.values():
             held = type(parameter)
             if held not in _PLAIN and not held.__module__.startswith("torch._subclasses"):  # tensors without data
+                if id(parameter) in _gathered:
+                    continue
                 name = next(name for name, value in child._parameters.items() if value is parameter)
                 return f"the {name} of a {kind.__name__} is a {held.__name__}"
     return None
+
+
+@contextlib.contextmanager
+def gathering(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, `why_children_run` answers for a forward pass, before which these parameters are gathered (FSDP2)."""
+    global _gathered
+    saved, _gathered = _gathered, _gathered | {id(parameter) for parameter in parameters}
+    try:
+        yield
+    finally:
+        _gathered = saved
 
 
 def _full_name(kind: type) -> str:

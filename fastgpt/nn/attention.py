@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import _checks, _transforms, attention_weights, flash_attention, support
+from ..kernels import _checks, _transforms, _views, attention_weights, flash_attention, support
 from ..kernels._notice import say_fallback
 from ..kernels.attention.sdpa import top_left
 from . import _exact
@@ -82,16 +82,20 @@ class FlashMultiheadAttention(nn.MultiheadAttention):
             attn_mask, key_padding_mask, is_causal, query, key, self.batch_first
         )
         if not isinstance(masks, str):
-            return self._attend(query, key, value, masks, need_weights, average_attn_weights)
+            return self._own(*self._attend(query, key, value, masks, need_weights, average_attn_weights))
         say_fallback("FlashMultiheadAttention", "torch's own implementation is used", reason=masks)
         if is_causal and attn_mask is None:
             time = 0 if query.dim() == 2 or not self.batch_first else 1
             attn_mask = _hidden_by_causality(query.shape[time], key.shape[time], query.device)
         arguments = query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
         if not _transforms.are_on():
-            return self._torchs_own(*arguments)
+            return self._own(*self._torchs_own(*arguments))
         with _transforms.torch_attention():
-            return self._torchs_own(*arguments)
+            return self._own(*self._torchs_own(*arguments))
+
+    def _own(self, out: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Where hooks are given the output, as FSDP2's are, it is no view of what out_proj has made."""
+        return (_views.own(out) if self._forward_hooks else out), weights
 
     def _torchs_own(self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None]:
         """torch's forward, which reads the weight of `out_proj`: one that is no longer itself runs after it."""

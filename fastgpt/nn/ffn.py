@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..kernels import _checks, gelu_ffn, reference, support
+from ..kernels import _checks, _views, gelu_ffn, reference, support
 from ..kernels._notice import say_fallback
 from . import _exact
 from .impl import Choice, check_constructible, children_run, choose, explain
@@ -118,7 +118,9 @@ class GELUFFN(SequentialFFN):
             if reason is not None:
                 say_fallback("GELUFFN", "its children run one by one", reason)
             y = super().forward(x)
-            return y if residual is None else residual + y
+            if residual is None:
+                return y if reason is not None else _views.own(y)
+            return residual + y
         up, gelu, down, *dropout = self._modules.values()
         options: dict[str, Any] = {"residual": residual}
         if dropout and dropout[0].training:
@@ -126,7 +128,7 @@ class GELUFFN(SequentialFFN):
         function: Callable[..., Tensor] = reference.gelu_ffn
         if impl == "triton":
             function, options["recompute"] = gelu_ffn, self.recompute
-        return function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate, **options)
+        return _views.own(function(x, up.weight, up.bias, down.weight, down.bias, gelu.approximate, **options))
 
     def extra_repr(self) -> str:
         return f"impl={self.impl!r}" + (", recompute=True" if self.recompute else "")

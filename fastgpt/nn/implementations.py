@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.settings import SettingError
+from . import _exact, _sharded
 from .impl import Choice
 
 
@@ -48,7 +49,8 @@ def implementations(model: nn.Module, device: torch.device | str | None = None) 
 
     The answer is for a call now: in the mode (training or not) that the model is in, with gradients or without as they
     are enabled here, and with inputs of the parameters' dtype and no mask but a causal one. Layers with the same answer
-    share a row. `device` (default: where the parameters are) asks what would be used there.
+    share a row. `device` (default: where the parameters are) asks what would be used there. Parameters that FSDP2 has
+    sharded are those that it gathers for a forward pass, in the param_dtype of its MixedPrecisionPolicy.
 
     Raises:
         TypeError: `model` is no module.
@@ -57,10 +59,12 @@ def implementations(model: nn.Module, device: torch.device | str | None = None) 
     check_is_module("implementations", model)
     there = None if device is None else _as_device(device)
     asked: dict[Row, list[str]] = {}
-    for part, layer, module, choose in _parts(model):
-        like = _parameter(module, model)
-        name, why = choose(like.device if there is None else there, like.dtype)
-        asked.setdefault(Row(part, "", getattr(module, "impl", "auto"), name, why), []).append(layer)
+    dtypes = {id(parameter): dtype for parameter, dtype in _sharded.gathered(model)}
+    with _exact.gathering(parameter for parameter in model.parameters() if id(parameter) in dtypes):
+        for part, layer, module, choose in _parts(model):
+            like = _parameter(module, model)
+            name, why = choose(like.device if there is None else there, dtypes.get(id(like)) or like.dtype)
+            asked.setdefault(Row(part, "", getattr(module, "impl", "auto"), name, why), []).append(layer)
     if not asked:
         raise ValueError(
             f"implementations: {type(model).__name__} has no part that fastgpt implements; pass a fastgpt.GPT, or "

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import _checks, cross_entropy, linear_cross_entropy, reference
+from ..kernels import _checks, _views, cross_entropy, linear_cross_entropy, reference
 from ..kernels._notice import say_fallback
 from . import _exact
+from ._sharded import is_sharded
 from .impl import Choice, check_constructible, children_run, choose, explain
 
 _LINEAR = _exact.exactly(nn.modules.linear.Linear)
@@ -105,15 +106,22 @@ class LinearCrossEntropyLoss(nn.Module):
                 possible = explain("loss", self.impl, input.device, input.dtype).name == "triton"
                 of_logits = cross_entropy if possible else reference.cross_entropy
                 named: dict[str, Any] = dict(zip(_SETTINGS, settings))
-                return of_logits(self.linear(input), target, **named)
+                loss = of_logits(self.linear(input), target, **named)
+                return _views.own(loss) if self.reduction == "none" else loss
             weight, bias = self.linear.weight, self.linear.bias
         elif weight is None:
             raise ValueError(
                 "LinearCrossEntropyLoss: built without sizes, it needs a weight: criterion(input, target, head.weight)"
             )
+        elif is_sharded(weight) and not is_sharded(input):
+            raise TypeError(
+                "LinearCrossEntropyLoss: the weight is a part of one (DTensor); call the loss in the forward of the "
+                "module that FSDP2 has sharded, which gathers it, or pass weight.full_tensor()"
+            )
         use_kernels = choose("loss", self.impl, input.device, input.dtype) == "triton"
         function = linear_cross_entropy if use_kernels else reference.linear_cross_entropy
-        return function(input, weight, target, bias, *settings, num_chunks=self.num_chunks)
+        loss = function(input, weight, target, bias, *settings, num_chunks=self.num_chunks)
+        return _views.own(loss) if self.reduction == "none" else loss
 
     def choice(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """For `fastgpt.implementations`: what computes inputs of this kind, and why."""

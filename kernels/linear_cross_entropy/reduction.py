@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _views
 from .arguments import Settings
 
 
@@ -27,8 +28,8 @@ def fake_results(x: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 
 def in_shape_of(target: Tensor, loss: Tensor, lse: Tensor, settings: Settings) -> Tensor | Any:
     """What the public functions return, given an operator's loss, () or (N,), and lse."""
-    loss = loss.view(target.shape) if settings.reduction == "none" else loss
-    return (loss, lse.view(target.shape)) if settings.return_lse else loss
+    loss = _views.in_shape(loss, target.shape) if settings.reduction == "none" else loss
+    return (loss, _views.in_shape(lse, target.shape)) if settings.return_lse else loss
 
 
 def upstream_rows(dloss: Tensor | None, counts: Tensor, reduction: str, N: int) -> Tensor:
