@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from ..base.settings import SettingError, check_integer
+from .round import own_round
 from .watch import Watch
 from .world import OtherRankError, World, is_lost
 
@@ -154,7 +155,17 @@ def _store(address: str, rank: int, size: int, limit: datetime.timedelta) -> Any
             f"{size} ranks are started, and can reach it", (rank,) if rank else (),
         ) from None  # fmt: skip
     store.set_timeout(limit)
-    return store
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store  # rank 0's own, and new
+    try:
+        return own_round(store, rank, size, limit.total_seconds())
+    except TimeoutError as error:
+        raise _missing(error.args, int(limit.total_seconds())) from None
+
+
+def _missing(ranks: tuple[int, ...], timeout: int) -> LaunchError:
+    names = ", ".join(map(str, ranks[:8])) + (" and others" if len(ranks) > 8 else "")
+    return LaunchError(f"rank {names} has not started within {timeout} s; look at its own output", ranks)
 
 
 def _own(store: Any) -> Any:
@@ -179,8 +190,7 @@ def _met(store: Any, place: tuple[int, int, int, int], device: str, timeout: int
             found.append(store.get(f"met/{other}").decode().partition(" "))
     except (dist.DistError, RuntimeError):
         missing = tuple(other for other in range(size) if not store.check([f"met/{other}"]))
-        names = ", ".join(map(str, missing[:8])) + (" and others" if len(missing) > 8 else "")
-        raise LaunchError(f"rank {names} has not started within {timeout} s; look at its own output", missing) from None
+        raise _missing(missing, timeout) from None
     if mine is not None:
         raise mine
     for other, (kind, _, message) in enumerate(found):

@@ -73,7 +73,7 @@ def resume_of(
     own = world.from_first(_newest_own(config) if world.is_first else None)
     if own is None:
         return resume, overwrite
-    if world.is_first:
+    if world.is_first and (resume is not True or overwrite):
         _log.warning("restarted: going on from %s", own)
     return True, False
 

@@ -58,6 +58,12 @@ MUTANTS = (
         _SHARDED + "the_ranks_share_the_hashing",
     ),
     Mutant(
+        "elastic-a-rank-believes-an-earlier-round",
+        "round._follow",
+        condition("len").never(),
+        "tests/fastgpt/parallel/test_round.py::test_every_round_has_a_part_of_its_own",
+    ),
+    Mutant(
         "elastic-takes-up-whatever-run-is-there",
         "elastic._newest_own",
         returned("job").becomes("newest"),
