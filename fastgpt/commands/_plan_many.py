@@ -31,7 +31,8 @@ SENT = (
 )
 TIME = (
     "Counted, not measured: no GPU reaches its peak, no link its speed. Products: 6 FLOPs a parameter that multiplies "
-    "and token, and the causal half of attention. The GPUs of a machine share its network, one adapter for each GPU."
+    "and token, and the causal half of attention. Speeds are a GPU's, in one direction; those of a machine share its "
+    "network adapters, one for each."
 )
 
 
@@ -102,9 +103,9 @@ def _sent(record: dict[str, Any]) -> str:
 
 def _times(record: dict[str, Any]) -> list[str]:
     time, link, network = record["time"], record["link"], record["network"]
-    speeds = f"{link['name']}, {link['bytes_per_second'] / 1e9:g} GB/s a GPU and direction"
+    speeds = _speed(link)
     if any(message["crosses_nodes"] for message in record["sent"]):
-        speeds += f"; between machines {network['name']}, {network['bytes_per_second'] / 1e9:g}"
+        speeds += f"; between machines {_speed(network)}"
     lines = [f"an update takes, at least: {_seconds(time['sending'])} to send ({speeds})"]
     if time["computing"] is None:
         return [*lines, f"{time['flops']:.3g} FLOPs a rank; how many a second is not known of this GPU and dtype"]
@@ -118,6 +119,11 @@ def _times(record: dict[str, Any]) -> list[str]:
             for name, key in (("all overlaps", "all_overlaps"), ("nothing overlaps", "nothing_overlaps"))
         ),
     ]
+
+
+def _speed(link: dict[str, Any]) -> str:
+    speed = f"{link['bytes_per_second'] / 1e9:g} GB/s"
+    return speed if link["name"] == speed else f"{link['name']}, {speed}"
 
 
 def _seconds(seconds: float) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..base.settings import check_choice, check_integer
 from ..kernels import _runtime
 from ..model.config import GPTConfig
+from ..parallel import ring
 from . import memory
 
 PRODUCTS = ("float32", "autocast", "bfloat16")
@@ -53,7 +54,7 @@ class Moments:
 
 def moments(
     config: GPTConfig, batch: int, seq_len: int, *, products: str = "autocast", by_block: bool = False,
-    arch: str = "sm_90",
+    ranks: int = 1, arch: str = "sm_90",
 ) -> Moments:  # fmt: skip
     """Of one forward and backward of (batch, seq_len) tokens.
 
@@ -62,18 +63,20 @@ def moments(
     by_block: a block's gradients, in the dtype of its weights, stay until its backward is done, and those outside of
     blocks to the end, as `fully_shard` has them before it reduces them; else each is moved to where training keeps it
     as soon as it is there, as DDP does.
+    ranks: that share each sequence, with seq_len tokens each (`parallel/ring.py`); counted is the last.
 
     Raises:
         SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, unknown products or
-            arch. ValueError, RuntimeError: more than a launch, or an address, can count.
+            arch, dropout where ranks share a sequence.
+        ValueError, RuntimeError: more than a launch, or an address, can count.
     """
     check_integer("moments", "batch", batch, least=1)
-    check_integer("moments", "seq_len", seq_len, least=1, most=config.max_len, hint=", the model's max_len")
+    check_integer("moments", "seq_len", seq_len, least=1, most=config.max_len // ranks, hint=", the model's max_len")
     check_choice("moments", "products", products, PRODUCTS)
     check_choice("moments", "arch", arch, _runtime.KNOWN_TARGETS)
 
     def laid_out(n_layers: int) -> Moments:
-        return _laid_out(config.replace(n_layers=n_layers), batch, seq_len, products, by_block, arch)
+        return _laid_out(config.replace(n_layers=n_layers), batch, seq_len, products, by_block, ranks, arch)
 
     if config.n_layers <= _LAID_OUT:
         return laid_out(config.n_layers)
@@ -82,13 +85,20 @@ def moments(
     return Moments(*(a + more * (a - b) for a, b in zip(astuple(last), astuple(before), strict=True)))
 
 
-def _laid_out(config: GPTConfig, batch: int, seq_len: int, products: str, by_block: bool, arch: str) -> Moments:
+def _laid_out(
+    config: GPTConfig, batch: int, seq_len: int, products: str, by_block: bool, ranks: int, arch: str
+) -> Moments:
     from ..model.blocks import logits_and_loss
     from ..model.gpt import GPT
 
     autocast = None if products == "float32" else torch.bfloat16
     with memory.on_paper(arch) as paper:
         model = GPT(config)
+        if ranks > 1:
+            ring.check_dropout("moments", config.dropout)
+            model.ring = _RingOnPaper(ranks)
+            for block in model.blocks:
+                block.attn.ring = model.ring
         if products == "bfloat16":
             model.to(torch.bfloat16)
             model.blocks[0].register_forward_pre_hook(_widened)
@@ -118,6 +128,26 @@ def _laid_out(config: GPTConfig, batch: int, seq_len: int, products: str, by_blo
         del loss
         ends("end")
     return Moments(activations, **peaks)
+
+
+class _RingOnPaper(ring.Ring):
+    """The last of so many ranks, which has the largest pieces; what it waits for is there.
+
+    Other implementations than "triton" keep the same for the backward; what their blocks of queries need meanwhile is
+    left out.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.group, self.rank, self.size = None, size - 1, size
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, impl: str, dropout_p: float = 0.0) -> Tensor:
+        if impl == "triton":
+            return super().__call__(q, k, v, impl, dropout_p)
+        return _runtime.torch_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+    def pass_on(self, x: Tensor) -> ring.Coming:
+        sent, coming = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        return lambda sent=sent: coming  # type: ignore[misc]  # what is sent must live until it is
 
 
 def _widened(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,9 +13,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..base.settings import SettingError
 from ..model.config import GPTConfig
 from ..model.size import parameter_shapes
+from ..parallel.ring_layout import local_length
 from .memory import largest_batch_of
 from .moments import moments
 from .placement import Placement
@@ -67,7 +67,9 @@ def rank_memory(
     fixed = 4 * FLOAT32 * mine
     is_shared = placement.strategy != "ddp"
     products = "float32" if not bfloat16 else "bfloat16" if is_shared else "autocast"
-    held = moments(config, batch, tokens, products=products, by_block=is_shared, arch=arch)
+    held = moments(
+        config, batch, tokens, products=products, by_block=is_shared, arch=arch, ranks=placement.context_parallel
+    )
     gathered = of_block = end = 0
     if is_shared:
         whole = [placement.shard_ranks * part(shapes, placement.shard_ranks) for shapes in (root, block)]
@@ -101,9 +103,4 @@ def tokens_each(seq_len: int, placement: Placement) -> int:
     Raises:
         SettingError: seq_len is no multiple of twice their number.
     """
-    n = placement.context_parallel
-    if n > 1 and seq_len % (2 * n):
-        near = max(2 * n, seq_len - seq_len % (2 * n))
-        need = f"must be a multiple of {2 * n}, two pieces for each of {n} ranks (--context-parallel); take {near}"
-        raise SettingError("plan", "seq_len", seq_len, need)
-    return seq_len // n
+    return local_length("plan", seq_len, placement.context_parallel)

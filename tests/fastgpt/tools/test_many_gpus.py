@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.parallel.ring import use
 from fastgpt.parallel.strategy import DataParallel, HybridSharded, Sharded, Strategy
 from fastgpt.parallel.world import World
 from fastgpt.tools.placement import Placement, place
@@ -28,6 +29,7 @@ CONFIGS = [
     GPTConfig(29, 7, 3, 2, 10, d_ff=14, **REFERENCE),
     GPTConfig(3, 7, 2, 3, 9, n_kv_heads=1, d_ff=15, bias=False, tie_weights=False, **REFERENCE),
 ]
+RING = GPTConfig(29, 16, 3, 4, 16, n_kv_heads=2, **REFERENCE)
 PEAK = GPTConfig(256, 32, 6, 2, 64, **IMPLEMENTATION_SETS["torch"])
 HOW = {2: [("ddp", None), ("fsdp", None)], 4: [("ddp", None), ("fsdp", None), ("hsdp", 2)]}
 CASES = [(size, number, *way) for size, ways in HOW.items() for number in range(len(CONFIGS)) for way in ways]
@@ -47,17 +49,20 @@ class Sent(TorchDispatchMode):
                 sent = args[0].nbytes - args[1].nbytes
             elif name == "_reduce_scatter_base_":
                 sent = args[1].nbytes - args[0].nbytes
+            elif name in ("send", "recv_any_source_", "recv_"):
+                sent = sum(t.nbytes for t in args[0]) if name == "send" else 0
             elif name == "allreduce_":
                 size = torch.distributed.ProcessGroup.unbox(args[1]).size()
                 sent = 2 * (size - 1) * sum(t.nbytes for t in args[0]) // size
             else:
                 raise AssertionError(f"{name} is not counted")
-            self.bytes[name] = self.bytes.get(name, 0) + sent
+            if sent:
+                self.bytes[name] = self.bytes.get(name, 0) + sent
         return func(*args, **(kwargs or {}))
 
 
 def measured(rank: int, size: int) -> list[Any]:
-    return [peak(rank, size)] + [
+    return [peak(rank, size), around_the_ring(size)] + [
         _step(rank, size, CONFIGS[number], strategy, shards)
         for number in range(len(CONFIGS))
         for strategy, shards in HOW[size]
@@ -121,6 +126,19 @@ class Held(TorchDispatchMode):
         self.peak = max(self.peak, sum(storage.nbytes() for storage in list(self._storages)))
 
 
+def around_the_ring(size: int) -> int:
+    """Bytes that this rank sends to the next one in a micro-batch."""
+    torch.manual_seed(0)
+    model = GPT(RING)
+    ring = use(model)
+    idx = ring.part(torch.randint(RING.vocab_size, (BATCH, RING.max_len)))
+    with Sent() as sent:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(idx, idx).loss
+        loss.backward()
+    return sent.bytes.pop("send") + sum(sent.bytes.values())
+
+
 def peak(rank: int, size: int) -> int:
     """Of a step's second micro-batch, when all gradients have their place, in float32."""
     placed = _placed(PEAK, rank, size, "fsdp", None, torch.float32)
@@ -146,11 +164,13 @@ def _bytes(tensors: list[Any]) -> int:
 
 @pytest.fixture(scope="module")
 def found():
-    """{(size, config, strategy, shards): [of each rank]}, and {size: [each rank's peak]}"""
+    """{(size, config, strategy, shards): [of each rank]}, and what `peak` and `around_the_ring` give"""
     by_case = {}
     for size in HOW:
         cases = [case for case in CASES if case[0] == size]
-        for case, *of_ranks in zip([size, *cases], *run_ranks(measured, size, size), strict=True):
+        for case, *of_ranks in zip(
+            [("peak", size), ("ring", size), *cases], *run_ranks(measured, size, size), strict=True
+        ):
             by_case[case] = of_ranks
     return by_case
 
@@ -190,8 +210,15 @@ def test_the_peak_is_that_of_a_real_step(size, found):
     """But for one of the two blocks that are counted as gathered: in the loss there is but one."""
     counted = rank_memory(PEAK, placed(size, "fsdp", None), 4, 32, bfloat16=False)
     (whole_block,) = {sum(p.nbytes for p in block.parameters()) for block in GPT(PEAK).blocks}
-    assert all(0 <= counted.peak - peak <= whole_block for peak in found[size])
+    assert all(0 <= counted.peak - peak <= whole_block for peak in found["peak", size])
     assert whole_block < 0.05 * counted.peak
+
+
+@pytest.mark.parametrize("size", HOW)
+def test_what_goes_round_the_ring(size, found):
+    placement = place(RING, size, 2**30, strategy="ddp", context_parallel=size)
+    _, *ring = messages(RING, placement, BATCH, RING.max_len, 1)
+    assert found["ring", size] == [sum(message.sent for message in ring)] * size
 
 
 def test_a_part_is_a_number_of_rows_rounded_up():

@@ -26,10 +26,15 @@ def config(n_layers: int, implementation: str, **changes: object) -> GPTConfig:
 def test_multiplied_blocks_are_all_blocks_counted(name, monkeypatch):
     """To the byte, at every moment."""
     tied, untied = (config(6, name, tie_weights=tie) for tie in (True, False))
-    how = [(tied, 3, 17, "float32", False), (untied, 1, 1, "autocast", False), (tied, 2, 32, "bfloat16", True)]
+    how = [
+        (tied, 3, 17, {"products": "float32"}),
+        (untied, 1, 1, {}),
+        (tied, 2, 32, {"products": "bfloat16", "by_block": True}),
+        (untied, 2, 8, {"ranks": 4}),
+    ]
 
     def counted() -> list[moments.Moments]:
-        return [moments.moments(*args, products=products, by_block=way) for *args, products, way in how]
+        return [moments.moments(*args, **options) for *args, options in how]
 
     multiplied = counted()
     monkeypatch.setattr(moments, "_LAID_OUT", 6)
@@ -65,6 +70,21 @@ def test_gradients_of_a_block_are_there_together():
     grown = by_block.backward - at_once.backward
     root, block = (sum(map(math.prod, shapes)) for shapes in parameter_shapes(made.to_dict()))
     assert block < grown <= 2 * (root + block)
+
+
+def test_ranks_that_share_sequences():
+    """They keep what their tokens keep alone; round the ring go keys and values, and their gradients in float32."""
+    made = config(4, "fastgpt")
+    alone, shared = (moments.moments(made, 64, 8, products="float32", ranks=ranks) for ranks in (1, 4))
+    assert shared.activations == alone.activations
+    keys_values = 2 * 64 * 8 * 32 * 4
+    assert shared.of_block >= alone.of_block + keys_values
+    others = [moments.moments(config(4, "torch"), 64, 8, ranks=ranks).activations for ranks in (1, 4)]
+    assert others[0] == others[1]
+    with pytest.raises(SettingError, match=r"dropout=0\.1 must be 0 where ranks share a sequence"):
+        moments.moments(made.replace(dropout=0.1), 1, 8, ranks=4)
+    with pytest.raises(SettingError, match=r"seq_len=16 must be .* at most 8, the model's max_len"):
+        moments.moments(made, 1, 16, ranks=4)
 
 
 def test_a_large_model_is_counted_at_once():
