@@ -88,7 +88,7 @@ def moments(
 def _laid_out(
     config: GPTConfig, batch: int, seq_len: int, products: str, by_block: bool, ranks: int, arch: str
 ) -> Moments:
-    from ..model.blocks import logits_and_loss
+    from ..model.blocks import CausalSelfAttention, logits_and_loss
     from ..model.gpt import GPT
 
     autocast = None if products == "float32" else torch.bfloat16
@@ -96,9 +96,9 @@ def _laid_out(
         model = GPT(config)
         if ranks > 1:
             ring.check_dropout("moments", config.dropout)
-            model.ring = _RingOnPaper(ranks)
-            for block in model.blocks:
-                block.attn.ring = model.ring
+            for module in model.modules():
+                if isinstance(module, (GPT, CausalSelfAttention)):
+                    module.ring = _RingOnPaper(ranks)
         if products == "bfloat16":
             model.to(torch.bfloat16)
             model.blocks[0].register_forward_pre_hook(_widened)
