@@ -27,6 +27,7 @@ from .shards import (
     open_documents,
     open_shard,
     read_manifest,
+    sources_of,
 )
 from .tokenizer import Tokenizer
 
@@ -52,6 +53,7 @@ class TokenDataset:
     # What `sha256` is found from without reading: the manifest's, or (whole, start, stop) of a slice.
     _known_sha256: str | None = field(default=None, init=False, repr=False, compare=False)
     _part_of: tuple[TokenDataset, int, int] | None = field(default=None, init=False, repr=False, compare=False)
+    _sources: tuple[tuple[str, int], ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> TokenDataset:
         if args and isinstance(args[0], (str, os.PathLike)):  # before Python misses the other arguments
@@ -113,7 +115,22 @@ class TokenDataset:
         documents = open_documents(folder / DOCUMENTS, manifest["n_documents"], manifest["n_tokens"])
         check_unaltered(folder, manifest, whole=verify, progress=progress)
         dataset = TokenDataset(shards, documents, tokenizer["vocab_size"], tokenizer["sha256"], str(folder))
+        dataset.__dict__.update(_sources=sources_of(manifest))
         return dataset._known_as(content_sha256(manifest))
+
+    @property
+    def sources(self) -> tuple[tuple[str, int], ...]:
+        """(file, number of its first document) of all that were prepared, in order; empty where nobody recorded it."""
+        return self.__dict__.get("_sources", ())  # pickles of version 0.1 have none
+
+    @property
+    def whole(self) -> tuple[TokenDataset, int]:
+        """(what this is a slice of, where in it this begins); itself and 0 if it is none, or that is not known."""
+        if self._part_of is None:
+            return self, 0
+        above, start, _ = self._part_of
+        whole, at = above.whole
+        return whole, at + start
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -138,7 +155,9 @@ class TokenDataset:
 
     def renamed(self, name: str) -> TokenDataset:
         """The same tokens under another name."""
-        return dataclasses.replace(self, name=name)._known_as(self._known_sha256, self._part_of)
+        other = dataclasses.replace(self, name=name)._known_as(self._known_sha256, self._part_of)
+        other.__dict__.update(_sources=self.sources)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy take: mapped arrays as the place in their file, where they are mapped again."""

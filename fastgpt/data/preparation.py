@@ -85,13 +85,15 @@ def _write(
     writer = ShardWriter(work, id_dtype(tokenizer.vocab_size), shard_tokens)
     ends, n_bytes = [], 0
     sizes = [path.stat().st_size for path in files]
+    counts: list[int] = []  # documents of each file
     before = dict(zip(files, itertools.accumulate(sizes, initial=0)))
     with bytes_bar("tokenizing", sum(sizes), enabled=progress) as move:
 
         def on_read(path: Path, n: int) -> None:
             move(before[path] + n)
 
-        for ids, size in _tokenized(_batches(files, separators, on_read), tokenizer, threads or default_threads()):
+        batches = _batches(files, separators, on_read, counts)
+        for ids, size in _tokenized(batches, tokenizer, threads or default_threads()):
             n_bytes += size
             ends.append(writer.n_tokens + np.flatnonzero(ids == tokenizer.end_of_text))
             writer.write(ids)
@@ -101,7 +103,10 @@ def _write(
         np.append(0, np.concatenate(ends)[:-1] + 1),  # the stream ends with a document, and each but it with another
         tokenizer={"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         n_bytes=n_bytes,
-        sources=[{"path": str(path), "bytes": size} for path, size in zip(files, sizes)],
+        sources=[
+            {"path": str(path), "bytes": size, "first_document": first}
+            for path, size, first in zip(files, sizes, itertools.accumulate(counts, initial=0))
+        ],
     )
 
 
@@ -126,10 +131,13 @@ class _Batch:
             self.files.append(path)
 
 
-def _batches(files: Sequence[Path], separators: bool, on_read: Callable[[Path, int], None]) -> Iterator[_Batch]:
-    """All that is to be encoded, in order."""
+def _batches(
+    files: Sequence[Path], separators: bool, on_read: Callable[[Path, int], None], counts: list[int]
+) -> Iterator[_Batch]:
+    """All that is to be encoded, in order. How many documents each file has is put into `counts`."""
     batch = _Batch()
     for path in files:
+        counts.append(0)
         for piece, ends in read_pieces(path, functools.partial(on_read, path), special=separators):
             if END_OF_TEXT in piece and not separators:
                 apart = _Batch(special=False)
@@ -139,8 +147,11 @@ def _batches(files: Sequence[Path], separators: bool, on_read: Callable[[Path, i
                 batch = _Batch()
             else:
                 batch.add(path, piece)
+            if separators:
+                counts[-1] += piece.count(END_OF_TEXT)
             if ends and not (separators and piece.endswith(END_OF_TEXT)):
                 batch.texts.append(END_OF_TEXT)
+                counts[-1] += 1
             if batch.chars >= PIECE_CHARS:
                 yield batch
                 batch = _Batch()

@@ -8,6 +8,7 @@ exactly, on any number of processes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +72,20 @@ class BatchSampler:
         if self.columns is not None:
             idx, targets = idx[:, self.columns], targets[:, self.columns]
         return idx, targets
+
+    def ranges(self, first: int, count: int) -> list[tuple[int, int]]:
+        """[start, stop) of the stream's tokens in the samples first ... first + count - 1 of all ranks, targets
+        included; in the order of the stream, those that touch or overlap as one."""
+        other = copy.copy(self)
+        found: list[tuple[int, int]] = []
+        for window in sorted(other._window(first + n) for n in range(count)):
+            start = window * self.seq_len
+            stop = min(start + self.seq_len + 1, len(self.dataset))
+            if found and start <= found[-1][1]:
+                found[-1] = found[-1][0], max(stop, found[-1][1])
+            else:
+                found.append((start, stop))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: without the order of the windows, which the seed gives again."""

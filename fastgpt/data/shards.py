@@ -136,6 +136,17 @@ def content_sha256(manifest: dict[str, Any]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
+def sources_of(manifest: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+    """(path, number of its first document) of each text; () where that was not recorded, or is none of what prepare
+    writes: nothing but names in messages depends on it."""
+    found = []
+    for entry in manifest.get("sources") or ():
+        if not isinstance(entry, dict) or type(entry.get("first_document")) is not int:
+            return ()
+        found.append((str(entry.get("path")), entry["first_document"]))
+    return tuple(sorted(found, key=lambda source: source[1]))
+
+
 def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.bin"
 

@@ -166,6 +166,12 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [line for _, line in _lines(Path(path).read_bytes()) if line is not None]
 
 
+def number(value: Any) -> float | None:
+    """A finite number; None of whatever else a file may hold."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 1e300 and math.isfinite(value) else None
+
+
 def _check_no_pipe(path: str | os.PathLike[str]) -> None:
     """Raise OSError for a pipe or a device, which would have to be waited for."""
     if is_pipe(path):

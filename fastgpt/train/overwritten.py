@@ -107,7 +107,7 @@ def _files(run: Path) -> Iterator[Path]:
 
 
 def _texts(run: Path) -> list[Path]:
-    texts = [run / name for name in ("settings.json", "metrics.jsonl") if os.path.lexists(run / name)]
+    texts = [run / name for name in ("settings.json", "metrics.jsonl", "spikes.jsonl") if os.path.lexists(run / name)]
     return texts + [run / "report.html"] * is_ours(run / "report.html")
 
 

@@ -48,7 +48,8 @@ class Pending:
     step    number of the update, from 1
     lr      its learning rate
     epoch   epochs of the data behind it
-    tokens  of the step, over all ranks, ignored ones too
+    samples of the step, over all ranks
+    tokens  of these, ignored ones too
     begun   where it began
     skipped steps that were skipped up to this one; known when it is settled (`Updates.settle`)
 
@@ -58,7 +59,7 @@ class Pending:
     def __init__(self, values: Tensor, begun: Begun, *, step: int, lr: float) -> None:
         """values (ranks, 2 or 4) float64 on the device: loss share, norm, and among several ranks stop and memory."""
         self.step, self.lr, self.begun, self.skipped = step, lr, begun, 0
-        self.epoch, self.tokens = 0.0, 0
+        self.epoch, self.samples, self.tokens = 0.0, 0, 0
         self._since: Mark | None = None
         self._done: Mark | None = None
         self._measured: Measured | None = None
@@ -70,9 +71,10 @@ class Pending:
         else:
             self._host = values
 
-    def ended(self, *, epoch: float, tokens: int, since: Mark, done: Mark) -> Pending:
+    def ended(self, *, epoch: float, samples: int, tokens: int, since: Mark, done: Mark) -> Pending:
         """The step's end is enqueued: `done`; its time counts from `since`."""
-        self.epoch, self.tokens, self._since, self._done = epoch, tokens, since, done
+        self.epoch, self.samples, self.tokens = epoch, samples, tokens
+        self._since, self._done = since, done
         return self
 
     @property

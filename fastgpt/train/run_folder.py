@@ -4,6 +4,7 @@
     settings.json     everything that was asked for, as `fastgpt train --config` and `--resume` read it
     checkpoints/      see `fastgpt.train.checkpoint`
     metrics.jsonl     a line for each step
+    spikes.jsonl      a line for each loss spike, if there was one (`fastgpt.train.spikes`)
     report.html       see `fastgpt.train.run_report`
     tensorboard/
 """
@@ -33,7 +34,7 @@ from .train_config import TrainConfig
 _FREE = {
     "name", "runs_dir", "log_every", "eval_every", "save_every", "keep", "device", "compile", "remat", "tensorboard",
     "threads", "tokenizer", "init_from", "strategy", "shard_ranks", "timeout", "global_batch_size",
-    "context_parallel",
+    "context_parallel", "spike",
 }  # fmt: skip
 _CONTENTS = {"train_sha256": "training data", "val_sha256": "validation data"}
 _PLACES = {"data": "train_sha256", "val_data": "val_sha256"}  # the same data counts as such wherever it lies

@@ -16,7 +16,8 @@ from ..base import files
 from ..model.formats import sharded
 from ..pages.page import Page, inside_a_script, is_ours
 from . import overwritten, run_folder
-from .metrics import read_metrics
+from .metrics import number, read_metrics
+from .spikes import NAME as SPIKES
 
 REPORT = "report.html"
 
@@ -85,17 +86,24 @@ class Run:
             return None
         return sum(self.tokens_per_step / speed for speed in speeds)
 
+    @property
+    def skipped(self) -> int:
+        """Updates whose loss or gradient was not finite."""
+        return int(number(self.lines[-1].get("skipped")) or 0) if self.lines else 0
+
+    @functools.cached_property
+    def spikes(self) -> list[int]:
+        """The steps whose loss was a spike."""
+        try:
+            return [line["step"] for line in read_metrics(self.folder / SPIKES)]
+        except OSError:
+            return []
+
     @functools.cached_property
     def parameters(self) -> int | None:
         """Numbers that the model consists of, tied ones once."""
         count = self.kept.get("parameters")
         return count if type(count) is int else _counted(overwritten.newest(self.folder / "checkpoints"))
-
-
-def number(value: Any) -> float | None:
-    """A finite number; None of whatever else a file may hold."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < 1e300 and math.isfinite(value) else None
 
 
 def read(folder: Path) -> Run:

@@ -21,7 +21,7 @@ from ..pages.figures import duration, thinned
 from ..pages.page import Page, is_ours
 from . import run_record
 from .metrics import MFU_FORMULA
-from .run_record import GENERATOR, LAST, REPORT, Run
+from .run_record import GENERATOR, LAST, REPORT, SPIKES, Run
 from .train_config import TrainConfig
 
 _log = logging.getLogger("fastgpt")
@@ -206,6 +206,8 @@ def provenance_of(run: Run) -> list[tuple[str, str]]:
         ("model size", "not recorded" if run.parameters is None else f"{run.parameters:,} parameters"),
         ("tokens seen", "not recorded" if run.tokens is None else f"{run.tokens:,}"),
         ("time taken", "not recorded" if time is None else f"{duration(time)} in updates"),
+        *([("skipped steps", f"{run.skipped:,}, whose loss or gradient was not finite")] if run.skipped else []),
+        *([("loss spikes", f"at step {_few(run.spikes)}; {SPIKES} has their text")] if run.spikes else []),
         (
             "last session",
             "not recorded" if seconds is None else f"{duration(seconds)}, with validations and checkpoints",
@@ -213,6 +215,11 @@ def provenance_of(run: Run) -> list[tuple[str, str]]:
     ]
     recorded = [(what, value) for what, value in _rows(run.kept.get("provenance"), 2)]
     return [*rows, *recorded] if recorded else [*rows, ("machine, versions, command", "not recorded")]
+
+
+def _few(steps: list[int]) -> str:
+    more = len(steps) - 5
+    return ", ".join(f"{step:,}" for step in steps[:5]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _rows(table: Any, width: int) -> Iterable[tuple[str, ...]]:

@@ -44,6 +44,7 @@ class TrainConfig:
         eval_batches: Validation batches, spread over the validation data; all of it if not given.
         save_every: Steps between checkpoints (one is made at the end in any case); 0 = only at the end.
         keep: Checkpoints that are kept.
+        spike: A loss this many standard deviations above the mean of the last 200 is told of as a spike; 0 = none is.
         seed: Of the order of the data and of dropout, 0 to 2^64 - 1.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
         dtype: "bfloat16" (autocast; weights stay float32), "float32", or "auto": bfloat16 on GPUs that have it.
@@ -81,6 +82,7 @@ class TrainConfig:
     eval_batches: int | None = None
     save_every: int = 500
     keep: int = 2
+    spike: float = 6.0
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -103,7 +105,7 @@ class TrainConfig:
         for name in ("log_every", "eval_every", "save_every"):
             self._set(name, check_integer(_OWNER, name, getattr(self, name), least=0))
         self._set("seed", check_integer(_OWNER, "seed", self.seed, least=0, most=_MOST_SEED))
-        for name in ("lr", "weight_decay", "grad_clip"):
+        for name in ("lr", "weight_decay", "grad_clip", "spike"):
             self._set(name, check_number(_OWNER, name, getattr(self, name), least=0))
         for name in ("warmup_fraction", "final_lr_fraction"):
             self._set(name, check_number(_OWNER, name, getattr(self, name), least=0, most=1))

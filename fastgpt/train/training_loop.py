@@ -32,6 +32,7 @@ from .owed import Owed
 from .pending import Pending
 from .reports import Reports, reports
 from .saver import Saver
+from .spikes import Spikes
 from .stopping import StopSignals
 from .train_config import TrainConfig
 
@@ -103,6 +104,7 @@ class Loop:
         self.losses: list[float] = []
         self.validation: Validation | None = None
         self._begun: _Begun | None = None  # the step whose line is not reported yet
+        self._spikes = Spikes(self.config.folder, self.config.spike)
 
     def run(self, owed: Owed) -> TrainResult:
         """Make up what is `owed` of the step that was loaded, and train to `steps` or until a signal.
@@ -119,6 +121,7 @@ class Loop:
             try:
                 if unvalidated is not None:
                     self._account(unvalidated, checkpoint.folder_of(self.root, self.trainer.step))
+                self._go_on()
                 while self.trainer.step < self.config.steps and self.signals.stopped_by is None:
                     self._step()
                 self._settle(False)
@@ -135,6 +138,20 @@ class Loop:
             run_report.write_after(self.trainer, time.perf_counter() - began, self.signals.stopped_by)
             self._tell_of_signals(newest)
         return TrainResult(self.trainer.step, self.losses, self.validation, self.signals.stopped_by, newest)
+
+    def _go_on(self) -> None:
+        """Know of the steps before by their lines: the losses, and what was skipped."""
+        trainer = self.trainer
+        found = trainer.skipped, trainer.in_a_row
+        if self.world.is_first:
+            with contextlib.suppress(OSError):
+                lines = metrics.read_metrics(self.config.folder / "metrics.jsonl")
+                losses = [metrics.number(line.get("loss")) for line in lines if line["step"] <= trainer.step]
+                self._spikes.go_on(trainer.step, [loss for loss in losses if loss is not None])
+                if losses:
+                    good = next((n for n, loss in enumerate(reversed(losses)) if loss is not None), len(losses))
+                    found = int(metrics.number(lines[len(losses) - 1].get("skipped")) or 0), good
+        trainer.skipped, trainer.in_a_row = self.world.from_first(found)
 
     def _step(self) -> None:
         """An update, the report of the one before, and what is due after it."""
@@ -183,6 +200,8 @@ class Loop:
         if stop:
             self.signals.agree(stop)
         self.losses.append(loss)
+        if self.world.is_first:
+            self._spikes(pending, trainer.sampler)
         speed = pending.tokens / pending.seconds
         begun.line = {
             "step": pending.step, "loss": loss, "lr": pending.lr, "grad_norm": norm, "epoch": pending.epoch,

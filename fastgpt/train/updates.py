@@ -170,8 +170,10 @@ class Updates:
         self.owed = Owed()
         self._in_update = False
         self._unsettled, self._flows_from = pending, Mark(self.device)
-        tokens = config.batch_size * self.sampler.world_size * config.grad_accum * self.seq_len
-        return pending.ended(epoch=self.sampler.epoch, tokens=tokens, since=since, done=self._flows_from)
+        samples = config.batch_size * self.sampler.world_size * config.grad_accum
+        return pending.ended(
+            epoch=self.sampler.epoch, samples=samples, tokens=samples * self.seq_len, since=since, done=self._flows_from
+        )
 
     def settle(self, *, explain: bool = True) -> None:
         """Wait for the step that has begun last, if it is not settled: skipped steps are counted and told of.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgpt.parallel.strategy import Strategy
 from fastgpt.parallel.world import World
 from fastgpt.train.train_config import TrainConfig
 from fastgpt.train.updates import Updates
@@ -20,37 +18,6 @@ from ..training import tiny_data, tiny_model
 
 STEPS, SEQUENCES = 20, 4  # updates, and sequences of each over all ranks
 CONFIG = TrainConfig(steps=STEPS, batch_size=SEQUENCES, seq_len=13, lr=1e-2, grad_clip=0.5, device="cpu")
-
-
-class Replicated(Strategy):
-    """torch's DistributedDataParallel, which averages."""
-
-    def __init__(self, model: nn.Module, world: World) -> None:
-        super().__init__(model, world)
-        self.share = float(world.size)
-        self.forward = torch.nn.parallel.DistributedDataParallel(model)
-
-    def accumulating(self, *, last: bool) -> Any:
-        return contextlib.nullcontext() if last else self.forward.no_sync()
-
-
-class Sharded(Strategy):
-    """torch's fully_shard, which averages."""
-
-    def __init__(self, model: nn.Module, world: World) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        for block in model.blocks:
-            fully_shard(block)
-        fully_shard(model)
-        super().__init__(model, world)
-        self.share = float(world.size)
-
-    def clip(self, parameters: Any, most: float) -> torch.Tensor:
-        return super().clip(parameters, most).full_tensor()
-
-
-STRATEGIES = {"ddp": Replicated, "fsdp": Sharded}
 
 
 def some_ignored(sampler) -> None:
@@ -66,13 +33,13 @@ def some_ignored(sampler) -> None:
     sampler.next_batch = masked
 
 
-def updates(world: World | None = None, kind: str = "") -> Updates:
+def updates(world: World | None = None, kind: str = "auto") -> Updates:
     """Of a tiny model on data whose last window is short, without dropout."""
     size = 1 if world is None else world.size
     grad_accum = 2 if size == 2 else 1
-    config = dataclasses.replace(CONFIG, batch_size=SEQUENCES // size // grad_accum, grad_accum=grad_accum)
-    strategy = STRATEGIES[kind] if kind else Strategy
-    made = Updates(tiny_model(dropout=0.0, n_layers=2), tiny_data(), config, world=world, strategy=strategy)
+    batch_size = SEQUENCES // size // grad_accum
+    config = dataclasses.replace(CONFIG, batch_size=batch_size, grad_accum=grad_accum, strategy=kind)
+    made = Updates(tiny_model(dropout=0.0, n_layers=2), tiny_data(), config, world=world)
     some_ignored(made.sampler)
     return made
 

@@ -8,6 +8,7 @@ from ..plant import Mutant
 _WAITING = "tests/fastgpt/train/test_no_waiting.py::test_"
 _SKIPPED = "tests/fastgpt/train/test_skipped_steps.py::test_"
 _RANKED = "tests/fastgpt/train/test_ranked_updates.py::test_"
+_SPIKES = "tests/fastgpt/train/test_spikes.py::test_"
 _STEP = "tests/fastgpt/train/test_trainer_step.py::test_"
 
 MUTANTS = (
@@ -97,5 +98,42 @@ MUTANTS = (
         "Updates._backward",
         choice("counted").always(),
         _RANKED + "two_ranks_make_the_updates_of_one",
+    ),
+    # --- spikes -------------------------------------------------------------------------------------------------------
+    Mutant(
+        "unwaited-spikes-judged-by-themselves",
+        "Spikes.judge",
+        value("before").becomes("[*it, loss]"),
+        _SPIKES + "a_spike_is_k_deviations_above_the_mean",
+    ),
+    Mutant(
+        "unwaited-spikes-of-another-batch",
+        "Spikes._tell",
+        call("ranges").argument(1).becomes("sampler.position"),
+        _SPIKES + "a_run_tells_of_its_spikes",
+    ),
+    Mutant(
+        "unwaited-spikes-documents-of-the-slice",
+        "TokenDataset.whole",
+        condition().always(),
+        _SPIKES + "documents_by_their_starts",
+    ),
+    Mutant(
+        "unwaited-spikes-losses-of-lost-steps-count",
+        "Loop._go_on",
+        call("go_on").argument(1).becomes("10**9"),
+        _SPIKES + "resume_knows_the_losses_before_and_drops_what_came_after",
+    ),
+    Mutant(
+        "unwaited-skipped-ones-forgotten-on-resume",
+        "Loop._go_on",
+        call("from_first").becomes("(trainer.skipped, trainer.in_a_row)"),
+        _SPIKES + "skipped_steps_are_counted_on_after_a_resume",
+    ),
+    Mutant(
+        "unwaited-separators-begin-no-document",
+        "data._batches",
+        condition("separators", nth=2).never(),
+        _SPIKES + "the_file_of_a_document_is_known",
     ),
 )
