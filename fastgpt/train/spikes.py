@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..base import files
-from ..data.documents import Document, documents_in
+from ..data.origins import Document, documents_in
 from ..data.sampler import BatchSampler
 from . import metrics
 from .pending import Pending

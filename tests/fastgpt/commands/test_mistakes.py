@@ -128,7 +128,7 @@ MISTAKES = [
     ("train --seed -1", "--seed -1 must be an integer, at least 0"),
     ("train --seed 99999999999999999999", "--seed 99999999999999999999 must be an integer"),
     ("train --lr nan", "--lr nan must be a number"),
-    ("train --spike -1", "--spike -1.0 must be"),
+    ("train --spike -1", "--spike -1 must be a number, at least 0"),
     ("train --lr NaN", "--lr NaN must be a number"),
     ("train --lr inf", "--lr inf must be a number"),
     ("train --lr -1", "--lr -1 must be a number"),

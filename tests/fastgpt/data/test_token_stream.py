@@ -139,7 +139,9 @@ def test_the_manifest_says_what_is_there(text, tmp_path, small):
     assert manifest["n_bytes"] == len(TEXT.encode()) + len("packed") > len(TEXT) + len("packed")
     assert manifest["n_documents"] == len(dataset.documents) == 2
     assert manifest["n_tokens"] == len(dataset)
-    assert manifest["sources"] == [{"path": str(path), "bytes": path.stat().st_size} for path in paths]
+    assert manifest["sources"] == [
+        {"path": str(path), "bytes": path.stat().st_size, "first_document": n} for n, path in enumerate(paths)
+    ]
     assert manifest["tokenizer"] == {"name": "shakespeare", "vocab_size": 4096, "sha256": small.sha256}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastgpt.data import TokenDataset, prepare
-from fastgpt.data.documents import documents_in
+from fastgpt.data.origins import documents_in
 from fastgpt.data.sampler import BatchSampler
 from fastgpt.data.tokenizer import Tokenizer
 from fastgpt.train import spikes

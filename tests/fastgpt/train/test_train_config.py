@@ -35,6 +35,7 @@ BAD = [
     ("beta1", 1, "must be a number, at least 0 and below 1"),
     ("beta2", 1.0, "must be a number, at least 0 and below 1"),
     ("grad_clip", -1, "must be a number, at least 0"),
+    ("spike", -1, "must be a number, at least 0"),
     ("log_every", -1, "must be an integer, at least 0"),
     ("eval_every", -1, "must be an integer, at least 0"),
     ("eval_batches", 0, "must be an integer, at least 1"),
