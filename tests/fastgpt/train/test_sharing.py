@@ -31,14 +31,16 @@ CONFIG = GPTConfig(
 
 
 class Case(NamedTuple):
-    """How the ranks share the work: by which strategy, how many a sequence, and how many sequences each at a time."""
+    """How the ranks share the work: by which strategy, how many a sequence, how many sequences each at a time, and
+    what is computed again."""
 
     strategy: str
     context_parallel: int
     batch_size: int
+    remat: str = "none"
 
 
-CASES = [Case("ddp", 2, 1), Case("fsdp", 2, 2), Case("fsdp", 4, 4)]
+CASES = [Case("ddp", 2, 1), Case("fsdp", 2, 2, "selective"), Case("fsdp", 4, 4, "full")]
 RANKS = 4
 
 
@@ -54,7 +56,7 @@ def trained(case: Case, folder: str, world: World | None = None) -> dict[str, An
     config = TrainConfig(
         name=name, runs_dir=folder, steps=STEPS, lr=3e-3, device="cpu", dtype="float32", tensorboard=False,
         eval_every=3, save_every=0, strategy=case.strategy, context_parallel=case.context_parallel,
-        batch_size=case.batch_size, global_batch_size=SEQUENCES,
+        batch_size=case.batch_size, global_batch_size=SEQUENCES, remat=case.remat,
     )  # fmt: skip
     trainer = Trainer(
         GPT(CONFIG), data(9 * T + 3, 0), config, val_data=data(5 * T + 3, 1), show_progress=False, world=world,
