@@ -36,7 +36,7 @@ class Tile:
 # of one runs under the main loop of the other.
 _TILES = {
     ("sm_90", "half-tma", "up"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=4, programs_per_sm=2),
-    ("sm_90", "half-tma", "dgelu"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=8, programs_per_sm=2),
+    ("sm_90", "half-tma", "dgelu"): Tile(128, 128, 64, num_warps=4, num_stages=3, parts=4, programs_per_sm=2),
     ("sm_90", "half"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
     ("sm_90", "tf32"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
     ("sm_120", "half-tma"): Tile(128, 128, 32, num_warps=8, num_stages=3, parts=4),
