@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from fastgpt.parallel.world import World
 from fastgpt.train.train_config import TrainConfig
 from fastgpt.train.updates import Updates
 
-from ..training import tiny_data, tiny_model
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 STEPS, SEQUENCES = 20, 4  # updates, and sequences of each over all ranks
 CONFIG = TrainConfig(steps=STEPS, batch_size=SEQUENCES, seq_len=13, lr=1e-2, grad_clip=0.5, device="cpu")
@@ -92,3 +95,34 @@ def spoiled(made: Updates, rank: int) -> dict[str, Any]:
         "moments' steps": steps == [state["step"].item() for state in made.optimizer.state.values()],
         "whole": made.is_whole(),
     }  # fmt: skip
+
+
+def fitted(rank: int, kind: str, folder: str) -> dict[str, Any]:
+    """`Trainer.fit`: rank 1 is told to stop in its step 4; then a run in which it alone has NaN from step 3 on."""
+    found: dict[str, Any] = {}
+    for name in ("told", "bad"):
+        trainer = tiny_trainer(
+            Path(folder), name=name, model=tiny_model(dropout=0.0), strategy=kind, steps=12, batch_size=1,
+            val=False,
+        )  # fmt: skip
+        begin_step = trainer.begin_step
+
+        def told(trainer=trainer, begin_step=begin_step):
+            if rank == 1 and trainer.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return begin_step()
+
+        def spoil(module, args, output, trainer=trainer):
+            return output * (math.nan if rank == 1 and trainer.step >= 2 else 1.0)
+
+        if name == "told":
+            trainer.begin_step = told
+            result = trainer.fit()
+            found[name] = (result.step, result.stopped_by, len(result.losses))
+        else:
+            trainer.model.blocks[0].ffn.register_forward_hook(spoil)
+            try:
+                trainer.fit()
+            except FloatingPointError as error:
+                found[name] = str(error)
+    return found

@@ -139,3 +139,48 @@ def test_a_mark_is_a_moment():
     first = Mark(torch.device("cpu"))
     time.sleep(0.02)
     assert Mark(torch.device("cpu")).seconds_after(first) >= 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_no_call_waits_for_the_gpu(tmp_path, compute):
+    """torch raises an error where a call of its own would: from the second step, which is warm, to the last."""
+    trainer = tiny_trainer(tmp_path, name="a", device="cuda", dtype=compute, grad_accum=2, steps=20, val=False)
+    begin_step = trainer.begin_step
+
+    def guarded():
+        if trainer.step == 2:
+            torch.cuda.set_sync_debug_mode("error")
+        if trainer.step == 19:
+            torch.cuda.set_sync_debug_mode("default")
+        return begin_step()
+
+    trainer.begin_step = guarded
+    try:
+        result = trainer.fit()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    at_once = tiny_trainer(tmp_path, name="b", device="cuda", dtype=compute, grad_accum=2, steps=20, val=False)
+    torch.manual_seed(0)
+    losses = [at_once.train_step()[0] for _ in range(20)]
+    assert result.losses == pytest.approx(losses, rel=1e-3)
+    lines = read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert all(line["tokens_per_second"] > 0 and line["memory_bytes"] > 0 for line in lines)
+
+
+@pytest.mark.gpu
+def test_a_step_is_skipped_on_the_gpu(tmp_path):
+    """Without a word from the host: its figures are asked for when the next one has begun."""
+    trainer = tiny_trainer(tmp_path, name="a", device="cuda", steps=6, val=False)
+    backward, before = trainer._backward, []
+
+    def bad(batches):
+        share = backward(batches)
+        before.append([p.detach().clone() for p in trainer.model.parameters()])
+        return share * (float("nan") if len(before) == 3 else 1.0)
+
+    trainer._backward = bad
+    result = trainer.fit()
+    assert trainer.skipped == 1
+    assert [loss == loss for loss in result.losses] == [True, True, False, True, True, True]
+    assert all(map(torch.equal, before[2], before[3]))  # what the third step began with, the fourth did

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from fastgpt.train.metrics import read_metrics
+
 from ...support.ranks import run_ranks
-from .ranked import STEPS, trained, updates, whole_weights
+from .ranked import STEPS, fitted, trained, updates, whole_weights
 
 
 def alone() -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
@@ -40,3 +42,19 @@ def test_two_ranks_make_the_updates_of_one(kind):
     assert ranks[1]["said"] == []
     (said,) = ranks[0]["said"]
     assert said.endswith("the first that is not finite is the output of blocks.1.ffn")
+
+
+def test_all_ranks_end_at_one_step(tmp_path):
+    """By a signal that came to one of them, at most two steps later; and by NaN that one of them has."""
+    ranks = run_ranks(fitted, 2, "ddp", str(tmp_path))
+    assert ranks[0]["told"] == ranks[1]["told"]
+    step, stopped_by, losses = ranks[0]["told"]
+    assert (stopped_by, losses) == ("SIGTERM", step)
+    assert 4 <= step <= 6
+    for found in ranks:
+        assert "at step 5, the last of 3 in a row that were skipped; the first that is not finite is" in found["bad"]
+    for name, count in (("told", step), ("bad", 5)):
+        lines = read_metrics(tmp_path / name / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(1, count + 1))
+    assert [line.get("skipped") for line in lines] == [None, None, 1, 2, 3]
+    assert (tmp_path / "told" / "checkpoints" / f"step-{step:08d}").is_dir()
