@@ -1,125 +1,19 @@
-"""What ranks check of a GPT that their own code has wrapped: `run` does it in each, `test_sharded_model.py` starts it.
-
-Every rank makes the same weights. `plain` is the model as one process has it, and the truth.
-"""
+"""What a wrapped GPT must do as a plain one: train, sample, save, load, tell."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
-from fastgpt import GPT, GPTConfig, OneHeadLM, implementations, kernels
-from fastgpt import nn as fnn
+from fastgpt import GPT, implementations, kernels
 
-SHAPE: dict[str, Any] = {"vocab_size": 51, "max_len": 8, "n_layers": 2, "n_heads": 2, "d_model": 16}
-IDX = torch.arange(16).view(2, 8)
-TARGETS = IDX.roll(-1, 1)
-PROMPT = IDX[:, :5]
-IN_KERNELS = {f"{part}_impl": "triton" for part in ("attn", "norm", "ffn", "loss")}
-CHECKS: dict[str, Callable[[int, Path], None]] = {}
-
-
-def run(rank: int, folder: str, names: list[str]) -> None:
-    """All the checks of these names, until one fails: then the ranks have nothing more to say to each other.
-
-    `folder`/begun-0 and so on name those that a rank has begun. A warning is an error, but torch's of random numbers
-    on a CPU's mesh.
-    """
-    for name in names:
-        with open(Path(folder, f"begun-{rank}"), "a") as begun:
-            begun.write(f"{name}\n")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", "DTensor random operators may not have complete support on cpu")
-            CHECKS[name](rank, Path(folder, name.replace(" ", "-")))
-        dist.barrier()
-
-
-def check(name: str, *kinds: str) -> Callable[..., Any]:
-    """A check of this name; with kinds of wrapping, one for each, which is given the kind."""
-
-    def added(function: Callable[..., None]) -> Callable[..., None]:
-        for kind in kinds:
-            CHECKS[f"{name}, {kind}"] = lambda rank, folder, kind=kind: function(rank, folder, kind)
-        if not kinds:
-            CHECKS[name] = function
-        return function
-
-    return added
-
-
-KINDS = ("blocks and root", "root", "blocks", "resharded", "bf16")
-
-
-def model(**fields: Any) -> GPT:
-    torch.manual_seed(0)
-    made = GPT(GPTConfig(**SHAPE).replace(**fields))
-    with torch.no_grad():
-        for parameter in made.parameters():  # larger than they are made: the logits are to differ
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return made
-
-
-def mesh(*shape: int) -> Any:
-    names = ("copies", "parts")[-(len(shape) or 1) :]
-    return dist.device_mesh.init_device_mesh("cpu", shape or (dist.get_world_size(),), mesh_dim_names=names)
-
-
-def sharded(made: Any, kind: str = "blocks and root", on: Any = None) -> Any:
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    on = mesh() if on is None else on
-    inside = torch.bfloat16 if kind == "bf16" else None
-    if kind != "root":
-        for block in made.blocks:
-            fully_shard(block, mesh=on, mp_policy=MixedPrecisionPolicy(inside, torch.float32 if inside else None))
-    if kind != "blocks":
-        policy = MixedPrecisionPolicy(inside, torch.float32 if inside else None, torch.float32 if inside else None)
-        fully_shard(made, mesh=on, mp_policy=policy, reshard_after_forward=True if kind == "resharded" else None)
-    return made
-
-
-def twin(kind: str, **fields: Any) -> GPT:
-    """The plain model, in the dtype that this kind of wrapping computes in."""
-    return model(**fields).to(torch.bfloat16 if kind == "bf16" else torch.float32)
-
-
-def close(found: Any, expected: Tensor, kind: str = "") -> None:
-    found = found.full_tensor() if hasattr(found, "full_tensor") else found
-    tolerance = {"rtol": 0.05, "atol": 0.05} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(found.detach().float(), expected.detach().float(), **tolerance)
-
-
-@contextlib.contextmanager
-def raises(kind: type[Exception], words: str) -> Iterator[None]:
-    with pytest.raises(kind) as raised:
-        yield
-    assert words in str(raised.value), raised.value
-    assert "\n" not in str(raised.value), raised.value
-
-
-def hooks(made: nn.Module) -> Counter[str]:
-    """How many hooks of each kind there are on modules, parameters and their gradients."""
-    count: Counter[str] = Counter()
-    for module in made.modules():
-        for name, value in vars(module).items():
-            if name.endswith("hooks") and value:
-                count[name] += len(value)
-    for parameter in made.parameters():
-        for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-            count[name] += len(getattr(parameter, name, None) or ())
-    return +count
-
+from .wrapping import IDX, IN_KERNELS, KINDS, PROMPT, TARGETS, check, close, hooks, mesh, model, raises, sharded, twin
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
@@ -127,27 +21,19 @@ def hooks(made: nn.Module) -> Counter[str]:
 @check("trains as one process", *KINDS)
 def _(rank: int, folder: Path, kind: str) -> None:
     """Each rank has its row; FSDP2 and the loss of both rows take the mean."""
-    plain, found = model(), model()
-    if kind == "blocks":
-        found.token_emb.requires_grad_(False)  # DDP's part of the work: gradients of what is not sharded differ
-    found = sharded(found, kind)
-    optimizer = torch.optim.SGD(found.parameters(), lr=0.1)
+    plain, found = model(), sharded(model(), kind)
+    row = slice(rank, rank + 1)
+    plain(IDX, TARGETS).loss.backward()
     counted = []
-    for _ in range(3):
+    for step in range(3):
         found.state_dict()
-        loss = found(IDX[rank : rank + 1], TARGETS[rank : rank + 1]).loss
-        loss.backward()
+        found(IDX[row], TARGETS[row]).loss.backward()
+        if step == 0:
+            for ours, theirs in zip(found.parameters(), plain.parameters()):
+                if hasattr(ours, "full_tensor"):  # who shards the blocks alone adds up the others
+                    close(ours.grad, theirs.grad, kind)
         found(IDX)
         counted.append(hooks(found))
-        if not optimizer.state and not counted[1:] and kind != "blocks":
-            plain(IDX, TARGETS).loss.backward()
-            for (name, ours), theirs in zip(found.named_parameters(), plain.parameters()):
-                if ours.grad is not None:  # what is gathered now has none
-                    close(ours.grad, theirs.grad, kind)
-                else:
-                    assert not hasattr(ours, "full_tensor"), name
-        optimizer.step()
-        optimizer.zero_grad()
     assert counted[0] == counted[1] == counted[2], counted
     assert found.head.weight is found.token_emb.weight
 
@@ -352,186 +238,3 @@ def _(rank: int, folder: Path, kind: str) -> None:
     optimizer.step()
     with raises(RuntimeError, "has changed since the forward pass"):
         out.logits  # noqa: B018 (it is computed)
-
-
-# ---- kernels -------------------------------------------------------------------------------------------------------
-
-
-class Copies(TorchDispatchMode):
-    """Operators that make a copy of what is shaped as activations are, (B, T, ...) or B · T rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("copy_", "clone", "_to_copy", "contiguous", "cat", "stack") and isinstance(result, Tensor):
-            self.found[f"{name} {tuple(result.shape)} {result.dtype}"] += 1
-        return result
-
-
-@contextlib.contextmanager
-def launched(names: list[str]) -> Iterator[None]:
-    from triton.runtime.jit import JITFunction
-
-    run = JITFunction.run
-
-    def counting(jit: Any, *args: Any, **kwargs: Any) -> Any:
-        names.append(jit.fn.__name__)
-        return run(jit, *args, **kwargs)
-
-    JITFunction.run = counting
-    try:
-        yield
-    finally:
-        JITFunction.run = run
-
-
-@check("launches what one process launches, and copies nothing more", "blocks and root", "bf16")
-def _(rank: int, folder: Path, kind: str) -> None:
-    import logging
-
-    said: list[str] = []
-    listener = logging.Handler()
-    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("fastgpt").addHandler(listener)
-    counts = []
-    with kernels.interpret():
-        plain, found = twin(kind, **IN_KERNELS), sharded(model(**IN_KERNELS), kind)
-        assert str(implementations(found)) == str(implementations(plain))
-        for m in (plain, found):
-            names: list[str] = []
-            inside = Copies()
-            for block in m.blocks:
-                forward = block.forward
-
-                def watched(*args: Any, forward: Any = forward, inside: Any = inside) -> Any:
-                    with inside:
-                        return forward(*args)
-
-                block.forward = watched
-            with launched(names):
-                out = m(IDX[:, :4], TARGETS[:, :4])
-                everywhere = Copies()
-                with everywhere:
-                    out.loss.backward()
-            activations = {key: n for key, n in everywhere.found.items() if " (2, 4" in key or " (8," in key}
-            counts.append((Counter(names), inside.found, activations))
-    logging.getLogger("fastgpt").removeHandler(listener)
-    assert counts[0][0], "no kernel was launched"
-    assert counts[0] == counts[1], counts
-    assert said == [], said
-
-
-# ---- other models --------------------------------------------------------------------------------------------------
-
-
-@check("OneHeadLM")
-def _(rank: int, folder: Path) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    def made() -> OneHeadLM:
-        torch.manual_seed(1)
-        return OneHeadLM(31, 16, 8)
-
-    plain, found = made(), fully_shard(made(), mesh=mesh())
-    assert torch.equal(found.generate(PROMPT, 4, seed=2), plain.generate(PROMPT, 4, seed=2))
-    close(found.attention_maps(IDX)[0], plain.attention_maps(IDX)[0])
-    for m in (plain, found):
-        m(IDX, TARGETS).loss.backward()
-    close(found.W_Q.weight.grad, plain.W_Q.weight.grad)
-    found.save_pretrained(folder / "found")
-    if rank == 0:
-        plain.save_pretrained(folder / "plain")
-        read = [(folder / name / "model.safetensors").read_bytes() for name in ("found", "plain")]
-        assert read[0] == read[1]
-    dist.barrier()
-    found.load_state_dict(OneHeadLM.from_pretrained(folder / "found").state_dict())
-    close(found(IDX).logits, plain(IDX).logits)
-
-
-class Drops(nn.Module):
-    """A block of somebody else's, of our drop-in modules."""
-
-    def __init__(self, impl: str) -> None:
-        super().__init__()
-        self.norm = fnn.LayerNorm(16, impl=impl)
-        self.attention = fnn.FlashMultiheadAttention(16, 2, batch_first=True)
-        self.attention_in_time = fnn.FlashMultiheadAttention(16, 2)
-        self.ffn = fnn.GELUFFN(16, impl=impl)
-        self.loss = fnn.LinearCrossEntropyLoss(16, 31, bias=True, impl=impl, reduction="none")
-
-    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
-        h = self.norm(x)
-        h = self.attention(h, h, h, is_causal=True, need_weights=False)[0]
-        h = self.attention_in_time(h, h, h, need_weights=False)[0]
-        return self.loss(self.ffn(h), targets)
-
-
-@check("drop-in modules, each sharded alone and all together", "torch", "triton")
-def _(rank: int, folder: Path, kind: str) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    def made() -> Drops:
-        torch.manual_seed(2)
-        return Drops(kind)
-
-    plain, on = made(), mesh()
-    x, targets = torch.randn(2, 4, 16), IDX[:, :4]
-    with kernels.interpret() if kind == "triton" else contextlib.nullcontext():
-        plain(x, targets).mean().backward()
-        for alone in (True, False):
-            found: Any = made()
-            for part in found.children() if alone else ():
-                fully_shard(part, mesh=on)
-            fully_shard(found, mesh=on)
-            assert str(implementations(found)) == str(implementations(plain))
-            found(x, targets).mean().backward()
-            for ours, theirs in zip(found.parameters(), plain.parameters()):
-                close(ours.grad, theirs.grad)
-
-
-@check("parts of weights that nothing gathers")
-def _(rank: int, folder: Path) -> None:
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    weight = distribute_tensor(torch.randn(31, 16), mesh(), [Shard(0)])
-    with raises(TypeError, "weight.full_tensor()"):
-        fnn.LinearCrossEntropyLoss()(torch.randn(4, 16), torch.arange(4), weight)
-    with kernels.interpret(), raises(TypeError, "DTensor"):
-        kernels.linear_cross_entropy(torch.randn(4, 16), weight, torch.arange(4))
-    x = distribute_tensor(torch.randn(4, 16), mesh(), [Shard(0)])
-    with kernels.interpret(), raises(TypeError, "DTensor"):
-        kernels.layer_norm(x)
-    with kernels.interpret():  # torch's own knows DTensors
-        norm = fnn.LayerNorm(16, elementwise_affine=False)
-        close(norm(x), nn.functional.layer_norm(x.full_tensor(), (16,)))
-
-
-FOUR = ("a mesh of two dimensions",)
-
-
-@check(*FOUR)
-def _(rank: int, folder: Path) -> None:
-    """Of 4 ranks: two copies, each in two parts."""
-    plain, found = model(), sharded(model(), on=mesh(2, 2))
-    ways = {"temperature": 0.0, "eos": int(plain.generate(PROMPT[:1], 1, temperature=0)[0, -1])}
-    row = slice(rank // 3, rank // 3 + 1)  # rank 3 has the other row, whose end is another
-    lengths = [plain.generate(PROMPT[i : i + 1], 6, **ways).shape[1] for i in range(2)]
-    assert lengths[0] < lengths[1]
-    assert found.generate(PROMPT[row], 6, **ways).shape[1] == lengths[1]
-    close(found.attention_maps(IDX)[1], plain.attention_maps(IDX)[1])
-    found.save_pretrained(folder / "found")
-    if rank == 0:
-        plain.save_pretrained(folder / "plain")
-        read = [(folder / name / "model.safetensors").read_bytes() for name in ("found", "plain")]
-        assert read[0] == read[1]
-        (folder / "file").write_text("no folder")
-    dist.barrier()
-    with raises(ValueError, "folder"):
-        found.save_pretrained(folder / "file")
-    found.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in plain.state_dict().items()})
-    found.load_state_dict(plain.state_dict())
-    close(found(IDX).logits, plain(IDX).logits)

@@ -1,12 +1,15 @@
 """A GPT that somebody's own code has wrapped on several ranks (fully_shard, DDP) does what it does in one process.
 
-The checks run in the ranks (`sharded_checks.py`), all in one start of processes; here each is a test.
+The checks run in the ranks, all in one start of processes; here each is a test.
 """
 
 import pytest
 
-from tests.fastgpt.model.sharded_checks import CHECKS, FOUR, run
 from tests.support.ranks import run_ranks
+
+from . import sharded_checks  # noqa: F401 (it fills CHECKS)
+from .sharded_parts_checks import FOUR
+from .wrapping import CHECKS, run
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def errors(tmp_path_factory, request):
         while left:
             folder = tmp_path_factory.mktemp("ranks")
             try:
-                run_ranks(run, size, str(folder), left)
+                run_ranks(run, size, str(folder), left, timeout=280.0)  # seconds; 15 where nothing else runs
                 left = []
             except AssertionError as error:
                 begun = [path.read_text().splitlines() for path in folder.glob("begun-*")]
