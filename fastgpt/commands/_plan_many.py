@@ -42,11 +42,12 @@ def text(record: dict[str, Any], gpu: GPU, dtype: str) -> str:
     gpus, nodes = placed["gpus"], math.ceil(placed["gpus"] / placed["gpus_per_node"])
     where = f"{nodes:,} machines of {placed['gpus_per_node']}" if nodes > 1 else "one machine"
     room = (gpu.memory - record["margin"]) / 2**30
+    kept = "" if record["remat"] == "none" else f", remat {record['remat']}"
     lines = [
         f"{record['model']}: {record['n_parameters']:,} parameters on {gpus:,} GPUs ({where})",
         f"{placed['strategy']}: {_shared(placed)}",
         *([note(placed["why"])] if placed["why"] else []),
-        f"an update: {_batch(record)}, {dtype}",
+        f"an update: {_batch(record)}, {dtype}{kept}",
         f"{gpu.name}: {gpu.memory / 2**30:,.1f} GiB, less a margin of {record['margin'] / 2**30:g}: {room:,.1f} GiB",
         "",
         side_by_side(list(found), _held(found), title="a rank holds, MiB"),

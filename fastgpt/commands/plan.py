@@ -184,7 +184,7 @@ class Command:
             say("counting")
             return many_gpus.step(
                 config, placement, gpu, batch=self.batch_size, seq_len=seq_len, room=room, link=link, network=network,
-                accumulation=accumulation, bfloat16=dtype == "bfloat16",
+                accumulation=accumulation, bfloat16=dtype == "bfloat16", remat=self.remat,
                 implementations=tuple(name for name in IMPLEMENTATION_SETS if name != "fastgpt" or gpu.runs_kernels),
             )  # fmt: skip
 

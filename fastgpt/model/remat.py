@@ -121,11 +121,17 @@ def _checkpointed(block: Any, x: Tensor | None, residual: Tensor) -> _Pair:
     # Each written out: torch.compile reads a context_fn from the call alone.
     if block.remat == "full":
         return torch_checkpoint.checkpoint(block.compute, x, residual, use_reentrant=False)
+    if getattr(block.attn, "ring", None) is not None:
+        return torch_checkpoint.checkpoint(block.compute, x, residual, use_reentrant=False, context_fn=_of_a_ring)
     return torch_checkpoint.checkpoint(block.compute, x, residual, use_reentrant=False, context_fn=_selective)
 
 
 def _selective() -> Any:
     return torch_checkpoint.create_selective_checkpoint_contexts(_policy)
+
+
+def _of_a_ring() -> Any:
+    return torch_checkpoint.create_selective_checkpoint_contexts(_policy_of_a_ring)
 
 
 _KEPT = frozenset((
@@ -140,6 +146,13 @@ def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> torch_checkpoint.Ch
     schema = getattr(op, "_schema", None)  # of an operator; torch.compile's higher-order ones have none
     kept = schema is not None and schema.name in _KEPT and not _draws(op, args, kwargs)
     return torch_checkpoint.CheckpointPolicy.MUST_SAVE if kept else torch_checkpoint.CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _policy_of_a_ring(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> torch_checkpoint.CheckpointPolicy:
+    """Ranks that share a sequence (`parallel/ring.py`) write over the parts of attention's output: no part is kept."""
+    if getattr(op, "namespace", "") == "fastgpt" and "attention" in op._opname:
+        return torch_checkpoint.CheckpointPolicy.PREFER_RECOMPUTE
+    return _policy(ctx, op, *args, **kwargs)
 
 
 def _draws(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -42,6 +42,7 @@ def micro_batches(global_batch_size: int | None, batch: int, placement: Placemen
 def step(
     config: GPTConfig, placement: Placement, gpu: GPU, *, batch: int, seq_len: int, room: int, link: Link,
     network: Link, accumulation: int = 1, bfloat16: bool = True, implementations: tuple[str, ...] | None = None,
+    remat: str = "none",
 ) -> dict[str, Any]:  # fmt: skip
     """Everything as JSON has it, in bytes and seconds.
 
@@ -52,7 +53,7 @@ def step(
         SettingError, SettingTypeError: as `rank_memory`.
     """
     arch = gpu.arch if gpu.runs_kernels else "sm_90"
-    how: dict[str, Any] = {"bfloat16": bfloat16, "arch": arch}
+    how: dict[str, Any] = {"bfloat16": bfloat16, "arch": arch, "remat": remat}
     found = {}
     for name in implementations or tuple(IMPLEMENTATION_SETS):
         chosen = config.replace(**IMPLEMENTATION_SETS[name])
@@ -66,7 +67,7 @@ def step(
         found[name] = asdict(held) | {"fits": held.peak <= room, "largest_batch": most}
     sent = messages(config, placement, batch, seq_len, accumulation, bfloat16=bfloat16)
     sequences = batch * accumulation * placement.data_ranks
-    flops = update_flops(config, placement, sequences, seq_len)
+    flops = update_flops(config, placement, sequences, seq_len, remat=remat)
     peak = peak_of(gpu, bfloat16=bfloat16)
     return {
         "n_parameters": count_parameters(config.to_dict()),

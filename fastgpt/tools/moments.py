@@ -54,7 +54,7 @@ class Moments:
 
 def moments(
     config: GPTConfig, batch: int, seq_len: int, *, products: str = "autocast", by_block: bool = False,
-    ranks: int = 1, arch: str = "sm_90",
+    ranks: int = 1, arch: str = "sm_90", remat: str = "none",
 ) -> Moments:  # fmt: skip
     """Of one forward and backward of (batch, seq_len) tokens.
 
@@ -64,10 +64,11 @@ def moments(
     blocks to the end, as `fully_shard` has them before it reduces them; else each is moved to where training keeps it
     as soon as it is there, as DDP does.
     ranks: that share each sequence, with seq_len tokens each (`parallel/ring.py`); counted is the last.
+    remat: what blocks keep for the backward, see `fastgpt.model.remat`.
 
     Raises:
-        SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, unknown products or
-            arch, dropout where ranks share a sequence.
+        SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, unknown products,
+            arch or remat, dropout where ranks share a sequence.
         ValueError, RuntimeError: more than a launch, or an address, can count.
     """
     check_integer("moments", "batch", batch, least=1)
@@ -76,7 +77,8 @@ def moments(
     check_choice("moments", "arch", arch, _runtime.KNOWN_TARGETS)
 
     def laid_out(n_layers: int) -> Moments:
-        return _laid_out(config.replace(n_layers=n_layers), batch, seq_len, products, by_block, ranks, arch)
+        sizes = config.replace(n_layers=n_layers)
+        return _laid_out(sizes, batch, seq_len, products, by_block, ranks, arch, remat)
 
     if config.n_layers <= _LAID_OUT:
         return laid_out(config.n_layers)
@@ -86,14 +88,14 @@ def moments(
 
 
 def _laid_out(
-    config: GPTConfig, batch: int, seq_len: int, products: str, by_block: bool, ranks: int, arch: str
+    config: GPTConfig, batch: int, seq_len: int, products: str, by_block: bool, ranks: int, arch: str, remat: str
 ) -> Moments:
     from ..model.blocks import CausalSelfAttention, logits_and_loss
     from ..model.gpt import GPT
 
     autocast = None if products == "float32" else torch.bfloat16
     with memory.on_paper(arch) as paper:
-        model = GPT(config)
+        model = memory._model_on_paper(config, autocast is not None, remat)
         if ranks > 1:
             ring.check_dropout("moments", config.dropout)
             for module in model.modules():

@@ -55,6 +55,7 @@ class RankMemory:
 
 def rank_memory(
     config: GPTConfig, placement: Placement, batch: int, seq_len: int, *, bfloat16: bool = True, arch: str = "sm_90",
+    remat: str = "none",
 ) -> RankMemory:  # fmt: skip
     """Of a step with `batch` sequences of seq_len tokens on each rank (of each group that shares its sequences).
 
@@ -68,8 +69,9 @@ def rank_memory(
     is_shared = placement.strategy != "ddp"
     products = "float32" if not bfloat16 else "bfloat16" if is_shared else "autocast"
     held = moments(
-        config, batch, tokens, products=products, by_block=is_shared, arch=arch, ranks=placement.context_parallel
-    )
+        config, batch, tokens, products=products, by_block=is_shared, arch=arch, ranks=placement.context_parallel,
+        remat=remat,
+    )  # fmt: skip
     gathered = of_block = end = 0
     if is_shared:
         whole = [placement.shard_ranks * part(shapes, placement.shard_ranks) for shapes in (root, block)]
@@ -86,13 +88,14 @@ def rank_memory(
 
 
 def largest_batch(
-    config: GPTConfig, placement: Placement, seq_len: int, most_bytes: int, *, bfloat16: bool, arch: str
-) -> int:
+    config: GPTConfig, placement: Placement, seq_len: int, most_bytes: int, *, bfloat16: bool, arch: str,
+    remat: str = "none",
+) -> int:  # fmt: skip
     """The most sequences of a rank whose step takes at most `most_bytes`; 0 if none fits."""
 
     @functools.cache
     def peak(batch: int) -> float:
-        return rank_memory(config, placement, batch, seq_len, bfloat16=bfloat16, arch=arch).peak
+        return rank_memory(config, placement, batch, seq_len, bfloat16=bfloat16, arch=arch, remat=remat).peak
 
     return largest_batch_of(peak, tokens_each(seq_len, placement), most_bytes)
 

@@ -24,16 +24,18 @@ def room(monkeypatch):
     return lambda n_bytes: monkeypatch.setattr(machine, "host_room", lambda: machine.Room(n_bytes, "it has"))
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("name", IMPLEMENTATION_SETS)
-def test_no_implementation_keeps_less_for_the_backward(name, autocast):
+def test_no_implementation_keeps_less_for_the_backward(name, autocast, remat):
     pytest.importorskip("triton")
     from fastgpt.tools.memory import training_step
 
     config = CONFIG.replace(**IMPLEMENTATION_SETS[name], vocab_size=30_000)
     fused = name == "fastgpt"
-    least = kept_for_backward(config.to_dict(), 32 * 32, 32, fused_loss=fused) * (2 if autocast else 4)
-    step = training_step(config, 32, 32, autocast=autocast)
+    least = kept_for_backward(config.to_dict(), 32 * 32, 32, fused_loss=fused, remat=remat)
+    least *= 2 if autocast else 4
+    step = training_step(config, 32, 32, autocast=autocast, remat=remat)
     assert 0.1 * step.peak < least if not fused else least > 0
     assert least + step.parameters <= step.peak
 

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from fastgpt import OneHeadLM
-from fastgpt.base.settings import SettingTypeError
+from fastgpt.base.settings import SettingError, SettingTypeError
 from fastgpt.data import TokenDataset, shakespeare, shakespeare_tokens
 from fastgpt.data.sampler import BatchSampler
 from fastgpt.data.tokenizer import Tokenizer
+from fastgpt.model import remat
 from fastgpt.train import metrics, run_folder
 from fastgpt.train.metrics import read_metrics
 from fastgpt.train.run_folder import SettingsChanged
@@ -193,6 +194,25 @@ def test_compile_goes_through_torch_compile(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, compile=True)
     assert [block.compile_backend for block in trainer.model.blocks] == ["inductor"] * len(trainer.model.blocks)
     assert seen == [model]
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_remat_changes_no_number(tmp_path, mode):
+    plain, trainer = tiny_trainer(tmp_path), tiny_trainer(tmp_path, remat=mode)
+    assert [block.remat for block in trainer.model.blocks] == [mode] * len(trainer.model.blocks)
+    found = []
+    for one in (plain, trainer):
+        torch.manual_seed(3)
+        found.append([one.train_step() for _ in range(2)])
+    assert found[0] == found[1]
+    with pytest.raises(SettingError, match=rf'TrainConfig: remat=\'{mode}\' must be "none": a OneHeadLM has no blocks'):
+        tiny_trainer(tmp_path, model=OneHeadLM(VOCAB_SIZE, 16, 16), remat=mode)
+
+
+def test_what_the_blocks_keep_already_is_left_alone(tmp_path):
+    model = remat.apply(tiny_model(), "full")
+    tiny_trainer(tmp_path, model=model).train_step()
+    assert model.blocks[0].remat == "full"
 
 
 def test_autocast_to_bfloat16_keeps_float32_weights(tmp_path):
