@@ -68,10 +68,10 @@ class Run:
 
     @property
     def tokens_per_step(self) -> int | None:
-        """Tokens that an update is made of, by the settings."""
-        given = [self.settings.get(name) for name in ("batch_size", "grad_accum")]
+        """Tokens that an update is made of, over all ranks, by the settings; one that says nothing of ranks had one."""
+        given = [self.settings.get("ranks", 1), *(self.settings.get(name) for name in ("batch_size", "grad_accum"))]
         sizes = [n for n in (*given, self.settings.get("seq_len") or self.settings.get("max_len")) if type(n) is int]
-        return math.prod(sizes) if len(sizes) == 3 else None
+        return math.prod(sizes) if len(sizes) == 4 else None
 
     @property
     def tokens(self) -> int | None:

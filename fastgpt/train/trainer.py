@@ -129,7 +129,8 @@ class Trainer(Updates):
             FileNotFoundError: `resume`, and there is no checkpoint.
             SettingsChanged: `resume` with settings that change what is computed, without `allow_changes`.
             checkpoint.CheckpointError: a checkpoint that cannot be written or read.
-            FloatingPointError: a loss or a gradient that is not finite; the message says what was kept.
+            FloatingPointError: the third step in a row whose loss or gradient is not finite (each is skipped), a
+                validation loss that is not, or weights; the message says what was kept.
             KeyboardInterrupt: a second SIGINT; likewise.
         """
         root = self.config.folder / "checkpoints"

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from fastgpt.train import run_record
 from fastgpt.train.metrics import read_metrics
 
 from ...support.ranks import run_ranks
@@ -57,4 +58,5 @@ def test_all_ranks_end_at_one_step(tmp_path):
         lines = read_metrics(tmp_path / name / "metrics.jsonl")
         assert [line["step"] for line in lines] == list(range(1, count + 1))
     assert [line.get("skipped") for line in lines] == [None, None, 1, 2, 3]
+    assert run_record.read(tmp_path / "told").tokens == step * 2 * 16
     assert (tmp_path / "told" / "checkpoints" / f"step-{step:08d}").is_dir()

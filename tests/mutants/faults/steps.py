@@ -26,9 +26,9 @@ MUTANTS = (
         _WAITING + "nothing_is_read_between_two_optimizer_steps",
     ),
     Mutant(
-        "unwaited-speed-from-a-step-s-own-begin-though-read-late",
+        "unwaited-time-of-the-update-alone",
         "Updates.begin_step",
-        argument("done").becomes("Mark(self.device)"),
+        argument("done").becomes("Mark(self.device) if pending.step % 2 else since"),
         _WAITING + "the_speed_is_that_of_the_step_though_it_is_read_late",
     ),
     Mutant(
