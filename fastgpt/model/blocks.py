@@ -145,6 +145,11 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return _runtime.autocast_dtype(x) or x.dtype
 
 
+def _at_least(dtype: torch.dtype, parameter: Tensor | None) -> Tensor | None:
+    """A parameter in no fewer bits than `dtype` has."""
+    return None if parameter is None else parameter.to(torch.promote_types(parameter.dtype, dtype))
+
+
 class AddLayerNorm(nn.LayerNorm):
     """Adds a sub-layer's output to the residual stream, and normalises the sum: one kernel in place of three."""
 
@@ -172,9 +177,7 @@ class AddLayerNorm(nn.LayerNorm):
             residual = residual + F.dropout(x, dropout_p)
         if impl == "torch":
             # Parameters of fewer bits than the stream (fully_shard's MixedPrecisionPolicy), which a CPU does not take.
-            weight, bias = (
-                None if p is None else p.to(torch.promote_types(p.dtype, residual.dtype)) for p in affine[:2]
-            )
+            weight, bias = (_at_least(residual.dtype, parameter) for parameter in affine[:2])
             return F.layer_norm(residual, self.normalized_shape, weight, bias, self.eps), residual
         return reference.layer_norm(residual, self.normalized_shape, *affine), residual
 

@@ -12,7 +12,9 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +23,11 @@ import torch.distributed as dist
 
 from ..base.settings import SettingError, check_integer
 from .round import own_round
-from .watch import Watch
+from .watch import Watch, within
 from .world import OtherRankError, World, is_lost
 
 TIMEOUT = 600  # seconds that a rank waits for another
+_HEARD = 5.0  # seconds that a rank that ends waits for rank 0 to have learnt of it
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _START = "start with torchrun (torchrun --nproc-per-node N -m fastgpt train ...), which sets it"
 
@@ -142,6 +145,8 @@ def _store(address: str, rank: int, size: int, limit: datetime.timedelta) -> Any
     from torch.distributed.rendezvous import rendezvous
 
     try:
+        if rank:
+            _reach(address, limit)
         store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=limit)))
     except (dist.DistError, RuntimeError, OSError) as error:
         if rank == 0 and "clients joined" in str(error):
@@ -166,6 +171,24 @@ def _store(address: str, rank: int, size: int, limit: datetime.timedelta) -> Any
 def _missing(ranks: tuple[int, ...], timeout: int) -> LaunchError:
     names = ", ".join(map(str, ranks[:8])) + (" and others" if len(ranks) > 8 else "")
     return LaunchError(f"rank {names} has not started within {timeout} s; look at its own output", ranks)
+
+
+def _reach(address: str, limit: datetime.timedelta) -> None:
+    """Wait until somebody listens there: torch's own waiting ends in pages of C++.
+
+    Raises:
+        OSError: nobody does, within the limit.
+    """
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + limit.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=max(0.1, end - time.monotonic())).close()
+            return
+        except OSError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.2)
 
 
 def _own(store: Any) -> Any:
@@ -243,9 +266,8 @@ def _end(error: Exception, store: Any, rank: int, watch: Watch | None) -> Except
         found = error
     blame = found.blamed if isinstance(found, LaunchError) else ()
     setattr(found, "is_silent", rank != next(n for n in range(rank + 1) if n == rank or n not in blame))  # noqa: B010
-    with contextlib.suppress(Exception):
-        if rank == 0:
-            store.set("heard", "")
-        else:  # rank 0 speaks for all; who ends first has the launcher end the others
-            store.wait(["heard"], datetime.timedelta(seconds=5))
+    if rank == 0:
+        within(_HEARD, lambda: store.set("heard", ""))
+    elif 0 not in blame:  # rank 0 speaks for all; who ends first has the launcher end the others
+        within(_HEARD, lambda: store.wait(["heard"], datetime.timedelta(seconds=_HEARD)))
     return found

@@ -12,11 +12,15 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 BEAT = 1.0  # seconds from one word of a rank to the next
 _GONE = 2.5  # seconds without a word of a rank after which it is gone
+_ANSWER = 5.0  # seconds within which the store answers; one that lies in a process that is gone never does
 _GRACE = 15.0  # seconds that are left to torch's own time-out, which ends a collective without ending the process
 
 
@@ -54,8 +58,7 @@ class Watch:
 
     def failed(self, message: str) -> None:
         """Tell the others what ends this rank."""
-        with contextlib.suppress(Exception):  # the store went with the rank that held it
-            self._store.set(f"failed/{self.rank}", message)
+        within(_ANSWER, lambda: self._store.set(f"failed/{self.rank}", message))
 
     def close(self) -> None:
         """End the thread; the others are told nothing any more."""
@@ -71,29 +74,33 @@ class Watch:
 
     def why(self) -> tuple[list[int], str]:
         """After a collective that failed: the ranks that are to blame, and a line that says so; takes seconds."""
-        try:
-            first = self._words()
-            end = time.monotonic() + _GONE
-            while time.monotonic() < end:
-                failure = self.failure()
-                if failure is not None:
-                    return [failure[0]], f"rank {failure[0]}: {failure[1]}"
-                time.sleep(0.1)
-            return self._blamed(first, self._words())
-        except Exception:  # the store lies in a process that is gone
-            return [0], f"rank 0, which holds the ranks together, is gone; {self._where()}"
+        waited = max(0.0, time.monotonic() - self._moved)
+        found = within(_GONE + _ANSWER, lambda: self._found(waited))
+        if found is None:
+            return [0], f"rank 0, where the ranks meet, is gone, or standing still; {self._where()}"
+        return found
 
-    def _blamed(self, before: dict[int, _Word], now: dict[int, _Word]) -> tuple[list[int], str]:
+    def _found(self, waited: float) -> tuple[list[int], str]:
+        first = self._words()
+        end = time.monotonic() + _GONE
+        while time.monotonic() < end:
+            failure = self.failure()
+            if failure is not None:
+                return [failure[0]], f"rank {failure[0]}: {failure[1]}"
+            time.sleep(0.1)
+        return self._blamed(first, self._words(), waited)
+
+    def _blamed(self, before: dict[int, _Word], now: dict[int, _Word], waited: float) -> tuple[list[int], str]:
         others = [rank for rank in range(self.size) if rank != self.rank]
         gone = [rank for rank in others if rank not in now or (rank in before and before[rank].beat == now[rank].beat)]
-        waited = max(0.0, time.monotonic() - self._moved)
         if gone:
-            return gone, f"{_ranks(gone)} gone, or standing still: nothing heard for seconds; {self._where()}"
+            where = f"{self._where()}, {waited:.0f} s long"
+            return gone, f"{_ranks(gone)} gone, or standing still: nothing is heard any more; {where}"
         behind = [rank for rank in others if now[rank].places < self._places]
         if behind:
             have = f"{_ranks(behind)} not arrived".replace(" is ", " has ").replace(" are ", " have ")
-            return behind, f"{have} within {self.timeout:.0f} s; {self._where()}, after {waited:.0f} s"
-        return [], f"the ranks wait for each other; {self._where()}, after {waited:.0f} s"
+            return behind, f"{have}; {self._where()}, {waited:.0f} s long (--timeout {self.timeout:.0f})"
+        return [], f"the ranks wait for each other; {self._where()}, {waited:.0f} s long (--timeout {self.timeout:.0f})"
 
     def _where(self) -> str:
         return (
@@ -127,6 +134,20 @@ class Watch:
             if self.rank == min(rank for rank in range(self.size) if rank not in blamed):
                 print(f"fastgpt: error: {line}", file=sys.stderr, flush=True)
             os._exit(2)
+
+
+def within(seconds: float, ask: Callable[[], T]) -> T | None:
+    """What `ask` gives; None where it gives nothing in that time, or fails: torch's stores may wait for ever."""
+    found: list[T] = []
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            found.append(ask())
+
+    thread = threading.Thread(target=run, name="fastgpt-asks", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None
 
 
 def _ranks(ranks: list[int]) -> str:
