@@ -185,7 +185,10 @@ def test_a_second_pass_that_fails_ends_nothing(tmp_path, caplog):
         return backward(batches)
 
     trainer._backward = once
-    trainer.train_step()
+    trainer.begin_step()
+    random_state = torch.get_rng_state()
+    trainer.settle()
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert warnings(caplog)[0].endswith("a second pass over it failed (OutOfMemoryError: CUDA out of memory.)")
     assert trainer.train_step()[0] > 0
 
