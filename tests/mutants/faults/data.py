@@ -119,7 +119,7 @@ MUTANTS = (
     Mutant(
         "prefetch-of-the-dataset-before",
         "data._depends_on",
-        call("id").becomes("None"),
+        call("id", "dataset").becomes("None"),
         _PREFETCH + "what_was_made_of_something_else_is_dropped[dataset]",
     ),
     Mutant(
