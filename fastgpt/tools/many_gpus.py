@@ -41,8 +41,8 @@ def micro_batches(global_batch_size: int | None, batch: int, placement: Placemen
 
 def step(
     config: GPTConfig, placement: Placement, gpu: GPU, *, batch: int, seq_len: int, room: int, link: Link,
-    network: Link, accumulation: int = 1, bfloat16: bool = True, implementations: tuple[str, ...] | None = None,
-    remat: str = "none",
+    network: Link, accumulation: int = 1, bfloat16: bool = True, remat: str = "none",
+    implementations: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything as JSON has it, in bytes and seconds.
 
@@ -65,7 +65,7 @@ def step(
             raise SettingError("plan", "batch_size", batch, f"is too large: {error}") from None
         most = largest_batch(chosen, placement, seq_len, room, **how)
         found[name] = asdict(held) | {"fits": held.peak <= room, "largest_batch": most}
-    sent = messages(config, placement, batch, seq_len, accumulation, bfloat16=bfloat16)
+    sent = messages(config, placement, batch, seq_len, accumulation, bfloat16=bfloat16, remat=remat)
     sequences = batch * accumulation * placement.data_ranks
     flops = update_flops(config, placement, sequences, seq_len, remat=remat)
     peak = peak_of(gpu, bfloat16=bfloat16)

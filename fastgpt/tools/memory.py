@@ -197,14 +197,14 @@ def training_step(
     """
     _check_countable("training_step", config, batch, seq_len, arch)
     with on_paper(arch) as memory:
-        model = _model_on_paper(config, autocast, remat)
+        model = model_on_paper(config, autocast, remat)
         parameters = {memory.number(p) for p in model.parameters()}
         # AdamW's two moments, float32 as the weights, live through every step but the first.
         state = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
         optimizer = {memory.number(t) for t in state}
         idx = torch.empty(batch, seq_len, dtype=torch.int64)
         memory.forget_peak()
-        with _autocast_on_paper(torch.bfloat16 if autocast else None):
+        with autocast_on_paper(torch.bfloat16 if autocast else None):
             loss = model(idx, idx, return_logits=False).loss
         kept = memory.numbers()
         loss.backward()
@@ -233,9 +233,9 @@ def _check_countable(owner: str, config: GPTConfig, batch: int, seq_len: int, ar
     check_fits(config, countable, lambda sizes: 4 * count_parameters(sizes), "their weights")
 
 
-def _model_on_paper(config: GPTConfig, autocast: bool, remat: str) -> GPT:
-    """The model, on paper. What blocks compute again they compute as before: within a backward torch puts its function
-    modes aside, of which torch.utils.checkpoint restores the device alone."""
+def model_on_paper(config: GPTConfig, autocast: bool, remat: str) -> GPT:
+    """The model, made inside `on_paper`. What blocks compute again they compute as before: within a backward torch puts
+    its function modes aside, of which torch.utils.checkpoint restores the device alone."""
     from ..model.gpt import GPT
     from ..model.remat import apply, blocks_of
 
@@ -248,7 +248,7 @@ def _model_on_paper(config: GPTConfig, autocast: bool, remat: str) -> GPT:
 
 
 def _on_paper_again(function: Callable[..., Any], dtype: torch.dtype | None, *args: Any) -> Any:
-    with _FlashSdpa(), _autocast_on_paper(dtype):
+    with _FlashSdpa(), autocast_on_paper(dtype):
         return function(*args)
 
 
@@ -264,10 +264,10 @@ def kept_activations(
     """
     _check_countable("kept_activations", config, batch, seq_len, arch)
     with on_paper(arch) as memory:
-        model = _model_on_paper(config, autocast, remat)
+        model = model_on_paper(config, autocast, remat)
         weights = memory.live
         idx = torch.empty(batch, seq_len, dtype=torch.int64)
-        with _autocast_on_paper(torch.bfloat16 if autocast else None):
+        with autocast_on_paper(torch.bfloat16 if autocast else None):
             hidden = model.hidden_states(idx)
         kept = memory.live - weights
         del hidden
@@ -310,7 +310,8 @@ class _Autocast(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _autocast_on_paper(dtype: torch.dtype | None) -> Iterator[None]:
+def autocast_on_paper(dtype: torch.dtype | None) -> Iterator[None]:
+    """torch.autocast to `dtype`, for tensors on paper; None: nothing."""
     if dtype is None:
         yield
         return

@@ -1,7 +1,7 @@
 """What a training step holds besides parameters, gradients and AdamW's state, moment by moment, at any depth.
 
-Two and three blocks are laid out on paper (`memory.on_paper`) and the rest is multiplied: blocks are alike, so a model
-of 96 layers is counted, to the byte, in the time that one of three takes.
+Three and four blocks are laid out on paper (`memory.on_paper`) and the rest is multiplied: blocks are alike, so a model
+of 96 layers is counted, to the byte, in the time that those of seven take.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..parallel import ring
 from . import memory
 
 PRODUCTS = ("float32", "autocast", "bfloat16")
-_LAID_OUT = 3  # blocks: the first, one in the middle, the last
+_LAID_OUT = 4  # blocks: two with a block before and behind them; the first and last differ
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Moments:
 
 def moments(
     config: GPTConfig, batch: int, seq_len: int, *, products: str = "autocast", by_block: bool = False,
-    ranks: int = 1, arch: str = "sm_90", remat: str = "none",
+    ranks: int = 1, remat: str = "none", arch: str = "sm_90",
 ) -> Moments:  # fmt: skip
     """Of one forward and backward of (batch, seq_len) tokens.
 
@@ -64,11 +64,11 @@ def moments(
     blocks to the end, as `fully_shard` has them before it reduces them; else each is moved to where training keeps it
     as soon as it is there, as DDP does.
     ranks: that share each sequence, with seq_len tokens each (`parallel/ring.py`); counted is the last.
-    remat: what blocks keep for the backward, see `fastgpt.model.remat`.
+    remat: what blocks keep, see `fastgpt.model.remat`.
 
     Raises:
         SettingError, SettingTypeError: batch or seq_len below 1, seq_len beyond config.max_len, unknown products,
-            arch or remat, dropout where ranks share a sequence.
+            remat or arch, dropout where ranks share a sequence.
         ValueError, RuntimeError: more than a launch, or an address, can count.
     """
     check_integer("moments", "batch", batch, least=1)
@@ -77,8 +77,7 @@ def moments(
     check_choice("moments", "arch", arch, _runtime.KNOWN_TARGETS)
 
     def laid_out(n_layers: int) -> Moments:
-        sizes = config.replace(n_layers=n_layers)
-        return _laid_out(sizes, batch, seq_len, products, by_block, ranks, arch, remat)
+        return _laid_out(config.replace(n_layers=n_layers), batch, seq_len, products, by_block, ranks, remat, arch)
 
     if config.n_layers <= _LAID_OUT:
         return laid_out(config.n_layers)
@@ -88,14 +87,14 @@ def moments(
 
 
 def _laid_out(
-    config: GPTConfig, batch: int, seq_len: int, products: str, by_block: bool, ranks: int, arch: str, remat: str
+    config: GPTConfig, batch: int, seq_len: int, products: str, by_block: bool, ranks: int, remat: str, arch: str
 ) -> Moments:
     from ..model.blocks import CausalSelfAttention, logits_and_loss
     from ..model.gpt import GPT
 
     autocast = None if products == "float32" else torch.bfloat16
     with memory.on_paper(arch) as paper:
-        model = memory._model_on_paper(config, autocast is not None, remat)
+        model = memory.model_on_paper(config, autocast is not None, remat)
         if ranks > 1:
             ring.check_dropout("moments", config.dropout)
             for module in model.modules():
@@ -118,7 +117,7 @@ def _laid_out(
         for parameter in () if by_block else model.parameters():
             parameter.register_post_accumulate_grad_hook(_drop)
         paper.forget_peak()
-        with memory._autocast_on_paper(autocast):
+        with memory.autocast_on_paper(autocast):
             hidden = model.hidden_states(idx)
             activations = paper.live - weights
             ends("forward")

@@ -54,8 +54,8 @@ class RankMemory:
 
 
 def rank_memory(
-    config: GPTConfig, placement: Placement, batch: int, seq_len: int, *, bfloat16: bool = True, arch: str = "sm_90",
-    remat: str = "none",
+    config: GPTConfig, placement: Placement, batch: int, seq_len: int, *, bfloat16: bool = True,
+    remat: str = "none", arch: str = "sm_90",
 ) -> RankMemory:  # fmt: skip
     """Of a step with `batch` sequences of seq_len tokens on each rank (of each group that shares its sequences).
 
@@ -69,8 +69,8 @@ def rank_memory(
     is_shared = placement.strategy != "ddp"
     products = "float32" if not bfloat16 else "bfloat16" if is_shared else "autocast"
     held = moments(
-        config, batch, tokens, products=products, by_block=is_shared, arch=arch, ranks=placement.context_parallel,
-        remat=remat,
+        config, batch, tokens, products=products, by_block=is_shared, arch=arch, remat=remat,
+        ranks=placement.context_parallel,
     )  # fmt: skip
     gathered = of_block = end = 0
     if is_shared:
@@ -88,14 +88,18 @@ def rank_memory(
 
 
 def largest_batch(
-    config: GPTConfig, placement: Placement, seq_len: int, most_bytes: int, *, bfloat16: bool, arch: str,
-    remat: str = "none",
-) -> int:  # fmt: skip
+    config: GPTConfig, placement: Placement, seq_len: int, most_bytes: int, *, bfloat16: bool, remat: str, arch: str
+) -> int:
     """The most sequences of a rank whose step takes at most `most_bytes`; 0 if none fits."""
 
     @functools.cache
     def peak(batch: int) -> float:
-        return rank_memory(config, placement, batch, seq_len, bfloat16=bfloat16, arch=arch, remat=remat).peak
+        try:
+            return rank_memory(config, placement, batch, seq_len, bfloat16=bfloat16, remat=remat, arch=arch).peak
+        except (ValueError, RuntimeError):
+            if batch == 1:
+                raise
+            return math.inf  # more than a launch, or an address, can count
 
     return largest_batch_of(peak, tokens_each(seq_len, placement), most_bytes)
 

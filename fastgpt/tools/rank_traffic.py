@@ -12,8 +12,9 @@ of which the strategies use, P being the bytes of the parameters in a dtype, fil
     fsdp   each micro-batch: P gathered for the forward, of the blocks once more for the backward, in the dtype of the
            products; gradients reduce-scattered in float32 (ZeRO, arXiv 1910.02054, section 7.2; FSDP, arXiv 2304.11277)
     hsdp   the same within a copy, and an all-reduce of a rank's part of the gradients between copies an update
-    ring   context parallel, each block and micro-batch: keys and values N - 1 times in the forward and as often in the
-           backward, their gradients in float32 N times (Liu et al. 2023, arXiv 2310.01889)
+    ring   context parallel, each block and micro-batch: keys and values N - 1 times in the forward (once more where
+           remat computes it again) and as often in the backward, their gradients in float32 N times (Liu et al. 2023,
+           arXiv 2310.01889)
 
 Left out: what is a number or a few (the gradient's norm, losses).
 """
@@ -88,7 +89,7 @@ def messages(
         assert config.n_kv_heads is not None  # a config has seen to it
         numbers = 2 * batch * tokens_each(seq_len, placement) * config.n_kv_heads * config.head_dim
         each = n_layers * micro_batches
-        forwards = 2 if remat == "full" else 1
+        forwards = 1 if remat == "none" else 2
         found += [
             Message(
                 f"keys, values, forward, {name}", forwards * each, (ring.size - 1) * itemsize * numbers, ring, True
@@ -103,12 +104,14 @@ def update_flops(config: GPTConfig, placement: Placement, sequences: int, seq_le
     """Floating-point operations of one rank in an update of `sequences` sequences in all, at least.
 
     As `GPT.flops_per_token(causal=True)` counts them: 2 a parameter that multiplies and token in the forward and 4 in
-    the backward, and of attention the half that a causal mask leaves. remat "full" computes the blocks' forward twice;
-    "selective" no product.
+    the backward, and of attention the half that a causal mask leaves. remat "full" computes the blocks' forward once
+    more, up to the FFN's second product, whose result no backward needs; "selective" no product.
     """
     _, block = parameter_shapes(config.to_dict())
-    passes = 4 if remat == "full" else 3
     products = config.n_layers * sum(shape[0] * shape[1] for shape in block if len(shape) > 1)
     attention = config.n_layers * config.d_model * seq_len
-    each = passes * (2 * products + 2 * attention) + 6 * config.vocab_size * config.d_model
+    each = 6 * (products + attention + config.vocab_size * config.d_model)
+    if remat == "full":
+        assert config.d_ff is not None  # a config has seen to it
+        each += 2 * (products - config.n_layers * config.d_model * config.d_ff + attention)
     return each * sequences * seq_len // placement.gpus

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.model.remat import MODES, apply
 from fastgpt.parallel.ring import use
 from fastgpt.parallel.strategy import DataParallel, HybridSharded, Sharded, Strategy
 from fastgpt.parallel.world import World
@@ -62,7 +63,7 @@ class Sent(TorchDispatchMode):
 
 
 def measured(rank: int, size: int) -> list[Any]:
-    return [peak(rank, size), around_the_ring(size)] + [
+    return [peak(rank, size), {mode: around_the_ring(size, mode) for mode in MODES}] + [
         _step(rank, size, CONFIGS[number], strategy, shards)
         for number in range(len(CONFIGS))
         for strategy, shards in HOW[size]
@@ -126,10 +127,10 @@ class Held(TorchDispatchMode):
         self.peak = max(self.peak, sum(storage.nbytes() for storage in list(self._storages)))
 
 
-def around_the_ring(size: int) -> int:
+def around_the_ring(size: int, remat: str) -> int:
     """Bytes that this rank sends to the next one in a micro-batch."""
     torch.manual_seed(0)
-    model = GPT(RING)
+    model = apply(GPT(RING), remat)
     ring = use(model)
     idx = ring.part(torch.randint(RING.vocab_size, (BATCH, RING.max_len)))
     with Sent() as sent:
@@ -217,8 +218,9 @@ def test_the_peak_is_that_of_a_real_step(size, found):
 @pytest.mark.parametrize("size", HOW)
 def test_what_goes_round_the_ring(size, found):
     placement = place(RING, size, 2**30, strategy="ddp", context_parallel=size)
-    _, *ring = messages(RING, placement, BATCH, RING.max_len, 1)
-    assert found["ring", size] == [sum(message.sent for message in ring)] * size
+    for mode in MODES:
+        _, *ring = messages(RING, placement, BATCH, RING.max_len, 1, remat=mode)
+        assert [sent[mode] for sent in found["ring", size]] == [sum(message.sent for message in ring)] * size, mode
 
 
 def test_a_part_is_a_number_of_rows_rounded_up():

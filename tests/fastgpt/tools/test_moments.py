@@ -10,9 +10,10 @@ import torch
 from fastgpt import GPT, GPTConfig
 from fastgpt.base.settings import SettingError
 from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.model.remat import MODES
 from fastgpt.model.size import parameter_shapes
 from fastgpt.tools import moments
-from fastgpt.tools.memory import PeakMemory
+from fastgpt.tools.memory import PeakMemory, kept_activations
 
 pytest.importorskip("triton")
 SMALL = {"vocab_size": 101, "max_len": 32, "n_heads": 2, "d_model": 32}
@@ -25,19 +26,20 @@ def config(n_layers: int, implementation: str, **changes: object) -> GPTConfig:
 @pytest.mark.parametrize("name", IMPLEMENTATION_SETS)
 def test_multiplied_blocks_are_all_blocks_counted(name, monkeypatch):
     """To the byte, at every moment."""
-    tied, untied = (config(6, name, tie_weights=tie) for tie in (True, False))
+    tied, untied = (config(7, name, tie_weights=tie) for tie in (True, False))
     how = [
         (tied, 3, 17, {"products": "float32"}),
         (untied, 1, 1, {}),
         (tied, 2, 32, {"products": "bfloat16", "by_block": True}),
-        (untied, 2, 8, {"ranks": 4}),
+        (untied, 2, 8, {"ranks": 4, "remat": "selective"}),
+        (tied, 2, 32, {"products": "bfloat16", "by_block": True, "remat": "full"}),
     ]
 
     def counted() -> list[moments.Moments]:
         return [moments.moments(*args, **options) for *args, options in how]
 
     multiplied = counted()
-    monkeypatch.setattr(moments, "_LAID_OUT", 6)
+    monkeypatch.setattr(moments, "_LAID_OUT", 7)
     assert counted() == multiplied
 
 
@@ -70,6 +72,16 @@ def test_gradients_of_a_block_are_there_together():
     grown = by_block.backward - at_once.backward
     root, block = (sum(map(math.prod, shapes)) for shapes in parameter_shapes(made.to_dict()))
     assert block < grown <= 2 * (root + block)
+
+
+def test_what_blocks_compute_again_is_not_kept():
+    """As many bytes fewer a block as `kept_activations` says."""
+    for name in ("fastgpt", "torch"):
+        one, two = config(1, name), config(2, name)
+        for mode in MODES:
+            by_hand = [kept_activations(c, 3, 32, autocast=True, remat=mode) for c in (one, two)]
+            counted = [moments.moments(c, 3, 32, remat=mode).activations for c in (one, two)]
+            assert counted[1] - counted[0] == by_hand[1] - by_hand[0]
 
 
 def test_ranks_that_share_sequences():

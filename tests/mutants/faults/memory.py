@@ -31,13 +31,13 @@ MUTANTS = (
     ),
     Mutant(
         "memory-kernels-blind-to-autocast",
-        "tools._autocast_on_paper",
+        "tools.autocast_on_paper",
         value("token").argument(1).becomes("None"),
         _AUTOCAST + "a_layer_keeps_the_tensors_that_its_kernels_save",
     ),
     Mutant(
         "memory-torch-blind-to-autocast",
-        "tools._autocast_on_paper",
+        "tools.autocast_on_paper",
         context().becomes("contextlib.nullcontext()"),
         _AUTOCAST + "paper_equals_a_real_step_under_autocast",
     ),
