@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fastgpt import GPT, GPTConfig
 from fastgpt.model import remat
 from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.parallel import ring
 from fastgpt.parallel.strategy import DataParallel, Sharded, whole
 from fastgpt.parallel.world import World
+from fastgpt.tools.moments import moments
 
 from ...support.ranks import run_ranks
 
@@ -25,7 +28,18 @@ WAYS = [(name, mode, False) for name in ("ddp", *SHARDED) for mode in remat.MODE
 
 def found_by(rank: int) -> dict[Any, list[torch.Tensor]]:
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-    return {way: two_steps(rank, *way) for way in WAYS}
+    return {way: two_steps(rank, *way) for way in WAYS} | {mode: of_a_ring(rank, mode) for mode in remat.MODES}
+
+
+def of_a_ring(rank: int, mode: str) -> list[torch.Tensor]:
+    """Loss and gradients of a rank that shares its sequences with the other."""
+    torch.manual_seed(0)
+    model = remat.apply(GPT(CONFIG.replace(dropout=0.0)), mode)
+    ring.use(model, dist.group.WORLD)
+    idx = (torch.arange(16).reshape(2, 8) * 7 + rank) % 101
+    loss = model(idx, idx, positions=torch.arange(8) + 8 * rank).loss
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
 
 
 def two_steps(rank: int, name: str, mode: str, compiled: bool) -> list[torch.Tensor]:
@@ -61,3 +75,18 @@ def test_the_numbers_are_those_of_plain_blocks(ranks, way):
         plain = found[way[0], "none", False]
         assert all(torch.equal(a, b) for a, b in zip(found[way], plain, strict=True))
     assert not torch.equal(ranks[0][way][0], ranks[1][way][0])  # each has its own sequences
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_ranks_that_share_a_sequence_find_the_same(ranks, mode):
+    for found in ranks:
+        assert all(torch.equal(a, b) for a, b in zip(found[mode], found["none"], strict=True))
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATION_SETS)
+def test_what_they_keep_is_counted(name):
+    """Our operator's results, which the ring writes over, are not kept as they were."""
+    pytest.importorskip("triton")
+    config = CONFIG.replace(dropout=0.0, **IMPLEMENTATION_SETS[name])
+    none, selective, full = (moments(config, 2, 8, ranks=2, remat=mode).activations for mode in remat.MODES)
+    assert full < selective < none

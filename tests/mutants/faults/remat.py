@@ -46,7 +46,7 @@ MUTANTS = (
         _REMAT + "without_gradients_nothing_goes_through_torchs_checkpoint",
     ),
     Mutant(
-        "remat-blocks-compiled-one-by-one-by-none",
+        "remat-blocks-are-not-compiled",
         "remat.compile_blocks",
         value("block.compile_backend").becomes("None"),
         _REMAT + "blocks_are_compiled_once",
