@@ -9,7 +9,7 @@ _RUNS = "tests/fastgpt/parallel/test_strategies.py::test_"
 
 MUTANTS = (
     Mutant(
-        "parallel-every-micro-batch-comes-together",
+        "parallel-copies-gradients-are-means",
         "strategy.DataParallel.__init__",
         value("share").becomes("1.0"),
         _RUNS + "the_losses_are_those_of_one_process",
