@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a GPT",
     "sample": "continue a prompt",
     "eval": "loss, perplexity and bits per byte of a model on a text",
+    "export": "write a checkpoint's model for transformers or nanoGPT",
     "report": "a run's losses and speed, or several runs', as a page",
     "inspect": "draw a model's attention maps of a prompt",
     "show one-head": "draw what a model of one head computes, step by step",

@@ -183,7 +183,7 @@ def open_model(
     from ..data.tokenizer import Tokenizer
 
     folder = model_folder(path)
-    with _pointing_back(folder):
+    with pointing_back(folder):
         checksums.check(folder, whole=verify)
     beside = folder if folder.is_dir() else folder.parent
     own = Tokenizer.from_pretrained(beside) if os.path.lexists(beside / "fastgpt_tokenizer.json") else None
@@ -191,7 +191,7 @@ def open_model(
     if own is not None and found != own:
         need = f"is not the tokenizer that {path} was trained with, {own!r}, but {found!r}; leave the option out"
         raise SettingError("open_model", "tokenizer", tokenizer, need)
-    with _pointing_back(folder):
+    with pointing_back(folder):
         model = interop.open_model(folder, device=device, **overrides)
     if found is None and 50257 <= model.config.vocab_size <= 50304:  # GPT-2's, perhaps padded to a multiple of 64
         found = Tokenizer.named("gpt2")
@@ -206,7 +206,7 @@ def open_model(
 
 
 @contextlib.contextmanager
-def _pointing_back(folder: Path) -> Iterator[None]:
+def pointing_back(folder: Path) -> Iterator[None]:
     """Errors about a run's damaged checkpoint name the one before it."""
     from ..train.checkpoint import all_checkpoints
 

@@ -78,6 +78,13 @@ MISTAKES = [
     ("train a.txt", "unexpected a.txt; did you mean --data a.txt?"),
     ("train --data", "--data needs at least one value, e.g. --data shakespeare"),
     ("inspect {model} hi --layers", "--layers needs at least one value"),
+    # export
+    ("export {model}", "OUT is missing; write fastgpt export MODEL OUT"),
+    ("export nowhere out", "MODEL nowhere: no such file or folder; give a run"),
+    ("export {model} out --format gguf", "--format gguf must be fastgpt, hf or nanogpt"),
+    ("export {model} a.txt", "OUT a.txt is a file; choose a folder"),
+    ("export {model} {model}", "holds files, which stay as they are; name a new folder"),
+    ("export {model} a.txt/out", "OUT a.txt/out lies in a file; choose another folder"),
     ("inspect {model} hi --layers x", "--layers x must be an integer"),
     ("inspect --layers one {model} hi", "--layers one must be an integer"),
     ("sample", "MODEL is missing; write fastgpt sample MODEL [PROMPT] [options]"),

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from fastgpt import GPT
+from fastgpt import GPT, cli
 from fastgpt.base import checksums, files
 from fastgpt.model.formats import sharded
 from fastgpt.parallel.world import OtherRankError, World
@@ -26,7 +26,7 @@ from tests.support.ranks import run_ranks
 from ..training import tiny_data, tiny_model, tiny_trainer
 
 # Fewer rows than ranks in some, and widths that 2 and 4 do not divide.
-SHAPE = {"vocab_size": 11, "max_len": 3, "n_layers": 2, "n_heads": 2, "d_model": 6, "d_ff": 5, "dropout": 0.0}
+SHAPE = {"vocab_size": 11, "max_len": 3, "n_layers": 2, "n_heads": 2, "d_model": 6, "d_ff": 24, "dropout": 0.0}
 
 
 def made(seed: int, rank: int, how: str):
@@ -92,11 +92,10 @@ def saved(rank: int, folder: str, how: str, seed: int) -> dict[str, torch.Tensor
     return expected
 
 
-def loaded(rank: int, folder: Path, how: str) -> dict[str, torch.Tensor]:
+def loaded(rank: int, folder: Path, model, optimizer) -> dict[str, torch.Tensor]:
     """What a model of other weights has after loading."""
     size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     world = World(rank, size, rank, size)
-    model, optimizer = made(77, rank, how)
     assert checkpoint.read_state(folder, world)["step"] == checkpoint.step_of(folder)
     torch.manual_seed(0)
     checkpoint.restore(folder, model, optimizer, world)
@@ -116,32 +115,77 @@ def all_of_them(rank: int, folder: str, alone: str) -> list:
     size = torch.distributed.get_world_size()
     ways = ("ddp", "fsdp", "hsdp") if size > 2 else ("ddp", "fsdp")
     expected = {way: saved(rank, f"{folder}/{way}-{size}", way, seed) for seed, way in enumerate(ways, 1)}
-    found = [way for way in ways if checkpoint.latest(f"{folder}/{way}-{size}") is None]
+    lying = {way: made(77, rank, way) for way in ways}
+    found = []
     for seed, way in enumerate(ways, 1):
         path = checkpoint.folder_of(Path(f"{folder}/{way}-{size}"), seed)
         for other in ways:
-            again = loaded(rank, path, other)
+            again = loaded(rank, path, *lying[other])
             found += [f"{way} by {other}: {name}" for name in differing(expected[way], again)]
             if not torch.equal(again["rng"], expected[way]["rng"]):
                 found.append(f"{way} by {other}: random state")
     for fewer in sorted(Path(folder).glob("*-2")) if size > 2 else ():
         values = torch.load(fewer / "expected.pt")
         for other in ways:
-            again = loaded(rank, checkpoint.latest(fewer), other)
+            again = loaded(rank, checkpoint.latest(fewer), *lying[other])
             found += [f"{fewer.name} by {other}: {name}" for name in differing(values, again)]
     once = torch.load(Path(alone, "expected.pt"))
     for other in ways:
-        again = loaded(rank, checkpoint.latest(alone), other)
+        again = loaded(rank, checkpoint.latest(alone), *lying[other])
         found += [f"alone by {other}: {name}" for name in differing(once, again)]
         own = once["rng"] if rank == 0 else torch.Generator().manual_seed(5 + rank).get_state()
         if not torch.equal(again["rng"], own):
             found.append(f"alone by {other}: random state")
-    return [found, expected]
+    told = failing(rank, f"{folder}/failing") if size == 2 else None
+    return [found, expected, told]
+
+
+def failing(rank: int, folder: str) -> list[str]:
+    """What the ranks are told where one cannot write its file, rank 0 cannot finish, and one cannot read."""
+    world = World(rank, 2, rank, 2)
+    model, optimizer = made(1, rank, "fsdp")
+    saver, told = Saver(world, strategy="fsdp"), []
+    target = checkpoint.folder_of(Path(folder), 1)
+    sha256, replace = files.sha256, step_folders.replace
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for broken in (1, 0):
+        if rank == broken:
+            if broken:
+                files.sha256 = full
+            else:
+                step_folders.replace = full
+        saver.save(target, model, optimizer, state(1))
+        try:
+            saver.wait()
+        except CheckpointError as error:
+            told.append(str(error))
+        world.wait()
+        told.append(str(sorted(os.listdir(folder))))
+        world.wait()
+        files.sha256, step_folders.replace = sha256, replace
+    saver.save(target, model, optimizer, state(1))
+    later = checkpoint.folder_of(Path(folder), 2)
+    saver.save(later, model, optimizer, state(2))  # waits for the first
+    saver.prune(later.parent, 1, later)
+    told.append(str(target.exists()))  # as long as the next is not whole
+    saver.wait()
+    world.wait()
+    told.append(str(sorted(os.listdir(folder))))
+    try:
+        with world.together():
+            checkpoint.read_state(later if rank == 0 else later.with_name("step-00000003"), world)
+    except (CheckpointError, OtherRankError) as error:
+        told.append(str(error))
+    return told
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Checkpoints of 1, 2 and 4 ranks; (folder, {way: what is in it}, what differed when they were loaded)."""
+    """Checkpoints of 1, 2 and 4 ranks; (folder, {way: what is in it}, what differed when they were loaded, what each of
+    2 ranks was told of failures)."""
     folder = tmp_path_factory.mktemp("sharded")
     alone = folder / "alone"
     model, optimizer = made(9, 0, "single")
@@ -150,32 +194,33 @@ def written(tmp_path_factory):
     once["rng"] = torch.get_rng_state()
     checkpoint.save(checkpoint.folder_of(alone, 9), model, optimizer, state(9))
     torch.save(once, alone / "expected.pt")
-    expected, different = {}, []
+    expected, different, told = {}, [], []
     for size in (2, 4):
         results = run_ranks(all_of_them, size, str(folder), str(alone))
         for way, values in results[0][1].items():
             expected[f"{way}-{size}"] = values
             torch.save(values, folder / f"{way}-{size}" / "expected.pt")
-        different += [f"rank {rank} of {size}: {what}" for rank, (found, _) in enumerate(results) for what in found]
-    return folder, expected, different
+        different += [f"rank {rank} of {size}: {what}" for rank, (found, *_) in enumerate(results) for what in found]
+        told = told or [of_rank for *_, of_rank in results]
+    return folder, expected, different, told
 
 
 def test_every_way_to_save_is_read_by_every_other_to_the_bit(written):
-    _, expected, different = written
+    _, expected, different, _ = written
     assert len(expected) == 5
     assert different == []
 
 
 def test_one_process_reads_what_many_wrote(written):
-    folder, expected, _ = written
+    folder, expected, *_ = written
     for way, values in expected.items():
-        again = loaded(0, checkpoint.latest(folder / way), "single")
+        again = loaded(0, checkpoint.latest(folder / way), *made(77, 0, "single"))
         assert differing(values, again) == [], way
         assert torch.equal(again["rng"], values["rng"])
 
 
 def test_layout(written):
-    folder, _, _ = written
+    folder, *_ = written
     path = checkpoint.latest(folder / "hsdp-4")
     assert sorted(p.name for p in path.iterdir()) == ["checksums.json", "config.json", "sharded", "training.json"]
     assert len(list((path / "sharded").iterdir())) == 4
@@ -197,6 +242,23 @@ def test_the_model_and_its_size_are_read_from_it(written, copy):
     for name, value in model.state_dict().items():
         assert torch.equal(value, written[1]["fsdp-4"][name]), name
     assert run_record._counted(copy) == model.num_parameters()
+
+
+@pytest.mark.needs("tyro")
+@pytest.mark.parametrize("format", ["fastgpt", "hf", "nanogpt"])
+def test_export_writes_what_the_whole_model_would(written, copy, tmp_path, format):
+    model = tiny_model(**SHAPE)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(written[1]["fsdp-4"][name])
+    model.save_pretrained(tmp_path / "whole", format=format)
+    assert cli.main(["export", str(copy), str(tmp_path / "out"), "--format", format]) == 0
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(tmp_path / "whole"))
+    for path in (tmp_path / "whole").iterdir():
+        if path.suffix != ".pt":  # torch.save's archives have names of their own in them
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    again = GPT.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("what", ["missing", "altered", "more", "unrecorded"])
@@ -243,56 +305,16 @@ def test_pieces_that_are_missing_where_no_hashes_tell(copy):
 
 
 def test_another_model_is_told_from_its_shapes(copy):
-    model = tiny_model(**SHAPE | {"d_ff": 6})
-    with pytest.raises(CheckpointError, match=r"sharded: made by a model of another shape: .*ffn.0.weight \(5, 6\)"):
+    model = tiny_model(**SHAPE | {"d_ff": 12})
+    with pytest.raises(CheckpointError, match=r"sharded: made by a model of another shape: .*ffn.0.weight \(24, 6\)"):
         checkpoint.restore(copy, model, build_adamw(model, 1e-2, weight_decay=0.1))
 
 
-def failing(rank: int, folder: str) -> list[str]:
-    """What the ranks are told where one cannot write its file, rank 0 cannot finish, and one cannot read."""
-    world = World(rank, 2, rank, 2)
-    model, optimizer = made(1, rank, "fsdp")
-    saver, told = Saver(world, strategy="fsdp"), []
-    target = checkpoint.folder_of(Path(folder), 1)
-    sha256, replace = files.sha256, step_folders.replace
-
-    def full(*args, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    for broken in (1, 0):
-        if rank == broken:
-            if broken:
-                files.sha256 = full
-            else:
-                step_folders.replace = full
-        saver.save(target, model, optimizer, state(1))
-        try:
-            saver.wait()
-        except CheckpointError as error:
-            told.append(str(error))
-        world.wait()
-        told.append(str(sorted(os.listdir(folder))))
-        world.wait()
-        files.sha256, step_folders.replace = sha256, replace
-    saver.save(target, model, optimizer, state(1))
-    later = checkpoint.folder_of(Path(folder), 2)
-    saver.save(later, model, optimizer, state(2))  # waits for the first
-    saver.prune(later.parent, 1, later)
-    told.append(str(target.exists()))  # as long as the next is not whole
-    saver.wait()
-    world.wait()
-    told.append(str(sorted(os.listdir(folder))))
-    try:
-        with world.together():
-            checkpoint.read_state(later if rank == 0 else later.with_name("step-00000003"), world)
-    except (CheckpointError, OtherRankError) as error:
-        told.append(str(error))
-    return told
-
-
-def test_every_rank_is_told_of_one_that_fails(tmp_path):
-    for told in (results := run_ranks(failing, 2, str(tmp_path))):
-        space = f"could not save {tmp_path / 'step-00000001'}: No space left on device"
+def test_every_rank_is_told_of_one_that_fails(written):
+    folder, *_, results = written
+    assert len(results) == 2
+    for told in results:
+        space = f"could not save {folder / 'failing' / 'step-00000001'}: No space left on device"
         assert told[0].startswith(space)
         assert told[2].startswith(space)
         assert told[1] == told[3] == "[]"  # neither half a checkpoint nor a folder that was left behind
