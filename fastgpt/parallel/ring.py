@@ -284,8 +284,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, ring: Ring, impl: str) -> tuple[Te
         k, v = keys_values[:, :, :, piece.keys]
         part, part_lse = ring_pieces.forward(impl, q[:, :, piece.queries], k, v, causal=piece.causal)
         if step == 0:  # its own keys: every query sees one of them at least
-            # Copies, as the others are merged into them: selective checkpointing keeps attention's own results.
-            out, lse = part.to(wide, copy=True), part_lse.clone()
+            out, lse = part.to(wide), part_lse
         else:
             _merge(out[:, :, piece.queries], lse[:, :, piece.queries], part, part_lse)
         if coming is not None:

@@ -105,7 +105,8 @@ def update_flops(config: GPTConfig, placement: Placement, sequences: int, seq_le
 
     As `GPT.flops_per_token(causal=True)` counts them: 2 a parameter that multiplies and token in the forward and 4 in
     the backward, and of attention the half that a causal mask leaves. remat "full" computes the blocks' forward once
-    more, up to the FFN's second product, whose result no backward needs; "selective" no product.
+    more, up to the FFN's second product, whose result no backward needs; "selective" no product, but the
+    attention of ranks that share sequences.
     """
     _, block = parameter_shapes(config.to_dict())
     products = config.n_layers * sum(shape[0] * shape[1] for shape in block if len(shape) > 1)
@@ -114,4 +115,6 @@ def update_flops(config: GPTConfig, placement: Placement, sequences: int, seq_le
     if remat == "full":
         assert config.d_ff is not None  # a config has seen to it
         each += 2 * (products - config.n_layers * config.d_model * config.d_ff + attention)
+    elif remat == "selective" and placement.context_parallel > 1:
+        each += 2 * attention
     return each * sequences * seq_len // placement.gpus

@@ -31,7 +31,7 @@ def test_multiplied_blocks_are_all_blocks_counted(name, monkeypatch):
         (tied, 3, 17, {"products": "float32"}),
         (untied, 1, 1, {}),
         (tied, 2, 32, {"products": "bfloat16", "by_block": True}),
-        (untied, 2, 8, {"ranks": 4, "remat": "selective"}),
+        (untied, 2, 8, {"ranks": 4, "remat": "selective", "products": "float32"}),
         (tied, 2, 32, {"products": "bfloat16", "by_block": True, "remat": "full"}),
     ]
 

@@ -88,6 +88,8 @@ def test_flops_are_those_of_the_model():
     again = update_flops(CONFIG, placed(8, "fsdp"), 32, 64, remat="full")
     assert again == (each + forward - last) * 32 * 64 // 8
     assert update_flops(CONFIG, placed(8, "fsdp"), 32, 64, remat="selective") == each * 32 * 64 // 8
+    shared = update_flops(CONFIG, placed(8, "fsdp", context_parallel=4), 32, 64, remat="selective")
+    assert shared == (each + 2 * CONFIG.n_layers * CONFIG.d_model * 64) * 32 * 64 // 8
 
 
 def step(gpu: str, **options: object) -> dict:

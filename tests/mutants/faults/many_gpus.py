@@ -59,12 +59,6 @@ MUTANTS = (
         _MOMENTS + "gradients_of_a_block_are_there_together",
     ),
     Mutant(
-        "many-gpus-ring-keeps-what-it-merges-into",
-        "ring._forward",
-        value("lse", nth=-1).becomes("part_lse"),
-        _MOMENTS + "multiplied_blocks_are_all_blocks_counted",
-    ),
-    Mutant(
         "many-gpus-auto-never-shares",
         "placement.place",
         value("strategy").choice().always(),
