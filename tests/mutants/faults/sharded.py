@@ -7,6 +7,7 @@ from ..plant import Mutant
 
 _SHARDED = "tests/fastgpt/train/test_sharded.py::test_"
 _EVERY = _SHARDED + "every_way_to_save_is_read_by_every_other_to_the_bit"
+_EXPORT = "tests/fastgpt/commands/test_export_command.py::test_"
 _ELASTIC = "tests/fastgpt/train/test_elastic.py::test_"
 _NO_COPY = (
     "type('Same', (), {'stage': lambda self, state: state, 'close': lambda self: None, "
@@ -56,6 +57,18 @@ MUTANTS = (
         "train.verify",
         call("checksums.check", "sorted").dropped(),
         _SHARDED + "the_ranks_share_the_hashing",
+    ),
+    Mutant(
+        "export-over-what-is-there",
+        "export.Command._checked",
+        condition("iterdir").never(),
+        _EXPORT + "an_empty_folder_is_filled_and_a_full_one_stays",
+    ),
+    Mutant(
+        "export-leaves-half-of-it",
+        "export.Command._write",
+        call("working_folder").becomes("__import__('contextlib').nullcontext(files.make_folder(out) or out)"),
+        _EXPORT + "of_a_full_disk_nothing_stays",
     ),
     Mutant(
         "elastic-a-rank-believes-an-earlier-round",
