@@ -141,7 +141,7 @@ MUTANTS = (
     Mutant(
         "memory-of-a-blocks-objects-overestimated",
         "model.BLOCK_OBJECTS",
-        literal(16).becomes("64"),
+        literal(12).becomes("64"),
         _SIZE + "a_block_takes_more_than_its_objects_are_counted_as",
     ),
     Mutant(

@@ -124,7 +124,7 @@ MUTANTS = (
     Mutant(
         "presets-gpt2-has-the-exact-gelu",
         "model.fields_of",
-        item("tanh").becomes("'none'"),
+        item("tanh", nth=1).becomes("'none'"),
         _CONFIG + "gpt2_sizes",
     ),
     Mutant(
@@ -136,7 +136,7 @@ MUTANTS = (
     Mutant(
         "presets-width-and-heads-change-places",
         "model.fields_of",
-        assignment("d_model", "split").collection().swapped(2, 3),
+        assignment("d_model", "split", nth=-1).collection().swapped(2, 3),
         _CONFIG + "depth_study_grid",
     ),
     Mutant("presets-one-head-of-another-width", "model.ONE_HEAD_SIZES", value().swapped(2, 3), _ONE_HEAD + "presets"),
