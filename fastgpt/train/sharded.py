@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.futures import Future
 
 from ..base import checksums, files
@@ -42,6 +43,7 @@ from .checkpoint import could_not_save
 from .step_folders import WRITING, CheckpointError
 from .training_state import optimizer_tensors, rank_rng_tensors, weights
 
+_TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 _FOLDER = "folder"  # in a plan: the name of the folder that is written into
 
 
@@ -99,13 +101,18 @@ class Group:
     def __init__(self, world: World, timeout: float | None) -> None:
         import datetime
 
-        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-
         self.world = world
         limit = None if timeout is None else datetime.timedelta(seconds=timeout)
         self.group = dist.new_group(backend="gloo", timeout=limit)
-        on_gpu = world.device.type == "cuda"
-        self.stager = DefaultStager(StagingOptions(on_gpu, False, False, on_gpu))
+        self._stager: DefaultStager | None = None
+
+    def stager(self) -> DefaultStager:
+        """What copies tensors to the CPU; it keeps that memory, where torch's can be used more than once: before 2.13
+        it closes itself, and raises a KeyError when it is called again."""
+        if self._stager is None or _TORCH < (2, 13):
+            on_gpu = self.world.device.type == "cuda"
+            self._stager = DefaultStager(StagingOptions(on_gpu, False, False, on_gpu))
+        return self._stager
 
     def save(
         self, target: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], tokenizer: Any
@@ -136,7 +143,7 @@ class Group:
             (work / "training.json").write_text(text, encoding="utf-8")
 
         writer = Writer(target, describe)
-        saving = async_save(tensors, storage_writer=writer, process_group=self.group, async_stager=self.stager)
+        saving = async_save(tensors, storage_writer=writer, process_group=self.group, async_stager=self.stager())
         future: Any = getattr(saving, "upload_completion", saving)
 
         def wait() -> None:
@@ -155,7 +162,8 @@ class Group:
 
     def close(self) -> None:
         """Free the memory that tensors were copied into."""
-        self.stager.close()
+        if self._stager is not None:
+            self._stager.close()
 
 
 def _fields(config: Any) -> dict[str, Any] | None:
