@@ -13,7 +13,7 @@ BUDGET ?= 3m
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check mutants faults fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
+.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check mutants faults faults-ranks fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -74,6 +74,9 @@ mutants: $(VENV)/.dev  ## plant every listed fault in kernels and fastgpt, one a
 
 faults: $(VENV)/.dev  ## fail or kill the training loop at every call that changes a file; the next run must make it good
 	$(BIN)/python -m tests.faults --jobs $(JOBS)
+
+faults-ranks: $(VENV)/.dev  ## kill ranks of jobs of torchrun at twenty moments; each job must end with the undisturbed one's bits
+	$(BIN)/python -m tests.faults.ranks --write
 
 fuzz: $(VENV)/.dev  ## property-based tests, long mode
 	FASTGPT_FUZZ_EXAMPLES=500 $(PYTEST) tests/fuzz -n $(JOBS) --timeout 7200

@@ -253,11 +253,14 @@ def _end(error: Exception, store: Any, rank: int, watch: Watch | None) -> Except
         # The launcher ends all ranks when the first is gone; this one has something to say.
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    has_told = False
     if isinstance(error, OtherRankError):
         found: Exception = error
     elif is_lost(error) and watch is not None:
         blamed, line = watch.why()
         found = LaunchError(line, tuple(blamed))
+        watch.lost(blamed, line)
+        has_told = True  # rank 0 finds it there, but may only look when this rank's end breaks off its collective
     else:
         if watch is not None:
             watch.failed(str(error) or type(error).__name__)
@@ -268,6 +271,6 @@ def _end(error: Exception, store: Any, rank: int, watch: Watch | None) -> Except
     setattr(found, "is_silent", rank != next(n for n in range(rank + 1) if n == rank or n not in blame))  # noqa: B010
     if rank == 0:
         within(_HEARD, lambda: store.set("heard", ""))
-    elif 0 not in blame:  # rank 0 speaks for all; who ends first has the launcher end the others
+    elif 0 not in blame and not has_told:  # rank 0 speaks for all; who ends first has the launcher end the others
         within(_HEARD, lambda: store.wait(["heard"], datetime.timedelta(seconds=_HEARD)))
     return found

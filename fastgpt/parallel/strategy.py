@@ -64,11 +64,38 @@ class DataParallel(Strategy):
             model, device_ids=[world.device] if world.device.type == "cuda" else None, gradient_as_bucket_view=True,
             **{buffers: False},
         )  # fmt: skip
+        self._settle_buckets()
         self.forward = self._parallel
+
+    def _settle_buckets(self) -> None:
+        """Have torch order its buckets before the first step and not in the midst of it, by a backward that counts for
+        nothing: of more than two ranks, who adds to whose sum first depends on where in a bucket an element lies, and a
+        run that is resumed would end with other bits."""
+        model, trained = self._parallel.module, [p for p in self.model.parameters() if p.requires_grad]
+        self._parallel.module = _Sum(trained)
+        try:
+            with torch.enable_grad():
+                self._parallel().backward()
+        finally:
+            self._parallel.module = model
+        for parameter in trained:
+            parameter.grad = None
 
     def accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         self.world.mark()
         return contextlib.nullcontext() if last else self._parallel.no_sync()
+
+
+class _Sum(nn.Module):
+    """The sum of these parameters, so that their gradients come from the last to the first, as a GPT's do."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self._of = list(parameters)  # no parameters of this module: their names are the model's
+
+    def forward(self) -> Tensor:
+        sums = [parameter.float().sum() for parameter in self._of]
+        return sum(sums[1:], sums[0])
 
 
 class Sharded(Strategy):

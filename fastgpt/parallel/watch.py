@@ -8,6 +8,7 @@ smaller number have not arrived; and one whose number is no longer written is go
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -60,6 +61,10 @@ class Watch:
         """Tell the others what ends this rank."""
         within(_ANSWER, lambda: self._store.set(f"failed/{self.rank}", message))
 
+    def lost(self, blamed: list[int], line: str) -> None:
+        """Tell the others whom this rank has waited for in vain: they will see this one gone too."""
+        within(_ANSWER, lambda: self._store.set(f"lost/{self.rank}", json.dumps([blamed, line])))
+
     def close(self) -> None:
         """End the thread; the others are told nothing any more."""
         self._ended.set()
@@ -87,8 +92,20 @@ class Watch:
             failure = self.failure()
             if failure is not None:
                 return [failure[0]], f"rank {failure[0]}: {failure[1]}"
+            told = self._told()
+            if told is not None:
+                return told
             time.sleep(0.1)
         return self._blamed(first, self._words(), waited)
+
+    def _told(self) -> tuple[list[int], str] | None:
+        """What a rank that knew earlier has told (`lost`), unless it waited for this one."""
+        for rank in range(self.size):
+            if rank != self.rank and self._store.check([f"lost/{rank}"]):
+                blamed, line = json.loads(self._store.get(f"lost/{rank}"))
+                if self.rank not in blamed:
+                    return blamed, line
+        return None
 
     def _blamed(self, before: dict[int, _Word], now: dict[int, _Word], waited: float) -> tuple[list[int], str]:
         others = [rank for rank in range(self.size) if rank != self.rank]

@@ -68,7 +68,7 @@ def resume_of(
     All ranks of `world` call it, and get what rank 0 finds.
     """
     world = World() if world is None else world
-    if not is_restart():
+    if not any(world.objects(is_restart())):  # only the launcher of the rank that was gone counts it
         return resume, overwrite
     own = world.from_first(_newest_own(config) if world.is_first else None)
     if own is None:

@@ -85,6 +85,25 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[A
     return {k: (saved[k], now[k]) for k in now if k in saved and saved[k] != now[k] and k not in _FREE | free}
 
 
+def check_alike(records: list[dict[str, Any]]) -> None:
+    """records: what each rank was asked for, by rank (`Trainer._record`).
+
+    Raises:
+        ValueError: one would compute something else than rank 0.
+    """
+    for rank, record in enumerate(records):
+        if found := differences(records[0], record):
+            words = "; ".join(
+                f"other {_CONTENTS[name]} (sha256 {own[:8]}, rank 0's {first[:8]})"
+                if name in _CONTENTS
+                else f"{name} {_value(own)} (rank 0: {_value(first)})"
+                for name, (first, own) in found.items()
+            )
+            raise ValueError(
+                f"Trainer: rank {rank} has {words}; give every rank the same files and settings, on all machines"
+            )
+
+
 def _batch(record: dict[str, Any]) -> int:
     return math.prod(record[name] for name in _BATCH)
 

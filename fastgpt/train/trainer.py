@@ -124,7 +124,8 @@ class Trainer(Updates):
             allow_changes: resume with other settings than the run was trained with.
 
         Raises:
-            ValueError: `overwrite`, or all steps are made, and this trainer's model is no longer the one it began with.
+            ValueError: a rank has other data or settings than rank 0; or `overwrite`, or all steps are made, and this
+                trainer's model is no longer the one it began with.
             FileExistsError: the run exists, and neither `resume` nor `overwrite`; or another process trains there.
             FileNotFoundError: `resume`, and there is no checkpoint.
             SettingsChanged: `resume` with settings that change what is computed, without `allow_changes`.
@@ -145,6 +146,7 @@ class Trainer(Updates):
                 f"Trainer: this model has {self.step} updates behind it, so it cannot start over; make a new model and "
                 "a new Trainer, or go on with resume=True"
             )
+        run_folder.check_alike(self.world.objects(self._record()))
         try:
             self._check_folder(resume, overwrite)  # before the folder is made
             signals, folder = StopSignals(alone=self.world.size == 1), run_folder.held(self.config, self.world)

@@ -34,7 +34,7 @@ class Done:
 
 _UNFINISHED = re.compile(r"/\.(writing|fastgpt|tmp)|-replaced")
 _NO_SPACE = re.compile(r"no space|free (disk|some) space|free some|GB free|disk is full", re.I)
-_TIMES = ("tokens_per_second", "mfu", "memory_bytes")  # of a line of metrics: what no two runs have in common
+TIMES = ("tokens_per_second", "mfu", "memory_bytes")  # of a line of metrics: what no two runs have in common
 _STATUS = {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}
 
 
@@ -65,7 +65,7 @@ class Look:
         found += self._run() if self.scenario.trains else self._whole()
         # A second signal may come while the first one's debris is removed.
         if self.done.code != -9 and len(self.case.signals) < 2 and not self._hinders_cleaning():
-            found += [f"left behind: {name}" for name in _names(self.here) if _UNFINISHED.search(f"/{name}")]
+            found += [f"left behind: {name}" for name in names(self.here) if _UNFINISHED.search(f"/{name}")]
         return found
 
     def _reached(self) -> bool:
@@ -131,7 +131,7 @@ class Look:
         elif had is not None and self.scenario.name == "train --resume" and checkpoint.step_of(checkpoints[-1]) < 4:
             found.append("the newest checkpoint is gone")
         if self.scenario.name == "train --overwrite" and checkpoints and not self._is_new():
-            is_left = _contents(self.settled) == _contents(old)
+            is_left = contents(self.settled) == contents(old)
             found += [] if is_left else ["the old run is changed before the new one has a checkpoint"]
         if self.result.is_dir():
             try:
@@ -154,21 +154,21 @@ class Look:
         reference = self.after / self.scenario.result
         name = checkpoint.latest(reference / "checkpoints").name
         found = []
-        ours, theirs = (_contents(root / "checkpoints" / name) for root in (self.result, reference))
+        ours, theirs = (contents(root / "checkpoints" / name) for root in (self.result, reference))
         if ours != theirs:
             differ = sorted(what for what in ours.keys() | theirs.keys() if ours.get(what) != theirs.get(what))
             found.append(f"{when}the last checkpoint is not that of an undisturbed run: {', '.join(differ[:5])}")
         if "metrics.jsonl" not in self.done.err or not when:
-            ours, theirs = (_lines(root / "metrics.jsonl") for root in (self.result, reference))
+            ours, theirs = (lines(root / "metrics.jsonl") for root in (self.result, reference))
             if ours != theirs:
-                found.append(f"{when}metrics.jsonl is not that of an undisturbed run: {_difference(ours, theirs)}")
+                found.append(f"{when}metrics.jsonl is not that of an undisturbed run: {difference(ours, theirs)}")
         return found
 
     def _whole(self) -> list[str]:
         """The result is what was there before, or what is asked for; nothing in between."""
         now, options = (
-            _contents(self.result),
-            [_contents(path / self.scenario.result) for path in (self.before, self.after)],
+            contents(self.result),
+            [contents(path / self.scenario.result) for path in (self.before, self.after)],
         )
         if self.scenario.name == "token_cache":
             return []  # which nobody else reads; what the next call makes of it is looked at
@@ -207,9 +207,9 @@ class Look:
             found.append(f"the next run ends with exit status {again.code}: {again.err.strip()}")
         elif self.scenario.trains:
             found += [f"then: {problem}" for problem in self._finished("")]
-        elif _contents(self.result) != _contents(self.after / self.scenario.result):
+        elif contents(self.result) != contents(self.after / self.scenario.result):
             found.append(f"then: {self.scenario.result} is not that of an undisturbed run")
-        extra = _names(self.here) ^ _names(self.after)
+        extra = names(self.here) ^ names(self.after)
         if "TensorBoard" in self.done.err:
             extra = {name for name in extra if "/tensorboard" not in name}
         if any(words in self.done.err for words in ("in case that it gets worse", "is saved in")):
@@ -231,13 +231,13 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _names(folder: Path) -> set[str]:
+def names(folder: Path) -> set[str]:
     """All that lies in a folder; of names that hold the time or a path's hash, that there are some."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     return {re.sub(r"(events\.out\.tfevents).*|(cache/\w+/)[0-9a-f-]{16,}", r"\1\2", name) for name in names}
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     """What the files of a folder hold: of tensors their bytes (no two files of the same tensors are alike: safetensors
     writes its metadata in any order), of JSON all but times and where the folder lies, of what is no result nothing."""
     found: dict[str, bytes] = {}
@@ -253,20 +253,20 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, those that are none included, without what is measured by the clock."""
     if not path.is_file():
         return []
     lines = []
     for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append({k: v for k, v in json.loads(text).items() if k not in _TIMES})
+            lines.append({k: v for k, v in json.loads(text).items() if k not in TIMES})
         except (ValueError, AttributeError):
             lines.append({"garbled": text})
     return lines
 
 
-def _difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+def difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
     steps = [line.get("step") for line in ours]
     if steps != [line.get("step") for line in theirs]:
         return f"steps {steps}"

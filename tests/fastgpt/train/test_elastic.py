@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,17 @@ def test_resuming_from_one_checkpoint_counts_until_the_job_has_saved(tmp_path, l
     again = tiny_trainer(tmp_path, name="a", save_every=2)
     assert len(again.fit(resume=start).losses) == left
     assert bits(again) == undisturbed(tmp_path)
+
+
+def test_all_ranks_go_on_where_the_launcher_of_one_has_counted_a_restart(tmp_path, launched):
+    launched(0)
+    broken_off(tmp_path, 5)
+    config = tiny_trainer(tmp_path, name="a", save_every=2).config
+    for others, found in ((False, (False, True)), (True, (True, False))):
+        world = SimpleNamespace(
+            is_first=True, objects=lambda mine, other=others: [mine, other], from_first=lambda own: own
+        )
+        assert elastic.resume_of(config, False, True, world) == found
 
 
 @pytest.mark.parametrize(("restarts", "run_id"), [(1, "job-2"), (1, "none"), (0, "job-1")])
