@@ -114,7 +114,7 @@ def _attention(config: GPTConfig, T: int) -> list[Step]:
             f"√(variance + {config.layer_norm_eps:g})</small>",
             "The attention reads the stream normalised: each token's row with mean 0 and variance 1, then a weight for "
             "each dimension.",
-            code_of(Block.forward, "h, residual = self.ln1"),
+            code_of(Block.compute, "h, residual = self.ln1"),
             (
                 Matrix(f"{_L}statistics1", "mean, std", "of each row of x", columns=("mean", "std")),
                 Matrix(f"{_L}h1", "h", "normalised", computed=_norm(f"{_L}stream", 1, bias)),
@@ -165,7 +165,7 @@ def _attention(config: GPTConfig, T: int) -> list[Step]:
             "Output projection of all heads", f"a{_T} = W<sub>O</sub> [o{_T} of head 0, o{_T} of head 1, …]{plus} "
             f"<small>{wide}; W<sub>O</sub>: {shape_of(('d', d), ('d', d))}</small>",
             "The sums of all heads stand side by side, and one product brings them back into the stream's width.",
-            code_of(CausalSelfAttention.forward, "return self.out_proj"),
+            code_of(CausalSelfAttention.forward, "out = self.out_proj"),
             (
                 Matrix(f"{_L}heads", "[o]", f"all heads side by side, {D} columns each"),
                 Matrix(f"{_L}attended", "a", "attention's output", computed=_dot(
@@ -175,7 +175,7 @@ def _attention(config: GPTConfig, T: int) -> list[Step]:
         Step(
             "Residual: attention is added", f"x′{_T} = x{_T} + a{_T} <small>{wide}</small>",
             "The stream goes on with what attention has read.",
-            code_of(Block.forward, "h, residual = self.ln2"),
+            code_of(Block.compute, "h, residual = self.ln2"),
             (Matrix(f"{_L}middle", "x′", "the stream between the sub-layers", computed={
                 "kind": "sum", "of": [f"{_L}stream", f"{_L}attended"], "names": ["x", "a"]}),),
         ),
@@ -194,7 +194,7 @@ def _ffn(config: GPTConfig, T: int) -> list[Step]:
         Step(
             "LayerNorm 2", f"h{_T} = (x′{_T} − mean{_T}) / std{_T} · weight{plus and ' + bias'} <small>{wide}</small>",
             "The FFN reads the stream normalised, by weights of its own.",
-            code_of(Block.forward, "h, residual = self.ln2"),
+            code_of(Block.compute, "h, residual = self.ln2"),
             (
                 Matrix(f"{_L}statistics2", "mean, std", "of each row of x′", columns=("mean", "std")),
                 Matrix(f"{_L}h2", "h", "normalised", computed=_norm(f"{_L}middle", 2, bias)),
@@ -224,7 +224,7 @@ def _ffn(config: GPTConfig, T: int) -> list[Step]:
         Step(
             "Residual: the FFN is added", f"x″{_T} = x′{_T} + m{_T} <small>{wide}</small>",
             "The stream that leaves the block, and comes into the next one.",
-            code_of(Block.forward, "x = self.ffn"),
+            code_of(Block.compute, "x = self.ffn"),
             (Matrix("{next}.stream", "x″", "residual stream after the block", computed={
                 "kind": "sum", "of": [f"{_L}middle", f"{_L}fed"], "names": ["x′", "m"]}),),
         ),

@@ -137,6 +137,7 @@ class Loop:
         if self.world.is_first:
             run_report.write_after(self.trainer, time.perf_counter() - began, self.signals.stopped_by)
             self._tell_of_signals(newest)
+        self.world.wait()  # what rank 0 has written is there for all
         return TrainResult(self.trainer.step, self.losses, self.validation, self.signals.stopped_by, newest)
 
     def _go_on(self) -> None:

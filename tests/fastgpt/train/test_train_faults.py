@@ -32,7 +32,8 @@ def test_a_validation_that_is_nan_is_no_success_and_costs_no_checkpoint(here):
 
 def test_a_loss_that_is_nan_says_what_is_kept(here):
     said = error(train(here, *TINY, "--name", "a", "--lr", "1e30", "--save-every", "1", "--steps", "9"), code=1)
-    assert "at step 4, the last of 3 in a row that were skipped; lower lr (1e+30)" in said
+    assert "at step 4, the last of 3 in a row that were skipped; the first that is not finite is " in said
+    assert "; lower lr (1e+30)" in said
     assert "runs/a/checkpoints/step-00000004 is kept, and before it " in said
     assert said.endswith("step-00000001, step-00000002, step-00000003")  # none is dropped while steps are skipped
 

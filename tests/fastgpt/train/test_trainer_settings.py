@@ -29,7 +29,7 @@ OTHER = {
 }  # fmt: skip
 FREE = {"log_every": 3, "eval_every": 3, "save_every": 3, "keep": 7, "device": "auto", "compile": True,
         "tensorboard": True, "strategy": "auto", "shard_ranks": None, "timeout": 9, "global_batch_size": 3,
-        "remat": "full", "spike": 0.0}  # fmt: skip
+        "remat": "full", "spike": 0.0, "context_parallel": 1}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
