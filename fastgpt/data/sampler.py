@@ -175,13 +175,13 @@ def sequential_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Every token once, in order: for validation. At most `max_batches` batches, spread evenly over the data.
 
-    With `world_size` processes, a batch of world_size * batch_size windows is dealt to the ranks in turn. Each yields
-    as often as all others: where no window is left for it, one whose targets are all -100.
+    `world_size` processes share these same windows: world_size * batch_size of them at a time are dealt to the ranks in
+    turn. Each yields as often as all others: where no window is left for it, one whose targets are all -100.
     """
     n_windows, together = windows_in(len(dataset), seq_len), batch_size * world_size
     chosen = list(range(n_windows))
-    if max_batches is not None and max_batches * together < n_windows:
-        chosen = [round(at) for at in np.linspace(0, n_windows - 1, max_batches * together)]
+    if max_batches is not None and max_batches * batch_size < n_windows:
+        chosen = [round(at) for at in np.linspace(0, n_windows - 1, max_batches * batch_size)]
     for first in range(0, len(chosen), together):
         mine = chosen[first : first + together][rank * batch_size : (rank + 1) * batch_size]
         idx, targets = window_batch(dataset, mine or chosen[:1], seq_len)

@@ -52,8 +52,8 @@ def evaluate(
 
     Args:
         seq_len: tokens per window; the model's max_len if not given.
-        max_batches: score only so many batches, spread evenly over the data; one of several ranks is batch_size on
-            each of them.
+        max_batches: score only so many batches, spread evenly over the data; the same ones on any number of ranks,
+            which share them.
         tokenizer: bits per byte need it; they count the bytes of the scored tokens.
         stop: asked before each batch; where one rank is told to stop, all do.
         world: the ranks that share the work, all of which call this and get the same result; None: this one alone.

@@ -204,15 +204,15 @@ def test_bfloat16_shards_are_gathered_in_it_around_a_float32_stream(ranks, tmp_p
     assert found["losses"] == pytest.approx([one.train_step()[0] for _ in range(8)], abs=0.01)  # they fall by 0.5
 
 
-def test_each_rank_yields_as_often_and_every_window_once():
+@pytest.mark.parametrize("max_batches", [None, 1, 5])
+def test_each_rank_yields_as_often_and_the_windows_of_one_process(max_batches):
     text = data(29 * T + 5, 2)
-    whole = list(sequential_batches(text, 12, T))
-    dealt = [list(sequential_batches(text, 3, T, rank=rank, world_size=4)) for rank in range(4)]
-    assert {len(batches) for batches in dealt} == {len(whole)}
-    for number, (idx, targets) in enumerate(whole):
-        mine = [batches[number] for batches in dealt if (batches[number][1] != -100).any()]
-        assert torch.equal(torch.cat([i for i, _ in mine]), idx)
-        assert torch.equal(torch.cat([t for _, t in mine]), targets)
+    idx, targets = (torch.cat(parts) for parts in zip(*sequential_batches(text, 3, T, max_batches), strict=True))
+    dealt = [list(sequential_batches(text, 3, T, max_batches, rank=rank, world_size=4)) for rank in range(4)]
+    in_turn = list(zip(*dealt, strict=True))  # each yields as often
+    mine = [(i, t) for at_once in in_turn for i, t in at_once if (t != -100).any()]
+    assert torch.equal(torch.cat([i for i, _ in mine]), idx)
+    assert torch.equal(torch.cat([t for _, t in mine]), targets)
 
 
 def test_what_is_chosen(monkeypatch):

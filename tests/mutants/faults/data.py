@@ -203,7 +203,7 @@ MUTANTS = (
     Mutant(
         "sampler-validation-of-so-many-windows",
         "data.sequential_batches",
-        call("linspace").operand("together").dropped(),
+        call("linspace").operand("batch_size").dropped(),
         _BATCHES + "sequential_batches_score_every_token_once",
     ),
     Mutant(
