@@ -17,13 +17,12 @@ def quiet(world: World) -> Iterator[None]:
     if world.is_first:
         yield
         return
-    log = logging.getLogger("fastgpt")
-    before = log.level
+    before = logging.root.manager.disable
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(nowhere))
-        stack.callback(log.setLevel, before)
+        stack.callback(logging.disable, before)
         warnings.simplefilter("ignore")
-        log.setLevel(logging.CRITICAL)
+        logging.disable(logging.CRITICAL)  # torch's loggers too, which print a line for each rank
         yield

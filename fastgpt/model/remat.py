@@ -38,6 +38,7 @@ comes after it would draw other masks if it were passed over.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -112,7 +113,13 @@ def run(block: Any, x: Tensor | None, residual: Tensor) -> _Pair:
 @functools.cache
 def _compiled(backend: str) -> Callable[..., _Pair]:
     # One function for all blocks, and none in a block's attributes, which would keep it from being pickled.
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_of_use)
     return torch.compile(_checkpointed, backend=backend)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not torch's advice to keep operations in place out of what `_selective` is given for: a block has none."""
+    return "context_fn is passed to torch.utils.checkpoint" not in str(record.msg)
 
 
 def _checkpointed(block: Any, x: Tensor | None, residual: Tensor) -> _Pair:

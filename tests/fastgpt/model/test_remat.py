@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import inspect
+import logging
 import pickle
 import re
 
@@ -318,6 +319,18 @@ def test_compiled_blocks_keep_less(dynamo):
 
     none, selective, full = (saved(mode) for mode in remat.MODES)
     assert full < selective < none
+
+
+def test_torch_gives_no_advice_that_is_no_users(dynamo, caplog):
+    torch._logging._internal.warning_once.cache_clear()  # else it is given once a process
+    model = made(mode="selective", n_layers=1)
+    remat.compile_blocks(model, "aot_eager")
+    step(model)
+    assert dynamo["stats"]["unique_graphs"] == 1
+    log = logging.getLogger("torch._higher_order_ops.wrap")
+    log.warning("something else")
+    told = [record.getMessage() for record in caplog.records if record.name == log.name]
+    assert told == ["something else"]
 
 
 def test_a_model_without_blocks_is_left_alone():

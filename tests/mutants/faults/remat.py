@@ -10,6 +10,18 @@ _TRAINER = "tests/fastgpt/train/test_trainer.py::test_"
 
 MUTANTS = (
     Mutant(
+        "remat-compiled-with-advice-that-is-no-users",
+        "remat._is_of_use",
+        returned("record.msg").becomes("True"),
+        _REMAT + "torch_gives_no_advice_that_is_no_users",
+    ),
+    Mutant(
+        "ranks-other-loggers-are-heard",
+        "_ranks.quiet",
+        call("logging.disable").argument(0).becomes("logging.NOTSET"),
+        "tests/fastgpt/commands/test_ranks.py::test_only_the_first_rank_is_heard[1]",
+    ),
+    Mutant(
         "remat-attention-that-draws-its-mask-is-passed-over",
         "remat._draws",
         returned("dropout_p").becomes("False"),
