@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     is_process = argv is None
     argv = _help_first(_joined(list(sys.argv[1:] if argv is None else argv)))
+    if _is_idle_rank() and (argv[:1] != ["train"] or "-h" in argv or "--help" in argv):
+        return 0
     _terminal.adapt()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     name = argv[0] if argv and argv[0] in COMMANDS else None
@@ -94,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = _fail(signals.prog, f"stdout: {reason(error).lower()}; write elsewhere")
         _drop_output()
         return status or 2
+
+
+def _is_idle_rank() -> bool:
+    """Whether this is one of torchrun's processes, and not the first: all but training is one process's work."""
+    rank = os.environ.get("RANK", "")
+    return bool(os.environ.get("TORCHELASTIC_RUN_ID")) and rank.isdecimal() and int(rank) > 0
 
 
 def _drop_output() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fastgpt import cli
 from fastgpt.train.metrics import read_metrics
 
 pytestmark = pytest.mark.needs("tyro", "rich", "tiktoken")
@@ -61,3 +62,17 @@ def test_a_mistake_is_told_once(tmp_path):
         "fastgpt train: error: --global-batch-size 9 must be a multiple of batch_size 2 times 2 ranks, 4; take 8 or 12"
     ]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [["report", "nowhere"], ["train", "--help"], ["--version"], ["nothing"]])
+def test_what_is_no_training_one_process_of_a_launcher_does(words, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        try:
+            status = cli.main(words)
+        except SystemExit as end:
+            status = end.code
+        said = "".join(capsys.readouterr())
+        assert bool(said) == (rank == "0")
+        assert rank == "0" or status == 0

@@ -50,4 +50,10 @@ MUTANTS = (
         returned().becomes("args"),
         _RUNS + "bfloat16_shards_are_gathered_in_it_around_a_float32_stream",
     ),
+    Mutant(
+        "parallel-each-rank-reports",
+        "cli._is_idle_rank",
+        returned().becomes("False"),
+        "tests/fastgpt/commands/test_many_ranks.py::test_what_is_no_training_one_process_of_a_launcher_does",
+    ),
 )
