@@ -163,7 +163,8 @@ class Command:
 
     @classmethod
     def settings_file(cls, values: dict[str, Any]) -> Path | None:
-        """The settings of the run that is resumed. Puts the run's name and place into `values`, what was typed.
+        """The settings of the run that is resumed. Puts into `values`, what was typed, the run's name and place, and
+        what another strategy and a batch of all ranks leave out.
 
         Raises:
             FileNotFoundError: no such run.
@@ -181,6 +182,10 @@ class Command:
                     raise ValueError(f"{option} is not where --resume-from {path} lies ({found}); leave it out")
         elif not values.get("resume"):
             return None
+        if values.get("strategy") not in (None, "hsdp"):  # by which a run of hsdp goes on
+            values.setdefault("shard_ranks", None)
+        if values.get("global_batch_size") is not None:  # which sets it anew
+            values.setdefault("grad_accum", TrainConfig.grad_accum)
         folder = Path(values.setdefault("runs_dir", TrainConfig.runs_dir), values.setdefault("name", TrainConfig.name))
         run_folder.settle(folder)
         path = folder / "settings.json"

@@ -196,6 +196,18 @@ def test_resume_from_the_settings_that_a_run_leaves(here, capsys):
     assert [line["step"] for line in read_metrics(here / "runs" / "a" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
+def test_a_run_goes_on_by_what_its_own_settings_would_forbid(here, capsys):
+    """Ranks of a copy are no other strategy's, and a batch of all ranks sets how many micro-batches each has."""
+    once = [*TINY, "--batch-size", "2", "--grad-accum", "2", "--strategy", "hsdp", "--shard-ranks", "1", "--name", "a"]
+    assert cli.main(["train", *once, "--save-every", "2"]) == 0
+    again = ["train", "--resume-from", "runs/a/checkpoints/step-00000002", "--no-progress", "--strategy", "ddp"]
+    assert "--grad-accum 2, now 3" in error_of(capsys, *again, "--global-batch-size", "6")
+    assert cli.main([*again, "--global-batch-size", "4"]) == 0
+    settings = json.loads((here / "runs" / "a" / "settings.json").read_text())["train"]
+    assert (settings["strategy"], settings["global_batch_size"], "shard_ranks" in settings) == ("ddp", 4, False)
+    assert "--shard-ranks 1 is for strategy hsdp" in error_of(capsys, *again, "--shard-ranks", "1")
+
+
 def test_train_from_the_weights_of_another_run(here, trained, capsys):
     assert cli.main(["train", *TINY, "--init-from", trained, "--lr", "0", "--name", "b"]) == 0
     options = ["--device", "cpu", "--max-batches", "2", "--json"]
