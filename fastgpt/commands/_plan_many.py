@@ -39,7 +39,6 @@ TIME = (
 def text(record: dict[str, Any], gpu: GPU, dtype: str) -> str:
     """`record`: as --json has it. At most 100 columns, but for names that are longer."""
     placed, found = record["placement"], record["implementations"]
-    kept = "" if record["remat"] == "none" else f", remat {record['remat']}"
     gpus, nodes = placed["gpus"], math.ceil(placed["gpus"] / placed["gpus_per_node"])
     where = f"{nodes:,} machines of {placed['gpus_per_node']}" if nodes > 1 else "one machine"
     room = (gpu.memory - record["margin"]) / 2**30
