@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     is_process = argv is None
     argv = _help_first(_joined(list(sys.argv[1:] if argv is None else argv)))
-    if _is_idle_rank() and (argv[:1] != ["train"] or "-h" in argv or "--help" in argv):
+    if _is_idle_rank() and not (argv[:1] == ["train"] and {"-h", "--help"}.isdisjoint(argv)):
         return 0
     _terminal.adapt()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -41,8 +41,8 @@ class TrainConfig:
         grad_clip: Largest norm of the gradient over all parameters; 0 = no clipping.
         log_every: Steps between lines of progress where there is no bar, as in a log file; 0 = none.
         eval_every: Steps between validations (one is made at the end in any case); 0 = only at the end.
-        eval_batches: Validation batches of batch_size sequences, on all ranks together, spread over the validation
-            data; all of it if not given.
+        eval_batches: Validation batches, each of as many sequences as an update, spread over the validation data; all
+            of it if not given.
         save_every: Steps between checkpoints (one is made at the end in any case); 0 = only at the end.
         keep: Checkpoints that are kept.
         spike: A loss this many standard deviations above the mean of the last 200 is told of as a spike; 0 = none is.

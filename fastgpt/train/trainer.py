@@ -101,10 +101,12 @@ class Trainer(Updates):
         """
         if self.val_data is None:
             return None
+        most = None if whole else self.config.eval_batches
+        if most is not None:  # each of as many sequences as an update, however ranks and micro-batches share it
+            most *= self.config.grad_accum * self.sampler.world_size
         return evaluate(
             self.model, self.val_data, batch_size=self.config.batch_size, seq_len=self.seq_len, device=self.device,
-            dtype=self.dtype, max_batches=None if whole else self.config.eval_batches, tokenizer=self.tokenizer,
-            world=self.world,
+            dtype=self.dtype, max_batches=most, tokenizer=self.tokenizer, world=self.world,
             stop=(lambda: self._signals.stopped_by is not None) if interruptible else None,
         )  # fmt: skip
 

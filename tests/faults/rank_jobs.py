@@ -155,7 +155,7 @@ def _parted(text: str) -> tuple[str, str]:
     """What ranks have said on stderr, and what the launcher has: its log, its report of failures, its tracebacks."""
     ranks, launcher, is_launchers = [], [], False
     for line in text.splitlines():
-        is_logged = re.match(r"[WEIC]\d{4} \d\d:.* torch/", line) is not None
+        is_logged = re.match(r"[WEIC]\d{4} \d\d:.*[ /]torch/", line) is not None
         is_ours = line.startswith(("fastgpt", "restarted:", "step ", "SIG", "going on with"))
         # The launcher ends with a traceback of its own, which nothing of a rank follows.
         is_launchers = not is_ours and (is_launchers or line.startswith("Traceback"))

@@ -379,7 +379,8 @@ def test_the_sweep_keeps_to_the_tiles_that_came_with_the_archive(tmp_path):
 def test_what_a_step_compiled_is_named(tmp_path):
     session(
         tmp_path,
-        'case "$*" in *worksteal*) mkdir -p "$TRITON_CACHE_DIR" && : >"$TRITON_CACHE_DIR/some_kernel.cubin" ;; esac',
+        'case "$*" in *worksteal*) mkdir -p "$TRITON_CACHE_DIR" && '
+        'echo > "$TRITON_CACHE_DIR/some_kernel.cubin" ;; esac',
     )
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "---- tests compiled:\n      1 some_kernel.cubin\n" in log

@@ -192,7 +192,7 @@ class Cell:
             grad_accum=recipe.batch_size // recipe.micro_batch, seq_len=recipe.seq_len, lr=recipe.lr,
             warmup_fraction=recipe.warmup_fraction, weight_decay=recipe.weight_decay, log_every=0,
             eval_every=max(1, steps // 5), save_every=save_every, keep=1, seed=self.seed,
-            eval_batches=max(1, scored // (recipe.micro_batch * recipe.seq_len)),
+            eval_batches=max(1, scored // (recipe.batch_size * recipe.seq_len)),
             device=recipe.device, dtype=recipe.dtype, tensorboard=False,
         )  # fmt: skip
 

@@ -105,8 +105,8 @@ def validations(world: World) -> list[Any]:
     model, cpu = GPT(CONFIG), torch.device("cpu")
     found = []
     for n_tokens, most in ((5 * T + 8, None), (T + 1, None), (29 * T, 2)):
-        found.append(evaluate(model, data(n_tokens, 1), batch_size=8 // world.size, device=cpu, max_batches=most,
-                              world=world))  # fmt: skip
+        found.append(evaluate(model, data(n_tokens, 1), batch_size=8 // world.size, device=cpu,
+                              max_batches=None if most is None else most * world.size, world=world))  # fmt: skip
     # Only the last rank is told to stop, after its first batch.
     asked: list[bool] = []
     stop = lambda: asked.append(True) is None and world.rank == world.size - 1 and len(asked) > 1  # noqa: E731

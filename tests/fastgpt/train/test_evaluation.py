@@ -12,7 +12,7 @@ import torch
 from fastgpt.base.settings import SettingError, SettingTypeError
 from fastgpt.train.trainer import evaluate
 
-from ..training import tiny_data, tiny_model
+from ..training import tiny_data, tiny_model, tiny_trainer
 
 
 def test_evaluation_does_not_depend_on_the_batch_size():
@@ -56,3 +56,11 @@ def test_evaluate_of_a_model_that_gives_nan():
     found = evaluate(model, tiny_data(50), batch_size=2, device=torch.device("cpu"))
     assert math.isnan(found.loss)
     assert not found.is_finite
+
+
+def test_a_batch_of_the_trainers_is_of_an_updates_sequences(tmp_path):
+    """So that a validation is the same, however micro-batches and ranks share an update."""
+    whole = tiny_trainer(tmp_path, name="a", batch_size=4, eval_batches=2).validate()
+    parts = tiny_trainer(tmp_path, name="b", batch_size=1, grad_accum=4, eval_batches=2).validate()
+    assert parts.tokens == whole.tokens
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-6)
