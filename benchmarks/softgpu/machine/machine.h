@@ -7,7 +7,7 @@
 //     arithmetic.cpp   integers, floats, predicates; convert.cpp: formats; approximate.cpp: special functions
 //     warp.cpp         shuffles, votes, elect, ldmatrix, stmatrix
 //     tensor_core.cpp  mma.sync; wgmma.cpp: wgmma, its descriptors, fences and groups
-//     mbarrier.cpp     mbarriers, named barriers' kin; tma.cpp: bulk and tensor copies; cluster.cpp
+//     mbarrier.cpp     mbarriers; tma.cpp: bulk and tensor copies; tensor_map.cpp: their descriptors; cluster.cpp
 //
 // The unit of execution is a warp's instruction on 32 lanes. Warps are run one at a time, in an order that a seed picks;
 // nothing but synchronisation orders them in the eyes of the race detector.
@@ -105,10 +105,12 @@ enum SpecialRegister : int32_t {
 // ---- order -----------------------------------------------------------------------------------------------------------
 
 // Columns of a CTA's part of a vector clock: its warps; the wgmma engine of each warp (it reads shared memory until the
-// warp waits); the bulk engine of each warp (reads shared memory, writes global memory); a copy engine for each mbarrier.
+// warp waits); the bulk engine of each warp, what it reads (shared memory) and what it writes (global memory) apart, for
+// a wait may cover the reads only; a copy engine for each mbarrier.
 constexpr int MAX_WARPS = 32, MAX_COPY_ENGINES = 64;
-constexpr int WARP_COLUMN = 0, WGMMA_COLUMN = MAX_WARPS, BULK_COLUMN = 2 * MAX_WARPS, COPY_COLUMN = 3 * MAX_WARPS;
-constexpr int COLUMNS = 3 * MAX_WARPS + MAX_COPY_ENGINES;  // of one CTA
+constexpr int WARP_COLUMN = 0, WGMMA_COLUMN = MAX_WARPS, BULK_COLUMN = 2 * MAX_WARPS, BULK_WRITE_COLUMN = 3 * MAX_WARPS,
+              COPY_COLUMN = 4 * MAX_WARPS;
+constexpr int COLUMNS = 4 * MAX_WARPS + MAX_COPY_ENGINES;  // of one CTA
 
 // What has been seen: for every agent of the own cluster the clock up to which; of other clusters' by `foreign`, which
 // atomics and their kin fill. `proxied` is the part of it that an asynchronous proxy sees too (fence.proxy.async).
@@ -239,6 +241,7 @@ struct Cta {
   int32_t living = 0;              // warps
   uint32_t column_base() const { return rank * COLUMNS; }
   std::shared_ptr<void> mbarriers; // owned by mbarrier.cpp
+  std::shared_ptr<void> cluster_barrier;  // of a cluster's first CTA: owned by cluster.cpp
   uint32_t copy_clock[MAX_COPY_ENGINES] = {};
 };
 
@@ -294,6 +297,7 @@ struct Machine {
   std::map<std::tuple<std::string, int, int>, size_t> finding_index;
   std::vector<Count> counts;
   std::shared_ptr<void> atomics;           // clocks of locations: owned by order.cpp
+  std::shared_ptr<void> tensor_maps;       // those that the kernel itself makes: owned by tensor_map.cpp
 
   uint64_t random();                       // the schedule's own; splitmix64
   void happened() { events++; }            // wakes whoever retries
@@ -317,5 +321,11 @@ void relaxed_write(Warp &w, uint64_t address);  // publishes what the last fence
 void relaxed_read(Warp &w, uint64_t address);   // is acquired by the next fence
 void fence(Warp &w);                            // fence.acq_rel, membar
 void fence_proxy_async(Warp &w);                // what is known becomes visible to asynchronous proxies
+
+// cp.async.mbarrier.arrive of a lane (mbarrier.cpp). At the instruction: the mbarrier at `address` must exist and, without
+// .noinc, awaits an arrival more. When the lane's earlier cp.async have landed: that arrival, with what was known at the
+// instruction. False: it could not be done, and no arrival follows.
+bool mbarrier_expect_copies(Warp &w, const Ins &i, int lane, uint64_t address, bool noinc);
+void mbarrier_arrive_copies(Warp &w, const Ins &i, int lane, uint64_t address, const Knowledge &view);
 
 }  // namespace softgpu
