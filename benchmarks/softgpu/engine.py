@@ -134,7 +134,7 @@ class Result:
 
 
 def cache_folder() -> Path:
-    """Where built machines are kept: $FASTGPT_SOFTGPU_CACHE, or a folder of this user's beside other temporary files."""
+    """Where built machines are kept: $FASTGPT_SOFTGPU_CACHE, or this user's folder beside temporary files."""
     default = Path(tempfile.gettempdir()) / f"fastgpt-softgpu-{os.getuid()}"
     return Path(os.environ.get("FASTGPT_SOFTGPU_CACHE") or default)
 
@@ -188,9 +188,11 @@ def _build() -> Path:
 
 
 class _Settings(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int32) for n in ("schedule", "landing", "approx", "resident", "num_sms", "check", "check_lanes")] + [
-        ("seed", ctypes.c_uint64), ("max_steps", ctypes.c_uint64)
-    ]  # fmt: skip
+    _fields_ = [
+        *((n, ctypes.c_int32) for n in "schedule landing approx resident num_sms check check_lanes".split()),
+        ("seed", ctypes.c_uint64),
+        ("max_steps", ctypes.c_uint64),
+    ]
 
 
 @functools.cache
@@ -270,7 +272,7 @@ class Memory:
         self.handle = machine().sg_memory_new()
 
     def register(self, start: int, nbytes: int, name: str, tracked: bool = False) -> int:
-        """An allocation of nbytes bytes at address start; `tracked` memory has not been written yet. Returns its number."""
+        """An allocation at address start; `tracked` memory has not been written yet. Returns its number."""
         return machine().sg_memory_register(self.handle, start, nbytes, name.encode(), tracked)
 
     def forget(self, allocation: int) -> None:
@@ -294,7 +296,7 @@ def launch(
         memory, allowed: global memory, and the allocations of it that this launch may touch.
     """
     lib = machine()
-    shape = _array((tuple(grid) + (1, 1, 1))[:3], np.uint32)
+    shape = _array((*grid, 1, 1, 1)[:3], np.uint32)
     block = np.frombuffer(params, np.uint8) if params else np.zeros(1, np.uint8)
     ids = _array(allowed, np.int64)
     s = _Settings(

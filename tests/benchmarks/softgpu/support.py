@@ -47,7 +47,7 @@ def lanes(
     body: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, Any], declarations: str = "", threads: int = 32,
     **settings: Any,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Run `body` in every thread, with element `thread` of each input `a` in the register %a; returns the outputs' registers.
+    """Run `body` in every thread, with element `thread` of each input `a` in register %a; returns the outputs.
 
     Inputs are arrays of one length, a multiple of 32 (there are as many threads, in CTAs of `threads`); a bool array
     becomes a predicate. Each output is named with its numpy dtype. No findings are allowed.
@@ -57,7 +57,7 @@ def lanes(
     arrays = [a.astype(np.uint16) if a.dtype == bool else np.ascontiguousarray(a) for a in inputs.values()]
     stored = [a.astype(np.uint16) if a.dtype == bool else a for a in results.values()]
     declared, before, after = [], [], []
-    address = ["mad.lo.s32 %i_, %ctaid, {threads}, %tid;".format(threads=threads)]
+    address = [f"mad.lo.s32 %i_, %ctaid, {threads}, %tid;"]
     for k, (name, array) in enumerate((*inputs.items(), *results.items())):
         is_input, is_pred = name in inputs, array.dtype == bool
         size = 2 if is_pred else array.dtype.itemsize
