@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..nn._sharded import is_sharded, local
+from .sharding import part_of
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -30,7 +33,7 @@ def fill_normal(parameter: Tensor, std: float) -> None:
     """N(0, std) for a parameter, from torch's CPU generator where it is a DTensor; nothing for one on meta."""
     if parameter.is_meta:
         return
-    if not hasattr(parameter, "to_local"):
+    if not is_sharded(parameter):
         parameter.normal_(0.0, std)
         return
     whole = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(0.0, std)
@@ -54,7 +57,7 @@ def filled_from(folder: str | os.PathLike[str]) -> Callable[[nn.Module], None]:
         for name, parameter in model.named_parameters():
             check_finite(state[name], f"{folder}: {name}")
             whole = state.pop(name).to(parameter.dtype)
-            if hasattr(parameter, "to_local"):
+            if is_sharded(parameter):
                 keep_part(parameter, whole)
             else:
                 parameter.copy_(whole)
@@ -64,10 +67,7 @@ def filled_from(folder: str | os.PathLike[str]) -> Callable[[nn.Module], None]:
 
 def keep_part(parameter: Any, whole: Tensor) -> None:
     """Copy this rank's part of `whole`, which all ranks have alike, into a DTensor: nothing is sent."""
-    from torch.distributed.tensor import distribute_tensor
-
-    part: Any = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    parameter.to_local().copy_(part.to_local())
+    local(parameter).copy_(local(part_of(whole, parameter)))
 
 
 class _DrawnForNobody(TorchFunctionMode):

@@ -98,15 +98,19 @@ def load_whole(
     unexpected: list[str], errors: list[str],
 ) -> None:  # fmt: skip
     """A load_state_dict pre-hook: of whole tensors, each rank takes its part, without a word to the others."""
-    if not _is_dealt_out(model):
+    if not is_dealt_out(model):
         return
-    from torch.distributed.tensor import distribute_tensor
-
     for name, part in model.state_dict(keep_vars=True).items():  # not model.parameters(): those may be gathered now
         given = state.get(prefix + name)
         if is_sharded(part) and isinstance(given, Tensor) and not is_sharded(given) and given.shape == part.shape:
-            at: Any = part
-            state[prefix + name] = distribute_tensor(given.detach(), at.device_mesh, at.placements, src_data_rank=None)
+            state[prefix + name] = part_of(given.detach(), part)
+
+
+def part_of(whole: Tensor, like: Any) -> Tensor:
+    """`whole`, which all ranks have alike, as a DTensor that lies where `like` does: nothing is sent."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def everywhere(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -114,7 +118,7 @@ def everywhere(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     Ranks whose rows end at different tokens would else leave each other waiting.
     """
-    parts = _parts(model.state_dict().values()) if _is_dealt_out(model) else []
+    parts = _parts(model.state_dict().values()) if is_dealt_out(model) else []
     if not parts:
         return Tensor.all
     mesh = parts[0].device_mesh
@@ -142,7 +146,8 @@ def part_versions(module: nn.Module) -> list[int]:
     return [held.sharded_param._version for group in groups if group is not None for held in group.fsdp_params]
 
 
-def _is_dealt_out(model: nn.Module) -> bool:
+def is_dealt_out(model: nn.Module) -> bool:
+    """Whether a rank holds a part of its parameters only."""
     return bool(fsdp_modules(model)) or any(map(is_sharded, model.parameters()))
 
 

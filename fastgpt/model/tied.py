@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..nn._sharded import is_sharded, local
 from .config import GPTConfig
 
 _BEFORE = "_tied_before_loading"
@@ -166,8 +167,8 @@ def _tie(shared: list[Place], parameter: nn.Parameter | None) -> None:
 def _same(a: Tensor, b: Tensor) -> bool:
     if a is b or a.is_meta or b.is_meta:
         return True
-    if hasattr(a, "to_local") and hasattr(b, "to_local"):
-        a, b = a.to_local(), b.to_local()
+    if is_sharded(a) and is_sharded(b):
+        a, b = local(a), local(b)
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():

@@ -23,6 +23,12 @@ def is_sharded(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and support.is_distributed(tensor)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of it, detached; all of a tensor that lies on one device."""
+    part: Any = tensor.detach()
+    return part.to_local() if is_sharded(part) else part
+
+
 def is_fsdp(module: nn.Module) -> bool:
     """Whether `fully_shard` was called on this very module."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")

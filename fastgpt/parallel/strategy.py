@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.settings import SettingError
+from ..model.sharding import full_tensor
 from .world import World
 
 
@@ -26,7 +27,6 @@ class Strategy:
 
     name     as `--strategy` has it
     forward  what is called in the model's place
-    autocasts  whether the model of float32 weights computes in another dtype by torch.autocast
 
     A rank multiplies its part of the loss by `share` before the backward, so that the gradient that comes together is
     that of the sum over all ranks.
@@ -132,7 +132,7 @@ class Sharded(Strategy):
             policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
         blocks = list(blocks_of(model))
         if blocks and compute != torch.float32:
-            blocks[0].register_forward_pre_hook(_widened)
+            blocks[0].register_forward_pre_hook(widened)
         for block in blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -143,7 +143,7 @@ class Sharded(Strategy):
         self.forward = model
 
     def clip(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-        return whole(super().clip(parameters, most))
+        return full_tensor(super().clip(parameters, most))
 
     def accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         self.world.mark()
@@ -170,16 +170,6 @@ def blocks_of(model: nn.Module) -> Sequence[nn.Module]:
     return list(blocks) if isinstance(blocks, nn.ModuleList) else []
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of it are DTensors: each rank holds a part."""
-    return any(hasattr(parameter, "to_local") for parameter in model.parameters())
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A DTensor gathered, a collective of all its ranks; any other tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
 def shard_ranks_of(world: World, asked: int | None) -> int:
     """The ranks that share one copy of the weights under hsdp: those of a machine if nobody `asked` for a number.
 
@@ -194,6 +184,6 @@ def shard_ranks_of(world: World, asked: int | None) -> int:
     return ranks
 
 
-def _widened(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def widened(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """What enters the first block, in float32: the residual stream's dtype is that of its first sum."""
     return tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)

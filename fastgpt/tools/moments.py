@@ -18,6 +18,7 @@ from ..base.settings import check_choice, check_integer
 from ..kernels import _runtime
 from ..model.config import GPTConfig
 from ..parallel import ring
+from ..parallel.strategy import widened
 from . import memory
 
 PRODUCTS = ("float32", "autocast", "bfloat16")
@@ -102,7 +103,7 @@ def _laid_out(
                     module.ring = _RingOnPaper(ranks)
         if products == "bfloat16":
             model.to(torch.bfloat16)
-            model.blocks[0].register_forward_pre_hook(_widened)
+            model.blocks[0].register_forward_pre_hook(widened)
         weights = paper.live
         peaks: dict[str, int] = {}
 
@@ -149,11 +150,6 @@ class _RingOnPaper(ring.Ring):
     def pass_on(self, x: Tensor) -> ring.Coming:
         sent, coming = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         return lambda sent=sent: coming  # type: ignore[misc]  # what is sent must live until it is
-
-
-def _widened(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    x, residual, *others = args
-    return x, residual.float(), *others
 
 
 def _after_backward(block: nn.Module, call: Callable[[], None]) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from ..base import machine
 from ..base.settings import SettingError, check_choice, check_integer
+from ..base.strategy_names import STRATEGIES
 from ..model.config import GPTConfig
 from ..model.size import fits_one, state_bytes
 
-STRATEGIES = ("auto", "ddp", "fsdp", "hsdp")
 MOST_GPUS = 1 << 20
 
 

@@ -32,6 +32,7 @@ from ..base.checksums import DamagedFile
 from ..model.config import may_change
 from ..model.formats import sharded
 from ..model.formats.tensor_file import all_tensors, dtype_name, dtype_of, opened, write_safetensors
+from ..model.sharding import is_dealt_out
 from ..parallel.world import World
 from . import overwritten, step_folders
 from .overwritten import kept
@@ -47,9 +48,9 @@ from .step_folders import (
     step_of,
 )
 from .training_state import (
+    begin_rng,
     check_rng,
     fitting_moments,
-    is_dtensor,
     optimizer_tensors,
     place,
     rng_names,
@@ -57,7 +58,6 @@ from .training_state import (
     set_rng,
     trained_names,
     weights,
-    whole,
 )
 
 __all__ = [
@@ -140,8 +140,7 @@ def save(
         model.save_pretrained(work)
         if tokenizer is not None:
             tokenizer.save(work)
-        moments = {name: whole(tensor) for name, tensor in optimizer_tensors(model, optimizer).items()}
-        write_safetensors(work / "training.safetensors", moments | rng_tensors())
+        write_safetensors(work / "training.safetensors", optimizer_tensors(model, optimizer) | rng_tensors())
         (work / "training.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
@@ -199,7 +198,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wo
     world = World() if world is None else world
     check_fits(folder, model)
     state = files.read_json(folder / "training.json")
-    in_parts = sharded.is_sharded(folder) or any(map(is_dtensor, model.parameters()))
+    in_parts = sharded.is_sharded(folder) or is_dealt_out(model)
     if in_parts:
         loaded, tensors, names = _read_parts(folder, model, world)
     else:
@@ -215,7 +214,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wo
     if random:
         set_rng(random)
     else:
-        torch.manual_seed((state["sampler"]["seed"] + world.rank) % 2**64)
+        begin_rng(state["sampler"]["seed"], world.rank)
 
 
 def _read_parts(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.blocks import Head
+from ..nn._sharded import local
 from ..parallel.world import World
 
 
@@ -130,12 +131,6 @@ def _watchable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _without_compiling() -> contextlib.AbstractContextManager[object]:
     """A compiled module calls no hooks. Nothing is, where torch has not loaded what compiles: it takes seconds."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of it."""
-    to_local = getattr(tensor, "to_local", None)
-    return (tensor if to_local is None else to_local()).detach()
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..parallel.strategy import is_sharded
+from ..model.sharding import is_dealt_out
 from ..parallel.world import World
 from . import checkpoint, elastic
 from .training_state import trained_names
@@ -46,7 +46,7 @@ class Saver:
         """
         if (job := elastic.job()) is not None:
             state = state | {"job": job}
-        if self.world.size == 1 and not is_sharded(model):
+        if self.world.size == 1 and not is_dealt_out(model):
             checkpoint.save(target, model, optimizer, state, tokenizer)
             return
         self.wait()

@@ -38,6 +38,7 @@ from .saver import Saver
 from .stopping import StopSignals
 from .train_config import TrainConfig
 from .training_loop import Loop, TrainResult
+from .training_state import begin_rng
 from .updates import Updates
 
 __all__ = [
@@ -104,10 +105,15 @@ class Trainer(Updates):
         most = None if whole else self.config.eval_batches
         if most is not None:  # each of as many sequences as an update, however ranks and micro-batches share it
             most *= self.config.grad_accum * self.sampler.world_size
+        stop = (lambda: self._signals.stopped_by is not None) if interruptible else None
+        if self.world.size > 1 and self._signals.stopped_by is None:
+            stop = (
+                None  # ranks agree on a signal between steps only: to ask at each batch would be a message for nothing
+            )
         return evaluate(
             self.model, self.val_data, batch_size=self.config.batch_size, seq_len=self.seq_len, device=self.device,
             dtype=self.dtype, max_batches=most, tokenizer=self.tokenizer, world=self.world,
-            stop=(lambda: self._signals.stopped_by is not None) if interruptible else None,
+            stop=stop,
         )  # fmt: skip
 
     # ---- the loop -------------------------------------------------------------------------------------------------
@@ -186,7 +192,7 @@ class Trainer(Updates):
 
     def _start(self) -> None:
         self.world.by_first(lambda: overwritten.set_aside(self.config.folder))
-        torch.manual_seed((self.config.seed + self.world.rank) % 2**64)  # other dropout on each rank
+        begin_rng(self.config.seed, self.world.rank)
 
     def _resume(self, folder: Path, *, allow_changes: bool) -> None:
         root = self.config.folder / "checkpoints"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.settings import some_of
+from ..nn._sharded import is_sharded, local
 from .step_folders import CheckpointError, instead
 
 _OPTIMIZER = "optimizer/"
@@ -33,24 +34,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def place(tensor: Tensor) -> object:
     """What two tensors share that are one: of a state dict that keeps its parameters."""
-    return id(tensor) if is_dtensor(tensor) else (tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
-
-
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, of which this rank has a part; without importing what defines it."""
-    return hasattr(tensor, "device_mesh")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor; another tensor itself."""
-    part: Tensor = getattr(tensor, "to_local", lambda: tensor)()
-    return part
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a DTensor, as a plain tensor: a collective; another tensor itself."""
-    found: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
-    return found
+    return id(tensor) if is_sharded(tensor) else (tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -99,6 +83,11 @@ def rng_names(stored: Iterable[str], rank: int, device: torch.device) -> dict[st
     if found or rank > 0:
         return found
     return {name: name for name in names if name.startswith(("rng/cpu", "rng/cuda/"))}  # of one that trained alone
+
+
+def begin_rng(seed: int, rank: int) -> None:
+    """Begin a rank's random numbers anew, which are others than another rank's; the first's are those of one alone."""
+    torch.manual_seed((seed + rank) % 2**64)
 
 
 def set_rng(tensors: dict[str, Tensor]) -> None:

@@ -23,6 +23,7 @@ from ..data import TokenDataset
 from ..data.prefetch import Batch, BatchesAhead
 from ..data.sampler import BatchSampler
 from ..model import remat
+from ..nn._sharded import local
 from ..parallel.launch import current
 from ..parallel.strategy import Strategy
 from ..parallel.world import World
@@ -300,7 +301,7 @@ class Updates:
         updated = [p for p in self._trained if p in self.optimizer.state]
         moments = [m for p in updated for kind, m in self.optimizer.state[p].items() if kind != "step"]
         mine = torch.ones((), dtype=torch.bool, device=self.device)
-        for t in map(diagnosis.local, updated + moments):
+        for t in map(local, updated + moments):
             mine = mine & t.isfinite().all()
         return bool(self.world.gathered(mine.float().view(1)).all())
 

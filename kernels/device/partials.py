@@ -20,7 +20,7 @@ def sum_partials_kernel(
     IS_WIDE          a partial's index may pass 2^31
 
     Grid (cdiv(N, BLOCK_N), sums). Each of BLOCK_P lanes adds every BLOCK_P-th partial, and then the lanes are added: an
-    order that depends on P alone.
+    order that the compiler fixes (see `_partials.sum_partials`).
     """
     which = tl.program_id(1)
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..support.command import status_of
 from .rank_worker import Fault, work
 
 _ROOT = Path(__file__).parents[2]
@@ -213,18 +214,7 @@ def _launch(call: dict[str, Any]) -> None:
             return config, work, args.training_script_args
 
         run.config_from_args = forking
-        try:
-            run.main(call["argv"])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
+        code = status_of(lambda: run.main(call["argv"]))
     finally:
         os._exit(code)
 

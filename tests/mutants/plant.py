@@ -200,7 +200,7 @@ def judge(mutant: Mutant, tree: Tree) -> Verdict:
 def unmutated(mutants: Sequence[Mutant], trees: Sequence[Tree]) -> str | None:
     """None if all the mutants' tests pass in the unchanged copies, which share them out, else pytest's output."""
     tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests.split()))
-    shares = [" ".join(tests[i :: len(trees)]) for i in range(len(trees))]
+    shares = [" ".join(tests[i :: len(trees)]) for i in range(min(len(trees), len(tests)))]  # pytest runs all of none
     with ThreadPoolExecutor(len(trees)) as pool:
         for code, output in pool.map(lambda tree, share: tree.run(share, UNMUTATED_TIMEOUT), trees, shares):
             if code != 0:

@@ -138,6 +138,23 @@ def test_tests_that_fail_anyway_prove_nothing(monkeypatch, capsys):
     assert "fail without any fault, which proves nothing:\n1 failed" in capsys.readouterr().out
 
 
+class AsksFor:
+    """In a Tree's place: what it is asked to run."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def run(self, tests: str, timeout: float) -> tuple[int, str]:
+        self.asked.append(tests)
+        return 0, ""
+
+
+def test_a_copy_without_a_share_of_the_tests_runs_none():
+    trees = AsksFor(), AsksFor()
+    assert plant.unmutated((HARMLESS, dataclasses.replace(HARMLESS, name="another")), trees) is None
+    assert [tree.asked for tree in trees] == [[HARMLESS.tests], []]
+
+
 def test_samples_take_the_families_in_turn():
     families = {m.family for m in MUTANTS}
     assert {m.family for m in cli.sample(len(families), seed=0)} == families

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,14 @@ def _child(call: dict[str, Any]) -> None:
     sys.argv = ["fastgpt", *call["argv"]]
     from fastgpt.cli import main
 
+    os._exit(status_of(lambda: sys.exit(main())))
+
+
+def status_of(call: Callable[[], object]) -> int:
+    """What a process that makes this call ends with; all that it has said is written."""
+    code = 0
     try:
-        sys.exit(main())
+        call()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BaseException:
@@ -125,7 +132,7 @@ def _child(call: dict[str, Any]) -> None:
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

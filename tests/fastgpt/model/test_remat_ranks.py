@@ -12,8 +12,9 @@ import torch.distributed as dist
 from fastgpt import GPT, GPTConfig
 from fastgpt.model import remat
 from fastgpt.model.config import IMPLEMENTATION_SETS
+from fastgpt.model.sharding import full_tensor
 from fastgpt.parallel import ring
-from fastgpt.parallel.strategy import DataParallel, Sharded, whole
+from fastgpt.parallel.strategy import DataParallel, Sharded
 from fastgpt.parallel.world import World
 from fastgpt.tools.moments import moments
 
@@ -59,7 +60,7 @@ def two_steps(rank: int, name: str, mode: str, compiled: bool) -> list[torch.Ten
             loss = strategy.forward(idx, idx).loss
         loss.backward()
         losses.append(loss.detach())
-    return [*losses, *(whole(p.grad).clone() for p in model.parameters())]
+    return [*losses, *(full_tensor(p.grad).clone() for p in model.parameters())]
 
 
 @pytest.fixture(scope="module")

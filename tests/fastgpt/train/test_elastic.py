@@ -54,22 +54,25 @@ def undisturbed(tmp_path) -> list[float]:
     return bits(trainer)
 
 
+def assert_goes_on(tmp_path, left: int, **options) -> None:
+    """`left` steps, after which the run is the undisturbed one."""
+    again = tiny_trainer(tmp_path, name="a", save_every=2)
+    assert len(again.fit(**options).losses) == left
+    assert bits(again) == undisturbed(tmp_path)
+
+
 def test_a_restarted_job_goes_on_from_its_newest_checkpoint(tmp_path, launched):
     launched(0)
     broken_off(tmp_path, 5)
     launched(1)
-    again = tiny_trainer(tmp_path, name="a", save_every=2)
-    assert len(again.fit().losses) == 4  # of 8
-    assert bits(again) == undisturbed(tmp_path)
+    assert_goes_on(tmp_path, 4)  # of 8
 
 
 def test_a_restarted_job_that_has_not_saved_starts_afresh(tmp_path, launched):
     launched(0)
     broken_off(tmp_path, 1)
     launched(1)
-    again = tiny_trainer(tmp_path, name="a", save_every=2)
-    assert len(again.fit().losses) == 8
-    assert bits(again) == undisturbed(tmp_path)
+    assert_goes_on(tmp_path, 8)
 
 
 @pytest.mark.parametrize(("at", "left"), [(1, 8), (5, 4)])
@@ -78,9 +81,7 @@ def test_overwrite_counts_until_the_job_has_saved(tmp_path, launched, at, left):
     launched(0)
     broken_off(tmp_path, at, overwrite=True)
     launched(1)
-    again = tiny_trainer(tmp_path, name="a", save_every=2)
-    assert len(again.fit(overwrite=True).losses) == left
-    assert bits(again) == undisturbed(tmp_path)
+    assert_goes_on(tmp_path, left, overwrite=True)
 
 
 @pytest.mark.parametrize(("at", "left"), [(3, 6), (5, 4)])
@@ -94,9 +95,7 @@ def test_resuming_from_one_checkpoint_counts_until_the_job_has_saved(tmp_path, l
     launched(0)
     broken_off(tmp_path, at, resume=start)
     launched(1)
-    again = tiny_trainer(tmp_path, name="a", save_every=2)
-    assert len(again.fit(resume=start).losses) == left
-    assert bits(again) == undisturbed(tmp_path)
+    assert_goes_on(tmp_path, left, resume=start)
 
 
 def test_all_ranks_go_on_where_the_launcher_of_one_has_counted_a_restart(tmp_path, launched):

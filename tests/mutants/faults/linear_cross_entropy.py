@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..places import call, choice, iterated, literal, name, operand, operation, value
+from ..places import assignment, call, choice, iterated, literal, name, operand, operation, value
 from ..plant import Mutant
 
 _LOSS = "tests/kernels/linear_cross_entropy/test_values.py::test_"
@@ -143,5 +143,11 @@ MUTANTS = (
         "linear_cross_entropy._may_be_overwritten",
         iterated().becomes("(dlosses,)"),
         _INPLACE + "upstream_gradients_that_lie_in_the_logits",
+    ),
+    Mutant(
+        "loss-what-pads-the-weight-is-whatever-lay-there",
+        "linear_cross_entropy._for_gemms",
+        assignment("padded", nth=3).dropped(),
+        "tests/kernels/linear_cross_entropy/test_gradients.py::test_what_pads_an_odd_vocabulary_adds_nothing",
     ),
 )

@@ -23,7 +23,7 @@ MUTANTS = (
     Mutant(
         "parallel-each-rank-draws-its-own-weights",
         "initial.keep_part",
-        call("distribute_tensor").argument(0).becomes("whole + parameter.device_mesh.get_rank()"),
+        call("part_of").argument(0).becomes("whole + parameter.device_mesh.get_rank()"),
         _RUNS + "a_sharded_model_has_the_bits_of_a_whole_one",
     ),
     Mutant(
@@ -46,7 +46,7 @@ MUTANTS = (
     ),
     Mutant(
         "parallel-the-stream-in-bfloat16",
-        "strategy._widened",
+        "strategy.widened",
         returned().becomes("args"),
         _RUNS + "bfloat16_shards_are_gathered_in_it_around_a_float32_stream",
     ),

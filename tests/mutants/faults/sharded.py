@@ -30,7 +30,7 @@ MUTANTS = (
     Mutant(
         "sharded-new-ranks-draw-the-same-numbers",
         "train.restore",
-        call("torch.manual_seed").argument(1).becomes("state['sampler']['seed']"),
+        call("begin_rng").argument(2).becomes("0"),
         _EVERY,
     ),
     Mutant(

@@ -134,7 +134,7 @@ MUTANTS = (
         "tests/fastgpt/train/test_trainer_step.py::test_a_broken_off_update_is_not_gone_on_from",
     ),
     Mutant("trainer-seed-ignored-by-the-data", "Updates.__init__", argument("seed").dropped(), _STEPS),
-    Mutant("trainer-seed-ignored-by-dropout", "Trainer._start", call("manual_seed").dropped(), _STEPS),
+    Mutant("trainer-seed-ignored-by-dropout", "Trainer._start", call("begin_rng").dropped(), _STEPS),
     # --- optimizer ----------------------------------------------------------------------------------------------------
     Mutant(
         "optim-biases-decay",
