@@ -87,7 +87,7 @@ step() {
     if [ "$limit" -le 5 ]; then say "$name: no time left"; return 1; fi
     set -- "${@//ALLOWED/$((limit > 9 ? limit - 8 : 1))}"
     kernels=$(compiled) stubs=$(launchers)
-    touch "$state/begun"
+    touch "$state/begun"; sleep 0.02  # by the clock of files, which ticks every 4 ms
     echo "==== $name: $*" >>"$out/log.txt"
     timeout --signal=INT --kill-after=5 "$limit" "$@" >>"$out/log.txt" 2>&1 || code=$?
     fit
