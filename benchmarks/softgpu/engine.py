@@ -31,6 +31,7 @@ SOURCES = Path(__file__).parent / "machine"
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra")
 SCHEDULES = ("forward", "backward", "turns", "random", "worst")
 LANDINGS = ("late", "early", "random")
+TRACKED = (False, True, "poison")  # of an allocation: machine/memory.h
 
 
 class Unsupported(NotImplementedError):
@@ -189,7 +190,7 @@ def _build() -> Path:
 
 class _Settings(ctypes.Structure):
     _fields_ = [
-        *((n, ctypes.c_int32) for n in "schedule landing approx resident num_sms check check_lanes".split()),
+        *((n, ctypes.c_int32) for n in ["schedule", "landing", "approx", "resident", "num_sms", "check", "check_lanes"]),
         ("seed", ctypes.c_uint64),
         ("max_steps", ctypes.c_uint64),
     ]
@@ -199,13 +200,13 @@ class _Settings(ctypes.Structure):
 def machine() -> ctypes.CDLL:
     """The library, built if need be."""
     lib = ctypes.CDLL(str(_build()))
-    pointer, i32, u64, i64, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_char_p
+    pointer, i32, u64, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64, ctypes.c_char_p
     for name, result, *args in (
         ("sg_program_new", pointer, text, pointer, pointer), ("sg_program_delete", None, pointer),
         ("sg_program_add", i32, pointer, text, text, pointer, pointer, pointer, i32, pointer, i32),
         ("sg_program_constant", None, pointer, i32, i32, u64), ("sg_program_special", None, pointer, i32, i32),
         ("sg_memory_new", pointer), ("sg_memory_delete", None, pointer),
-        ("sg_memory_register", i64, pointer, u64, u64, text, i32), ("sg_memory_forget", None, pointer, i64),
+        ("sg_memory_register", i32, pointer, u64, u64, text, i32), ("sg_memory_forget", None, pointer, i32),
         ("sg_run", pointer, pointer, pointer, pointer, u64, pointer, ctypes.c_uint32, pointer, u64, pointer),
         ("sg_machine_delete", None, pointer), ("sg_steps", u64, pointer), ("sg_num_findings", u64, pointer),
         ("sg_finding_kind", text, pointer, u64), ("sg_finding_text", text, pointer, u64),
@@ -271,9 +272,13 @@ class Memory:
     def __init__(self) -> None:
         self.handle = machine().sg_memory_new()
 
-    def register(self, start: int, nbytes: int, name: str, tracked: bool = False) -> int:
-        """An allocation at address start; `tracked` memory has not been written yet. Returns its number."""
-        return machine().sg_memory_register(self.handle, start, nbytes, name.encode(), tracked)
+    def register(self, start: int, nbytes: int, name: str, tracked: bool | str = False) -> int:
+        """An allocation at address start. Returns its number.
+
+        `tracked` memory has not been written yet, and to read there is a finding; "poison": the host has filled it with
+        0xff bytes, and may write it unseen: what is no longer 0xff it has written.
+        """
+        return machine().sg_memory_register(self.handle, start, nbytes, name.encode(), TRACKED.index(tracked))
 
     def forget(self, allocation: int) -> None:
         machine().sg_memory_forget(self.handle, allocation)
@@ -298,7 +303,7 @@ def launch(
     lib = machine()
     shape = _array((*grid, 1, 1, 1)[:3], np.uint32)
     block = np.frombuffer(params, np.uint8) if params else np.zeros(1, np.uint8)
-    ids = _array(allowed, np.int64)
+    ids = _array(allowed, np.int32)
     s = _Settings(
         SCHEDULES.index(settings.schedule), LANDINGS.index(settings.landing), settings.approx, settings.resident,
         settings.num_sms, settings.check, settings.check_lanes, settings.seed, settings.max_steps,

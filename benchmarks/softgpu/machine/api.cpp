@@ -51,17 +51,17 @@ void sg_program_constant(Program *p, int32_t unit, int32_t bytes, uint64_t value
 
 void sg_program_special(Program *p, int32_t unit, int32_t which) { p->specials.push_back({unit, which}); }
 
-Global *sg_memory_new() { return global_new(); }
-void sg_memory_delete(Global *g) { global_delete(g); }
+Global *sg_memory_new() { return global_create(); }
+void sg_memory_delete(Global *g) { global_destroy(g); }
 
-int64_t sg_memory_register(Global *g, uint64_t start, uint64_t bytes, const char *name, int32_t tracked) {
-  return global_register(*g, start, bytes, name, tracked != 0);
+int32_t sg_memory_register(Global *g, uint64_t start, uint64_t bytes, const char *name, int32_t tracked) {
+  return global_register(*g, start, bytes, name, Tracked(tracked));
 }
 
-void sg_memory_forget(Global *g, int64_t allocation) { global_forget(*g, allocation); }
+void sg_memory_forget(Global *g, int32_t allocation) { global_forget(*g, allocation); }
 
 Machine *sg_run(const Program *p, Global *g, const uint8_t *params, uint64_t num_params, const uint32_t *grid,
-                uint32_t shared_bytes, const int64_t *allowed, uint64_t num_allowed, const Settings *s) {
+                uint32_t shared_bytes, const int32_t *allowed, uint64_t num_allowed, const Settings *s) {
   auto *m = new Machine;
   m->program = p, m->global = g;
   m->params.assign(params, params + num_params);

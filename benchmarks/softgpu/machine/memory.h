@@ -1,16 +1,29 @@
-// Global memory as the launcher sees it: which of the host's bytes there are, and which of them a launch may touch.
+// Shared and global memory, beyond what machine.h offers to all: allocations, for api.cpp; strong accesses, for access.cpp.
 #pragma once
 #include "machine.h"
+#include "shadow.h"
 
 namespace softgpu {
 
-Global *global_new();
-void global_delete(Global *g);
-// An allocation; returns its number. `tracked`: nothing has been written there yet (torch.empty), so that reads of what no
-// kernel wrote are findings.
-int64_t global_register(Global &g, uint64_t start, uint64_t bytes, const char *name, bool tracked);
-void global_forget(Global &g, int64_t allocation);
-// The next launch may touch these allocations and no others; what launches before it did happened before.
-void global_begin_launch(Global &g, const Program &p, const int64_t *allocations, size_t n);
+// Allocations of global memory are the host's memory. A launch may touch those alone that it was given.
+enum class Tracked : int32_t {
+  NO,      // all was written by the host
+  EXACT,   // nothing was written yet
+  POISON,  // nothing was written yet; the host writes unseen, and where bytes are no longer 0xff it has
+};
+Global *global_create();
+void global_destroy(Global *g);
+int32_t global_register(Global &g, uint64_t start, uint64_t bytes, const char *name, Tracked tracked);  // its id
+void global_forget(Global &g, int32_t id);
+void global_written(Global &g, uint64_t start, uint64_t bytes);  // by the host: a copy, a memset
+void global_begin_launch(Global &g, const Program &p, const int32_t *ids, size_t num_ids);
+// "`x` + 0x40", or how far it lies from what it is nearest to.
+std::string global_name(Machine &m, uint64_t at);
+
+// As shared_read and its kin in machine.h, of any kind. A strong write is stored at once by the caller.
+uint8_t *shared_access(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, uint32_t alignment, Kind kind,
+                       bool &undefined, const uint8_t *value);
+uint8_t *global_access(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind,
+                       const uint8_t *value);
 
 }  // namespace softgpu

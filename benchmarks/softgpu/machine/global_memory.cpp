@@ -1,0 +1,439 @@
+// Global memory: the host's own, inside registered allocations. What is remembered of accesses lies in pages that are made
+// where something is touched, so that a tensor of many GiB of which a few rows are read costs little.
+//
+// An access is remembered as the number of a record: who, when, by which instruction. A cell (shadow.h) has the last weak
+// write and the accesses since. In a program without atomics CTAs of different clusters are never ordered, so one access
+// each of two clusters stands for all: whoever writes races with one of the two. Else all that are not ordered are kept.
+#include <sys/mman.h>
+#include <algorithm>
+#include "memory.h"
+
+namespace softgpu {
+
+namespace {
+
+constexpr uint32_t PAGE_SHIFT = 10, PAGE = 1u << PAGE_SHIFT;
+constexpr uint8_t POISON = 0xff;
+
+struct Record {
+  uint32_t clock, cta;  // cta: linear, plus 1
+  uint32_t cluster;     // linear index of its first CTA
+  int32_t pc;
+  int16_t column;
+  Kind kind;
+  bool stored;  // a weak store of the value that was there already
+  Proxy proxy;
+};
+
+struct Entry {
+  uint32_t record = 0;
+  uint8_t lane = 0;
+};
+
+struct Cell {
+  // Records, 0: none. The accesses since the write are `first`, `second` (by another cluster) and, if there are `more`,
+  // those in Global::more.
+  uint32_t write = 0, first = 0, second = 0;
+  uint8_t write_lane = 0, first_lane = 0, second_lane = 0;
+  bool more = false;
+};
+
+struct Page {
+  uint32_t launch = 0;  // to which the cells belong
+  uint32_t shift = 0;
+  uint64_t written[PAGE / 64] = {};  // a bit for each byte; over launches
+  uint8_t split_lines[PAGE / LINE];
+  std::unique_ptr<Cell[]> cells;
+};
+
+// A table of pages that costs memory only where it is touched.
+class Table {
+ public:
+  explicit Table(size_t size) : size_(size) {
+    void *p = mmap(nullptr, size * sizeof(Page *), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    pages_ = static_cast<Page **>(p);
+  }
+  ~Table() { munmap(pages_, size_ * sizeof(Page *)); }
+  Table(const Table &) = delete;
+  Table &operator=(const Table &) = delete;
+  Page *&operator[](size_t k) { return pages_[k]; }
+
+ private:
+  Page **pages_;
+  size_t size_;
+};
+
+struct Allocation {
+  int32_t id;
+  uint64_t start, end;
+  uint64_t base;  // start, rounded down to a page
+  std::string name;
+  Tracked tracked;
+  uint32_t launch = 0;  // the last one that may touch it
+  Table table;
+  std::vector<std::unique_ptr<Page>> pages;  // those that the table points to
+
+  Allocation(int32_t i, uint64_t at, uint64_t bytes, const char *n, Tracked t)
+      : id(i), start(at), end(at + bytes), base(at & ~uint64_t(PAGE - 1)), name(n), tracked(t),
+        table((at + bytes - base) / PAGE + 1) {}
+
+  Page &page(uint64_t index) {
+    Page *&at = table[index];
+    if (!at) {
+      pages.push_back(std::make_unique<Page>());
+      at = pages.back().get();
+    }
+    return *at;
+  }
+};
+
+}  // namespace
+
+struct Global {
+  std::map<uint64_t, std::unique_ptr<Allocation>> allocations;  // by start
+  Allocation *last = nullptr;
+  int32_t next_id = 1;
+  uint32_t launch = 0, shift = 2;
+  bool keep_all = false;  // the program has atomics: CTAs may be ordered
+  std::vector<Record> records;
+  uint64_t record_step = 0;
+  std::unordered_map<const Cell *, std::vector<Entry>> more;
+
+  Allocation *find(uint64_t at, uint64_t bytes) {
+    if (last && at >= last->start && at + bytes <= last->end) return last;
+    auto next = allocations.upper_bound(at);
+    if (next == allocations.begin()) return nullptr;
+    Allocation *a = std::prev(next)->second.get();
+    if (at + bytes > a->end || a->launch != launch) return nullptr;
+    return last = a;
+  }
+};
+
+namespace {
+
+struct PageCells {  // for for_cells
+  Global &global;
+  Page &page;
+  const uint32_t shift;
+  uint8_t &split(uint32_t line) { return page.split_lines[line]; }
+  void spread(uint32_t line) {
+    const uint32_t n = LINE >> shift;
+    Cell *first = &page.cells[line * n];
+    for (uint32_t k = 1; k < n; k++) {
+      first[k] = first[0];
+      if (first[0].more) global.more[first + k] = std::vector<Entry>(global.more[first]);
+    }
+  }
+};
+
+void renew(Page &page, const Global &g) {
+  const size_t n = PAGE >> g.shift;
+  if (!page.cells || page.shift != g.shift)
+    page.cells.reset(new Cell[n]);
+  else
+    std::fill_n(page.cells.get(), n, Cell());
+  std::fill(std::begin(page.split_lines), std::end(page.split_lines), uint8_t(0));
+  page.shift = g.shift, page.launch = g.launch;
+}
+
+// The number of the record of what `who` does.
+uint32_t record_of(Global &g, Machine &m, const Agent &who, Kind kind, bool stored) {
+  const uint32_t cta = who.cta->linear + 1;
+  if (g.record_step == m.steps) {  // one instruction's lanes, and its few kinds, share records
+    const size_t n = g.records.size();
+    for (size_t k = n - 1; k > 0 && k + 4 > n; k--) {
+      const Record &r = g.records[k];
+      if (r.clock == who.clock && r.pc == who.pc && r.column == who.column && r.cta == cta && r.kind == kind &&
+          r.stored == stored && r.proxy == who.proxy)
+        return uint32_t(k);
+    }
+  }
+  g.record_step = m.steps;
+  g.records.push_back({who.clock, cta, who.cta->cluster[0]->linear, who.pc, who.column, kind, stored, who.proxy});
+  return uint32_t(g.records.size() - 1);
+}
+
+// One access by one agent, cell by cell.
+struct Visit {
+  Global &g;
+  Machine &m;
+  const Agent &who;
+  const Kind kind;
+  const uint32_t me;       // its record
+  const uint32_t cluster;
+  const uint8_t *value;    // of the whole access, which starts at `start`
+  uint64_t start;
+  uint32_t known_write = 0;  // the record of a write that has been found to be ordered
+
+  std::string place(uint64_t at) const { return global_name(m, at); }
+  const Record &record(uint32_t k) const { return g.records[k]; }
+  Stamp stamp(uint32_t k, int lane) const {
+    const Record &r = record(k);
+    return {r.clock, r.cta, r.column, int8_t(lane), r.proxy, r.pc};
+  }
+  bool same_agent(const Record &r) const { return r.cta == who.cta->linear + 1 && r.column == who.column; }
+  bool same_operation(uint32_t k) const {
+    return k == me && who.column >= WGMMA_COLUMN;
+  }
+
+  template <class F> void for_entries(const Cell &c, F f) const {
+    if (c.first) f(Entry{c.first, c.first_lane});
+    if (c.second) f(Entry{c.second, c.second_lane});
+    if (c.more)
+      for (const Entry &e : g.more.find(&c)->second) f(e);
+  }
+
+  void check_write(const Cell &c, uint64_t at) {
+    if (c.write == known_write || same_operation(c.write)) return;
+    const Stamp before = stamp(c.write, c.write_lane);
+    if (c.write == me && c.write_lane != who.lane && writes(kind)) {
+      if (!m.has("conflicting stores", who.pc))
+        m.add("conflicting stores", who.pc,
+              place(at) + format(": lanes %d and %d of CTA %u warp %d store different values by ", c.write_lane, who.lane,
+                                 who.cta->linear, who.column) + m.where(who.pc));
+      return;
+    }
+    if (!ordered(before, who)) {
+      if (writes(kind) || !stored_by_known(c))
+        report_pair(m, before, true, who, writes(kind), false, [&] { return place(at); });
+    } else if (who.proxy == Proxy::ASYNC && !visible_to_async(before, who)) {
+      report_pair(m, before, true, who, writes(kind), true, [&] { return place(at); });
+    } else if (!same_agent(record(c.write))) {
+      known_write = c.write;
+    }
+  }
+
+  // Did somebody whom the reader knows of, or the reader itself, store the value that the last write stored?
+  bool stored_by_known(const Cell &c) const {
+    bool found = false;
+    for_entries(c, [&](Entry e) {
+      if (record(e.record).stored)
+        found |= (e.lane == SEVERAL && same_agent(record(e.record))) || ordered(stamp(e.record, e.lane), who);
+    });
+    return found;
+  }
+
+  void check_entries(const Cell &c, uint64_t at, Kind now) {
+    for_entries(c, [&](Entry e) {
+      const Record &r = record(e.record);
+      const bool stored = r.stored && writes(now);
+      if (!need_order(stored ? kind_of(true) : r.kind, now, r.cta == who.cta->linear + 1, r.cluster == cluster)) return;
+      if (same_operation(e.record)) return;
+      const Stamp before = stamp(e.record, e.lane);
+      if (!ordered(before, who))
+        report_pair(m, before, stored || writes(r.kind), who, writes(now), false, [&] { return place(at); });
+    });
+  }
+
+  // True if `mine`, by the same agent or one that knows of it, makes the entry needless.
+  bool replaces(uint32_t &entry, uint8_t &lane, uint32_t mine) const {
+    const Record &r = record(entry), &now = record(mine);
+    if (r.kind != now.kind || r.stored != now.stored) return false;
+    if (same_agent(r)) {
+      const bool other_lane = r.clock == now.clock && lane != who.lane;
+      entry = mine;
+      lane = uint8_t(other_lane ? SEVERAL : who.lane);
+      return true;
+    }
+    if (!ordered(stamp(entry, lane), who)) return false;
+    entry = mine, lane = uint8_t(who.lane);
+    return true;
+  }
+
+  void note(Cell &c, uint32_t mine) {
+    if (!c.first) {
+      c.first = mine, c.first_lane = uint8_t(who.lane);
+      return;
+    }
+    if (c.second || (c.first == mine && c.first_lane == who.lane)) return;
+    if (!g.keep_all && record(c.first).cluster != cluster) {
+      c.second = mine, c.second_lane = uint8_t(who.lane);
+      return;
+    }
+    if (replaces(c.first, c.first_lane, mine)) return;
+    std::vector<Entry> &others = g.more[&c];
+    if (!c.more) others.clear(), c.more = true;
+    for (Entry &e : others)
+      if (replaces(e.record, e.lane, mine)) return;
+    others.push_back({mine, uint8_t(who.lane)});
+  }
+
+  bool read(Cell &c, uint64_t at) {
+    if (c.write) check_write(c, at);
+    if (g.keep_all) check_entries(c, at, kind);
+    note(c, me);
+    return false;
+  }
+
+  bool write(Cell &c, uint64_t at, uint32_t bytes, bool was_written) {
+    if (value && was_written && !std::memcmp(reinterpret_cast<const void *>(at), value + (at - start), bytes)) {
+      if (g.keep_all) check_entries(c, at, kind_of(false));
+      note(c, record_of(g, m, who, kind_of(false), true));
+      return false;
+    }
+    if (c.write) check_write(c, at);
+    if (c.first) check_entries(c, at, kind);
+    c = Cell();
+    c.write = me, c.write_lane = uint8_t(who.lane);
+    return true;
+  }
+
+  bool touch_strong(Cell &c, uint64_t at) {
+    if (c.write) check_write(c, at);
+    check_entries(c, at, kind);
+    note(c, me);
+    return false;
+  }
+};
+
+uint64_t bits(uint32_t from, uint32_t to) { return (to - from == 64 ? ~0ull : (1ull << (to - from)) - 1) << from; }
+
+// Calls f(word, bits) for the words of Page::written that tell of [from, to).
+template <class F> void for_written(Page &page, uint32_t from, uint32_t to, F f) {
+  for (uint32_t w = from / 64; w * 64 < to; w++)
+    f(page.written[w], bits(std::max(from, w * 64) - w * 64, std::min(to, w * 64 + 64) - w * 64), w * 64);
+}
+
+// Are all of the bytes written? Those of POISON memory that no longer hold the poison were written by the host.
+bool was_written(Allocation &a, Page &page, uint64_t page_start, uint32_t from, uint32_t to) {
+  bool all = true;
+  for_written(page, from, to, [&](uint64_t &word, uint64_t wanted, uint32_t first) {
+    uint64_t missing = wanted & ~word;
+    if (missing && a.tracked == Tracked::POISON)
+      for (uint64_t left = missing; left; left &= left - 1) {
+        const int k = __builtin_ctzll(left);
+        if (*reinterpret_cast<const uint8_t *>(page_start + first + k) == POISON) continue;
+        word |= 1ull << k, missing &= ~(1ull << k);
+      }
+    all &= !missing;
+  });
+  return all;
+}
+
+uint8_t *refuse(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind, bool outside) {
+  const char *what = outside ? "out of bounds" : "misaligned";
+  if (m.has(what, who.pc)) return nullptr;
+  std::string text = name_of(who) + (writes(kind) ? " writes " : " reads ") + format("%u bytes at ", bytes) +
+                     global_name(m, at) + " by " + m.where(who.pc);
+  if (!outside) text += format("; the address is no multiple of %u", alignment);
+  m.add(what, who.pc, text);
+  return nullptr;
+}
+
+}  // namespace
+
+std::string global_name(Machine &m, uint64_t at) {
+  const auto hex = [](uint64_t v) { return format("0x%llx", static_cast<unsigned long long>(v)); };
+  const Allocation *nearest = nullptr, *holder = nullptr;
+  uint64_t distance = 0;
+  for (const auto &[start, a] : m.global->allocations) {
+    if (at >= a->start && at < a->end) holder = a.get();
+    if (a->launch != m.global->launch) continue;
+    const uint64_t d = at < a->start ? a->start - at : at >= a->end ? at - a->end + 1 : 0;
+    if (!nearest || d < distance) nearest = a.get(), distance = d;
+  }
+  if (nearest && !distance) return "`" + nearest->name + "` + " + hex(at - nearest->start);
+  std::string text = "address " + hex(at);
+  if (holder) text += " (inside `" + holder->name + "`, which this launch was not given)";
+  if (!nearest) return text + ", and the launch was given no memory";
+  const bool below = at < nearest->start;
+  return text + format(", %llu bytes %s `", static_cast<unsigned long long>(below ? distance : distance - 1),
+                       below ? "before" : "behind the end of") + nearest->name + "` of " +
+         format("%llu bytes", static_cast<unsigned long long>(nearest->end - nearest->start));
+}
+
+Global *global_create() { return new Global; }
+void global_destroy(Global *g) { delete g; }
+
+int32_t global_register(Global &g, uint64_t start, uint64_t bytes, const char *name, Tracked tracked) {
+  g.last = nullptr;
+  if (!bytes) return g.next_id++;
+  for (auto a = g.allocations.begin(); a != g.allocations.end();)  // what lay there before is gone
+    a = a->second->start < start + bytes && start < a->second->end ? g.allocations.erase(a) : std::next(a);
+  const int32_t id = g.next_id++;
+  g.allocations[start] = std::make_unique<Allocation>(id, start, bytes, name, tracked);
+  return id;
+}
+
+void global_forget(Global &g, int32_t id) {
+  g.last = nullptr;
+  for (auto a = g.allocations.begin(); a != g.allocations.end(); ++a)
+    if (a->second->id == id) {
+      g.allocations.erase(a);
+      return;
+    }
+}
+
+void global_written(Global &g, uint64_t start, uint64_t bytes) {
+  for (const auto &[at, a] : g.allocations) {
+    const uint64_t from = std::max(start, a->start), to = std::min(start + bytes, a->end);
+    if (a->tracked == Tracked::NO || from >= to) continue;
+    if (from == a->start && to == a->end) {
+      a->tracked = Tracked::NO;
+      continue;
+    }
+    for (uint64_t page = (from - a->base) / PAGE; page * PAGE + a->base < to; page++) {
+      const uint64_t first = page * PAGE + a->base;
+      for_written(a->page(page), uint32_t(std::max(from, first) - first), uint32_t(std::min(to, first + PAGE) - first),
+                  [](uint64_t &word, uint64_t wanted, uint32_t) { word |= wanted; });
+    }
+  }
+}
+
+void global_begin_launch(Global &g, const Program &p, const int32_t *ids, size_t num_ids) {
+  g.launch++;
+  g.last = nullptr;
+  g.shift = uint32_t(__builtin_ctz(std::min<uint32_t>(p.global_granule, LINE)));
+  g.keep_all = p.has_atomics;
+  g.records.assign(1, Record());
+  g.record_step = ~0ull;
+  g.more.clear();
+  for (const auto &[start, a] : g.allocations)
+    if (std::find(ids, ids + num_ids, a->id) != ids + num_ids) a->launch = g.launch;
+}
+
+uint8_t *global_access(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind,
+                       const uint8_t *value) {
+  Global &g = *m.global;
+  Allocation *a = g.find(at, bytes);
+  if (!a || at & (alignment - 1)) return refuse(m, who, at, bytes, alignment, kind, !a);
+  uint8_t *data = reinterpret_cast<uint8_t *>(at);
+  const bool tracked = a->tracked != Tracked::NO;
+  if (!m.check && !tracked) return data;
+  Visit visit{g, m, who, kind, m.check ? record_of(g, m, who, kind, false) : 0, who.cta->cluster[0]->linear, value, at};
+  for (uint64_t index = (at - a->base) >> PAGE_SHIFT, left = bytes; left; index++) {
+    const uint64_t page_start = a->base + index * PAGE;
+    const uint32_t from = uint32_t(std::max(at, page_start) - page_start);
+    const uint32_t count = uint32_t(std::min<uint64_t>(left, PAGE - from));
+    Page &page = a->page(index);
+    if (page.launch != g.launch) renew(page, g);
+    left -= count;
+    const bool written = !tracked || was_written(*a, page, page_start, from, from + count);
+    if (!written && m.check && !writes(kind) && !m.has("never written", who.pc))
+      m.add("never written", who.pc,
+            global_name(m, at) + ": " + name_of(who) + " reads by " + m.where(who.pc) + " what nobody wrote");
+    if (m.check) {
+      PageCells cells{g, page, g.shift};
+      for_cells(cells, from, count, kind == kind_of(true), [&](uint32_t k, uint32_t cell_at, uint32_t cell_bytes) {
+        Cell &c = page.cells[k];
+        const uint64_t address = page_start + cell_at;
+        if (kind == kind_of(false)) return visit.read(c, address);
+        return kind == kind_of(true) ? visit.write(c, address, cell_bytes, written) : visit.touch_strong(c, address);
+      });
+    }
+    if (tracked && writes(kind))
+      for_written(page, from, from + count, [](uint64_t &word, uint64_t wanted, uint32_t) { word |= wanted; });
+  }
+  return data;
+}
+
+uint8_t *global_read(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment) {
+  return global_access(m, who, at, bytes, alignment, kind_of(false), nullptr);
+}
+
+uint8_t *global_write(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, const uint8_t *value) {
+  return global_access(m, who, at, bytes, alignment, kind_of(true), value);
+}
+
+}  // namespace softgpu

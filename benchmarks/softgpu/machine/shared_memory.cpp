@@ -1,0 +1,464 @@
+// Shared memory of a CTA: its bytes, and for each cell (shadow.h) the last weak write and, of every agent, the last access
+// since then. An agent and a kind of access have a slot, and a cell a clock for each slot, so that a write compares them
+// all at once with what its agent knows.
+#include "memory.h"
+#include <algorithm>
+
+namespace softgpu {
+
+namespace {
+
+constexpr uint32_t BLOCK = 1024;  // of bytes: what was never touched in a block need not be reset
+constexpr uint8_t POISON = 0xff;  // a NaN in every format of floats
+
+enum CellFlags : uint8_t {
+  WRITTEN = 1,
+  TAINTED = 2,    // with a value that comes from what nobody wrote
+  IN_FLIGHT = 4,  // by an asynchronous copy
+  OBJECT = 8,     // an mbarrier
+  BY_ASYNC = 16,  // the last write came through the asynchronous proxy
+};
+
+struct Mark {  // the last weak write; clock 0: none
+  uint32_t clock;
+  int32_t pc;
+  uint32_t step;  // Machine::steps, to tell one instruction's lanes from a loop's
+  uint16_t agent;
+  int8_t lane;
+  uint8_t flags;
+};
+constexpr uint32_t MARK_WORDS = sizeof(Mark) / 4;
+
+// What else a slot says: the pc, whether it stored the value that was there already, and the lane.
+constexpr uint32_t STORED = 64, LANE_BITS = 63, PC_SHIFT = 7;
+
+}  // namespace
+
+struct Space {
+  std::vector<uint8_t> bytes;
+  uint32_t shift = 2;                // log2 of a granule
+  uint32_t stride = 0;               // slots that there is room for
+  uint32_t num_agents = 0;           // of the cluster
+  std::vector<uint32_t> cells;       // of each: Mark, clocks of the slots, infos of the slots
+  std::vector<uint8_t> split_lines, touched;
+  struct Slot { uint16_t agent; Kind kind; };
+  std::vector<Slot> slots;
+  std::vector<int16_t> slot_of;      // [kind * num_agents + agent]
+  uint32_t strong_writers = 0;       // slots of strong writes
+  struct Object { uint32_t bytes; int32_t pc; };
+  std::map<uint32_t, Object> objects;
+
+  // What the agent that looks knows of each slot's.
+  std::vector<uint32_t> limit;
+  const Knowledge *limit_view = nullptr;
+  uint32_t limit_agent = 0, limit_clock = 0;
+  uint64_t limit_step = 0;
+
+  uint32_t cell_words() const { return MARK_WORDS + 2 * stride; }
+  uint32_t *cell(uint32_t index) { return cells.data() + size_t(index) * cell_words(); }
+  uint8_t &split(uint32_t line) { return split_lines[line]; }
+  void spread(uint32_t line) {
+    const uint32_t n = LINE >> shift, first = line * n;
+    for (uint32_t k = 1; k < n; k++) std::copy_n(cell(first), cell_words(), cell(first + k));
+  }
+  void touch(uint32_t at, uint32_t count) {
+    for (uint32_t block = at / BLOCK; block <= (at + count - 1) / BLOCK; block++) touched[block] = true;
+  }
+
+  void shape(uint32_t size, uint32_t new_shift, uint32_t new_stride, uint32_t agents) {
+    shift = new_shift, stride = new_stride, num_agents = agents;
+    const uint32_t lines = (size + LINE - 1) / LINE;
+    bytes.assign(size, POISON);
+    cells.assign((size_t(lines) * (LINE >> shift)) * cell_words(), 0);
+    split_lines.assign(lines, false);
+    touched.assign(size / BLOCK + 1, false);
+    slot_of.assign(size_t(KINDS) * agents, -1);
+  }
+
+  void reset() {
+    const uint32_t lines = uint32_t(split_lines.size());
+    for (uint32_t block = 0; block < touched.size(); block++) {
+      if (!touched[block]) continue;
+      const uint32_t from = block * BLOCK, to = std::min<uint32_t>(from + BLOCK, uint32_t(bytes.size()));
+      const uint32_t first = from / LINE, last = std::min(lines, (from + BLOCK) / LINE);
+      std::fill(bytes.begin() + from, bytes.begin() + to, POISON);
+      std::fill(split_lines.begin() + first, split_lines.begin() + last, false);
+      std::fill(cell(first * (LINE >> shift)), cell(last * (LINE >> shift)), 0);
+      touched[block] = false;
+    }
+    std::fill(slot_of.begin(), slot_of.end(), -1);
+    slots.clear();
+    objects.clear();
+    strong_writers = 0;
+    limit_view = nullptr;
+  }
+
+  int slot(uint32_t agent, Kind kind) {
+    int16_t &at = slot_of[size_t(kind) * num_agents + agent];
+    if (at < 0) {
+      if (slots.size() == stride) widen();
+      at = int16_t(slots.size());
+      slots.push_back({uint16_t(agent), kind});
+      strong_writers += writes(kind);
+      limit_view = nullptr;
+    }
+    return at;
+  }
+
+  void widen() {
+    const uint32_t old_stride = stride, old_words = cell_words();
+    const size_t n = cells.size() / old_words;
+    std::vector<uint32_t> old;
+    old.swap(cells);
+    stride *= 2;
+    cells.assign(n * cell_words(), 0);
+    for (uint32_t k = 0; k < n; k++) {
+      const uint32_t *from = old.data() + size_t(k) * old_words;
+      std::copy_n(from, MARK_WORDS + old_stride, cell(k));
+      std::copy_n(from + MARK_WORDS + old_stride, old_stride, cell(k) + MARK_WORDS + stride);
+    }
+  }
+};
+
+namespace {
+
+// One access by one agent, cell by cell.
+struct Visit {
+  Cta &owner;
+  Space &space;
+  Machine &m;
+  const Agent &who;
+  const Kind kind;
+  const uint32_t me;       // the agent's number in the cluster
+  const bool by_warp, by_async;
+  const uint32_t own_limit;  // a warp's lanes know each other's accesses up to the clock before
+  const uint8_t *value;    // of the whole access, which starts at `start`
+  uint32_t start;
+  bool undefined;          // the value stored; or (a read) found
+  int slot;
+
+  Visit(Cta &cta, const Agent &agent, Kind access, uint32_t at, const uint8_t *stored, bool tainted)
+      : owner(cta), space(*cta.shared), m(*cta.machine), who(agent), kind(access),
+        me(agent.cta->rank * COLUMNS + agent.column), by_warp(agent.column < WGMMA_COLUMN),
+        by_async(agent.proxy == Proxy::ASYNC), own_limit(by_warp ? agent.clock - 1 : known(me)), value(stored), start(at),
+        undefined(tainted), slot(space.slot(me, kind == kind_of(true) ? kind_of(false) : kind)) {}
+
+  uint32_t known(uint32_t agent) const { return agent < who.view->known.size() ? who.view->known[agent] : 0; }
+  uint32_t proxied(uint32_t agent) const { return agent < who.view->proxied.size() ? who.view->proxied[agent] : 0; }
+  uint32_t limit(uint32_t agent) const { return agent == me ? own_limit : known(agent); }
+  uint32_t *clocks(Mark &c) const { return reinterpret_cast<uint32_t *>(&c) + MARK_WORDS; }
+  uint32_t *infos(Mark &c) const { return clocks(c) + space.stride; }
+
+  std::string place(uint32_t at) const { return format("shared memory 0x%x of CTA %u", at, owner.linear); }
+
+  Stamp stamp(uint32_t agent, uint32_t clock, int lane, Proxy proxy, int32_t pc) const {
+    return {clock, owner.cluster[agent / COLUMNS]->linear + 1, int16_t(agent % COLUMNS), int8_t(lane), proxy, pc};
+  }
+  Stamp stamp(const Mark &c) const {
+    return stamp(c.agent, c.clock, c.lane, c.flags & BY_ASYNC ? Proxy::ASYNC : Proxy::GENERIC, c.pc);
+  }
+  Stamp stamp(Mark &c, size_t k) const {
+    const uint32_t info = infos(c)[k];
+    return stamp(space.slots[k].agent, clocks(c)[k], int(info & LANE_BITS), Proxy::GENERIC, int32_t(info >> PC_SHIFT));
+  }
+
+  // An agent's own operation meets itself where it touches a place twice.
+  bool same_operation(const Stamp &s) const {
+    return !by_warp && s.cta == who.cta->linear + 1 && s.column == who.column && s.clock == who.clock;
+  }
+
+  // Did somebody whom the reader knows of, or the reader itself, store the value that the last write stored?
+  bool stored_by_known(Mark &c) const {
+    for (size_t k = 0; k < space.slots.size(); k++)
+      if (clocks(c)[k] && infos(c)[k] & STORED) {
+        const bool own = space.slots[k].agent == me && (infos(c)[k] & LANE_BITS) == SEVERAL;
+        if (own || ordered(stamp(c, k), who)) return true;
+      }
+    return false;
+  }
+
+  void check_mark(Mark &c, uint32_t at) {
+    const Stamp before = stamp(c);
+    if (same_operation(before)) return;
+    if (c.agent == me && by_warp && c.lane != who.lane && c.step == uint32_t(m.steps)) {
+      if (!m.has("conflicting stores", who.pc))
+        m.add("conflicting stores", who.pc,
+              place(at) + format(": lanes %d and %d of CTA %u warp %d store different values by ", c.lane, who.lane,
+                                 who.cta->linear, who.column) + m.where(who.pc));
+      return;
+    }
+    if (!ordered(before, who)) {
+      if (writes(kind) || !stored_by_known(c))
+        report_pair(m, before, true, who, writes(kind), false, [&] { return place(at); });
+    } else if (by_async && !visible_to_async(before, who)) {
+      report_pair(m, before, true, who, writes(kind), true, [&] { return place(at); });
+    }
+  }
+
+  void check_slots(Mark &c, uint32_t at, Kind now) {
+    for (size_t k = 0; k < space.slots.size(); k++) {
+      const auto slot_k = space.slots[k];
+      if (!clocks(c)[k] || clocks(c)[k] <= limit(slot_k.agent)) continue;
+      const bool stored = writes(now) && infos(c)[k] & STORED;
+      if (!need_order(stored ? kind_of(true) : slot_k.kind, now, slot_k.agent / COLUMNS == me / COLUMNS, true)) continue;
+      const Stamp before = stamp(c, k);
+      if (same_operation(before) || ordered(before, who)) continue;
+      report_pair(m, before, stored || writes(slot_k.kind), who, writes(now), false, [&] { return place(at); });
+    }
+  }
+
+  // The mark alone says whether a weak read is well; true if it is worth a closer look.
+  bool suspicious(const Mark &c) const {
+    if (c.clock > limit(c.agent)) return true;
+    return by_async && !(c.flags & BY_ASYNC) && c.clock > proxied(c.agent);
+  }
+
+  void note(Mark &c, uint32_t stored = 0) {
+    uint32_t &clock = clocks(c)[slot], &info = infos(c)[slot];
+    uint32_t lane = uint32_t(who.lane);
+    if (clock == who.clock && (info & LANE_BITS) != lane) lane = SEVERAL;
+    info = uint32_t(who.pc) << PC_SHIFT | (clock ? info & STORED : 0) | stored | lane;
+    clock = who.clock;
+  }
+
+  // What is in flight, or an mbarrier, is nobody's; true if it was reported.
+  bool report_foreign(const Mark &c, uint32_t at) {
+    const char *verb = writes(kind) ? "writes" : "reads";
+    if (c.flags & IN_FLIGHT) {
+      if (!m.has("in flight", who.pc, c.pc))
+        m.add("in flight", who.pc,
+              place(at) + ": " + name_of(who) + " " + verb + " by " + m.where(who.pc) + " what the asynchronous copy of " +
+                  name_of(stamp(c)) + ", " + m.where(c.pc) + ", still writes: nothing waited for it",
+              c.pc);
+      return true;
+    }
+    if (c.flags & OBJECT) {
+      auto object = space.objects.upper_bound(at);
+      const int32_t pc = object == space.objects.begin() ? -1 : std::prev(object)->second.pc;
+      if (!m.has("mbarrier object", who.pc, pc))
+        m.add("mbarrier object", who.pc,
+              place(at) + ": " + name_of(who) + " " + verb + " by " + m.where(who.pc) + " an mbarrier that lives there since " +
+                  m.where(pc),
+              pc);
+      return true;
+    }
+    return false;
+  }
+
+  void look_closer(const Mark &c, uint32_t at) {
+    if (c.flags & TAINTED) undefined = true;
+    if (c.flags & WRITTEN || m.has("never written", who.pc)) return;
+    m.add("never written", who.pc, place(at) + ": " + name_of(who) + " reads by " + m.where(who.pc) + " what nobody wrote");
+  }
+
+  void read(Mark &c, uint32_t at) {
+    if ((c.flags & (WRITTEN | TAINTED | IN_FLIGHT | OBJECT)) != WRITTEN) {
+      if (c.flags & (IN_FLIGHT | OBJECT) && report_foreign(c, at)) return;
+      look_closer(c, at);
+    }
+    if (suspicious(c)) check_mark(c, at);
+    if (space.strong_writers) check_slots(c, at, kind);
+    note(c);
+  }
+
+  bool holds_value_already(const Mark &c, uint32_t at, uint32_t bytes) const {
+    return value && c.flags & WRITTEN && !std::memcmp(space.bytes.data() + at, value + (at - start), bytes);
+  }
+
+  // Returns whether the cell forgot what was before.
+  bool write(Mark &c, uint32_t at, uint32_t bytes) {
+    if (c.flags & (IN_FLIGHT | OBJECT)) report_foreign(c, at);
+    const uint8_t state = WRITTEN | (undefined ? TAINTED : 0);
+    if (holds_value_already(c, at, bytes)) {
+      if (space.strong_writers) check_slots(c, at, kind_of(false));
+      c.flags = (c.flags & ~TAINTED) | state;
+      note(c, STORED);
+      return false;
+    }
+    if (suspicious(c)) check_mark(c, at);
+    forget_slots(c, at);
+    c = {who.clock, who.pc, uint32_t(m.steps), uint16_t(me), int8_t(who.lane),
+         uint8_t(state | (by_async ? BY_ASYNC : 0) | (c.flags & (IN_FLIGHT | OBJECT)))};
+    return true;
+  }
+
+  void forget_slots(Mark &c, uint32_t at) {
+    uint32_t *clock = clocks(c);
+    const uint32_t *known_of = limits();
+    const size_t n = space.slots.size();
+    bool unknown = false;
+    for (size_t k = 0; k < n; k++) unknown |= clock[k] > known_of[k];
+    if (unknown) check_slots(c, at, kind);
+    std::fill_n(clock, n, 0u);
+  }
+
+  void write_strong(Mark &c, uint32_t at) {
+    if (c.flags & (IN_FLIGHT | OBJECT)) report_foreign(c, at);
+    if (suspicious(c)) check_mark(c, at);
+    check_slots(c, at, kind);
+    c.flags = (c.flags & ~TAINTED) | WRITTEN | (undefined ? TAINTED : 0);
+    note(c);
+  }
+
+  void read_strong(Mark &c, uint32_t at) {
+    if ((c.flags & (WRITTEN | TAINTED | IN_FLIGHT | OBJECT)) != WRITTEN) {
+      if (c.flags & (IN_FLIGHT | OBJECT) && report_foreign(c, at)) return;
+      look_closer(c, at);
+    }
+    if (suspicious(c)) check_mark(c, at);
+    check_slots(c, at, kind);
+    note(c);
+  }
+
+  void launch_copy(Mark &c, uint32_t at) {
+    if (report_foreign(c, at)) return;
+    if (suspicious(c)) check_mark(c, at);
+    forget_slots(c, at);
+    c = {who.clock, who.pc, uint32_t(m.steps), uint16_t(me), int8_t(who.lane),
+         uint8_t((c.flags & WRITTEN) | IN_FLIGHT | (by_async ? BY_ASYNC : 0))};
+  }
+
+  const uint32_t *limits() {
+    Space &s = space;
+    if (s.limit_view != who.view || s.limit_agent != me || s.limit_clock != who.clock || s.limit_step != m.steps) {
+      s.limit.resize(s.stride);
+      for (size_t k = 0; k < s.slots.size(); k++) s.limit[k] = limit(s.slots[k].agent);
+      s.limit_view = who.view, s.limit_agent = me, s.limit_clock = who.clock, s.limit_step = m.steps;
+    }
+    return s.limit.data();
+  }
+};
+
+Mark &mark(Space &s, uint32_t cell) { return *reinterpret_cast<Mark *>(s.cell(cell)); }
+
+uint8_t *refuse(Cta &owner, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind) {
+  Machine &m = *owner.machine;
+  const uint32_t size = uint32_t(owner.shared->bytes.size());
+  const bool outside = at + bytes > size;
+  const char *what = outside ? "out of bounds" : "misaligned";
+  if (m.has(what, who.pc)) return nullptr;
+  std::string text = name_of(who) + (writes(kind) ? " writes " : " reads ") +
+                     format("%u bytes of shared memory at 0x%llx by ", bytes, static_cast<unsigned long long>(at)) +
+                     m.where(who.pc) + "; ";
+  text += outside ? format("it has 0x%x bytes", size) : format("no multiple of %u", alignment);
+  m.add(what, who.pc, text);
+  return nullptr;
+}
+
+}  // namespace
+
+uint8_t *shared_access(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, uint32_t alignment, Kind kind,
+                       bool &undefined, const uint8_t *value) {
+  Space &s = *owner.shared;
+  if (uint64_t(at) + bytes > s.bytes.size() || at & (alignment - 1)) return refuse(owner, who, at, bytes, alignment, kind);
+  if (!bytes) return s.bytes.data() + at;
+  s.touch(at, bytes);
+  if (owner.machine->check) {
+    Visit visit(owner, who, kind, at, value, writes(kind) && undefined);
+    switch (kind) {
+    case kind_of(false):
+      for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t) {
+        visit.read(mark(s, cell), from);
+        return false;
+      });
+      break;
+    case kind_of(true):
+      for_cells(s, at, bytes, true,
+                [&](uint32_t cell, uint32_t from, uint32_t count) { return visit.write(mark(s, cell), from, count); });
+      break;
+    default:
+      for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t) {
+        writes(kind) ? visit.write_strong(mark(s, cell), from) : visit.read_strong(mark(s, cell), from);
+        return false;
+      });
+    }
+    undefined = visit.undefined;
+  }
+  return s.bytes.data() + at;
+}
+
+uint8_t *shared_read(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, uint32_t alignment, bool &undefined) {
+  bool found = false;
+  uint8_t *data = shared_access(owner, who, at, bytes, alignment, kind_of(false), found, nullptr);
+  undefined |= found;
+  return data;
+}
+
+uint8_t *shared_write(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, uint32_t alignment, bool undefined,
+                      const uint8_t *value) {
+  return shared_access(owner, who, at, bytes, alignment, kind_of(true), undefined, value);
+}
+
+void shared_in_flight(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, bool in_flight) {
+  Space &s = *owner.shared;
+  if (!bytes || uint64_t(at) + bytes > s.bytes.size() || !owner.machine->check) return;
+  s.touch(at, bytes);
+  Visit visit(owner, who, kind_of(true), at, nullptr, false);
+  for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t) {
+    if (in_flight)
+      visit.launch_copy(mark(s, cell), from);
+    else
+      mark(s, cell).flags &= ~IN_FLIGHT;
+    return false;
+  });
+}
+
+void shared_mark(Cta &owner, uint32_t at, uint32_t bytes, int32_t what, int32_t pc) {
+  Space &s = *owner.shared;
+  if (!bytes || uint64_t(at) + bytes > s.bytes.size()) return;
+  s.touch(at, bytes);
+  if (what)
+    s.objects[at] = {bytes, pc};
+  else
+    s.objects.erase(at);
+  for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t, uint32_t) {
+    uint8_t &flags = mark(s, cell).flags;
+    flags = what ? flags | OBJECT : flags & ~OBJECT;
+    return false;
+  });
+}
+
+namespace {
+
+// Shared memories of CTAs that have ended serve again: clearing what was touched costs less than new ones.
+std::vector<std::unique_ptr<Space>> &spares() {
+  static std::vector<std::unique_ptr<Space>> all;
+  return all;
+}
+
+void retire(Space *s) {
+  if (spares().size() < 64)
+    spares().emplace_back(s);
+  else
+    delete s;
+}
+
+}  // namespace
+
+void shared_reset(Cta &owner, uint32_t bytes) {
+  const Program &p = *owner.machine->program;
+  const uint32_t shift = uint32_t(__builtin_ctz(std::min<uint32_t>(p.shared_granule, LINE)));
+  const uint32_t agents = uint32_t(owner.cluster.size()) * COLUMNS;
+  uint32_t stride = 4;
+  while (stride < uint32_t(p.num_threads + LANES - 1) / LANES * (p.uses_wgmma ? 2 : 1)) stride *= 2;
+  const auto fits = [&](const Space &s) {
+    return s.bytes.size() == bytes && s.shift == shift && s.num_agents == agents && s.stride >= stride;
+  };
+  if (!owner.shared || !fits(*owner.shared)) {
+    auto &all = spares();
+    const auto spare = std::find_if(all.begin(), all.end(), [&](const auto &s) { return fits(*s); });
+    if (spare != all.end()) {
+      owner.shared = {spare->release(), retire};
+      all.erase(spare);
+    } else {
+      owner.shared = {new Space, retire};
+      owner.shared->shape(bytes, shift, stride, agents);
+    }
+  }
+  owner.shared->reset();
+}
+
+uint8_t *shared_bytes(Cta &owner) { return owner.shared->bytes.data(); }
+uint32_t shared_size(Cta &owner) { return uint32_t(owner.shared->bytes.size()); }
+
+}  // namespace softgpu
