@@ -190,7 +190,10 @@ def _build() -> Path:
 
 class _Settings(ctypes.Structure):
     _fields_ = [
-        *((n, ctypes.c_int32) for n in ["schedule", "landing", "approx", "resident", "num_sms", "check", "check_lanes"]),
+        *(
+            (n, ctypes.c_int32)
+            for n in ["schedule", "landing", "approx", "resident", "num_sms", "check", "check_lanes"]
+        ),
         ("seed", ctypes.c_uint64),
         ("max_steps", ctypes.c_uint64),
     ]
