@@ -203,7 +203,8 @@ struct Warp {
   bool has_pending = false;
   int32_t registers = 0;            // of each thread; setmaxnreg moves it
   std::vector<uint8_t> local;       // .local memory, for all lanes
-  std::shared_ptr<void> copies, wgmmas, bulks;  // state of cp.async, wgmma and bulk groups: owned by their files
+  // State of cp.async, wgmma and bulk groups and of what was written to local memory: owned by their files.
+  std::shared_ptr<void> copies, wgmmas, bulks, locals;
 
   template <class T> T *reg(int32_t unit) { return reinterpret_cast<T *>(file.data() + size_t(unit) * UNIT); }
   Mask &pred(int32_t unit) { return *reg<Mask>(unit); }
