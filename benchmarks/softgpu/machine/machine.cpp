@@ -598,10 +598,7 @@ void report_deadlock(Machine &m, const char *why) {
         if (pc < 0 || f.asleep) pc = f.pc;
         if (++shown > 64) continue;
         text += format("\n  CTA %u warp %d lanes %08x at %s", cta->linear, w->index, f.mask, m.where(f.pc).c_str());
-        if (i.key.rfind("mbarrier.t", 0) == 0 && f.mask) {  // test_wait, try_wait
-          const uint32_t at = w->reg<uint32_t>(i.op[i.num_dst])[__builtin_ctz(f.mask)] + uint32_t(i.imm[0]);
-          text += ": " + describe_mbarrier(*cta, at);
-        }
+        if (i.key.rfind("mbarrier.t", 0) == 0) text += ": " + describe_mbarrier(*w, i);  // test_wait, try_wait
       }
   if (shown > 64) text += format("\n  and %d more", shown - 64);
   m.add("deadlock", pc, text);
