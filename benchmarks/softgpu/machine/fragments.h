@@ -9,6 +9,7 @@
 // order is not documented, and it aligns the products of some k and the accumulator to the greatest exponent and truncates
 // (some 1 to 3 bits below float32's last), so its last bits differ; the error budget of tests covers both.
 #pragma once
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 #ifdef __AVX512F__
@@ -140,6 +141,20 @@ template <class F, int K> void unpack(const uint32_t *const *words, Right<F, K> 
   }
 }
 
+// Of a tile whose rows lie along n (16 bits): words[r] has 8 rows, each a k, of 8 columns.
+template <class F, int K> void unpack_transposed(const uint32_t *const *words, Right<F, K> &to) {
+  static_assert(F::PER_WORD == 2);
+  for (int r = 0; r < K / 8; r++)
+    for (int half = 0; half < 2; half++) {
+      const Words w = load<Words>(words[r] + HALF * half);
+      for (int i = 0; i < 2; i++) {
+        const auto v = F::widen(w, i);
+        for (int k = 0; k < 4; k++)
+          std::memcpy(to.x[8 * r + 4 * half + k][i], reinterpret_cast<const char *>(&v) + 16 * k, 16);
+      }
+    }
+}
+
 // ---- product -----------------------------------------------------------------------------------------------------------
 
 template <class V> struct Accumulators {  // 8 columns
@@ -174,6 +189,23 @@ __attribute__((optimize("fp-contract=fast"), noinline)) void multiply(const Left
   }
   d.x[0][0][0] = s00, d.x[0][0][1] = s01, d.x[0][1][0] = s02, d.x[0][1][1] = s03;
   d.x[1][0][0] = s10, d.x[1][0][1] = s11, d.x[1][1][0] = s12, d.x[1][1][1] = s13;
+}
+
+// d = a b + d, or `fresh` a b; integers wrap, or stop at their limits (SATURATE).
+template <class A, class B, int K, int BLOCKS, bool SATURATE>
+void accumulate(const Left<A, K, BLOCKS> &a, const Right<B, K> &b, bool fresh, Accumulators<typename A::Vector> &d) {
+  if (fresh) d = {};
+  if constexpr (!SATURATE) {
+    multiply(a, b, d);
+  } else {
+    Accumulators<Ints> product = {};
+    multiply(a, b, product);
+    for (int k = 0; k < 8; k++)
+      for (int lane = 0; lane < HALF; lane++) {
+        const int64_t exact = int64_t(d.x[k >> 2][k >> 1 & 1][k & 1][lane]) + product.x[k >> 2][k >> 1 & 1][k & 1][lane];
+        d.x[k >> 2][k >> 1 & 1][k & 1][lane] = int32_t(std::max<int64_t>(INT32_MIN, std::min<int64_t>(INT32_MAX, exact)));
+      }
+  }
 }
 
 // ---- accumulators in registers -----------------------------------------------------------------------------------------
@@ -243,9 +275,16 @@ inline Mask whole_quads(Mask m) { return ((m | m >> 1 | m >> 2 | m >> 3) & 0x111
 inline Mask lanes_of_columns(Mask m, int i) {
   const Mask quads = whole_quads(m);
   Mask lanes = 0;
+  if (!quads) return 0;
   for (int t = 0; t < 4; t++)
     if (quads >> (4 * (2 * t + i)) & 1) lanes |= 0x11111111u << t;
   return lanes;
+}
+
+// The same of accumulator register k, in the order [block][i], or [block] where two elements share one (`packed`).
+inline Mask lanes_reached(const Mask *undefined_rows, Mask undefined_columns, int k, bool packed) {
+  if (!packed) return undefined_rows[k >> 1] | lanes_of_columns(undefined_columns, k & 1);
+  return undefined_rows[k] | lanes_of_columns(undefined_columns, 0) | lanes_of_columns(undefined_columns, 1);
 }
 
 }  // namespace softgpu

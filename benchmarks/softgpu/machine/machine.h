@@ -5,7 +5,7 @@
 //     memory.cpp       global and shared memory: data, bounds, what nobody wrote, races
 //     access.cpp       instructions of threads on memory: ld, st, atom, red, cp.async
 //     arithmetic.cpp   integers, floats, predicates; convert.cpp: formats; approximate.cpp: special functions
-//     warp.cpp         shuffles, votes, elect, ldmatrix, stmatrix
+//     warp.cpp         shuffles, votes, elect; matrix.cpp: ldmatrix, stmatrix
 //     tensor_core.cpp  mma.sync; wgmma.cpp: wgmma, its descriptors, fences and groups
 //     mbarrier.cpp     mbarriers; tma.cpp: bulk and tensor copies; tensor_map.cpp: their descriptors; cluster.cpp
 //

@@ -1,6 +1,5 @@
 // mma.sync: a product of small matrices whose fragments lie in the registers of a warp.
 #include <cmath>
-#include <limits>
 #include <string>
 #include "collective.h"
 #include "fragments.h"
@@ -22,20 +21,7 @@ void taint(Warp &w, const Ins &i, int num_a, int num_b, int blocks, bool packed)
   for (int k = 0; k < num_a; k++) rows[k % blocks] |= whole_quads(w.undefined[a[k]]);
   for (int k = 0; k < num_b; k++) columns |= w.undefined[b[k]];
   for (int k = 0; k < i.num_dst; k++) of_c[k] = w.undefined[c[k]];
-  for (int k = 0; k < i.num_dst; k++) {
-    const int block = packed ? k : k >> 1;
-    const Mask reached = packed ? lanes_of_columns(columns, 0) | lanes_of_columns(columns, 1) : lanes_of_columns(columns, k & 1);
-    w.undefined[d[k]] = of_c[k] | rows[block] | reached;
-  }
-}
-
-template <class C> void saturating_add(Accumulators<typename C::Vector> &sum, const Accumulators<typename C::Vector> &c) {
-  for (int k = 0; k < 8; k++)
-    for (int lane = 0; lane < HALF; lane++) {
-      auto &to = sum.x[k >> 2][k >> 1 & 1][k & 1];
-      const int64_t exact = int64_t(to[lane]) + c.x[k >> 2][k >> 1 & 1][k & 1][lane];
-      to[lane] = std::max<int64_t>(INT32_MIN, std::min<int64_t>(INT32_MAX, exact));
-    }
+  for (int k = 0; k < i.num_dst; k++) w.undefined[d[k]] = of_c[k] | lanes_reached(rows, columns, k, packed);
 }
 
 // d = a b + c with 8 BLOCKS rows, 8 columns.
@@ -57,14 +43,7 @@ template <class A, class B, class C, int K, int BLOCKS = 2, bool SATURATE = fals
   unpack(a, false, left);
   unpack(b, right);
   C::template read<BLOCKS>(c, sum);
-  if constexpr (SATURATE) {
-    const auto start = sum;
-    sum = {};
-    multiply(left, right, sum);
-    saturating_add<C>(sum, start);
-  } else {
-    multiply(left, right, sum);
-  }
+  accumulate<A, B, K, BLOCKS, SATURATE>(left, right, false, sum);
   C::template write<BLOCKS>(sum, d);
   taint(w, i, NUM_A, NUM_B, BLOCKS, std::is_same_v<C, H16>);
   return Step::NEXT;

@@ -1,0 +1,462 @@
+// wgmma: products of a warpgroup's matrices, asynchronously, from shared memory.
+//
+// Each of the four warps computes its 16 rows when it issues. Until a wait_group that covers the group, the accumulators
+// are busy (machine.h), and so is A if it lies in registers; the reads of shared memory are those of the warp's engine,
+// whose clock is the group's number, and which the warp learns at the wait: a write before it is a race.
+#include <deque>
+#include <string>
+#include "collective.h"
+#include "fragments.h"
+
+namespace softgpu {
+namespace {
+
+constexpr int WARPS = 4;  // of a warpgroup
+constexpr uint32_t ROW_BYTES = 16, ADDRESS_SPACE = 1 << 18;  // of descriptors
+constexpr int ROW_WORDS = ADDRESS_SPACE / ROW_BYTES / 64;
+
+struct Issue {  // of the warpgroup; a, b: descriptors
+  int32_t pc;
+  uint64_t a, b;
+  int warps;  // that came so far
+};
+
+struct State {  // of a warp
+  struct Flight {
+    const Ins *ins;
+    uint32_t group;
+  };
+  std::vector<Flight> flying;
+  uint64_t fence = 0;                      // the step of the last wgmma.fence
+  std::vector<uint64_t> accumulated;       // [unit]: the step of the last wgmma that wrote it
+  uint64_t checked[ROW_WORDS] = {};        // rows of shared memory that the open group has read, a bit for each
+  bool any_checked = false;
+  uint64_t num_issued = 0;
+  // Of the first warp of a warpgroup: what its warps issued, from number `first_issue` on, until all four have.
+  std::deque<Issue> issues;
+  uint64_t first_issue = 0;
+};
+
+State &state(Warp &w) {
+  if (!w.wgmmas) {
+    auto s = std::make_shared<State>();
+    s->accumulated.assign(w.busy.size(), 0);
+    w.wgmmas = s;
+  }
+  return *static_cast<State *>(w.wgmmas.get());
+}
+
+std::string name_of(const Warp &w) { return format("CTA %u warp %d", w.cta->linear, w.index); }
+
+// ---- operands --------------------------------------------------------------------------------------------------------
+
+// {d, ...}, {a, ...} or a's descriptor, b's descriptor, scale-d, and where the type has them: the signs of a and b, and
+// whether a (in shared memory) and b are transposed.
+struct Operands {
+  int a, num_a, b;
+  bool a_in_registers, accumulate, negate, transposed_a, transposed_b, valid;
+};
+
+Operands operands(Warp &w, const Ins &i, bool has_signs, bool has_transposes) {
+  Operands o = {};
+  o.a = i.num_dst;
+  o.a_in_registers = i.width[o.a] != 8;
+  o.num_a = o.a_in_registers ? 4 : 1;
+  o.b = o.a + o.num_a;
+  o.accumulate = constant(w, i, o.b + 1) != 0;
+  const auto small = [&](int operand) { return int32_t(constant(w, i, operand)); };
+  int next = o.b + 2;
+  o.valid = true;
+  if (has_signs) {
+    const int32_t a = small(next), b = small(next + 1);
+    o.negate = (a < 0) != (b < 0);
+    o.valid = (a == 1 || a == -1) && (b == 1 || b == -1);
+    next += 2;
+  }
+  if (has_transposes) {
+    if (!o.a_in_registers) o.transposed_a = small(next++);
+    o.transposed_b = small(next);
+  }
+  return o;
+}
+
+struct Descriptor {
+  uint32_t start, lead, stride, base;
+  int mode, bits;  // bits: log2 of the rows of 16 bytes that a pattern is wide
+
+  explicit Descriptor(uint64_t d)
+      : start(uint32_t(d & 0x3fff) << 4), lead(uint32_t(d >> 16 & 0x3fff) << 4), stride(uint32_t(d >> 32 & 0x3fff) << 4),
+        base(uint32_t(d >> 49 & 7)), mode(int(d >> 62)), bits(mode ? 4 - mode : 0) {}
+
+  uint32_t mask() const { return (1u << bits) - 1; }
+
+  // Bits 4 and up of an address are exchanged by those that number the lines of 128 bytes in a pattern.
+  uint32_t swizzled(uint32_t at) const { return at ^ (((at >> 7) - base) & mask()) << 4; }
+
+  // A row of 16 bytes along k: number `k` of them, for row or column `mn` of the matrix.
+  uint32_t along_k(int mn, int k) const {
+    const uint32_t at = start + mn / 8 * stride + (uint32_t(mn % 8) << (4 + bits));
+    return mode ? swizzled(at + 16 * k) : at + k * lead;
+  }
+  // A row of 16 bytes along m or n: number `mn` of them, for this k.
+  uint32_t along_mn(int mn, int k) const {
+    const uint32_t at = start + (uint32_t(k % 8) << (4 + bits));
+    if (!mode) return at + mn * stride + k / 8 * lead;
+    return swizzled(at + (mn >> bits) * lead + (mn & int(mask())) * 16 + k / 8 * stride);
+  }
+
+  std::string text() const {
+    static const char *const modes[] = {"no swizzle", "swizzle of 128 bytes", "swizzle of 64 bytes", "swizzle of 32 bytes"};
+    return format("start 0x%x, leading offset 0x%x, stride offset 0x%x, base offset %u, %s", start, lead, stride, base,
+                  modes[mode]);
+  }
+};
+
+// The descriptor in an operand, if all lanes agree and it follows the rules.
+bool get_descriptor(Warp &w, const Ins &i, int operand, uint64_t &bits) {
+  Machine &m = *w.machine;
+  const uint64_t *r = w.reg<uint64_t>(i.op[operand]);
+  bits = r[0];
+  if (w.undefined[i.op[operand]]) {
+    if (!m.has("undefined value", i.pc))
+      m.add("undefined value", i.pc, name_of(w) + ": a matrix descriptor comes from what nobody wrote, of " + m.where(i.pc));
+    return false;
+  }
+  const Descriptor d(bits);
+  std::string why;
+  for (int lane = 1; lane < LANES && why.empty(); lane++)
+    if (r[lane] != bits) why = format("lane %d has another than lane 0", lane);
+  if (bits & 0x3ff1c000c000c000ull)
+    why = format("bits that must be 0 are set in 0x%016llx", static_cast<unsigned long long>(bits));
+  else if (!d.mode && d.base)
+    why = "a base offset without a swizzle";
+  else if ((d.start >> 7 & d.mask()) != (d.base & d.mask()))
+    why = format("it starts in line %u of a pattern of %u lines of 128 bytes", d.start >> 7 & d.mask(), d.mask() + 1);
+  if (why.empty()) return true;
+  if (!m.has("bad descriptor", i.pc))
+    m.add("bad descriptor", i.pc, name_of(w) + ": " + why + " (" + d.text() + "), of " + m.where(i.pc));
+  return false;
+}
+
+// Reads `n` rows of 16 bytes; undefined[k] of those that hold what nobody wrote, or cannot be read. A row that the open
+// group has read already is not checked again: whoever wrote it meanwhile has met the first read.
+void read_rows(Warp &w, const Ins &i, const uint32_t *at, int n, uint8_t *rows, bool *undefined) {
+  Cta &cta = *w.cta;
+  State &s = state(w);
+  const Agent reader = engine(w, i, WGMMA_COLUMN + w.index, w.wgmma_clock + 1, w.view);
+  uint64_t fresh[ROW_WORDS] = {};
+  int first = ROW_WORDS, last = -1;
+  bool all_well = true;
+  for (int k = 0; k < n; k++) {
+    const uint32_t row = at[k] / ROW_BYTES;
+    if (at[k] >= ADDRESS_SPACE) {
+      all_well = false;
+      continue;
+    }
+    fresh[row / 64] |= uint64_t(1) << row % 64;
+    first = std::min<int>(first, row / 64), last = std::max<int>(last, row / 64);
+  }
+  const auto check = [&](uint32_t from, uint32_t to) {  // rows
+    bool tainted = false;
+    const uint8_t *data = shared_read(cta, reader, from * ROW_BYTES, (to - from) * ROW_BYTES, ROW_BYTES, tainted);
+    all_well &= data && !tainted;
+  };
+  uint32_t open = 0;  // the start of a run of rows that goes on in the next word
+  bool is_open = false;
+  for (int word = first; word <= last; word++) {
+    uint64_t bits = fresh[word] & ~s.checked[word];
+    s.checked[word] |= fresh[word];
+    for (int bit = 0; bit < 64;) {
+      const uint64_t rest = (is_open ? ~bits : bits) >> bit;
+      if (!rest) break;
+      bit += __builtin_ctzll(rest);
+      if (is_open)
+        check(open, word * 64 + bit);
+      else
+        open = word * 64 + bit;
+      is_open = !is_open;
+    }
+  }
+  if (is_open) check(open, (last + 1) * 64);
+  s.any_checked = true;
+  std::fill_n(undefined, n, false);
+  if (all_well) {
+    const uint8_t *bytes = shared_bytes(cta);
+    for (int k = 0; k < n; k++) std::memcpy(rows + k * ROW_BYTES, bytes + at[k], ROW_BYTES);
+    return;
+  }
+  for (int k = 0; k < n; k++) {  // which rows are it?
+    bool tainted = false;
+    const uint8_t *data = shared_read(cta, reader, at[k], ROW_BYTES, ROW_BYTES, tainted);
+    undefined[k] = tainted || !data;
+    if (undefined[k] && at[k] < ADDRESS_SPACE) s.checked[at[k] / ROW_BYTES / 64] &= ~(uint64_t(1) << at[k] / ROW_BYTES % 64);
+    if (data)
+      std::memcpy(rows + k * ROW_BYTES, data, ROW_BYTES);
+    else
+      std::memset(rows + k * ROW_BYTES, 0, ROW_BYTES);
+  }
+}
+
+void transpose(uint32_t *block) {  // 8x8 of 16 bits
+  uint16_t x[8][8];
+  std::memcpy(x, block, sizeof x);
+  for (int r = 0; r < 8; r++)
+    for (int c = 0; c < r; c++) std::swap(x[r][c], x[c][r]);
+  std::memcpy(block, x, sizeof x);
+}
+
+// The 16 rows of A that are this warp's, as registers would hold them, and rows that are undefined.
+void read_a(Warp &w, const Ins &i, const Descriptor &d, bool transposed, uint32_t (&words)[4][LANES], Mask (&rows)[2]) {
+  const int first = w.index % WARPS * 16;
+  uint32_t at[4][8];
+  bool undefined[4][8];
+  for (int r = 0; r < 4; r++)
+    for (int line = 0; line < 8; line++) {
+      const int row = first + 8 * (r & 1), k = r >> 1;
+      at[r][line] = transposed ? d.along_mn(row / 8, 8 * k + line) : d.along_k(row + line, k);
+    }
+  read_rows(w, i, at[0], 32, reinterpret_cast<uint8_t *>(words), undefined[0]);
+  for (int r = 0; r < 4; r++) {
+    if (transposed) transpose(words[r]);
+    for (int line = 0; line < 8; line++)
+      if (undefined[r][line]) rows[r & 1] |= transposed ? ALL : 15u << (4 * line);
+  }
+}
+
+// B as 8 columns by 16 bytes along k (or, transposed, 8 k by 8 columns) each: words[2 j + r]; columns as lanes of B.
+void read_b(Warp &w, const Ins &i, const Descriptor &d, bool transposed, int num_columns, uint32_t (*words)[LANES], Mask *columns) {
+  uint32_t at[64][8] = {};
+  bool undefined[64][8];
+  for (int block = 0; block < num_columns / 4; block++)
+    for (int line = 0; line < 8; line++) {
+      const int j = block >> 1, k = block & 1;
+      at[block][line] = transposed ? d.along_mn(j, 8 * k + line) : d.along_k(8 * j + line, k);
+    }
+  read_rows(w, i, at[0], 2 * num_columns, reinterpret_cast<uint8_t *>(words), undefined[0]);
+  for (int block = 0; block < num_columns / 4; block++)
+    for (int line = 0; line < 8; line++)
+      if (undefined[block][line]) columns[block >> 1] |= transposed ? ALL : 15u << (4 * line);
+}
+
+// ---- registers in flight ---------------------------------------------------------------------------------------------
+
+void set_busy(Warp &w, int32_t unit, uint8_t busy) {
+  w.num_busy += (busy != 0) - (w.busy[unit] != 0);
+  w.busy[unit] = busy;
+}
+
+void mark_busy(Warp &w, const Ins &i) {
+  for (int k = 0; k < i.num_dst; k++) set_busy(w, i.op[k], w.busy[i.op[k]] | BUSY_WRITTEN);
+  if (i.width[i.num_dst] == 8) return;
+  for (int k = i.num_dst; k < i.num_dst + 4; k++) set_busy(w, i.op[k], w.busy[i.op[k]] | BUSY_READ);
+}
+
+void report_busy(Warp &w, const Ins &i, const char *what) {
+  Machine &m = *w.machine;
+  if (!m.has("in flight", i.pc))
+    m.add("in flight", i.pc, name_of(w) + ": " + what + ", and no wait_group comes before " + m.where(i.pc));
+}
+
+// Wgmmas of one shape may accumulate in the same registers one after the other; else nobody touches them before the wait.
+void check_busy(Warp &w, const Ins &i, const Operands &o) {
+  const State &s = state(w);
+  for (int k = 0; k < i.num_dst; k++) {
+    const int32_t unit = i.op[k];
+    if (w.busy[unit] & BUSY_READ) report_busy(w, i, "an accumulator is a register of A of a wgmma in flight");
+    if (!(w.busy[unit] & BUSY_WRITTEN)) continue;
+    bool same = false;
+    for (size_t f = s.flying.size(); f-- && !same;) {
+      const Ins &other = *s.flying[f].ins;
+      same = other.num_dst == i.num_dst && other.op[k] == unit && other.key == i.key;
+    }
+    if (!same) report_busy(w, i, "a wgmma of another shape, in flight, accumulates in these registers");
+  }
+  for (int k = o.a; k <= o.b + 1; k++)
+    if (i.op[k] >= 0 && w.busy[i.op[k]] & BUSY_WRITTEN) report_busy(w, i, "it reads an accumulator of a wgmma in flight");
+}
+
+// What other instructions wrote to a register is there for a wgmma after a wgmma.fence only.
+void check_fence(Warp &w, const Ins &i, const Operands &o) {
+  const State &s = state(w);
+  Machine &m = *w.machine;
+  const int end = o.a_in_registers ? o.b : i.num_dst;
+  for (int k = 0; k < end; k++) {
+    const uint64_t wrote = w.wrote[i.op[k]];
+    if ((s.fence && wrote <= s.fence) || (wrote && wrote == s.accumulated[i.op[k]])) continue;
+    if (!m.has("no wgmma.fence", i.pc))
+      m.add("no wgmma.fence", i.pc,
+            name_of(w) + (s.fence ? format(": %s register %d was written after the last wgmma.fence before ",
+                                           k < i.num_dst ? "accumulator" : "A's", k < i.num_dst ? k : k - o.a)
+                                  : ": no wgmma.fence comes before ") + m.where(i.pc));
+    return;
+  }
+}
+
+// The warps of a warpgroup must issue the same, with the same descriptors.
+void check_warpgroup(Warp &w, const Ins &i, uint64_t a, uint64_t b) {
+  Machine &m = *w.machine;
+  State &of_group = state(*w.cta->warps[w.index / WARPS * WARPS]);
+  const uint64_t number = state(w).num_issued++;
+  if (number < of_group.first_issue) return;
+  if (number - of_group.first_issue == of_group.issues.size()) of_group.issues.push_back({i.pc, a, b, 0});
+  Issue &issue = of_group.issues[number - of_group.first_issue];
+  issue.warps++;
+  if (issue.pc != i.pc || issue.a != a || issue.b != b) {
+    if (!m.has("warpgroup disagrees", i.pc, issue.pc))
+      m.add("warpgroup disagrees", i.pc,
+            name_of(w) + ": its wgmma number " + std::to_string(number) + " is " + m.where(i.pc) + ", where a warp of its group " +
+                (issue.pc == i.pc ? "has other descriptors" : "has " + m.where(issue.pc)),
+            issue.pc);
+  }
+  while (!of_group.issues.empty() && of_group.issues.front().warps >= WARPS) of_group.issues.pop_front(), of_group.first_issue++;
+}
+
+// ---- instructions ----------------------------------------------------------------------------------------------------
+
+template <class A, class B, class C, int K, bool SATURATE> Step mma_async(Warp &w, const Ins &i, Mask m) {
+  Step step;
+  if (!whole_warp(w, i, m, step)) return step;
+  constexpr bool HAS_SIGNS = std::is_same_v<typename A::Vector, Floats>, HAS_TRANSPOSES = A::PER_WORD == 2;
+  constexpr bool PACKED = std::is_same_v<C, H16>;
+  Machine &machine = *w.machine;
+  const Operands o = operands(w, i, HAS_SIGNS, HAS_TRANSPOSES);
+  if (size_t(w.index / WARPS + 1) * WARPS > w.cta->warps.size()) {
+    machine.add("partial warpgroup", i.pc, name_of(w) + " is in no whole warpgroup, and comes to " + machine.where(i.pc));
+    return Step::STOP;
+  }
+  uint64_t bits_a = 0, bits_b = 0;
+  const bool well_a = o.a_in_registers || get_descriptor(w, i, o.a, bits_a);
+  const bool well_b = get_descriptor(w, i, o.b, bits_b);
+  if (!o.valid) machine.add("bad operand", i.pc, name_of(w) + ": a sign that is neither 1 nor -1, of " + machine.where(i.pc));
+  const Mask scale = i.width[o.b + 1] ? (o.accumulate ? ALL : 0) : w.pred(i.op[o.b + 1]);
+  if (w.undefined[i.op[o.b + 1]] || (scale && scale != ALL))
+    machine.add(w.undefined[i.op[o.b + 1]] ? "undefined value" : "bad operand", i.pc,
+                name_of(w) + ": scale-d is undefined, or not the same in all lanes, of " + machine.where(i.pc));
+  check_warpgroup(w, i, bits_a, bits_b);
+  check_fence(w, i, o);
+  if (w.num_busy) check_busy(w, i, o);
+
+  alignas(64) uint32_t words_a[4][LANES], words_b[64][LANES];
+  Mask rows[2] = {0, 0}, columns[32] = {};
+  const uint32_t *a[4];
+  const int num_columns = i.num_dst * (PACKED ? 4 : 2);
+  if (o.a_in_registers) {
+    for (int k = 0; k < 4; k++) {
+      a[k] = w.reg<uint32_t>(i.op[o.a + k]);
+      rows[k & 1] |= whole_quads(w.undefined[i.op[o.a + k]]);
+    }
+  } else {
+    for (int k = 0; k < 4; k++) a[k] = words_a[k];
+    read_a(w, i, Descriptor(bits_a), o.transposed_a, words_a, rows);
+  }
+  read_b(w, i, Descriptor(bits_b), o.transposed_b, num_columns, words_b, columns);
+  if (!well_a || !well_b) rows[0] = rows[1] = ALL;
+
+  Left<A, K, 2> left;
+  unpack(a, o.negate, left);
+  constexpr int REGISTERS = C::REGISTERS;
+  const bool all_defined = !(rows[0] | rows[1]);
+  for (int j = 0; j < num_columns / 8; j++) {
+    const int32_t *d = i.op.data() + REGISTERS * j;
+    uint8_t *registers[REGISTERS];
+    for (int k = 0; k < REGISTERS; k++) registers[k] = w.reg<uint8_t>(d[k]);
+    const uint32_t *b[2] = {words_b[2 * j], words_b[2 * j + 1]};
+    Right<B, K> right;
+    if constexpr (HAS_TRANSPOSES) {
+      if (o.transposed_b)
+        unpack_transposed(b, right);
+      else
+        unpack(b, right);
+    } else {
+      unpack(b, right);
+    }
+    Accumulators<typename C::Vector> sum;
+    C::template read<2>(registers, sum);
+    accumulate<A, B, K, 2, SATURATE>(left, right, !o.accumulate, sum);
+    C::template write<2>(sum, registers);
+    for (int k = 0; k < REGISTERS; k++) {
+      Mask &undefined = w.undefined[d[k]];
+      if (!o.accumulate) undefined = 0;
+      if (!all_defined || columns[j]) undefined |= lanes_reached(rows, columns[j], k, PACKED);
+    }
+  }
+
+  State &s = state(w);
+  for (int k = 0; k < i.num_dst; k++) s.accumulated[i.op[k]] = w.steps;
+  s.flying.push_back({&i, w.wgmma_clock + 1});
+  mark_busy(w, i);
+  machine.counts[i.pc].bytes += (o.a_in_registers ? 0 : 16 * 32) + uint64_t(num_columns) * 32 / WARPS;
+  return Step::NEXT;
+}
+
+Step fence(Warp &w, const Ins &i, Mask m) {
+  Step step;
+  if (!whole_warp(w, i, m, step)) return step;
+  state(w).fence = w.steps;
+  return Step::NEXT;
+}
+
+Step commit_group(Warp &w, const Ins &i, Mask m) {
+  Step step;
+  if (!whole_warp(w, i, m, step)) return step;
+  State &s = state(w);
+  if (s.any_checked) std::fill_n(s.checked, ROW_WORDS, 0);
+  s.any_checked = false;
+  w.wgmma_clock++;
+  return Step::NEXT;
+}
+
+// n: all groups but the last n have been done.
+Step wait_group(Warp &w, const Ins &i, Mask m) {
+  Step step;
+  if (!whole_warp(w, i, m, step)) return step;
+  const uint32_t pending = uint32_t(constant(w, i, 0));
+  if (pending >= w.wgmma_clock) return Step::NEXT;
+  const uint32_t done = w.wgmma_clock - pending;
+  const size_t engine = w.cta->column_base() + WGMMA_COLUMN + w.index;
+  for (auto *clocks : {&w.view.known, &w.view.proxied}) (*clocks)[engine] = std::max((*clocks)[engine], done);
+  State &s = state(w);
+  const auto left = std::stable_partition(s.flying.begin(), s.flying.end(), [&](const State::Flight &f) { return f.group > done; });
+  for (auto f = left; f != s.flying.end(); f++)
+    for (int k = 0; k < f->ins->num_dst + (f->ins->width[f->ins->num_dst] == 8 ? 0 : 4); k++) set_busy(w, f->ins->op[k], 0);
+  s.flying.erase(left, s.flying.end());
+  for (const auto &f : s.flying) mark_busy(w, *f.ins);
+  return Step::NEXT;
+}
+
+// ---- what there is ---------------------------------------------------------------------------------------------------
+
+template <class A, class B, class C, int K, bool SATURATE = false> void on(const std::string &types) {
+  const bool integers = std::is_same_v<typename A::Vector, Ints>;
+  for (int n = 8; n <= 256; n += integers && n >= 32 ? 16 : 8)
+    announce(("wgmma.mma_async.sync.aligned.m64n" + std::to_string(n) + "k" + std::to_string(K) + types).c_str(),
+             mma_async<A, B, C, K, SATURATE>, OWN_TAINT | OWN_BUSY | SYNCS);
+}
+
+template <class A, class B> void on_fp8(const std::string &operands) {
+  on<A, B, F32, 32>(".f32" + operands);
+  on<A, B, H16, 32>(".f16" + operands);
+}
+
+template <class A, class B> void on_integers(const std::string &operands) {
+  on<A, B, S32, 32>(".s32" + operands);
+  on<A, B, S32, 32, true>(".s32" + operands + ".satfinite");
+  on<A, B, S32, 32, true>(".satfinite.s32" + operands);
+}
+
+const bool announced = [] {
+  on<F16, F16, F32, 16>(".f32.f16.f16"), on<F16, F16, H16, 16>(".f16.f16.f16");
+  on<BF16, BF16, F32, 16>(".f32.bf16.bf16");
+  on<TF32, TF32, F32, 8>(".f32.tf32.tf32");
+  on_fp8<E4M3, E4M3>(".e4m3.e4m3"), on_fp8<E4M3, E5M2>(".e4m3.e5m2");
+  on_fp8<E5M2, E4M3>(".e5m2.e4m3"), on_fp8<E5M2, E5M2>(".e5m2.e5m2");
+  on_integers<S8, S8>(".s8.s8"), on_integers<S8, U8>(".s8.u8");
+  on_integers<U8, S8>(".u8.s8"), on_integers<U8, U8>(".u8.u8");
+  announce("wgmma.fence.sync.aligned", fence, SYNCS);
+  announce("wgmma.commit_group.sync.aligned", commit_group, SYNCS);
+  announce("wgmma.wait_group.sync.aligned", wait_group, SYNCS);
+  return true;
+}();
+
+}  // namespace
+}  // namespace softgpu
