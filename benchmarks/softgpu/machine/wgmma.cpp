@@ -3,7 +3,9 @@
 // Each of the four warps computes its 16 rows when it issues. Until a wait_group that covers the group, the accumulators
 // are busy (machine.h), and so is A if it lies in registers; the reads of shared memory are those of the warp's engine,
 // whose clock is the group's number, and which the warp learns at the wait: a write before it is a race.
+#include <algorithm>
 #include <deque>
+#include <map>
 #include <string>
 #include "collective.h"
 #include "fragments.h"
@@ -138,62 +140,83 @@ bool get_descriptor(Warp &w, const Ins &i, int operand, uint64_t &bits) {
   return false;
 }
 
-// Reads `n` rows of 16 bytes; undefined[k] of those that hold what nobody wrote, or cannot be read. A row that the open
-// group has read already is not checked again: whoever wrote it meanwhile has met the first read.
-void read_rows(Warp &w, const Ins &i, const uint32_t *at, int n, uint8_t *rows, bool *undefined) {
+// Rows of 16 bytes that an operand consists of, by its descriptor.
+struct Rows {
+  uint64_t descriptor = 0;
+  int shape = -1;                                    // which operand, of which size
+  std::vector<uint32_t> at;                          // addresses, in the order in which they are wanted
+  std::vector<std::pair<uint32_t, uint64_t>> words;  // the same as bits of State::checked, in ascending order
+  bool inside = true;                                // of what a descriptor can address
+};
+
+// Blocks of 8 rows: `num_blocks` along m or n, from `first` on, and 2 along k for each. Kept, for few descriptors recur often.
+const Rows &rows_of(uint64_t descriptor, bool transposed, int first, int num_blocks) {
+  static thread_local std::vector<Rows> kept(256);
+  const int shape = (first * 64 + num_blocks) * 2 + transposed;
+  Rows &r = kept[((descriptor ^ descriptor >> 32) * 0x9e3779b97f4a7c15ull >> 40 ^ shape) % kept.size()];
+  if (r.shape == shape && r.descriptor == descriptor) return r;
+  r = Rows();
+  r.descriptor = descriptor, r.shape = shape;
+  const Descriptor d(descriptor);
+  std::map<uint32_t, uint64_t> words;
+  for (int block = first; block < first + num_blocks; block++)
+    for (int k = 0; k < 2; k++)
+      for (int line = 0; line < 8; line++) {
+        r.at.push_back(transposed ? d.along_mn(block, 8 * k + line) : d.along_k(8 * block + line, k));
+        const uint32_t row = r.at.back() / ROW_BYTES;
+        if (r.at.back() < ADDRESS_SPACE)
+          words[row / 64] |= uint64_t(1) << row % 64;
+        else
+          r.inside = false;
+      }
+  r.words.assign(words.begin(), words.end());
+  return r;
+}
+
+// Calls f(from, to) for each run of set bits.
+template <class F> void for_runs(uint64_t bits, F f) {
+  while (bits) {
+    const int from = __builtin_ctzll(bits);
+    const uint64_t beyond = ~(bits >> from);
+    const int to = beyond ? std::min(64, from + __builtin_ctzll(beyond)) : 64;
+    f(from, to);
+    bits = to < 64 ? bits & ~uint64_t(0) << to : 0;
+  }
+}
+
+// Reads the rows one after the other to `to`. If some hold what nobody wrote, or cannot be read, `undefined` becomes a flag
+// for each row. A row that the open group has read already is not checked again: whoever wrote it meanwhile met that read.
+void read_rows(Warp &w, const Ins &i, const Rows &rows, uint8_t *to, std::vector<bool> &undefined) {
   Cta &cta = *w.cta;
   State &s = state(w);
   const Agent reader = engine(w, i, WGMMA_COLUMN + w.index, w.wgmma_clock + 1, w.view);
-  uint64_t fresh[ROW_WORDS] = {};
-  int first = ROW_WORDS, last = -1;
-  bool all_well = true;
-  for (int k = 0; k < n; k++) {
-    const uint32_t row = at[k] / ROW_BYTES;
-    if (at[k] >= ADDRESS_SPACE) {
-      all_well = false;
-      continue;
-    }
-    fresh[row / 64] |= uint64_t(1) << row % 64;
-    first = std::min<int>(first, row / 64), last = std::max<int>(last, row / 64);
+  bool all_well = rows.inside;
+  for (const auto &[word, bits] : rows.words) {
+    const uint64_t fresh = bits & ~s.checked[word];
+    s.checked[word] |= bits;
+    for_runs(fresh, [&](int from, int end) {
+      bool tainted = false;
+      const uint8_t *data =
+          shared_read(cta, reader, (word * 64 + from) * ROW_BYTES, (end - from) * ROW_BYTES, ROW_BYTES, tainted);
+      all_well &= data && !tainted;
+    });
   }
-  const auto check = [&](uint32_t from, uint32_t to) {  // rows
-    bool tainted = false;
-    const uint8_t *data = shared_read(cta, reader, from * ROW_BYTES, (to - from) * ROW_BYTES, ROW_BYTES, tainted);
-    all_well &= data && !tainted;
-  };
-  uint32_t open = 0;  // the start of a run of rows that goes on in the next word
-  bool is_open = false;
-  for (int word = first; word <= last; word++) {
-    uint64_t bits = fresh[word] & ~s.checked[word];
-    s.checked[word] |= fresh[word];
-    for (int bit = 0; bit < 64;) {
-      const uint64_t rest = (is_open ? ~bits : bits) >> bit;
-      if (!rest) break;
-      bit += __builtin_ctzll(rest);
-      if (is_open)
-        check(open, word * 64 + bit);
-      else
-        open = word * 64 + bit;
-      is_open = !is_open;
-    }
-  }
-  if (is_open) check(open, (last + 1) * 64);
   s.any_checked = true;
-  std::fill_n(undefined, n, false);
   if (all_well) {
     const uint8_t *bytes = shared_bytes(cta);
-    for (int k = 0; k < n; k++) std::memcpy(rows + k * ROW_BYTES, bytes + at[k], ROW_BYTES);
+    for (uint32_t at : rows.at) std::memcpy(to, bytes + at, ROW_BYTES), to += ROW_BYTES;
     return;
   }
-  for (int k = 0; k < n; k++) {  // which rows are it?
+  for (uint32_t at : rows.at) {  // which rows are it?
     bool tainted = false;
-    const uint8_t *data = shared_read(cta, reader, at[k], ROW_BYTES, ROW_BYTES, tainted);
-    undefined[k] = tainted || !data;
-    if (undefined[k] && at[k] < ADDRESS_SPACE) s.checked[at[k] / ROW_BYTES / 64] &= ~(uint64_t(1) << at[k] / ROW_BYTES % 64);
+    const uint8_t *data = shared_read(cta, reader, at, ROW_BYTES, ROW_BYTES, tainted);
+    undefined.push_back(tainted || !data);
+    if (undefined.back() && at < ADDRESS_SPACE) s.checked[at / ROW_BYTES / 64] &= ~(uint64_t(1) << at / ROW_BYTES % 64);
     if (data)
-      std::memcpy(rows + k * ROW_BYTES, data, ROW_BYTES);
+      std::memcpy(to, data, ROW_BYTES);
     else
-      std::memset(rows + k * ROW_BYTES, 0, ROW_BYTES);
+      std::memset(to, 0, ROW_BYTES);
+    to += ROW_BYTES;
   }
 }
 
@@ -206,36 +229,25 @@ void transpose(uint32_t *block) {  // 8x8 of 16 bits
 }
 
 // The 16 rows of A that are this warp's, as registers would hold them, and rows that are undefined.
-void read_a(Warp &w, const Ins &i, const Descriptor &d, bool transposed, uint32_t (&words)[4][LANES], Mask (&rows)[2]) {
-  const int first = w.index % WARPS * 16;
-  uint32_t at[4][8];
-  bool undefined[4][8];
-  for (int r = 0; r < 4; r++)
-    for (int line = 0; line < 8; line++) {
-      const int row = first + 8 * (r & 1), k = r >> 1;
-      at[r][line] = transposed ? d.along_mn(row / 8, 8 * k + line) : d.along_k(row + line, k);
-    }
-  read_rows(w, i, at[0], 32, reinterpret_cast<uint8_t *>(words), undefined[0]);
+void read_a(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, uint32_t (&words)[4][LANES], Mask (&rows)[2]) {
+  std::vector<bool> undefined;
+  uint32_t blocks[2][2][LANES];  // [8 rows][16 bytes along k]
+  read_rows(w, i, rows_of(descriptor, transposed, w.index % WARPS * 2, 2), reinterpret_cast<uint8_t *>(blocks), undefined);
   for (int r = 0; r < 4; r++) {
-    if (transposed) transpose(words[r]);
-    for (int line = 0; line < 8; line++)
-      if (undefined[r][line]) rows[r & 1] |= transposed ? ALL : 15u << (4 * line);
+    uint32_t(&block)[LANES] = blocks[r & 1][r >> 1];
+    if (transposed) transpose(block);
+    std::memcpy(words[r], block, sizeof block);
   }
+  for (size_t k = 0; k < undefined.size(); k++)
+    if (undefined[k]) rows[k / 16] |= transposed ? ALL : 15u << (4 * (k % 8));
 }
 
 // B as 8 columns by 16 bytes along k (or, transposed, 8 k by 8 columns) each: words[2 j + r]; columns as lanes of B.
-void read_b(Warp &w, const Ins &i, const Descriptor &d, bool transposed, int num_columns, uint32_t (*words)[LANES], Mask *columns) {
-  uint32_t at[64][8] = {};
-  bool undefined[64][8];
-  for (int block = 0; block < num_columns / 4; block++)
-    for (int line = 0; line < 8; line++) {
-      const int j = block >> 1, k = block & 1;
-      at[block][line] = transposed ? d.along_mn(j, 8 * k + line) : d.along_k(8 * j + line, k);
-    }
-  read_rows(w, i, at[0], 2 * num_columns, reinterpret_cast<uint8_t *>(words), undefined[0]);
-  for (int block = 0; block < num_columns / 4; block++)
-    for (int line = 0; line < 8; line++)
-      if (undefined[block][line]) columns[block >> 1] |= transposed ? ALL : 15u << (4 * line);
+void read_b(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, int num_columns, uint32_t (*words)[LANES], Mask *columns) {
+  std::vector<bool> undefined;
+  read_rows(w, i, rows_of(descriptor, transposed, 0, num_columns / 8), reinterpret_cast<uint8_t *>(words), undefined);
+  for (size_t k = 0; k < undefined.size(); k++)
+    if (undefined[k]) columns[k / 16] |= transposed ? ALL : 15u << (4 * (k % 8));
 }
 
 // ---- registers in flight ---------------------------------------------------------------------------------------------
@@ -260,16 +272,16 @@ void report_busy(Warp &w, const Ins &i, const char *what) {
 // Wgmmas of one shape may accumulate in the same registers one after the other; else nobody touches them before the wait.
 void check_busy(Warp &w, const Ins &i, const Operands &o) {
   const State &s = state(w);
+  const auto goes_on = [&](const State::Flight &f) {
+    return f.ins == &i || (f.ins->num_dst == i.num_dst && f.ins->key == i.key &&
+                           std::equal(i.op.begin(), i.op.begin() + i.num_dst, f.ins->op.begin()));
+  };
+  const bool all_same = std::any_of(s.flying.rbegin(), s.flying.rend(), goes_on);
   for (int k = 0; k < i.num_dst; k++) {
     const int32_t unit = i.op[k];
     if (w.busy[unit] & BUSY_READ) report_busy(w, i, "an accumulator is a register of A of a wgmma in flight");
-    if (!(w.busy[unit] & BUSY_WRITTEN)) continue;
-    bool same = false;
-    for (size_t f = s.flying.size(); f-- && !same;) {
-      const Ins &other = *s.flying[f].ins;
-      same = other.num_dst == i.num_dst && other.op[k] == unit && other.key == i.key;
-    }
-    if (!same) report_busy(w, i, "a wgmma of another shape, in flight, accumulates in these registers");
+    if (w.busy[unit] & BUSY_WRITTEN && !all_same)
+      report_busy(w, i, "a wgmma in flight accumulates in some of these registers, in another order or shape");
   }
   for (int k = o.a; k <= o.b + 1; k++)
     if (i.op[k] >= 0 && w.busy[i.op[k]] & BUSY_WRITTEN) report_busy(w, i, "it reads an accumulator of a wgmma in flight");
@@ -347,9 +359,9 @@ template <class A, class B, class C, int K, bool SATURATE> Step mma_async(Warp &
     }
   } else {
     for (int k = 0; k < 4; k++) a[k] = words_a[k];
-    read_a(w, i, Descriptor(bits_a), o.transposed_a, words_a, rows);
+    read_a(w, i, bits_a, o.transposed_a, words_a, rows);
   }
-  read_b(w, i, Descriptor(bits_b), o.transposed_b, num_columns, words_b, columns);
+  read_b(w, i, bits_b, o.transposed_b, num_columns, words_b, columns);
   if (!well_a || !well_b) rows[0] = rows[1] = ALL;
 
   Left<A, K, 2> left;
