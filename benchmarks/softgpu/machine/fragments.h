@@ -1,13 +1,13 @@
 // Matrix units: elements of their formats as numbers, fragments of a warp as vectors over lanes, and the product.
 //
-// A register of A holds an 8x8 block of 16-bit elements (8 x 4 of 32 bits, 8 x 16 of 8 bits): lane 4 g + t has word t of
-// row g. One of B is the same of B's transpose: lane 4 n + t has word t of column n. One of the accumulators holds, at lane
-// 4 g + t, row g and column 2 t + i. So all operands are brought to the accumulators' lanes: of A, a vector for each k
-// with A[g][k] at all lanes of row g; of B, for each k and i four values B[k][2 t + i], the same for all g.
+// A register of A holds an 8x8 block of 16-bit elements (8 x 4 of 32 bits, 8 x 16 of 8 bits): lane 4 g + t has word t
+// of row g. One of B is the same of B's transpose: lane 4 n + t has word t of column n. One of the accumulators holds,
+// at lane 4 g + t, row g and column 2 t + i. So all operands are brought to the accumulators' lanes: of A, a vector for
+// each k with A[g][k] at all lanes of row g; of B, for each k and i four values B[k][2 t + i], the same for all g.
 //
-// Values: products are exact; each is added to a float32 accumulator, in order of k, rounded to nearest even. Hardware's
-// order is not documented, and it aligns the products of some k and the accumulator to the greatest exponent and truncates
-// (some 1 to 3 bits below float32's last), so its last bits differ; the error budget of tests covers both.
+// Values: products are exact; each is added to a float32 accumulator, in order of k, rounded to nearest even. The ISA
+// leaves order and rounding open, and hardware is known to align the products of several k and the accumulator to the
+// greatest exponent and to truncate a few bits below float32's last (fewer for 8-bit floats): its last bits differ.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -31,7 +31,7 @@ template <class V> V load(const void *from) {
 }
 template <class V> void store(void *to, V v) { std::memcpy(to, &v, sizeof v); }
 
-// ---- formats: element e of each word -----------------------------------------------------------------------------------
+// ---- formats: element e of each word --------------------------------------------------------------------------------
 
 struct F16 {
   using Vector = Floats;
@@ -89,11 +89,11 @@ struct U8 {
 
 template <class F> using Value = std::conditional_t<std::is_same_v<typename F::Vector, Floats>, float, int32_t>;
 
-// ---- operands ----------------------------------------------------------------------------------------------------------
+// ---- operands -------------------------------------------------------------------------------------------------------
 
 template <class V, int T> V spread_quad(V v) {  // lane 4 g + T at all lanes of its quad
-  return __builtin_shufflevector(v, v, T, T, T, T, 4 + T, 4 + T, 4 + T, 4 + T, 8 + T, 8 + T, 8 + T, 8 + T, 12 + T, 12 + T,
-                                 12 + T, 12 + T);
+  return __builtin_shufflevector(v, v, T, T, T, T, 4 + T, 4 + T, 4 + T, 4 + T, 8 + T, 8 + T, 8 + T, 8 + T, 12 + T,
+                                 12 + T, 12 + T, 12 + T);
 }
 
 template <class F, int K, int BLOCKS> struct Left {  // BLOCKS of 8 rows
@@ -155,7 +155,7 @@ template <class F, int K> void unpack_transposed(const uint32_t *const *words, R
     }
 }
 
-// ---- product -----------------------------------------------------------------------------------------------------------
+// ---- product --------------------------------------------------------------------------------------------------------
 
 template <class V> struct Accumulators {  // 8 columns
   V x[2][2][2];                           // [block of 8 rows][i][half of the warp]
@@ -200,15 +200,16 @@ void accumulate(const Left<A, K, BLOCKS> &a, const Right<B, K> &b, bool fresh, A
   } else {
     Accumulators<Ints> product = {};
     multiply(a, b, product);
-    for (int k = 0; k < 8; k++)
-      for (int lane = 0; lane < HALF; lane++) {
-        const int64_t exact = int64_t(d.x[k >> 2][k >> 1 & 1][k & 1][lane]) + product.x[k >> 2][k >> 1 & 1][k & 1][lane];
-        d.x[k >> 2][k >> 1 & 1][k & 1][lane] = int32_t(std::max<int64_t>(INT32_MIN, std::min<int64_t>(INT32_MAX, exact)));
-      }
+    for (int k = 0; k < 8; k++) {
+      Ints &to = d.x[k >> 2][k >> 1 & 1][k & 1];
+      const Ints &by = product.x[k >> 2][k >> 1 & 1][k & 1];
+      for (int lane = 0; lane < HALF; lane++)
+        to[lane] = int32_t(std::clamp<int64_t>(int64_t(to[lane]) + by[lane], INT32_MIN, INT32_MAX));
+    }
   }
 }
 
-// ---- accumulators in registers -----------------------------------------------------------------------------------------
+// ---- accumulators in registers --------------------------------------------------------------------------------------
 
 inline Floats canonical_nan(Floats v) {
   const Words nan = (Words)(v != v);
@@ -266,7 +267,7 @@ struct H16 {
   }
 };
 
-// ---- what comes from what nobody wrote -----------------------------------------------------------------------------------
+// ---- what comes from what nobody wrote ------------------------------------------------------------------------------
 
 // Lanes of all quads that have a lane in `m`: a row of A, or a column of B, is undefined if an element of it is.
 inline Mask whole_quads(Mask m) { return ((m | m >> 1 | m >> 2 | m >> 3) & 0x11111111) * 15; }

@@ -1,7 +1,7 @@
 // ldmatrix, stmatrix, movmatrix: 8x8 matrices of 16 bits between shared memory and the fragments of a warp.
 //
-// Lane 8 q + r has the address of row r of matrix q; lane 4 r + t holds elements 2 t and 2 t + 1 of row r, or, transposed,
-// of column r.
+// Lane 8 q + r has the address of row r of matrix q; lane 4 r + t holds elements 2 t and 2 t + 1 of row r, or,
+// transposed, of column r.
 #include <string>
 #include "access.h"
 #include "collective.h"

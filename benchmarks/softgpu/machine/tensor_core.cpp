@@ -25,7 +25,8 @@ void taint(Warp &w, const Ins &i, int num_a, int num_b, int blocks, bool packed)
 }
 
 // d = a b + c with 8 BLOCKS rows, 8 columns.
-template <class A, class B, class C, int K, int BLOCKS = 2, bool SATURATE = false> Step mma(Warp &w, const Ins &i, Mask m) {
+template <class A, class B, class C, int K, int BLOCKS = 2, bool SATURATE = false>
+Step mma(Warp &w, const Ins &i, Mask m) {
   Step step;
   if (!whole_warp(w, i, m, step)) return step;
   constexpr int NUM_A = BLOCKS * K / (4 * A::PER_WORD), NUM_B = K / (4 * B::PER_WORD);

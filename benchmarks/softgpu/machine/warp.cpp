@@ -40,10 +40,10 @@ uint64_t constant(Warp &w, const Ins &i, size_t operand) {
 
 namespace {
 
-// ---- who takes part --------------------------------------------------------------------------------------------------
+// ---- who takes part -------------------------------------------------------------------------------------------------
 
-// Splits the lanes that execute a .sync instruction by their member masks, and calls f(lanes, members) for each: `lanes`
-// execute it, `members` also counts those that never will. RETRY while living members are elsewhere.
+// Splits the lanes that execute a .sync instruction by their member masks, and calls f(lanes, members) for each: of the
+// `lanes` that execute it, `members` are named by their mask. RETRY while living members are elsewhere.
 template <class F> Step for_groups(Warp &w, const Ins &i, Mask m, int32_t mask_unit, F f) {
   Machine &machine = *w.machine;
   const Mask *members_of = w.reg<Mask>(mask_unit);
@@ -56,7 +56,8 @@ template <class F> Step for_groups(Warp &w, const Ins &i, Mask m, int32_t mask_u
   }
   if (w.undefined[mask_unit] & m && !machine.has("undefined value", i.pc))
     machine.add("undefined value", i.pc,
-                name_of(w, w.undefined[mask_unit] & m) + ": the member mask comes from what nobody wrote, of " + machine.where(i.pc));
+                name_of(w, w.undefined[mask_unit] & m) + ": their member mask comes from what nobody wrote, of " +
+                    machine.where(i.pc));
   for (Mask left = m; left;) {
     const Mask members = members_of[__builtin_ctz(left)];
     Mask lanes = left;
@@ -68,7 +69,7 @@ template <class F> Step for_groups(Warp &w, const Ins &i, Mask m, int32_t mask_u
     const Mask strangers = lanes & ~members, missing = members & w.alive & ~lanes;
     if ((strangers || missing) && !machine.has("bad member mask", i.pc))
       machine.add("bad member mask", i.pc,
-                  name_of(w, lanes) + format(" name the members %08x, of which living lanes %08x do not execute, with them, ",
+                  name_of(w, lanes) + format(" name the members %08x, of which lanes %08x do not execute, with them, ",
                                              members, missing) + machine.where(i.pc));
     f(lanes, members & lanes);
   }
@@ -83,7 +84,7 @@ void set_pred(Warp &w, int32_t unit, Mask lanes, Mask value) {
   if (unit >= 0) w.pred(unit) = (w.pred(unit) & ~lanes) | (value & lanes);
 }
 
-// ---- shuffles --------------------------------------------------------------------------------------------------------
+// ---- shuffles -------------------------------------------------------------------------------------------------------
 
 enum class Shuffle { UP, DOWN, BFLY, IDX };
 
@@ -121,7 +122,7 @@ template <Shuffle MODE> Step shfl(Warp &w, const Ins &i, Mask m) {
   });
 }
 
-// ---- votes and matches -----------------------------------------------------------------------------------------------
+// ---- votes and matches ----------------------------------------------------------------------------------------------
 
 enum class Vote { ALL_OF, ANY, UNI, BALLOT };
 
@@ -171,8 +172,8 @@ Step activemask(Warp &w, const Ins &i, Mask m) {
   return Step::NEXT;
 }
 
-// d|p, members. The ISA promises the same leader for the same members, not which: hardware takes the least, and schedules
-// that are up to no good another.
+// d|p, members. The ISA promises the same leader for the same members, not which: hardware takes the least, and random
+// schedules another.
 Step elect(Warp &w, const Ins &i, Mask m) {
   const Machine &machine = *w.machine;
   const bool least = machine.schedule != Schedule::RANDOM && machine.schedule != Schedule::WORST;
@@ -180,7 +181,7 @@ Step elect(Warp &w, const Ins &i, Mask m) {
   return for_groups(w, i, m, i.op[i.num_dst], [&](Mask lanes, Mask) {
     Mask left = lanes;
     if (!least)
-      for (uint64_t skip = (machine.seed + 1) * 0x9e3779b97f4a7c15ull % __builtin_popcount(lanes); skip; skip--) left &= left - 1;
+      for (int n = int((machine.seed + 1) * 0x9e3779b97f4a7c15ull % __builtin_popcount(lanes)); n; n--) left &= left - 1;
     const int leader = __builtin_ctz(left);
     if (d >= 0) {
       uint32_t *out = w.reg<uint32_t>(d);
@@ -196,7 +197,7 @@ Step bar_warp_sync(Warp &w, const Ins &i, Mask m) {
   return for_groups(w, i, m, i.op[0], [](Mask, Mask) {});
 }
 
-// ---- reductions ------------------------------------------------------------------------------------------------------
+// ---- reductions -----------------------------------------------------------------------------------------------------
 
 struct Add { template <class T> static T of(T a, T b) { return a + b; } };
 struct Min { template <class T> static T of(T a, T b) { return std::min(a, b); } };
@@ -235,7 +236,7 @@ template <class T, class Op> Step redux(Warp &w, const Ins &i, Mask m) {
 }
 
 const bool announced = [] {
-  const auto on = [](const std::string &key, Handler run, uint32_t flags = OWN_TAINT | SYNCS) { announce(key.c_str(), run, flags); };
+  const auto on = [](const char *key, Handler run, uint32_t flags = OWN_TAINT | SYNCS) { announce(key, run, flags); };
   on("shfl.sync.up.b32", shfl<Shuffle::UP>), on("shfl.sync.down.b32", shfl<Shuffle::DOWN>);
   on("shfl.sync.bfly.b32", shfl<Shuffle::BFLY>), on("shfl.sync.idx.b32", shfl<Shuffle::IDX>);
   on("vote.sync.all.pred", vote<Vote::ALL_OF>), on("vote.sync.any.pred", vote<Vote::ANY>);

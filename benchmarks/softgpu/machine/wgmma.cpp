@@ -1,8 +1,8 @@
 // wgmma: products of a warpgroup's matrices, asynchronously, from shared memory.
 //
-// Each of the four warps computes its 16 rows when it issues. Until a wait_group that covers the group, the accumulators
-// are busy (machine.h), and so is A if it lies in registers; the reads of shared memory are those of the warp's engine,
-// whose clock is the group's number, and which the warp learns at the wait: a write before it is a race.
+// Each of the four warps computes its 16 rows when it issues. Until a wait_group that covers the group, the
+// accumulators are busy (machine.h), and so is A if it lies in registers; the reads of shared memory are those of the
+// warp's engine, whose clock is the group's number, and which the warp learns at the wait: a write before it is a race.
 #include <algorithm>
 #include <deque>
 #include <map>
@@ -16,6 +16,8 @@ namespace {
 constexpr int WARPS = 4;  // of a warpgroup
 constexpr uint32_t ROW_BYTES = 16, ADDRESS_SPACE = 1 << 18;  // of descriptors
 constexpr int ROW_WORDS = ADDRESS_SPACE / ROW_BYTES / 64;
+
+constexpr uint64_t ANY = ~uint64_t(0);  // in the place of a descriptor that nobody knows
 
 struct Issue {  // of the warpgroup; a, b: descriptors
   int32_t pc;
@@ -50,7 +52,7 @@ State &state(Warp &w) {
 
 std::string name_of(const Warp &w) { return format("CTA %u warp %d", w.cta->linear, w.index); }
 
-// ---- operands --------------------------------------------------------------------------------------------------------
+// ---- operands -------------------------------------------------------------------------------------------------------
 
 // {d, ...}, {a, ...} or a's descriptor, b's descriptor, scale-d, and where the type has them: the signs of a and b, and
 // whether a (in shared memory) and b are transposed.
@@ -87,9 +89,10 @@ struct Descriptor {
   int mode, bits;  // bits: log2 of the rows of 16 bytes that a pattern is wide
 
   explicit Descriptor(uint64_t d)
-      : start(uint32_t(d & 0x3fff) << 4), lead(uint32_t(d >> 16 & 0x3fff) << 4), stride(uint32_t(d >> 32 & 0x3fff) << 4),
-        base(uint32_t(d >> 49 & 7)), mode(int(d >> 62)), bits(mode ? 4 - mode : 0) {}
+      : start(offset(d)), lead(offset(d >> 16)), stride(offset(d >> 32)), base(uint32_t(d >> 49 & 7)),
+        mode(int(d >> 62)), bits(mode ? 4 - mode : 0) {}
 
+  static uint32_t offset(uint64_t field) { return uint32_t(field & 0x3fff) << 4; }
   uint32_t mask() const { return (1u << bits) - 1; }
 
   // Bits 4 and up of an address are exchanged by those that number the lines of 128 bytes in a pattern.
@@ -108,36 +111,36 @@ struct Descriptor {
   }
 
   std::string text() const {
-    static const char *const modes[] = {"no swizzle", "swizzle of 128 bytes", "swizzle of 64 bytes", "swizzle of 32 bytes"};
-    return format("start 0x%x, leading offset 0x%x, stride offset 0x%x, base offset %u, %s", start, lead, stride, base,
-                  modes[mode]);
+    return format("start 0x%x, leading offset 0x%x, stride offset 0x%x, base offset %u, swizzle of %d bytes", start,
+                  lead, stride, base, mode ? 16 << bits : 0);
   }
 };
 
-// The descriptor in an operand, if all lanes agree and it follows the rules.
+// The descriptor in an operand; false if there is none, since it is undefined or the lanes do not agree.
 bool get_descriptor(Warp &w, const Ins &i, int operand, uint64_t &bits) {
   Machine &m = *w.machine;
   const uint64_t *r = w.reg<uint64_t>(i.op[operand]);
   bits = r[0];
   if (w.undefined[i.op[operand]]) {
     if (!m.has("undefined value", i.pc))
-      m.add("undefined value", i.pc, name_of(w) + ": a matrix descriptor comes from what nobody wrote, of " + m.where(i.pc));
+      m.add("undefined value", i.pc, name_of(w) + ": a descriptor comes from what nobody wrote, of " + m.where(i.pc));
     return false;
   }
   const Descriptor d(bits);
   std::string why;
-  for (int lane = 1; lane < LANES && why.empty(); lane++)
-    if (r[lane] != bits) why = format("lane %d has another than lane 0", lane);
-  if (bits & 0x3ff1c000c000c000ull)
+  bool agreed = true;
+  for (int lane = 1; lane < LANES && agreed; lane++) agreed = r[lane] == bits;
+  if (!agreed)
+    why = "lanes have several";
+  else if (bits & 0x3ff1c000c000c000ull)
     why = format("bits that must be 0 are set in 0x%016llx", static_cast<unsigned long long>(bits));
   else if (!d.mode && d.base)
     why = "a base offset without a swizzle";
   else if ((d.start >> 7 & d.mask()) != (d.base & d.mask()))
     why = format("it starts in line %u of a pattern of %u lines of 128 bytes", d.start >> 7 & d.mask(), d.mask() + 1);
-  if (why.empty()) return true;
-  if (!m.has("bad descriptor", i.pc))
+  if (!why.empty() && !m.has("bad descriptor", i.pc))
     m.add("bad descriptor", i.pc, name_of(w) + ": " + why + " (" + d.text() + "), of " + m.where(i.pc));
-  return false;
+  return agreed;
 }
 
 // Rows of 16 bytes that an operand consists of, by its descriptor.
@@ -149,7 +152,7 @@ struct Rows {
   bool inside = true;                                // of what a descriptor can address
 };
 
-// Blocks of 8 rows: `num_blocks` along m or n, from `first` on, and 2 along k for each. Kept, for few descriptors recur often.
+// Blocks of 8 rows: `num_blocks` along m or n, from `first` on, and 2 along k for each. Kept: few recur often.
 const Rows &rows_of(uint64_t descriptor, bool transposed, int first, int num_blocks) {
   static thread_local std::vector<Rows> kept(256);
   const int shape = (first * 64 + num_blocks) * 2 + transposed;
@@ -184,8 +187,8 @@ template <class F> void for_runs(uint64_t bits, F f) {
   }
 }
 
-// Reads the rows one after the other to `to`. If some hold what nobody wrote, or cannot be read, `undefined` becomes a flag
-// for each row. A row that the open group has read already is not checked again: whoever wrote it meanwhile met that read.
+// Reads the rows one after the other to `to`. If some hold what nobody wrote, or cannot be read, `undefined` becomes a
+// flag for each row. A row that the open group has read is not checked again: whoever wrote it meanwhile met that read.
 void read_rows(Warp &w, const Ins &i, const Rows &rows, uint8_t *to, std::vector<bool> &undefined) {
   Cta &cta = *w.cta;
   State &s = state(w);
@@ -232,7 +235,8 @@ void transpose(uint32_t *block) {  // 8x8 of 16 bits
 void read_a(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, uint32_t (&words)[4][LANES], Mask (&rows)[2]) {
   std::vector<bool> undefined;
   uint32_t blocks[2][2][LANES];  // [8 rows][16 bytes along k]
-  read_rows(w, i, rows_of(descriptor, transposed, w.index % WARPS * 2, 2), reinterpret_cast<uint8_t *>(blocks), undefined);
+  const Rows &source = rows_of(descriptor, transposed, w.index % WARPS * 2, 2);
+  read_rows(w, i, source, reinterpret_cast<uint8_t *>(blocks), undefined);
   for (int r = 0; r < 4; r++) {
     uint32_t(&block)[LANES] = blocks[r & 1][r >> 1];
     if (transposed) transpose(block);
@@ -243,24 +247,26 @@ void read_a(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, uint32_
 }
 
 // B as 8 columns by 16 bytes along k (or, transposed, 8 k by 8 columns) each: words[2 j + r]; columns as lanes of B.
-void read_b(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, int num_columns, uint32_t (*words)[LANES], Mask *columns) {
+void read_b(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, int num_columns, uint32_t (*words)[LANES],
+            Mask *columns) {
   std::vector<bool> undefined;
   read_rows(w, i, rows_of(descriptor, transposed, 0, num_columns / 8), reinterpret_cast<uint8_t *>(words), undefined);
   for (size_t k = 0; k < undefined.size(); k++)
     if (undefined[k]) columns[k / 16] |= transposed ? ALL : 15u << (4 * (k % 8));
 }
 
-// ---- registers in flight ---------------------------------------------------------------------------------------------
+// ---- registers in flight --------------------------------------------------------------------------------------------
 
 void set_busy(Warp &w, int32_t unit, uint8_t busy) {
   w.num_busy += (busy != 0) - (w.busy[unit] != 0);
   w.busy[unit] = busy;
 }
 
+int num_registers(const Ins &i) { return i.num_dst + (i.width[i.num_dst] == 8 ? 0 : 4); }  // accumulators and A's
+
 void mark_busy(Warp &w, const Ins &i) {
-  for (int k = 0; k < i.num_dst; k++) set_busy(w, i.op[k], w.busy[i.op[k]] | BUSY_WRITTEN);
-  if (i.width[i.num_dst] == 8) return;
-  for (int k = i.num_dst; k < i.num_dst + 4; k++) set_busy(w, i.op[k], w.busy[i.op[k]] | BUSY_READ);
+  for (int k = 0; k < num_registers(i); k++)
+    set_busy(w, i.op[k], w.busy[i.op[k]] | (k < i.num_dst ? BUSY_WRITTEN : BUSY_READ));
 }
 
 void report_busy(Warp &w, const Ins &i, const char *what) {
@@ -269,7 +275,8 @@ void report_busy(Warp &w, const Ins &i, const char *what) {
     m.add("in flight", i.pc, name_of(w) + ": " + what + ", and no wait_group comes before " + m.where(i.pc));
 }
 
-// Wgmmas of one shape may accumulate in the same registers one after the other; else nobody touches them before the wait.
+// Wgmmas of one shape may accumulate in the same registers one after the other; else nobody touches these before the
+// wait.
 void check_busy(Warp &w, const Ins &i, const Operands &o) {
   const State &s = state(w);
   const auto goes_on = [&](const State::Flight &f) {
@@ -284,21 +291,20 @@ void check_busy(Warp &w, const Ins &i, const Operands &o) {
       report_busy(w, i, "a wgmma in flight accumulates in some of these registers, in another order or shape");
   }
   for (int k = o.a; k <= o.b + 1; k++)
-    if (i.op[k] >= 0 && w.busy[i.op[k]] & BUSY_WRITTEN) report_busy(w, i, "it reads an accumulator of a wgmma in flight");
+    if (w.busy[i.op[k]] & BUSY_WRITTEN) report_busy(w, i, "it reads an accumulator of a wgmma in flight");
 }
 
 // What other instructions wrote to a register is there for a wgmma after a wgmma.fence only.
-void check_fence(Warp &w, const Ins &i, const Operands &o) {
+void check_fence(Warp &w, const Ins &i) {
   const State &s = state(w);
   Machine &m = *w.machine;
-  const int end = o.a_in_registers ? o.b : i.num_dst;
-  for (int k = 0; k < end; k++) {
+  for (int k = 0; k < num_registers(i); k++) {
     const uint64_t wrote = w.wrote[i.op[k]];
     if ((s.fence && wrote <= s.fence) || (wrote && wrote == s.accumulated[i.op[k]])) continue;
     if (!m.has("no wgmma.fence", i.pc))
       m.add("no wgmma.fence", i.pc,
-            name_of(w) + (s.fence ? format(": %s register %d was written after the last wgmma.fence before ",
-                                           k < i.num_dst ? "accumulator" : "A's", k < i.num_dst ? k : k - o.a)
+            name_of(w) + (s.fence ? format(": register %d of %s was written after the last wgmma.fence before ",
+                                           k < i.num_dst ? k : k - i.num_dst, k < i.num_dst ? "the accumulators" : "A")
                                   : ": no wgmma.fence comes before ") + m.where(i.pc));
     return;
   }
@@ -313,17 +319,19 @@ void check_warpgroup(Warp &w, const Ins &i, uint64_t a, uint64_t b) {
   if (number - of_group.first_issue == of_group.issues.size()) of_group.issues.push_back({i.pc, a, b, 0});
   Issue &issue = of_group.issues[number - of_group.first_issue];
   issue.warps++;
-  if (issue.pc != i.pc || issue.a != a || issue.b != b) {
+  const auto differ = [](uint64_t x, uint64_t y) { return x != y && x != ANY && y != ANY; };
+  if (issue.pc != i.pc || differ(issue.a, a) || differ(issue.b, b)) {
     if (!m.has("warpgroup disagrees", i.pc, issue.pc))
       m.add("warpgroup disagrees", i.pc,
-            name_of(w) + ": its wgmma number " + std::to_string(number) + " is " + m.where(i.pc) + ", where a warp of its group " +
-                (issue.pc == i.pc ? "has other descriptors" : "has " + m.where(issue.pc)),
+            name_of(w) + ": its wgmma number " + std::to_string(number) + " is " + m.where(i.pc) +
+                ", where a warp of its group has " + (issue.pc == i.pc ? "other descriptors" : m.where(issue.pc)),
             issue.pc);
   }
-  while (!of_group.issues.empty() && of_group.issues.front().warps >= WARPS) of_group.issues.pop_front(), of_group.first_issue++;
+  auto &issues = of_group.issues;
+  while (!issues.empty() && issues.front().warps >= WARPS) issues.pop_front(), of_group.first_issue++;
 }
 
-// ---- instructions ----------------------------------------------------------------------------------------------------
+// ---- instructions ---------------------------------------------------------------------------------------------------
 
 template <class A, class B, class C, int K, bool SATURATE> Step mma_async(Warp &w, const Ins &i, Mask m) {
   Step step;
@@ -333,23 +341,25 @@ template <class A, class B, class C, int K, bool SATURATE> Step mma_async(Warp &
   Machine &machine = *w.machine;
   const Operands o = operands(w, i, HAS_SIGNS, HAS_TRANSPOSES);
   if (size_t(w.index / WARPS + 1) * WARPS > w.cta->warps.size()) {
-    machine.add("partial warpgroup", i.pc, name_of(w) + " is in no whole warpgroup, and comes to " + machine.where(i.pc));
+    machine.add("partial warpgroup", i.pc, name_of(w) + " of no whole warpgroup comes to " + machine.where(i.pc));
     return Step::STOP;
   }
   uint64_t bits_a = 0, bits_b = 0;
-  const bool well_a = o.a_in_registers || get_descriptor(w, i, o.a, bits_a);
-  const bool well_b = get_descriptor(w, i, o.b, bits_b);
-  if (!o.valid) machine.add("bad operand", i.pc, name_of(w) + ": a sign that is neither 1 nor -1, of " + machine.where(i.pc));
+  const bool has_a = o.a_in_registers || get_descriptor(w, i, o.a, bits_a);
+  const bool has_b = get_descriptor(w, i, o.b, bits_b);
+  if (!o.valid)
+    machine.add("bad operand", i.pc, name_of(w) + ": a sign is neither 1 nor -1, of " + machine.where(i.pc));
   const Mask scale = i.width[o.b + 1] ? (o.accumulate ? ALL : 0) : w.pred(i.op[o.b + 1]);
   if (w.undefined[i.op[o.b + 1]] || (scale && scale != ALL))
     machine.add(w.undefined[i.op[o.b + 1]] ? "undefined value" : "bad operand", i.pc,
                 name_of(w) + ": scale-d is undefined, or not the same in all lanes, of " + machine.where(i.pc));
-  check_warpgroup(w, i, bits_a, bits_b);
-  check_fence(w, i, o);
+  check_warpgroup(w, i, has_a ? bits_a : ANY, has_b ? bits_b : ANY);
+  check_fence(w, i);
   if (w.num_busy) check_busy(w, i, o);
 
-  alignas(64) uint32_t words_a[4][LANES], words_b[64][LANES];
+  alignas(64) uint32_t words_a[4][LANES], words_b[64][LANES];  // of shared memory
   Mask rows[2] = {0, 0}, columns[32] = {};
+  if (!has_a || !has_b) std::memset(words_a, 0, sizeof words_a), std::memset(words_b, 0, sizeof words_b);
   const uint32_t *a[4];
   const int num_columns = i.num_dst * (PACKED ? 4 : 2);
   if (o.a_in_registers) {
@@ -359,10 +369,10 @@ template <class A, class B, class C, int K, bool SATURATE> Step mma_async(Warp &
     }
   } else {
     for (int k = 0; k < 4; k++) a[k] = words_a[k];
-    read_a(w, i, bits_a, o.transposed_a, words_a, rows);
+    if (has_a) read_a(w, i, bits_a, o.transposed_a, words_a, rows);
   }
-  read_b(w, i, bits_b, o.transposed_b, num_columns, words_b, columns);
-  if (!well_a || !well_b) rows[0] = rows[1] = ALL;
+  if (has_b) read_b(w, i, bits_b, o.transposed_b, num_columns, words_b, columns);
+  if (!has_a || !has_b) rows[0] = rows[1] = ALL;
 
   Left<A, K, 2> left;
   unpack(a, o.negate, left);
@@ -428,15 +438,15 @@ Step wait_group(Warp &w, const Ins &i, Mask m) {
   const size_t engine = w.cta->column_base() + WGMMA_COLUMN + w.index;
   for (auto *clocks : {&w.view.known, &w.view.proxied}) (*clocks)[engine] = std::max((*clocks)[engine], done);
   State &s = state(w);
-  const auto left = std::stable_partition(s.flying.begin(), s.flying.end(), [&](const State::Flight &f) { return f.group > done; });
-  for (auto f = left; f != s.flying.end(); f++)
-    for (int k = 0; k < f->ins->num_dst + (f->ins->width[f->ins->num_dst] == 8 ? 0 : 4); k++) set_busy(w, f->ins->op[k], 0);
-  s.flying.erase(left, s.flying.end());
-  for (const auto &f : s.flying) mark_busy(w, *f.ins);
+  const auto end = std::find_if(s.flying.begin(), s.flying.end(), [&](const auto &f) { return f.group > done; });
+  for (auto f = s.flying.begin(); f != end; f++)
+    for (int k = 0; k < num_registers(*f->ins); k++) set_busy(w, f->ins->op[k], 0);
+  s.flying.erase(s.flying.begin(), end);
+  for (const auto &f : s.flying) mark_busy(w, *f.ins);  // some of those registers may still be busy
   return Step::NEXT;
 }
 
-// ---- what there is ---------------------------------------------------------------------------------------------------
+// ---- what there is --------------------------------------------------------------------------------------------------
 
 template <class A, class B, class C, int K, bool SATURATE = false> void on(const std::string &types) {
   const bool integers = std::is_same_v<typename A::Vector, Ints>;

@@ -274,6 +274,8 @@ def replaced(*changes: tuple[str, str]) -> str:
     return body
 
 
+RACES = {"race: read after write", "race: write after read"}
+UNREADABLE = {"out of bounds", "bad descriptor"}
 SET_SHARED = "st.shared.b32 [%smem + {at}], %x0;"
 FAULTS = {
     "no wait": ([(WAIT, "")], {"in flight"}),
@@ -303,7 +305,7 @@ FAULTS = {
     ),
     "another shape in the same registers": (
         [(ISSUE_SHARED, ISSUE_SHARED + PRODUCT.replace("n8", "n16") + " {%d4, %d5, %d6, %d7, %d0, %d1, %d2, %d3}, %da, %db, 0, 1, 1, 0, 0;")],
-        {"in flight", "out of bounds"},
+        {"in flight"},
     ),
     "accumulators as A": (
         [(ISSUE_SHARED, f"{PRODUCT} {{%d4, %d5, %d6, %d7}}, {{%d0, %d1, %d2, %d3}}, %db, 0, 1, 1, 0;")],
@@ -334,7 +336,7 @@ FAULTS = {
     "scale-d of some lanes": ([(ISSUE, "setp.lt.u32 %q, %tid, 70;" + ISSUE.replace("%db, 1", "%db, %q"))], {"bad operand"}),
     "a part of a warp": (
         [(ISSUE, "setp.ne.u32 %q, %tid, 70; @%q " + ISSUE)],
-        {"partial warp", "undefined value", "warpgroup disagrees"},
+        {"partial warp", "undefined value", "warpgroup disagrees", "no wgmma.fence"},
     ),
 }  # fmt: skip
 
@@ -343,8 +345,12 @@ FAULTS = {
 @pytest.mark.parametrize("schedule", ["forward", "worst"])
 def test_faults(fault, schedule):
     changes, wanted = FAULTS[fault]
-    result, _ = run(replaced(*changes), schedule=schedule)
-    assert kinds(result) == wanted, "\n".join(map(str, result.findings))
+    found = run(replaced(*changes), schedule=schedule)[0].findings
+    follow_up = {"undefined value"} & {f.kind for f in found if wanted & UNREADABLE}  # what is stored of it
+    if wanted & RACES:  # the schedule decides who comes first
+        follow_up |= RACES | {"never written"}
+    assert wanted - RACES <= {f.kind for f in found} <= wanted | follow_up, "\n".join(map(str, found))
+    assert not wanted & RACES or RACES & {f.kind for f in found}
 
 
 def test_shared_memory_that_nobody_wrote():
@@ -378,7 +384,7 @@ def test_undefined_elements_reach_rows_and_columns(operand):
     if operand == "A in registers":  # warp 1 lane 20 has row 5 of its 16 in register 0
         changes = [("mov.b32 %a0, 0x3f803f80;", "setp.ne.u32 %q, %tid, 52; @%q mov.b32 %a0, 0x3f803f80;")]
     else:
-        at = 128 * row if operand == "A" else len(A_IMAGE.image) + 128 * column
+        at = (128 * row if operand == "A" else len(A_IMAGE.image) + 128 * column) + 16 * 5  # chunk 0 of row 5 of a pattern
         changes = [(PROXY, f"{BARRIER} setp.eq.u32 %q, %tid, 0; @%q st.shared.b32 [%smem + {at}], %nobody;\n{PROXY}")]
     rows, columns = layouts.place_d(8)
     for register in range(4):
