@@ -1,6 +1,7 @@
 // What every part of the machine shares: registers, warps, CTAs, the order of events, findings, counts.
 //
-//     machine.cpp      schedule: who runs next, divergence, branches, barriers, what ends a launch
+//     machine.cpp      findings, chance, the table of handlers; start.cpp: how a CTA starts; api.cpp: what Python calls
+//     schedule.cpp     who runs next and how far, divergence; control.cpp: branches, barriers, exits
 //     order.cpp        happens-before: vector clocks, who has seen whose accesses
 //     shared_memory.cpp, global_memory.cpp   data, bounds, what nobody wrote, races (shadow.h)
 //     load_store.cpp, atomic.cpp, copy_async.cpp   instructions of threads on memory; address.cpp: spaces; traffic.cpp
