@@ -107,6 +107,9 @@ def matrix(words: list[np.ndarray], place: tuple[np.ndarray, np.ndarray], dtype:
 _TORCH = {
     "f16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2,
 }  # fmt: skip
+_NUMPY = {
+    "tf32": np.float32, "f32": np.float32, "f64": np.float64, "s8": np.int8, "u8": np.uint8, "s32": np.int32,
+}  # fmt: skip
 BITS = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8, "f64": 64, "f32": 32, "s32": 32}
 
 
@@ -115,8 +118,7 @@ def bits_of(values: np.ndarray, kind: str) -> np.ndarray:
     if kind in _TORCH:
         there = torch.from_numpy(values.astype(np.float32)).to(_TORCH[kind])
         return there.view(torch.int16 if BITS[kind] == 16 else torch.uint8).numpy().view(f"u{BITS[kind] // 8}")
-    dtype = {"tf32": np.float32, "f32": np.float32, "f64": np.float64, "s8": np.int8, "u8": np.uint8, "s32": np.int32}[kind]
-    return values.astype(dtype).view(f"u{BITS[kind] // 8}")
+    return values.astype(_NUMPY[kind]).view(f"u{BITS[kind] // 8}")
 
 
 def values_of(bits: np.ndarray, kind: str) -> np.ndarray:
@@ -126,5 +128,5 @@ def values_of(bits: np.ndarray, kind: str) -> np.ndarray:
         return there.view(_TORCH[kind]).double().numpy()
     if kind == "tf32":
         bits = bits & np.uint32(0xFFFFE000)
-    dtype = {"tf32": np.float32, "f32": np.float32, "f64": np.float64, "s8": np.int8, "u8": np.uint8, "s32": np.int32}[kind]
-    return bits.view(dtype).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a NaN's form changes
+        return bits.view(_NUMPY[kind]).astype(np.float64)

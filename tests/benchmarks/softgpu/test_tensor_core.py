@@ -93,7 +93,9 @@ def test_every_value_of_a_format(kind):
         inputs, {f"d{i}": np.uint32 for i in range(4)},
     )  # fmt: skip
     place = layouts.place_c(16)
-    got = np.concatenate([layouts.matrix([d[32 * w : 32 * w + 32] for d in out.values()], place, np.uint32) for w in range(warps)])
+    got = np.concatenate(
+        [layouts.matrix([d[32 * w : 32 * w + 32] for d in out.values()], place, np.uint32) for w in range(warps)]
+    )
     wanted = layouts.values_of(values, kind).astype(np.float32).view(np.uint32)
     wanted = np.where((wanted & 0x7FFFFFFF) > 0x7F800000, 0x7FFFFFFF, np.where(wanted == 0x80000000, 0, wanted))
     np.testing.assert_array_equal(got, np.broadcast_to(wanted[:, None], got.shape))  # -0 + 0 is 0
@@ -114,16 +116,12 @@ def test_accuracy(shape):
     assert (np.abs(got - wanted) <= bound).all()
 
 
-# Lanes that a store names, and the fragments that nobody wrote: found where it reaches them, silent elsewhere.
-TAINTED = """
-@{source} mov.b32 %{register}, 1;
-mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {{%d0, %d1, %d2, %d3}}, {{%a0, %a1, %a2, %a3}}, {{%b0, %b1}}, {{%c0, %c1, %c2, %c3}};
-mad.wide.u32 %at, %tid, 4, %g0;
-"""
+TF32 = opcode(16, 8, "tf32", "tf32", "f32")
+PRODUCT = f"{TF32} {{%d0, %d1, %d2, %d3}}, {{%a0, %a1, %a2, %a3}}, {{%b0, %b1}}, {{%c0, %c1, %c2, %c3}};"
 
 
 @pytest.mark.parametrize(
-    "register, reached",
+    ("register", "reached"),
     [  # the fragment of lane 9 (row or column 2, t 1) is not written
         ("a1", {"d2": [8, 9, 10, 11], "d3": [8, 9, 10, 11]}),
         ("b1", {"d0": [1 + 4 * g for g in range(8)], "d2": [1 + 4 * g for g in range(8)]}),
@@ -132,9 +130,11 @@ mad.wide.u32 %at, %tid, 4, %g0;
 )
 def test_undefined_elements_reach_rows_and_columns(register, reached):
     names = ["a0", "a1", "a2", "a3", "b0", "b1", "c0", "c1", "c2", "c3"]
-    declarations = ".reg .pred %others, %p; .reg .b64 %at;" + "".join(f".reg .b32 %{x};" for x in [*names, "d0", "d1", "d2", "d3"])
+    declarations = ".reg .pred %others, %p; .reg .b64 %at;" + "".join(
+        f".reg .b32 %{x};" for x in [*names, "d0", "d1", "d2", "d3"]
+    )
     body = "\n".join(f"mov.b32 %{x}, 1;" for x in names if x != register) + "\nsetp.ne.u32 %others, %tid, 9;"
-    body += TAINTED.format(source="%others", register=register)
+    body += f"@%others mov.b32 %{register}, 1; {PRODUCT} mad.wide.u32 %at, %tid, 4, %g0;"
     for d in ("d0", "d1", "d2", "d3"):
         lanes_reached = reached.get(d, [])
         for lane in range(32):
@@ -145,5 +145,6 @@ def test_undefined_elements_reach_rows_and_columns(register, reached):
 
 
 def test_a_part_of_a_warp_is_found():
-    body = "setp.lt.u32 %p, %tid, 16; @%p mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%x, %x, %x, %x}, {%x, %x, %x, %x}, {%x, %x}, {%x, %x, %x, %x};"
-    assert "partial warp" in kinds(kernel("mov.b32 %x, 0;" + body, declarations=".reg .pred %p; .reg .b32 %x;"))
+    product = f"{TF32} {{%x, %x, %x, %x}}, {{%x, %x, %x, %x}}, {{%x, %x}}, {{%x, %x, %x, %x}};"
+    body = f"mov.b32 %x, 0; setp.lt.u32 %p, %tid, 16; @%p {product}"
+    assert "partial warp" in kinds(kernel(body, declarations=".reg .pred %p; .reg .b32 %x;"))

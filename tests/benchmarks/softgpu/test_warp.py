@@ -101,7 +101,9 @@ def test_a_shuffle_moves_what_nobody_wrote():
 # ---- votes, matches, elections, reductions ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", [np.ones(LANES, bool), np.zeros(LANES, bool), RNG.random(LANES) < 0.5], ids=["all", "none", "some"])
+@pytest.mark.parametrize(
+    "p", [np.ones(LANES, bool), np.zeros(LANES, bool), RNG.random(LANES) < 0.5], ids=["all", "none", "some"]
+)
 def test_votes(p):
     body = """
     vote.sync.all.pred %all, %p, -1; vote.sync.any.pred %any, %p, -1; vote.sync.uni.pred %uni, %p, -1;
@@ -118,35 +120,50 @@ def test_votes(p):
 def test_matches(dtype):
     bits = np.dtype(dtype).itemsize * 8
     a = RNG.integers(0, 4, LANES).astype(dtype) << dtype(bits - 8)
-    body = f"match.any.sync.b{bits} %any, %a, -1; match.all.sync.b{bits} %all|%p, %a, -1; match.all.sync.b{bits} %same|%q, %one, -1;"
-    out = lanes(body, {"a": a, "one": np.ones(LANES, dtype)}, dict.fromkeys(("any", "all", "same"), np.uint32) | {"p": bool, "q": bool})
+    body = f"""
+    match.any.sync.b{bits} %any, %a, -1;
+    match.all.sync.b{bits} %all|%p, %a, -1;
+    match.all.sync.b{bits} %same|%q, %one, -1;
+    """
+    out = lanes(
+        body,
+        {"a": a, "one": np.ones(LANES, dtype)},
+        dict.fromkeys(("any", "all", "same"), np.uint32) | {"p": bool, "q": bool},
+    )
     np.testing.assert_array_equal(out["any"], [sum(1 << k for k in range(LANES) if a[k] == x) for x in a])
-    assert not out["all"].any() and not out["p"].any()
-    assert (out["same"] == 2**32 - 1).all() and out["q"].all()
+    assert not out["all"].any()
+    assert not out["p"].any()
+    assert (out["same"] == 2**32 - 1).all()
+    assert out["q"].all()
 
 
-@pytest.mark.parametrize("schedule, seed", [("forward", 0), ("worst", 0), ("worst", 1), ("random", 7)])
+@pytest.mark.parametrize(("schedule", "seed"), [("forward", 0), ("worst", 0), ("worst", 1), ("random", 7)])
 def test_elections(schedule, seed):
     body = "elect.sync %who|%p, -1; elect.sync %again|%q, -1;"
     outputs = {"who": np.uint32, "again": np.uint32, "p": bool, "q": bool}
     out = lanes(body, {"a": WORDS}, outputs, schedule=schedule, seed=seed)
     leader = int(out["who"][0])
-    assert (out["who"] == leader).all() and (out["again"] == leader).all()
+    assert (out["who"] == leader).all()
+    assert (out["again"] == leader).all()
     np.testing.assert_array_equal(out["p"], np.arange(LANES) == leader)
     np.testing.assert_array_equal(out["q"], out["p"])
     assert schedule != "forward" or leader == 0
 
 
 def test_some_schedule_elects_another_leader():
-    leaders = {int(lanes("elect.sync %d|%p, -1;", {"a": WORDS}, {"d": np.uint32, "p": bool}, schedule="worst", seed=s)["d"][0]) for s in range(8)}
+    leaders = {
+        int(lanes("elect.sync %d|%p, -1;", {"a": WORDS}, {"d": np.uint32, "p": bool}, schedule="worst", seed=s)["d"][0])
+        for s in range(8)
+    }
     assert len(leaders) > 1
 
 
 @pytest.mark.parametrize(
-    "key, dtype, function",
+    ("key", "dtype", "function"),
     [
         ("add.u32", np.uint32, lambda x, y: x + y), ("add.s32", np.uint32, lambda x, y: x + y),
-        ("min.u32", np.uint32, min), ("max.u32", np.uint32, max), ("min.s32", np.int32, min), ("max.s32", np.int32, max),
+        ("min.u32", np.uint32, min), ("max.u32", np.uint32, max),
+        ("min.s32", np.int32, min), ("max.s32", np.int32, max),
         ("and.b32", np.uint32, lambda x, y: x & y), ("or.b32", np.uint32, lambda x, y: x | y),
         ("xor.b32", np.uint32, lambda x, y: x ^ y),
     ],
@@ -156,10 +173,9 @@ def test_integer_reductions(key, dtype, function):
     wanted = np.uint32(functools.reduce(function, map(int, a)) & 0xFFFFFFFF)
     out = lanes(f"redux.sync.{key} %d, %a, -1;", {"a": a}, {"d": np.uint32})
     assert (out["d"] == wanted).all()
-    body = f"and.b32 %odd, %a, 0; redux.sync.{key} %d, %a, 0xffff; "
     half = np.uint32(functools.reduce(function, map(int, a[:16])) & 0xFFFFFFFF)
-    out = lanes("setp.lt.u32 %p, %lane, 16; mov.b32 %d, 0; @%p " + body.split("; ")[1] + ";",
-                {"a": a, "lane": np.arange(LANES, dtype=np.uint32)}, {"d": np.uint32}, ".reg .pred %p;")  # fmt: skip
+    body = f"setp.lt.u32 %p, %lane, 16; mov.b32 %d, 0; @%p redux.sync.{key} %d, %a, 0xffff;"
+    out = lanes(body, {"a": a, "lane": np.arange(LANES, dtype=np.uint32)}, {"d": np.uint32}, ".reg .pred %p;")
     np.testing.assert_array_equal(out["d"], np.where(np.arange(LANES) < 16, half, 0))
 
 
@@ -168,9 +184,15 @@ def test_float_reductions():
     a[[3, 9]], a[11] = np.nan, -50
     names = {"max": np.nanmax(a), "min": np.nanmin(a), "max.abs": np.nanmax(abs(a)), "min.abs": np.nanmin(abs(a))}
     for name, wanted in names.items():
-        out = lanes(f"redux.sync.{name}.f32 %d, %a, %m;", {"a": a, "m": np.full(LANES, 2**32 - 1, np.uint32)}, {"d": np.float32})
+        out = lanes(
+            f"redux.sync.{name}.f32 %d, %a, %m;", {"a": a, "m": np.full(LANES, 2**32 - 1, np.uint32)}, {"d": np.float32}
+        )
         assert (out["d"] == wanted).all(), name
-        out = lanes(f"redux.sync.{name}.NaN.f32 %d, %a, %m;", {"a": a, "m": np.full(LANES, 2**32 - 1, np.uint32)}, {"d": np.uint32})
+        out = lanes(
+            f"redux.sync.{name}.NaN.f32 %d, %a, %m;",
+            {"a": a, "m": np.full(LANES, 2**32 - 1, np.uint32)},
+            {"d": np.uint32},
+        )
         assert (out["d"] == 0x7FFFFFFF).all(), name
 
 
@@ -266,7 +288,7 @@ STORE = "mov.b64 %p, smem; mad.wide.u32 %p, %tid, 16, %p; st.shared.v4.b32 [%p],
 
 
 @pytest.mark.parametrize(
-    "body, kind",
+    ("body", "kind"),
     [
         (f"mov.b32 %x, 0; {STORE} bar.sync 0; add.s64 %p, %p, 8; {LDMATRIX}", "misaligned"),
         (f"mov.b32 %x, 0; {STORE} bar.sync 0; add.s64 %p, %p, 512; {LDMATRIX}", "out of bounds"),
