@@ -1,6 +1,7 @@
 // What mbarriers, bulk copies and clusters have in common: where an operand points, and a copy's end at an mbarrier.
 #pragma once
 #include "machine.h"
+#include "tensor_map.h"
 
 namespace softgpu {
 
@@ -45,5 +46,8 @@ std::shared_ptr<const Knowledge> view_now(Warp &w);
 bool begin_copy(Warp &w, const Ins &i, int lane, Place bar, std::shared_ptr<const Knowledge> view, Ticket &ticket);
 // Its end: `bytes` of it have arrived. Who waits learns what `ticket`'s engine did, and that of `source`, which read.
 void end_copy(const Ticket &ticket, const Ticket &source, uint32_t bytes);
+
+// The tensor map at a generic address, if there is one that may be used; else a finding.
+bool read_map(Warp &w, const Ins &i, int lane, uint64_t address, tensor_map &map);
 
 }  // namespace softgpu

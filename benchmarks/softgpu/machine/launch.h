@@ -5,6 +5,8 @@
 namespace softgpu {
 
 std::unordered_map<std::string, std::pair<Handler, uint32_t>> &handlers();
+void start_cluster(Machine &m, uint32_t first_x, uint32_t first_y, uint32_t first_z);  // its CTAs, added to m.ctas
+void advance_clocks(Warp &w);  // %clock and its kin, whenever the schedule turns to a warp
 void run(Machine &m);  // the whole grid; findings, counts and steps are left in m
 
 // For the report of a deadlock: the state of the mbarrier that `i`, a test_wait or try_wait, waits for (mbarrier.cpp).

@@ -1,9 +1,10 @@
 // What every part of the machine shares: registers, warps, CTAs, the order of events, findings, counts.
 //
-//     machine.cpp      schedule: who runs next, divergence, branches, barriers, what ends a launch
+//     machine.cpp      findings, chance, the table of handlers; start.cpp: how a CTA starts; api.cpp: what Python calls
+//     schedule.cpp     who runs next and how far, divergence; control.cpp: branches, barriers, exits
 //     order.cpp        happens-before: vector clocks, who has seen whose accesses
-//     memory.cpp       global and shared memory: data, bounds, what nobody wrote, races
-//     access.cpp       instructions of threads on memory: ld, st, atom, red, cp.async
+//     shared_memory.cpp, global_memory.cpp   data, bounds, what nobody wrote, races (shadow.h)
+//     load_store.cpp, atomic.cpp, copy_async.cpp   instructions of threads on memory; address.cpp: spaces; traffic.cpp
 //     arithmetic.cpp   integers, floats, predicates; convert.cpp: formats; approximate.cpp: special functions
 //     warp.cpp         shuffles, votes, elect; matrix.cpp: ldmatrix, stmatrix
 //     tensor_core.cpp  mma.sync; wgmma.cpp: wgmma, its descriptors, fences and groups

@@ -1,0 +1,109 @@
+"""What launches did, counted by the machine: instructions by kind, memory traffic, bank conflicts, lines reached."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .engine import COUNTS, Result
+
+EXECUTED, LANES, BYTES, TRANSACTIONS, IDEAL = (
+    COUNTS.index(name) for name in ("executed", "lanes", "bytes", "transactions", "ideal")
+)
+
+# What the table tells apart; the first that an instruction starts with.
+KINDS = {
+    "tensor": ("mma.", "wgmma.mma_async"),
+    "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix", "atom.shared", "red.shared"),
+    "global": ("ld.global", "st.global", "atom.global", "red.global"),
+    "copy": ("cp.async",),
+    "sync": ("bar.", "barrier.", "mbarrier.", "fence.", "membar", "wgmma.", "elect.", "setmaxnreg"),
+    "shuffle": ("shfl.", "vote.", "match.", "redux."),
+    "special": ("ex2.", "lg2.", "rcp.", "rsqrt.", "sqrt.", "sin.", "cos.", "tanh.", "div."),
+    "convert": ("cvt.",),
+    "float": ("fma.", "add.", "sub.", "mul.", "max.", "min.", "neg.", "abs."),  # of floats; else they are "other"
+}
+
+
+_FLOAT = re.compile(r"\.b?f(16|32|64)")
+
+
+@dataclass
+class KernelCounts:
+    """Launches of one kernel for one GPU.
+
+    texts         PTX text (its hash) -> (instructions, indices of those that some warp executed)
+    kinds         KINDS' names, and "other" -> instructions executed by warps
+    global_, shared  (transactions, the least possible) of these accesses: sectors of 32 bytes, wavefronts
+    """
+
+    name: str
+    target: str
+    launches: int = 0
+    ctas: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    texts: dict[str, tuple[int, frozenset[int]]] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    transactions: Counter[str] = field(default_factory=Counter)
+    ideal: Counter[str] = field(default_factory=Counter)
+
+    def __iadd__(self, other: KernelCounts) -> KernelCounts:
+        self.launches, self.ctas = self.launches + other.launches, self.ctas + other.ctas
+        self.steps, self.seconds = self.steps + other.steps, self.seconds + other.seconds
+        for text, (size, reached) in other.texts.items():
+            self.texts[text] = (size, self.texts.get(text, (0, frozenset()))[1] | reached)
+        for mine, theirs in ((self.kinds, other.kinds), (self.bytes, other.bytes),
+                             (self.transactions, other.transactions), (self.ideal, other.ideal)):  # fmt: skip
+            mine.update(theirs)
+        return self
+
+    @property
+    def coverage(self) -> float:
+        """The part of the instructions of all its texts that some warp executed."""
+        total = sum(size for size, _ in self.texts.values())
+        return sum(len(reached) for _, reached in self.texts.values()) / total if total else 1.0
+
+    def overhead(self, space: str) -> float:
+        """Transactions over the least possible: 1 is coalesced ("global"), without bank conflicts ("shared")."""
+        return self.transactions[space] / self.ideal[space] if self.ideal[space] else 1.0
+
+
+def kind_of(key: str) -> str:
+    """The name in KINDS of an instruction with this opcode; "other": integers, predicates, moves, branches."""
+    kind = next((kind for kind, starts in KINDS.items() if key.startswith(starts)), "other")
+    return "other" if kind == "float" and not _FLOAT.search(key) else kind
+
+
+def counts_of(result: Result) -> KernelCounts:
+    """Of one launch."""
+    program, counts = result.program, result.counts
+    text = hashlib.sha256(program.text.encode()).hexdigest()[:16]
+    reached = frozenset(int(pc) for pc in (counts[:, EXECUTED] > 0).nonzero()[0])
+    found = KernelCounts(
+        program.name, program.kernel.target, 1, result.ctas, result.steps, result.seconds,
+        {text: (len(counts), reached)},
+    )  # fmt: skip
+    for record, row in zip(program.lowered.records, counts.tolist(), strict=True):
+        kind = kind_of(record.key)
+        found.kinds[kind] += row[EXECUTED]
+        if row[BYTES] or row[TRANSACTIONS]:
+            found.bytes[kind] += row[BYTES]
+            found.transactions[kind] += row[TRANSACTIONS]
+            found.ideal[kind] += row[IDEAL]
+    return found
+
+
+def by_kernel(counts: Iterable[KernelCounts]) -> list[KernelCounts]:
+    """One for each kernel and GPU, in order of names."""
+    total: dict[tuple[str, str], KernelCounts] = {}
+    for one in counts:
+        key = (one.name, one.target)
+        if key not in total:
+            total[key] = KernelCounts(*key)
+        total[key] += one
+    return [total[key] for key in sorted(total)]
