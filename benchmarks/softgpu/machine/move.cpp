@@ -1,59 +1,73 @@
-// mov: copies, also of predicates, and a register made of several smaller ones, or taken apart into them.
+// mov: of a register, of a special one, of several into one and one into several.
 #include "lanes.h"
 
 namespace softgpu {
-
 namespace {
 
-Step move_pred(Warp &w, const Ins &i, Mask m) {
-  put_pred(w, i.op[0], m, w.pred(i.op[1]));
-  return Step::NEXT;
+// A value of a register of `width` bytes: its low bytes, zero-extended.
+uint64_t bits_of(Warp &w, int32_t unit, int width, int lane) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, w.reg<uint8_t>(unit) + width * lane, size_t(width));
+  return bits;
 }
 
-template <class T> Step move(Warp &w, const Ins &i, Mask m) {
-  const size_t sources = i.op.size() - size_t(i.num_dst);
-  if (i.num_dst == 1 && sources == 1) {
-    T value[LANES];
-    std::memcpy(value, w.reg<T>(i.op[1]), sizeof value);
-    put(w, i.op[0], m, value);
+// Special registers may be wider or narrower than what they are moved to.
+template <class T> void copy_resized(Warp &w, const Ins &i, Mask m) {
+  T value[LANES];
+  for (int lane = 0; lane < LANES; lane++) value[lane] = T(bits_of(w, i.op[1], i.width[1], lane));
+  put(w, i.op[0], m, value);
+}
+
+// mov.b64 d, {a, b}: a lies in the low bits.
+template <class T, class Part> void pack(Warp &w, const Ins &i, Mask m) {
+  T value[LANES] = {};
+  for (size_t k = 1; k < i.op.size(); k++) {
+    const Part *part = w.reg<const Part>(i.op[k]);
+    for (int lane = 0; lane < LANES; lane++) value[lane] |= T(part[lane]) << (8 * sizeof(Part) * (k - 1));
+  }
+  put(w, i.op[0], m, value);
+}
+
+template <class T, class Part> void unpack(Warp &w, const Ins &i, Mask m) {
+  T whole[LANES];  // a destination may lie where the source lay
+  std::memcpy(whole, w.reg<const T>(i.op[size_t(i.num_dst)]), sizeof whole);
+  for (int k = 0; k < i.num_dst; k++) {
+    if (i.op[size_t(k)] < 0) continue;
+    Part part[LANES];
+    for (int lane = 0; lane < LANES; lane++) part[lane] = Part(whole[lane] >> (8 * sizeof(Part) * size_t(k)));
+    put(w, i.op[size_t(k)], m, part);
+  }
+}
+
+template <class T> Step mov(Warp &w, const Ins &i, Mask m) {
+  const size_t num_src = i.op.size() - size_t(i.num_dst);
+  if (i.num_dst == 1 && num_src == 1) {
+    if (i.width[0] == sizeof(T) && i.width[1] == sizeof(T)) {
+      T value[LANES];
+      std::memcpy(value, w.reg<const T>(i.op[1]), sizeof value);
+      put(w, i.op[0], m, value);
+    } else {
+      copy_resized<T>(w, i, m);
+    }
     return Step::NEXT;
   }
-  const size_t parts = i.num_dst == 1 ? sources : size_t(i.num_dst);
-  const size_t bytes = sizeof(T) / parts;
-  if (i.num_dst == 1) {
-    T value[LANES];
-    for (size_t k = 0; k < parts; k++) {
-      const uint8_t *from = w.reg<uint8_t>(i.op[1 + k]);
-      const size_t width = i.width[1 + k];
-      for (int lane = 0; lane < LANES; lane++)
-        std::memcpy(reinterpret_cast<uint8_t *>(&value[lane]) + k * bytes, from + lane * width, bytes);
-    }
-    put(w, i.op[0], m, value);
-    return Step::NEXT;
-  }
-  T value[LANES];  // a copy: a destination may be a part of the source's place
-  std::memcpy(value, w.reg<T>(i.op[parts]), sizeof value);
-  for (size_t k = 0; k < parts; k++) {
-    if (i.op[k] < 0) continue;
-    uint8_t *to = w.reg<uint8_t>(i.op[k]);
-    const size_t width = i.width[k];
-    SG_FOR_LANES(lane, m) {
-      std::memset(to + lane * width, 0, width);
-      std::memcpy(to + lane * width, reinterpret_cast<const uint8_t *>(&value[lane]) + k * bytes, bytes);
-    }
+  const bool packs = num_src > 1;
+  const size_t part = sizeof(T) / (packs ? num_src : size_t(i.num_dst));
+  if (part == 2) packs ? pack<T, uint16_t>(w, i, m) : unpack<T, uint16_t>(w, i, m);
+  if (part == 4) packs ? pack<T, uint32_t>(w, i, m) : unpack<T, uint32_t>(w, i, m);
+  if (part == 8) packs ? pack<T, uint64_t>(w, i, m) : unpack<T, uint64_t>(w, i, m);
+  if (part == 1 || part > 8) {
+    w.machine->add("not supported", i.pc, "mov of parts of a byte: " + i.text);
+    return Step::STOP;
   }
   return Step::NEXT;
 }
 
 const bool announced = [] {
-  announce("mov.pred", move_pred);
-  for (const char *kind : {"b", "u", "s", "f"}) {
-    const std::string head = std::string("mov.") + kind;
-    announce((head + "16").c_str(), move<uint16_t>);
-    announce((head + "32").c_str(), move<uint32_t>);
-    announce((head + "64").c_str(), move<uint64_t>);
-  }
-  announce("mov.b128", move<unsigned __int128>);
+  for (const char *key : {"mov.b16", "mov.u16", "mov.s16", "mov.f16", "mov.bf16"}) announce(key, mov<uint16_t>);
+  for (const char *key : {"mov.b32", "mov.u32", "mov.s32", "mov.f32"}) announce(key, mov<uint32_t>);
+  for (const char *key : {"mov.b64", "mov.u64", "mov.s64", "mov.f64"}) announce(key, mov<uint64_t>);
+  announce("mov.b128", mov<unsigned __int128>);
   return true;
 }();
 

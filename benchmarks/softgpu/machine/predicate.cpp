@@ -1,4 +1,5 @@
 // Comparisons and predicates: setp, set, testp, logic of predicates; selp and slct, which choose by them.
+#include <array>
 #include <cmath>
 #include <type_traits>
 
@@ -25,36 +26,45 @@ template <class T> bool geu(T a, T b) { return !(a < b); }
 template <class T> bool num(T a, T b) { return a == a && b == b; }
 template <class T> bool nan(T a, T b) { return a != a || b != b; }
 
-// How the elements of a register are read: VALUE, of COUNT elements of type STORED, as what is compared.
+// Lanes where the test holds.
+template <class T, bool (*TEST)(T, T)> [[gnu::noinline]] Mask holding(const T *a, const T *b) {
+  Mask holds = 0;
+  for (int lane = 0; lane < LANES; lane++) holds |= Mask(TEST(a[lane], b[lane])) << lane;
+  return holds;
+}
+
+// How a register is read before it is compared: as VALUES, of which it has COUNT in a lane. `half`: which of two.
 template <class T> struct Plain {
-  using Stored = T;
+  using Value = T;
   static constexpr int COUNT = 1;
-  static T read(T x) { return x; }
+  static const T *read(Warp &w, int32_t unit, int, T (&)[LANES]) { return w.reg<const T>(unit); }
 };
 struct FlushedFloat {
-  using Stored = float;
+  using Value = float;
   static constexpr int COUNT = 1;
-  static float read(float x) { return std::fabs(x) < 0x1p-126f ? 0.0f : x; }
+  static const float *read(Warp &w, int32_t unit, int, float (&values)[LANES]) {
+    const float *x = w.reg<const float>(unit);
+    for (int lane = 0; lane < LANES; lane++) values[lane] = std::fabs(x[lane]) < 0x1p-126f ? 0.0f : x[lane];
+    return values;
+  }
 };
 template <class T, bool FTZ, int ELEMENTS> struct Short {
-  using Stored = T;
+  using Value = float;
   static constexpr int COUNT = ELEMENTS;
-  static float read(T x) { return FTZ && std::fabs(to_float(x)) < 0x1p-14f ? 0.0f : to_float(x); }
-};
-template <class Reader> using Value = decltype(Reader::read({}));
-
-// Lanes where the comparison of element `half` holds.
-template <class Reader, bool (*TEST)(Value<Reader>, Value<Reader>)>
-[[gnu::noinline]] Mask compare(Warp &w, int32_t first, int32_t second, int half) {
-  using Stored = typename Reader::Stored;
-  const auto *a = w.reg<const Bits<Stored>>(first) + half, *b = w.reg<const Bits<Stored>>(second) + half;
-  Mask holds = 0;
-  for (int lane = 0; lane < LANES; lane++) {
-    const auto x = Reader::read(bit_cast<Stored>(a[lane * Reader::COUNT]));
-    const auto y = Reader::read(bit_cast<Stored>(b[lane * Reader::COUNT]));
-    holds |= Mask(TEST(x, y)) << lane;
+  [[gnu::noinline]] static const float *read(Warp &w, int32_t unit, int half, float (&values)[LANES]) {
+    const uint16_t *x = w.reg<const uint16_t>(unit) + half;
+    for (int lane = 0; lane < LANES; lane++) {
+      const float value = to_float(T{x[lane * ELEMENTS]});
+      values[lane] = FTZ && std::fabs(value) < 0x1p-14f ? 0.0f : value;
+    }
+    return values;
   }
-  return holds;
+};
+
+template <class Reader, bool (*TEST)(typename Reader::Value, typename Reader::Value)>
+Mask compare(Warp &w, const int32_t *source, int half) {
+  typename Reader::Value a[LANES], b[LANES];
+  return holding<typename Reader::Value, TEST>(Reader::read(w, source[0], half, a), Reader::read(w, source[1], half, b));
 }
 
 enum Combination { ALONE, AND, OR, XOR };
@@ -64,12 +74,12 @@ Mask combined(Combination with, Mask holds, const Mask *other) {
 
 // setp p|q, a, b, c: p says whether the comparison holds, q whether it does not; of packed values: of the low and of the
 // high half.
-template <class Reader, bool (*TEST)(Value<Reader>, Value<Reader>), Combination COMBINE>
+template <class Reader, bool (*TEST)(typename Reader::Value, typename Reader::Value), Combination COMBINE>
 Step setp(Warp &w, const Ins &i, Mask m) {
   const int32_t *source = &i.op[i.num_dst];
-  const Mask holds = compare<Reader, TEST>(w, source[0], source[1], 0);
+  const Mask holds = compare<Reader, TEST>(w, source, 0);
   Mask other = ~holds;
-  if (Reader::COUNT == 2 && i.num_dst == 2) other = compare<Reader, TEST>(w, source[0], source[1], 1);
+  if (Reader::COUNT == 2 && i.num_dst == 2) other = compare<Reader, TEST>(w, source, 1);
   const Mask *with = COMBINE == ALONE ? nullptr : &w.pred(source[2]);
   const Mask p = combined(COMBINE, holds, with), q = combined(COMBINE, other, with);
   put_pred(w, i.op[0], m, p);
@@ -86,13 +96,13 @@ template <class D> void put_choice(Warp &w, const Ins &i, Mask m, Mask low, Mask
 
 // set d, a, b, c: the destination type's "true" or 0; of packed values: in each half. Rare enough to be told apart by the
 // key when it runs.
-template <class Reader, bool (*TEST)(Value<Reader>, Value<Reader>)> Step set(Warp &w, const Ins &i, Mask m) {
+template <class Reader, bool (*TEST)(typename Reader::Value, typename Reader::Value)> Step set(Warp &w, const Ins &i, Mask m) {
   const auto says = [&](const char *part) { return i.key.find(part) != std::string::npos; };
   const Combination with = says(".and.") ? AND : says(".or.") ? OR : says(".xor.") ? XOR : ALONE;
   const Mask *other = with == ALONE ? nullptr : &w.pred(i.op[3]);
-  const Mask low = combined(with, compare<Reader, TEST>(w, i.op[1], i.op[2], 0), other);
+  const Mask low = combined(with, compare<Reader, TEST>(w, &i.op[1], 0), other);
   if (Reader::COUNT == 2) {
-    const Mask high = combined(with, compare<Reader, TEST>(w, i.op[1], i.op[2], 1), other);
+    const Mask high = combined(with, compare<Reader, TEST>(w, &i.op[1], 1), other);
     const uint32_t one = says(".bf16x2") ? 0x3f80 : 0x3c00;
     put_choice<uint32_t>(w, i, m, low, high, one, one << 16);
   } else if (i.width[0] == 2) {
@@ -179,19 +189,28 @@ template <class T, class C, bool FTZ> Step slct(Warp &w, const Ins &i, Mask m) {
 
 void on(const std::string &key, Handler handler, uint32_t flags = PLAIN) { announce(key.c_str(), handler, flags); }
 
-// setp and set with this comparison, alone and combined. `type` with its dot; `flush`: "" or ".ftz".
-template <class Reader, bool (*TEST)(Value<Reader>, Value<Reader>)>
-void announce_comparison(const std::string &comparison, const std::string &flush, const std::string &type) {
-  const std::string name = "." + comparison, rest = flush + type;
-  on("setp" + name + rest, setp<Reader, TEST, ALONE>);
-  on("setp" + name + ".and" + rest, setp<Reader, TEST, AND>);
-  on("setp" + name + ".or" + rest, setp<Reader, TEST, OR>);
-  on("setp" + name + ".xor" + rest, setp<Reader, TEST, XOR>);
+const std::string COMBINATIONS[] = {"", ".and", ".or", ".xor"};  // in the order of Combination
+
+// `type` with its dot; `flush`: "" or ".ftz".
+void on_comparison(const std::string &comparison, const std::string &flush, const std::string &type,
+                   const std::array<Handler, 4> &setps, Handler set) {
   std::vector<std::string> results = {".u32", ".s32", ".f32"};
-  if (Reader::COUNT == 2) results = {type};
-  if (Reader::COUNT == 1 && sizeof(typename Reader::Stored) == 2) results.insert(results.end(), {".u16", ".s16", ".f16", ".bf16"});
-  for (const std::string combination : {"", ".and", ".or", ".xor"})
-    for (const std::string &result : results) on("set" + name + combination + flush + result + type, set<Reader, TEST>);
+  if (type.find("16x2") != std::string::npos)
+    results = {type};
+  else if (type.find("16") != std::string::npos)
+    results.insert(results.end(), {".u16", ".s16", ".f16", ".bf16"});
+  for (int k = 0; k < 4; k++) {
+    const std::string name = "." + comparison + COMBINATIONS[k] + flush;
+    on("setp" + name + type, setps[k]);
+    for (const std::string &result : results) on("set" + name + result + type, set);
+  }
+}
+
+template <class Reader, bool (*TEST)(typename Reader::Value, typename Reader::Value)>
+void announce_comparison(const char *comparison, const std::string &flush, const std::string &type) {
+  on_comparison(comparison, flush, type,
+                {setp<Reader, TEST, ALONE>, setp<Reader, TEST, AND>, setp<Reader, TEST, OR>, setp<Reader, TEST, XOR>},
+                set<Reader, TEST>);
 }
 
 template <class T> void announce_bits(const std::string &type) {
@@ -212,7 +231,7 @@ template <class T> void announce_integers(const std::string &type) {
   }
 }
 template <class Reader> void announce_floats(const std::string &flush, const std::string &type) {
-  using T = Value<Reader>;
+  using T = typename Reader::Value;
   announce_comparison<Reader, eq<T>>("eq", flush, type);
   announce_comparison<Reader, ne<T>>("ne", flush, type);
   announce_comparison<Reader, lt<T>>("lt", flush, type);
