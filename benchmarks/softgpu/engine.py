@@ -28,7 +28,7 @@ import numpy as np
 from . import lower, ptx
 
 SOURCES = Path(__file__).parent / "machine"
-FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra")
 SCHEDULES = ("forward", "backward", "turns", "random", "worst")
 LANDINGS = ("late", "early", "random")
 TRACKED = (False, True, "poison")  # of an allocation: machine/memory.h
