@@ -26,8 +26,6 @@ KINDS = {
     "convert": ("cvt.",),
     "float": ("fma.", "add.", "sub.", "mul.", "max.", "min.", "neg.", "abs."),  # of floats; else they are "other"
 }
-
-
 _FLOAT = re.compile(r"\.b?f(16|32|64)")
 
 
@@ -37,7 +35,8 @@ class KernelCounts:
 
     texts         PTX text (its hash) -> (instructions, indices of those that some warp executed)
     kinds         KINDS' names, and "other" -> instructions executed by warps
-    global_, shared  (transactions, the least possible) of these accesses: sectors of 32 bytes, wavefronts
+    bytes, transactions, ideal  the same names -> bytes moved; in how many sectors of 32 bytes ("global") or wavefronts
+                  ("shared"), and the least possible
     """
 
     name: str
