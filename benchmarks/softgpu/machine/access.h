@@ -13,8 +13,6 @@ struct Modifiers {
   bool acquire = false, release = false;
 };
 Modifiers modifiers(const std::string &key);
-// All spellings ".global", ".shared::cta", ... of a space, as PTX and Triton write them.
-const std::vector<std::string> &spaces();
 
 struct Addresses {
   uint64_t at[LANES];

@@ -22,11 +22,6 @@ struct Local {
 
 }  // namespace
 
-const std::vector<std::string> &spaces() {
-  static const std::vector<std::string> all = {"", ".global", ".shared", ".shared::cta", ".shared::cluster", ".local"};
-  return all;
-}
-
 Modifiers modifiers(const std::string &key) {
   Modifiers m;
   bool strong = false;

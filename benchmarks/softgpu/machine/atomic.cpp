@@ -223,7 +223,7 @@ Step on_atomic(Warp &w, const Ins &i, Mask m) {
 
 // ---- announcements ---------------------------------------------------------------------------------------------------
 
-std::vector<std::string> operations() {
+std::vector<std::string> scalar_operations() {
   std::vector<std::string> all = {".add.f32", ".add.f64", ".inc.u32", ".dec.u32", ".exch.b32", ".exch.b64", ".exch.b128",
                                   ".cas.b16", ".cas.b32", ".cas.b64", ".cas.b128"};
   for (const char *type : {".u32", ".s32", ".u64", ".s64"})
@@ -231,6 +231,12 @@ std::vector<std::string> operations() {
   for (const char *op : {".and", ".or", ".xor"})
     for (const char *type : {".b32", ".b64"}) all.push_back(std::string(op) + type);
   for (const char *type : {".f16", ".f16x2", ".bf16", ".bf16x2"}) all.push_back(std::string(".add.noftz") + type);
+  return all;
+}
+
+// In global memory only. The ISA's syntax has the operation first, its examples the vector.
+std::vector<std::string> vector_operations() {
+  std::vector<std::string> all;
   for (const std::string vector : {".v2", ".v4", ".v8"}) {
     if (vector != ".v8") all.push_back(".add" + vector + ".f32"), all.push_back(vector + ".f32.add");
     for (const std::string type : {".f16", ".f16x2", ".bf16", ".bf16x2"})
@@ -241,27 +247,28 @@ std::vector<std::string> operations() {
   return all;
 }
 
-// The order of semantics, scope and space as the ISA has it, and as inline assembly writes them too.
-std::vector<std::string> qualifiers() {
+// Semantics, scope and space in the order of the ISA, and with the space first, as inline assembly has them.
+std::vector<std::string> qualifiers(const std::string &space) {
   std::vector<std::string> all;
-  for (const std::string &space : spaces()) {
-    if (space == ".local") continue;
-    for (const std::string order : {"", ".relaxed", ".acquire", ".release", ".acq_rel"})
-      for (const std::string scope : {"", ".cta", ".cluster", ".gpu", ".sys"}) {
-        all.push_back(order + scope + space);
-        if (space.empty() || (order + scope).empty()) continue;
-        all.push_back(space + order + scope);
-        if (!order.empty() && !scope.empty()) all.push_back(space + scope + order);
-      }
-  }
+  for (const std::string order : {"", ".relaxed", ".acquire", ".release", ".acq_rel"})
+    for (const std::string scope : {"", ".cta", ".cluster", ".gpu", ".sys"}) {
+      all.push_back(order + scope + space);
+      if (space.empty() || order.empty() || scope.empty()) continue;
+      all.push_back(space + order + scope);
+      all.push_back(space + scope + order);
+    }
   return all;
 }
 
 const bool announced = [] {
-  const auto all = operations();
-  for (const std::string &qualifier : qualifiers())
-    for (const std::string &operation : all)
-      for (const char *name : {"atom", "red"}) announce((name + qualifier + operation).c_str(), on_atomic, OWN_TAINT);
+  const auto add = [](const std::string &space, const std::vector<std::string> &operations) {
+    for (const std::string &qualifier : qualifiers(space))
+      for (const std::string &operation : operations)
+        for (const char *name : {"atom", "red"}) announce((name + qualifier + operation).c_str(), on_atomic, OWN_TAINT);
+  };
+  for (const char *space : {"", ".global", ".shared", ".shared::cta", ".shared::cluster"}) add(space, scalar_operations());
+  add("", vector_operations());
+  add(".global", vector_operations());
   return true;
 }();
 
