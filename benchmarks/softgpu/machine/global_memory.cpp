@@ -188,10 +188,7 @@ struct Visit {
     if (c.write == known_write || same_operation(c.write)) return;
     const Stamp before = stamp(c.write, c.write_lane);
     if (c.write == me && c.write_lane != who.lane && writes(kind)) {
-      if (!m.has("conflicting stores", who.pc))
-        m.add("conflicting stores", who.pc,
-              place(at) + format(": lanes %d and %d of CTA %u warp %d store different values by ", c.write_lane, who.lane,
-                                 who.cta->linear, who.column) + m.where(who.pc));
+      report_conflict(m, c.write_lane, who, [&] { return place(at); });
       return;
     }
     if (!ordered(before, who)) {
@@ -221,7 +218,10 @@ struct Visit {
       if (!need_order(stored ? kind_of(true) : r.kind, now, r.cta == who.cta->linear + 1, r.cluster == cluster)) return;
       if (same_operation(e.record)) return;
       const Stamp before = stamp(e.record, e.lane);
-      if (!ordered(before, who))
+      if (ordered(before, who)) return;
+      if (stored && same_agent(r) && who.column < WGMMA_COLUMN && r.pc == who.pc)
+        report_conflict(m, e.lane, who, [&] { return place(at); });
+      else
         report_pair(m, before, stored || writes(r.kind), who, writes(now), false, [&] { return place(at); });
     });
   }

@@ -68,4 +68,13 @@ void report_pair(Machine &m, const Stamp &before, bool wrote, const Agent &who, 
         before.pc);
 }
 
+// Lanes of one instruction, or of a loop that does not let them meet, that store different values to `place`.
+template <class Place> void report_conflict(Machine &m, int lane, const Agent &who, Place place) {
+  if (m.has("conflicting stores", who.pc)) return;
+  const std::string lanes = lane < SEVERAL ? format("lanes %d and %d of ", lane, who.lane) : format("several lanes of ");
+  m.add("conflicting stores", who.pc,
+        place() + ": " + lanes + format("CTA %u warp %d store different values by ", who.cta->linear, who.column) +
+            m.where(who.pc));
+}
+
 }  // namespace softgpu

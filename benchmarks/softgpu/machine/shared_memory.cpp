@@ -13,7 +13,7 @@ constexpr uint8_t POISON = 0xff;  // a NaN in every format of floats
 
 enum CellFlags : uint8_t {
   WRITTEN = 1,
-  TAINTED = 2,    // with a value that comes from what nobody wrote
+  TAINTED = 2,    // some of it (Space::tainted) with a value that comes from what nobody wrote
   IN_FLIGHT = 4,  // by an asynchronous copy
   OBJECT = 8,     // an mbarrier
   BY_ASYNC = 16,  // the last write came through the asynchronous proxy
@@ -29,13 +29,15 @@ struct Mark {  // the last weak write; clock 0: none
 };
 constexpr uint32_t MARK_WORDS = sizeof(Mark) / 4;
 
-// What else a slot says: the pc, whether it stored the value that was there already, and the lane.
-constexpr uint32_t STORED = 64, LANE_BITS = 63, PC_SHIFT = 7;
+// What else a slot says: the lane, whether the access stored the value that was there already, whether an access since
+// the last write did, the pc.
+constexpr uint32_t LANE_BITS = 63, STORED = 64, HELD = 128, PC_SHIFT = 8;
 
 }  // namespace
 
 struct Space {
   std::vector<uint8_t> bytes;
+  std::vector<uint8_t> tainted;      // of each byte: does it come from what nobody wrote?
   uint32_t shift = 2;                // log2 of a granule
   uint32_t stride = 0;               // slots that there is room for
   uint32_t num_agents = 0;           // of the cluster
@@ -69,6 +71,7 @@ struct Space {
     shift = new_shift, stride = new_stride, num_agents = agents;
     const uint32_t lines = (size + LINE - 1) / LINE;
     bytes.assign(size, POISON);
+    tainted.assign(size, false);
     cells.assign((size_t(lines) * (LINE >> shift)) * cell_words(), 0);
     split_lines.assign(lines, false);
     touched.assign(size / BLOCK + 1, false);
@@ -82,6 +85,7 @@ struct Space {
       const uint32_t from = block * BLOCK, to = std::min<uint32_t>(from + BLOCK, uint32_t(bytes.size()));
       const uint32_t first = from / LINE, last = std::min(lines, (from + BLOCK) / LINE);
       std::fill(bytes.begin() + from, bytes.begin() + to, POISON);
+      std::fill(tainted.begin() + from, tainted.begin() + to, false);
       std::fill(split_lines.begin() + first, split_lines.begin() + last, false);
       std::fill(cell(first * (LINE >> shift)), cell(last * (LINE >> shift)), 0);
       touched[block] = false;
@@ -170,7 +174,7 @@ struct Visit {
   // Did somebody whom the reader knows of, or the reader itself, store the value that the last write stored?
   bool stored_by_known(Mark &c) const {
     for (size_t k = 0; k < space.slots.size(); k++)
-      if (clocks(c)[k] && infos(c)[k] & STORED) {
+      if (clocks(c)[k] && infos(c)[k] & HELD) {
         const bool own = space.slots[k].agent == me && (infos(c)[k] & LANE_BITS) == SEVERAL;
         if (own || ordered(stamp(c, k), who)) return true;
       }
@@ -181,10 +185,7 @@ struct Visit {
     const Stamp before = stamp(c);
     if (same_operation(before)) return;
     if (c.agent == me && by_warp && c.lane != who.lane && c.step == uint32_t(m.steps)) {
-      if (!m.has("conflicting stores", who.pc))
-        m.add("conflicting stores", who.pc,
-              place(at) + format(": lanes %d and %d of CTA %u warp %d store different values by ", c.lane, who.lane,
-                                 who.cta->linear, who.column) + m.where(who.pc));
+      report_conflict(m, c.lane, who, [&] { return place(at); });
       return;
     }
     if (!ordered(before, who)) {
@@ -203,7 +204,10 @@ struct Visit {
       if (!need_order(stored ? kind_of(true) : slot_k.kind, now, slot_k.agent / COLUMNS == me / COLUMNS, true)) continue;
       const Stamp before = stamp(c, k);
       if (same_operation(before) || ordered(before, who)) continue;
-      report_pair(m, before, stored || writes(slot_k.kind), who, writes(now), false, [&] { return place(at); });
+      if (stored && by_warp && slot_k.agent == me && before.pc == who.pc)
+        report_conflict(m, before.lane, who, [&] { return place(at); });
+      else
+        report_pair(m, before, stored || writes(slot_k.kind), who, writes(now), false, [&] { return place(at); });
     }
   }
 
@@ -217,7 +221,7 @@ struct Visit {
     uint32_t &clock = clocks(c)[slot], &info = infos(c)[slot];
     uint32_t lane = uint32_t(who.lane);
     if (clock == who.clock && (info & LANE_BITS) != lane) lane = SEVERAL;
-    info = uint32_t(who.pc) << PC_SHIFT | (clock ? info & STORED : 0) | stored | lane;
+    info = uint32_t(who.pc) << PC_SHIFT | (clock ? info & HELD : 0) | stored | lane;
     clock = who.clock;
   }
 
@@ -245,16 +249,24 @@ struct Visit {
     return false;
   }
 
-  void look_closer(const Mark &c, uint32_t at) {
-    if (c.flags & TAINTED) undefined = true;
+  void look_closer(const Mark &c, uint32_t at, uint32_t bytes) {
+    if (c.flags & TAINTED)
+      for (uint32_t k = at; k < at + bytes; k++) undefined |= space.tainted[k] != 0;
     if (c.flags & WRITTEN || m.has("never written", who.pc)) return;
     m.add("never written", who.pc, place(at) + ": " + name_of(who) + " reads by " + m.where(who.pc) + " what nobody wrote");
   }
 
-  void read(Mark &c, uint32_t at) {
+  void taint(Mark &c, uint32_t at, uint32_t bytes) {
+    if (!undefined && !(c.flags & TAINTED)) return;
+    std::fill_n(space.tainted.begin() + at, bytes, undefined);
+    const bool all = bytes >= 1u << space.shift;
+    c.flags = (all ? c.flags & ~TAINTED : c.flags) | (undefined ? TAINTED : 0);
+  }
+
+  void read(Mark &c, uint32_t at, uint32_t bytes) {
     if ((c.flags & (WRITTEN | TAINTED | IN_FLIGHT | OBJECT)) != WRITTEN) {
       if (c.flags & (IN_FLIGHT | OBJECT) && report_foreign(c, at)) return;
-      look_closer(c, at);
+      look_closer(c, at, bytes);
     }
     if (suspicious(c)) check_mark(c, at);
     if (space.strong_writers) check_slots(c, at, kind);
@@ -268,17 +280,16 @@ struct Visit {
   // Returns whether the cell forgot what was before.
   bool write(Mark &c, uint32_t at, uint32_t bytes) {
     if (c.flags & (IN_FLIGHT | OBJECT)) report_foreign(c, at);
-    const uint8_t state = WRITTEN | (undefined ? TAINTED : 0);
+    taint(c, at, bytes);
     if (holds_value_already(c, at, bytes)) {
       if (space.strong_writers) check_slots(c, at, kind_of(false));
-      c.flags = (c.flags & ~TAINTED) | state;
-      note(c, STORED);
+      note(c, STORED | HELD);
       return false;
     }
     if (suspicious(c)) check_mark(c, at);
     forget_slots(c, at);
     c = {who.clock, who.pc, uint32_t(m.steps), uint16_t(me), int8_t(who.lane),
-         uint8_t(state | (by_async ? BY_ASYNC : 0) | (c.flags & (IN_FLIGHT | OBJECT)))};
+         uint8_t(WRITTEN | (by_async ? BY_ASYNC : 0) | (c.flags & (TAINTED | IN_FLIGHT | OBJECT)))};
     return true;
   }
 
@@ -292,21 +303,12 @@ struct Visit {
     std::fill_n(clock, n, 0u);
   }
 
-  void write_strong(Mark &c, uint32_t at) {
+  void write_strong(Mark &c, uint32_t at, uint32_t bytes) {
     if (c.flags & (IN_FLIGHT | OBJECT)) report_foreign(c, at);
     if (suspicious(c)) check_mark(c, at);
     check_slots(c, at, kind);
-    c.flags = (c.flags & ~TAINTED) | WRITTEN | (undefined ? TAINTED : 0);
-    note(c);
-  }
-
-  void read_strong(Mark &c, uint32_t at) {
-    if ((c.flags & (WRITTEN | TAINTED | IN_FLIGHT | OBJECT)) != WRITTEN) {
-      if (c.flags & (IN_FLIGHT | OBJECT) && report_foreign(c, at)) return;
-      look_closer(c, at);
-    }
-    if (suspicious(c)) check_mark(c, at);
-    check_slots(c, at, kind);
+    taint(c, at, bytes);
+    c.flags |= WRITTEN;
     note(c);
   }
 
@@ -357,8 +359,8 @@ uint8_t *shared_access(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes
     Visit visit(owner, who, kind, at, value, writes(kind) && undefined);
     switch (kind) {
     case kind_of(false):
-      for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t) {
-        visit.read(mark(s, cell), from);
+      for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t count) {
+        visit.read(mark(s, cell), from, count);
         return false;
       });
       break;
@@ -367,8 +369,8 @@ uint8_t *shared_access(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes
                 [&](uint32_t cell, uint32_t from, uint32_t count) { return visit.write(mark(s, cell), from, count); });
       break;
     default:
-      for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t) {
-        writes(kind) ? visit.write_strong(mark(s, cell), from) : visit.read_strong(mark(s, cell), from);
+      for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t count) {
+        writes(kind) ? visit.write_strong(mark(s, cell), from, count) : visit.read(mark(s, cell), from, count);
         return false;
       });
     }

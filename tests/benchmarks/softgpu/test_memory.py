@@ -1,0 +1,333 @@
+"""What the machine finds in accesses to memory: each kind planted once, and once mended."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+
+from benchmarks.softgpu.engine import Memory, Result, Settings, launch, load
+
+from .support import kernel, kinds
+
+DECLARATIONS = ".reg .b64 %a<6>; .reg .b32 %s<8>; .reg .b32 %r<9>; .reg .b64 %d<9>; .reg .pred %p<4>;"
+SCHEDULES = ("forward", "backward", "random")
+
+
+def run(body: str, *arrays: np.ndarray, declarations: str = DECLARATIONS, **keywords) -> Result:
+    return kernel(body, *arrays, declarations=declarations, **keywords)
+
+
+def found(body: str, *arrays: np.ndarray, schedules: Iterable[str] = SCHEDULES, **keywords) -> set[str]:
+    """The kinds of findings, the same under every schedule."""
+    all_kinds = [kinds(run(body, *arrays, schedule=schedule, seed=5, **keywords)) for schedule in schedules]
+    assert all(k == all_kinds[0] for k in all_kinds), all_kinds
+    return all_kinds[0]
+
+
+# The warp in %s4, the lane in %s5; smem in %s0; the thread's own word of it in %s1.
+START = """
+    shr.u32 %s4, %tid, 5; and.b32 %s5, %tid, 31; mov.u32 %s0, smem; mad.lo.u32 %s1, %tid, 4, %s0;
+    setp.eq.u32 %p0, %s4, 0; setp.eq.u32 %p1, %s4, 1; setp.eq.u32 %p2, %s5, 0;
+"""
+
+
+# ---- bounds and alignment --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["ld.global.u32 %r0, [%a0{offset}];", "st.global.u32 [%a0{offset}], %tid;"])
+def test_bounds_of_global_memory(op: str) -> None:
+    x, other = np.zeros(32, np.uint32), np.zeros(2048, np.uint32)
+    address = "mad.wide.u32 %a0, %tid, 4, %g0;"
+    assert not found(address + op.format(offset=""), x)
+    result = run(address + op.format(offset="+4"), x)
+    (finding,) = result.findings
+    assert finding.kind == "out of bounds" and finding.count == 1
+    assert "CTA 0 warp 0 lane 31" in finding.text and "0 bytes behind the end of `g0` of 128 bytes" in finding.text
+    (finding,) = run(address + op.format(offset="-12"), x).findings
+    assert finding.count == 3 and "12 bytes before `g0` of 128 bytes" in finding.text
+    # Memory that exists, but is none of the launch's arguments.
+    program = load(result.program.text.replace("%g0, [p0]", "%g0, [p0+0]"))
+    memory = Memory()
+    own = memory.register(x.ctypes.data, x.nbytes, "x")
+    memory.register(other.ctypes.data, other.nbytes, "other")
+    (finding,) = launch(program, (1,), int(other.ctypes.data).to_bytes(8, "little"), 0, memory, [own]).findings
+    assert finding.kind == "out of bounds" and "inside `other`, which this launch was not given" in finding.text
+
+
+def test_what_is_out_of_bounds_is_not_done() -> None:
+    block, out = np.full(64, 7, np.uint32), np.zeros(32, np.uint32)
+    x = block[:16]
+    result = run(
+        """mad.wide.u32 %a0, %tid, 4, %g0; mad.wide.u32 %a1, %tid, 4, %g1;
+           ld.global.u32 %r0, [%a0]; st.global.u32 [%a0], %tid; st.global.u32 [%a1], %r0;""",
+        x, out,
+    )  # fmt: skip
+    np.testing.assert_array_equal(block[16:], 7)
+    np.testing.assert_array_equal(block[:16], np.arange(16))
+    np.testing.assert_array_equal(out[:16], 7)
+    assert kinds(result) == {"out of bounds", "undefined value"}  # what could not be read is undefined
+
+
+@pytest.mark.parametrize("op", ["ld.shared.u32 %r0, [%s1{offset}];", "st.shared.u32 [%s1{offset}], %tid;"])
+def test_bounds_of_shared_memory(op: str) -> None:
+    first = START + "st.shared.u32 [%s1], %tid; bar.warp.sync -1;"
+    assert not found(first + op.format(offset=""), shared=128)
+    (finding,) = run(first + op.format(offset="+4"), shared=128, check_lanes=False).findings
+    assert finding.kind == "out of bounds" and "lane 31" in finding.text and "0x80" in finding.text
+
+
+@pytest.mark.parametrize("space, base", [("global", "%a0"), ("shared", "%s1")])
+@pytest.mark.parametrize("op", ["ld.{}.v2.b32 {{%r0, %r1}}, [{}+4];", "st.{}.v2.b32 [{}+4], {{%tid, %tid}};"])
+def test_alignment(op: str, space: str, base: str) -> None:
+    x = np.zeros(256, np.uint32)
+    body = START + "mad.wide.u32 %a0, %tid, 8, %g0; mad.lo.u32 %s1, %tid, 8, %s0; st.shared.v2.u32 [%s1], {%tid, %tid};"
+    body += "st.shared.v2.u32 [%s1+8], {%tid, %tid};" if "ld" in op else ""
+    assert kinds(run(body + op.format(space, base), x, shared=264, check_lanes=False)) >= {"misaligned"}
+    assert kinds(run(body + op.format(space, base).replace("+4", ""), x, shared=264, check_lanes=False)) <= {
+        "conflicting stores"
+    }
+
+
+# ---- what nobody wrote -----------------------------------------------------------------------------------------------
+
+
+def test_shared_memory_that_nobody_wrote() -> None:
+    body = START + "st.shared.u32 [%s1], %tid; ld.shared.u32 %r0, [%s1{}];"
+    assert not found(body.format(""), shared=256)
+    assert found(body.format("+128"), shared=256) == {"never written"}
+
+
+def test_every_cta_starts_with_shared_memory_that_nobody_wrote() -> None:
+    body = START + "setp.eq.u32 %p3, %ctaid, 0; @%p3 st.shared.u32 [%s1], %tid; ld.shared.u32 %r0, [%s1];"
+    (finding,) = run(body, shared=256, grid=(3,), resident=1).findings
+    assert finding.kind == "never written" and finding.count == 64 and "of CTA 1" in finding.text
+
+
+def test_global_memory_that_nobody_wrote() -> None:
+    x, y = np.zeros(64, np.uint16), np.zeros(64, np.uint16)
+    body = "mad.wide.u32 %a0, %tid, 2, %g0; {} ld.global.u16 %h, [%a0]; st.global.u16 [%a0+64], %h;"
+    declarations = DECLARATIONS + ".reg .b16 %h;"
+    assert not found(body.format(""), x, declarations=declarations)
+    assert found(body.format(""), x, declarations=declarations, tracked=(0,)) == {"never written"}
+    # Written earlier by the same kernel, at another width.
+    write = "mul.wide.u32 %a1, %tid, 4; add.u64 %a1, %a1, %g0; setp.lt.u32 %p0, %tid, 16; @%p0 st.global.u32 [%a1], %tid; bar.sync 0;"
+    assert not found(write + body.format(""), x, declarations=declarations, tracked=(0,))
+    assert "g1" not in str(run(body.format(""), x, y, declarations=declarations, tracked=(1,)).findings)
+
+
+def test_what_a_launch_wrote_stays_written() -> None:
+    x = np.zeros(64, np.uint32)
+    write = run("mad.wide.u32 %a0, %tid, 4, %g0; st.global.u32 [%a0], %tid;", x).program
+    read = run("mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0+{}];".format(0), x).program
+    beyond = run("mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0+{}];".format(4), x).program
+    memory = Memory()
+    own = memory.register(x.ctypes.data, x.nbytes, "x", True)
+    params = int(x.ctypes.data).to_bytes(8, "little")
+    assert kinds(launch(read, (1,), params, 0, memory, [own])) == {"never written"}
+    assert not launch(write, (1,), params, 0, memory, [own]).findings
+    assert not launch(read, (1,), params, 0, memory, [own]).findings
+    (finding,) = launch(beyond, (1,), params, 0, memory, [own]).findings
+    assert finding.count == 1 and "`x` + 0x80" in finding.text
+    own = memory.register(x.ctypes.data, x.nbytes, "x", True)
+    assert kinds(launch(read, (1,), params, 0, memory, [own])) == {"never written"}
+
+
+def test_undefined_values() -> None:
+    x = np.zeros(32, np.uint32)
+    address = START + "mad.wide.u32 %a0, %tid, 4, %g0;"
+    assert found(address + "st.global.u32 [%a0], %r5;", x, shared=256) == {"undefined value"}
+    assert found(address + "mov.u32 %r5, 1; st.global.u32 [%a0], %r5;", x, shared=256) == set()
+    # Through shared memory, and only where the undefined element goes.
+    through = address + "st.shared.v2.u32 [%s0], {%tid, %r5}; ld.shared.u32 %r1, [%s0OFFSET]; st.global.u32 [%a0], %r1;"
+    single = {"threads": 1, "shared": 256}
+    assert found(through.replace("OFFSET", "+4"), x, **single) == {"undefined value"}
+    assert found(through.replace("OFFSET", ""), x, **single) == set()
+    # An address: the access is not done.
+    (finding,) = run(address + "add.u64 %a1, %a0, %d5; st.global.u32 [%a1], %tid;", x, shared=256).findings
+    assert finding.kind == "undefined value" and "address" in finding.text and not x.any()
+
+
+# ---- races in shared memory ------------------------------------------------------------------------------------------
+
+EXCHANGE = START + """
+    st.shared.u32 [%s1], %tid; {first}
+    xor.b32 %s2, %s1, 128; ld.shared.u32 %r0, [%s2]; {second}
+    add.u32 %r1, %tid, 1000; st.shared.u32 [%s1], %r1;
+"""  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "first, second, racy",
+    [
+        ("bar.sync 0;", "bar.sync 0;", False),
+        ("", "bar.sync 0;", True),
+        ("bar.sync 0;", "", True),
+        ("bar.sync 0, 64;", "bar.sync 1, 64;", False),
+        ("bar.warp.sync -1;", "bar.sync 0;", True),
+    ],
+)
+def test_races_between_warps(first: str, second: str, racy: bool) -> None:
+    for schedule in SCHEDULES:
+        result = run(EXCHANGE.format(first=first, second=second), threads=64, shared=256, schedule=schedule)
+        got = kinds(result) - {"never written"}  # whoever comes first reads what the other has yet to write
+        assert bool(got) == racy and all(k.startswith("race") for k in got)
+        for finding in result.findings:
+            if finding.kind.startswith("race"):
+                assert "warp 0" in finding.text and "warp 1" in finding.text and "lane" in finding.text
+                assert finding.other_line is not None and str(finding.other_line) in finding.text
+
+
+def test_a_race_needs_a_change() -> None:
+    same = START + "st.shared.u32 [%s0], 5; ld.shared.u32 %r0, [%s0];"
+    assert found(same, threads=96, shared=256) == set()
+    assert "race: write after write" in found(START + "st.shared.u32 [%s0], %s4;", threads=96, shared=256)
+    # Whoever stores the same value is there all the same for those who change it.
+    later = START + """
+        @%p0 st.shared.u32 [%s0], 5; @!%p0 st.shared.u32 [%s0], 5; @%p0 bar.sync 1, 32;
+        @%p0 st.shared.u32 [%s0], 6;
+    """  # fmt: skip
+    assert "race: write after write" in kinds(run(later, threads=64, shared=256, schedule="backward"))
+
+
+def test_a_reader_that_knows_one_of_two_equal_stores() -> None:
+    body = START + """
+        setp.eq.u32 %p3, %s4, 2; @!%p3 st.shared.u32 [%s0], 5;
+        @%p0 bar.arrive 1, 64; @%p3 bar.sync 1, 64; @%p3 ld.shared.u32 %r0, [%s0];
+    """  # fmt: skip
+    for schedule in SCHEDULES:
+        assert kinds(run(body, threads=96, shared=256, schedule=schedule)) <= set()
+
+
+def test_many_readers_and_a_writer() -> None:
+    body = START + """
+        @%p0 st.shared.u32 [%s0], 1; bar.sync 0;
+        ld.shared.u32 %r0, [%s0]; {sync} setp.eq.u32 %p3, %tid, 0; @%p3 st.shared.u32 [%s0], 2;
+    """  # fmt: skip
+    assert found(body.format(sync="bar.sync 0;"), threads=1024, shared=256) == set()
+    for schedule in SCHEDULES:
+        got = kinds(run(body.format(sync=""), threads=1024, shared=256, schedule=schedule))
+        assert got and got <= {"race: write after read", "race: read after write"}
+    # All but one wait.
+    one_missing = "setp.lt.u32 %p3, %tid, 992; @%p3 bar.sync 1, 992;"
+    got = run(body.format(sync=one_missing), threads=1024, shared=256, schedule="backward").findings
+    assert {f.kind for f in got} == {"race: write after read"} and "warp 31" in got[0].text
+
+
+def test_parts_of_a_line_are_apart() -> None:
+    body = START + """
+        and.b32 %s2, %s1, 0xfffffff0; shl.b32 %s3, %s4, 3; add.u32 %s3, %s3, %s0; mad.lo.u32 %s3, %s5, 16, %s3;
+        {whole} st.shared.v2.u32 [%s3], {{%tid, %tid}}; ld.shared.v2.u32 {{%r0, %r1}}, [%s3]; {sync}
+        mad.lo.u32 %s3, %s5, 16, %s0; ld.shared.v4.u32 {{%r0, %r1, %r2, %r3}}, [%s3];
+    """  # fmt: skip
+    whole = "mad.lo.u32 %s6, %s5, 16, %s0; @%p0 st.shared.v4.u32 [%s6], {%tid, %tid, %tid, %tid}; bar.sync 0;"
+    for first in ("", whole):
+        assert found(body.format(whole=first, sync="bar.sync 0;"), threads=64, shared=512) == set()
+        racy = body.format(whole=first, sync="")
+        for schedule in SCHEDULES:
+            got = kinds(run(racy, threads=64, shared=512, schedule=schedule)) - {"never written"}
+            assert got and got <= {"race: read after write", "race: write after read"}
+
+
+def test_races_between_lanes() -> None:
+    body = START + "st.shared.u32 [%s1], %tid; {} xor.b32 %s2, %s1, 4; ld.shared.u32 %r0, [%s2];"
+    assert found(body.format(""), shared=256) == {"race: read after write"}
+    assert found(body.format("bar.warp.sync -1;"), shared=256) == set()
+    assert found(body.format(""), shared=256, check_lanes=False) == set()
+    (finding,) = run(body.format(""), shared=256).findings
+    assert "lane 0" in finding.text and "lane 1" in finding.text
+    # Several lanes read at once, one of them writes.
+    several = START + "setp.eq.u32 %p3, %tid, 3; @%p3 st.shared.u32 [%s0], 1; bar.warp.sync -1; ld.shared.u32 %r0, [%s0]; {} "
+    several += "@%p3 st.shared.u32 [%s0], 2;"
+    assert found(several.format(""), shared=256) == {"race: write after read"}
+    assert found(several.format("bar.warp.sync -1;"), shared=256) == set()
+
+
+@pytest.mark.parametrize("space, at", [("shared", "%s0"), ("global", "%g0")])
+def test_conflicting_stores(space: str, at: str) -> None:
+    x = np.zeros(32, np.uint32)
+    differ = START + f"st.{space}.u32 [{at}], %tid;"
+    (finding,) = run(differ, x, shared=256).findings
+    assert finding.kind == "conflicting stores" and "lanes 0 and 1" in finding.text
+    assert found(differ, x, shared=256, check_lanes=False) == {"conflicting stores"}
+    assert found(START + f"st.{space}.u32 [{at}], 9;", x, shared=256) == set()
+
+
+# ---- races in global memory ------------------------------------------------------------------------------------------
+
+
+def test_races_between_ctas() -> None:
+    x, y = np.zeros(64, np.uint32), np.zeros(64, np.uint32)
+    own = "mad.lo.u32 %s0, %ctaid, 32, %tid; mad.wide.u32 %a0, %s0, 4, %g0; mad.wide.u32 %a1, %tid, 4, %g0;"
+    assert found(own + "st.global.u32 [%a0], %s0;", x, grid=(2,)) == set()
+    assert found(own + "add.u32 %r0, %ctaid, 1; st.global.u32 [%a1], %r0;", y, grid=(2,)) == {"race: write after write"}
+    assert found(own + "st.global.u32 [%a1], 5;", np.zeros_like(x), grid=(3,)) == set()  # all store the same
+    read = own + "ld.global.u32 %r0, [%a1]; setp.eq.u32 %p0, %ctaid, {}; @%p0 st.global.u32 [%a1], 77;"
+    for writer in range(4):
+        for resident in (1, 8):
+            got = run(read.format(writer), np.zeros_like(x), grid=(4,), resident=resident)
+            assert kinds(got) <= {"race: write after read", "race: read after write"} and got.findings
+            assert any(f"CTA {writer}" in f.text for f in got.findings)
+
+
+def test_races_between_launches_are_none() -> None:
+    x = np.zeros(32, np.uint32)
+    program = run("mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0]; add.u32 %r0, %r0, 1; st.global.u32 [%a0], %r0;", x).program
+    memory = Memory()
+    own = memory.register(x.ctypes.data, x.nbytes, "x")
+    for k in range(3):
+        assert not launch(program, (1,), int(x.ctypes.data).to_bytes(8, "little"), 0, memory, [own]).findings
+        np.testing.assert_array_equal(x, k + 2)
+
+
+def test_races_between_warps_of_many_ctas() -> None:
+    """Two CTAs have read a place; what another warp of the first then does is seen all the same."""
+    body = START + """
+        ld.global.u32 %r0, [%g0]; {sync} setp.eq.u32 %p3, %ctaid, 0; and.pred %p3, %p3, %p1; and.pred %p3, %p3, %p2;
+        add.u32 %r0, %r0, 1; @%p3 st.global.u32 [%g0], %r0;
+    """  # fmt: skip
+    one = run(body.format(sync="bar.sync 0;"), np.zeros(4, np.uint32), threads=64, shared=64)
+    assert not one.findings
+    assert kinds(run(body.format(sync=""), np.zeros(4, np.uint32), threads=64, shared=64, schedule="forward")) == {
+        "race: write after read"
+    }
+    assert run(body.format(sync="bar.sync 0;"), np.zeros(4, np.uint32), threads=64, shared=64, grid=(3,)).findings
+
+
+def test_an_access_across_pages() -> None:
+    x = np.zeros(4096, np.uint32)
+    body = "mul.lo.u32 %s0, %tid, 16; add.u32 %s0, %s0, {}; mul.wide.u32 %a0, %s0, 4; add.u64 %a0, %a0, %g0;"
+    body += "mov.b64 %d0, 1; st.global.v2.b64 [%a0], {{%d0, %d0}}; ld.global.v2.b64 {{%d0, %d1}}, [%a0];"
+    for start in (0, 128, 252):
+        assert found(body.format(start), x, tracked=(0,)) == set()
+
+
+# ---- large and sparse ------------------------------------------------------------------------------------------------
+
+
+def test_a_sparse_tensor_of_20_gib() -> None:
+    size = 20 << 30
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000))
+    data = np.frombuffer(block, np.uint8)
+    before = _resident()
+    program = run(
+        """mul.wide.u32 %a0, %tid, 671088640; add.u64 %a0, %a0, %g0;
+           st.global.u32 [%a0], %tid; ld.global.u32 %r0, [%a0]; st.global.u32 [%a0+8], %r0;""",
+        np.zeros(4, np.uint32), max_steps=10**6,
+    ).program  # fmt: skip
+    memory = Memory()
+    own = memory.register(data.ctypes.data, size, "large", True)
+    params = int(data.ctypes.data).to_bytes(8, "little")
+    result = launch(program, (1,), params, 0, memory, [own], Settings())
+    assert not result.findings and result.seconds < 1
+    np.testing.assert_array_equal(data[8 :: size // 32][:32], np.arange(32))
+    assert _resident() - before < 64 << 20
+    memory.forget(own)
+    del data
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * mmap.PAGESIZE
