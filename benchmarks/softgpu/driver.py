@@ -1,370 +1,296 @@
-"""Triton's launches, executed on the machine instead of a GPU.
+"""Kernels launched through Triton's own binder, cache and launchers, and executed by the machine.
 
-    with simulate(capability=90, num_sms=4, settings=Settings(schedule="random", seed=1)) as gpu:
-        kernel[grid](cpu_tensor, ...)
-    gpu.findings, gpu.launches
+    with simulate(capability=90, settings=Settings(schedule="random")) as gpu:
+        kernel[grid](cpu_tensors, ...)             # and the package's operators, on CPU tensors
+    gpu.launches, gpu.findings
 
-Everything between `kernel[grid](...)` and the GPU is Triton's own: binder, specialisation, cache, CudaDriver, launcher,
-tensor maps. Below them lies a libcuda of ours (libcuda.c), which hands modules and launches back to this file. Only
-ptxas is left out: what is loaded is the PTX, as a real driver would take it too.
+Only three things are not a real GPU's: the driver library (libcuda.c), the last stage of compilation, which returns the
+PTX that ptxas would be given, as a driver takes PTX too, and which device torch says that it has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
-import hashlib
-import os
-import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import torch
 import triton
-from torch.multiprocessing.reductions import StorageWeakRef
-from triton.backends.nvidia import driver as nvidia
-from triton.runtime.jit import JITFunction
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
+from triton.runtime import _allocation
 
 from fastgpt.kernels import _runtime
 
-from . import engine
-from .engine import Finding, Memory, Program, Result, Settings
+from . import engine, libcuda
+from .engine import Finding, Program, Result, Settings
+from .storages import Storages, poisoned_memory, tensors
 
-SOURCE = Path(__file__).with_name("libcuda.c")
-INVALID_IMAGE, NOT_FOUND, LAUNCH_FAILED = 200, 500, 719  # CUresult
-POISONED = 64 << 20  # bytes: what is larger keeps its pages untouched, and counts as written
+DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: the kernel's name in the PTX, its grid, what came of it."""
+    """A launch that was executed."""
 
     kernel: str
     grid: tuple[int, int, int]
+    shared: int  # bytes of dynamic shared memory
     result: Result
 
+    @property
+    def name(self) -> str:
+        return self.kernel
 
-@dataclass
-class Simulation:
-    """A GPU that is not there: what was launched on it and what was found.
+    @property
+    def program(self) -> Program:
+        return self.result.program
 
-    on_ptx(kernel, text) may edit what a launch runs (planted faults).
+    @property
+    def num_warps(self) -> int:
+        return self.program.num_threads // 32
+
+
+class Simulator:
+    """A simulated GPU.
+
+    launches  what it executed, in order
+    on_ptx    may edit the PTX text of a launch: on_ptx(kernel's name, text) -> text
     """
 
-    capability: int
-    num_sms: int
-    settings: Settings
-    on_ptx: Callable[[str, str], str] | None = None
-    launches: list[Launch] = field(default_factory=list)
-    memory: Memory = field(default_factory=Memory)
-    fresh: dict[int, tuple[StorageWeakRef, int]] = field(default_factory=dict)  # torch.empty's: address -> allocation
-    allowed: list[int] = field(default_factory=list)  # of the launch under way
-    error: BaseException | None = None  # what the launch under way raised, below Triton's C code
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.launches: list[Launch] = []
+        self.on_ptx: Callable[[str, str], str] | None = None
+        self.storages = Storages()
+        self.allowed: list[int] = []
+        self.error: BaseException | None = None
 
     @property
     def findings(self) -> list[Finding]:
         return [finding for launch in self.launches for finding in launch.result.findings]
 
+    def execute(self, kernel: Kernel, shape: libcuda.Shape, params: Any) -> None:
+        """Run the launch that the driver was asked for.
 
-_active: list[Simulation] = []
-_one_at_a_time = threading.RLock()
+        Raises:
+            engine.Unsupported, ptx.Unreadable: the kernel cannot be run.
+            ValueError: its CTAs have another size than it was compiled for.
+        """
+        text = kernel.text if self.on_ptx is None else self.on_ptx(kernel.name, kernel.text)
+        program = engine.load(text, kernel.name)
+        threads, cluster = shape.block[0] * shape.block[1] * shape.block[2], tuple(shape.cluster)
+        if threads != program.num_threads:
+            raise ValueError(f"{kernel.name}: compiled for {program.num_threads} threads, launched with {threads}")
+        if cluster != (1, 1, 1) and cluster != tuple(program.kernel.cluster):
+            compiled = program.kernel.cluster
+            raise ValueError(f"{kernel.name}: compiled for clusters of {compiled}, launched with {cluster}")
+        block = packed(program, params)
+        grid = tuple(shape.grid)
+        result = engine.launch(program, grid, block, shape.shared, self.storages.memory, self.allowed, self.settings)
+        self.launches.append(Launch(kernel.name, grid, shape.shared, result))
+
+
+def packed(program: Program, params: Any) -> bytes:
+    """The parameter block: `params` points to each parameter's value."""
+    block = bytearray(program.kernel.param_bytes)
+    for number, param in enumerate(program.kernel.params):
+        block[param.offset : param.offset + param.size] = ctypes.string_at(params[number], param.size)
+    return bytes(block)
+
+
+# ---- the driver library's other half ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function of a module that the driver has loaded."""
+
+    name: str
+    text: str
+
+
+_simulators: list[Simulator] = []  # of blocks that are open; the innermost one runs what is launched
+_handles = itertools.count(1)
+_modules: dict[int, str] = {}
+_kernels: dict[int, Kernel] = {}
+
+
+def _load(image: bytes) -> int:
+    text = image.decode(errors="replace")
+    if ".entry" not in text:
+        libcuda.load().softgpu_reason(b"device kernel image is invalid: it is no PTX")
+        return -libcuda.INVALID_IMAGE
+    handle = next(_handles)
+    _modules[handle] = text
+    return handle
+
+
+def _find(module: int, name: bytes) -> int:
+    if f".entry {name.decode()}(" not in _modules[module]:
+        libcuda.load().softgpu_reason(b"named symbol not found: " + name)
+        return -libcuda.NOT_FOUND
+    handle = next(_handles)
+    _kernels[handle] = Kernel(name.decode(), _modules[module])
+    return handle
+
+
+def _launch(shape: Any, params: Any) -> int:
+    simulator = _simulators[-1]
+    try:
+        simulator.execute(_kernels[shape[0].function], shape[0], params)
+    except BaseException as error:  # Triton raises one of its own, in place of which `Launcher` raises this
+        simulator.error = error
+        libcuda.load().softgpu_reason(f"{type(error).__name__}: {error}".encode())
+        return libcuda.LAUNCH_FAILED
+    return libcuda.SUCCESS
+
+
+_callbacks = libcuda.LOAD(_load), libcuda.FIND(_find), libcuda.LAUNCH(_launch)
+
+
+class Launcher(CudaLauncher):
+    """Triton's launcher, which also says which memory the launch may touch."""
+
+    def __init__(self, src: Any, metadata: Any) -> None:
+        super().__init__(src, metadata)
+        self.names = list(src.signature)
+
+    def __call__(self, grid_x: int, grid_y: int, grid_z: int, stream: int, function: int, *args: Any) -> None:
+        simulator = _simulators[-1]
+        arguments = args[len(args) - len(self.names) :]
+        given = [pair for name, value in zip(self.names, arguments) for pair in tensors(str(name), value)]
+        scratch: list[tuple[str, torch.Tensor]] = []
+        libcuda.load().softgpu_use(triton.runtime.driver.active.get_current_device())
+        with _noted_scratch(scratch, lambda: self._allow(simulator, given, scratch)):
+            self._allow(simulator, given, scratch)
+            try:
+                super().__call__(grid_x, grid_y, grid_z, stream, function, *args)
+            except RuntimeError:
+                error, simulator.error = simulator.error, None
+                if error is None:
+                    raise
+                raise error from None
+
+    @staticmethod
+    def _allow(simulator: Simulator, given: Sequence[Any], scratch: Sequence[Any]) -> None:
+        simulator.allowed = simulator.storages.allow([*given, *scratch])
 
 
 @contextlib.contextmanager
-def simulate(
-    capability: int = 80,
-    num_sms: int = 4,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
-) -> Iterator[Simulation]:
-    """Inside the block Triton's kernels, launched on CPU tensors, run on a GPU of this compute capability.
+def _noted_scratch(noted: list[tuple[str, torch.Tensor]], changed: Callable[[], None]) -> Iterator[None]:
+    """Inside, what the kernels' scratch allocators return is noted."""
 
-    fastgpt's operators take CPU tensors there, and choose tiles for a GPU with `num_sms` multiprocessors. What
-    torch.empty and its kin return is filled with 0xff bytes (NaN), and to read it unwritten is a finding.
+    def noting(allocate: Any) -> Any:
+        def allocated(size: int, alignment: int, stream: int | None) -> Any:
+            buffer = allocate(size, alignment, stream)
+            if isinstance(buffer, torch.Tensor):
+                noted.append(("scratch", buffer))
+                changed()
+            return buffer
 
-    Raises:
-        engine.Unsupported: (at a launch) a kernel has an instruction that is not known.
-        engine.NoCompiler: there is no C++ compiler.
+        return allocated
+
+    allocators = _allocation._allocator, _allocation._profile_allocator
+    saved = [allocator.get() for allocator in allocators]
+    for allocator, original in zip(allocators, saved):
+        allocator.set(noting(original))
+    try:
+        yield
+    finally:
+        for allocator, original in zip(allocators, saved):
+            allocator.set(original)
+
+
+class Driver(CudaDriver):
+    """Triton's CUDA driver, with answers of its own about the current device.
+
+    target  says which GPU that is
     """
-    target = _runtime.Target("cuda", f"sm_{capability}", num_sms)
-    gpu = Simulation(capability, num_sms, settings)
-    active = triton.runtime.driver
-    with _one_at_a_time, contextlib.ExitStack() as stack:
-        _library()
-        stack.enter_context(mock.patch.dict(os.environ, {"TRITON_LIBCUDA_PATH": str(_library_folder())}))
-        # Its compiled kernels are PTX: nothing that a real GPU should find.
-        stack.enter_context(triton.knobs.cache.scope())
-        triton.knobs.cache.dir = str(engine.cache_folder() / "triton")
-        saved = active._active
-        stack.callback(lambda: setattr(active, "_active", saved))
-        active.set_active(_Driver())
-        for owner, name, value in _patches(gpu):
-            stack.enter_context(mock.patch.object(owner, name, value))
-        stack.enter_context(mock.patch.object(_runtime, "interpreting", True))
-        stack.enter_context(_runtime.pretend(target))
-        _active.append(gpu)
-        stack.callback(_active.pop)
-        yield gpu
 
-
-# ---- the driver that Triton sees -------------------------------------------------------------------------------------
-
-
-class _Driver(nvidia.CudaDriver):
-    """Triton's own, told which GPU it is on without asking torch.cuda."""
-
-    def __init__(self) -> None:
-        self.utils = nvidia.CudaUtils()
-        self.launcher_cls = nvidia.CudaLauncher
+    def __init__(self, target: Callable[[], _runtime.Target]) -> None:
+        with libcuda.found_by_triton():
+            self.utils = CudaUtils()
+        self.launcher_cls = Launcher
+        self.target = target
+        self.get_current_stream = lambda device=None: 0
+        self.set_current_device = lambda device: None
 
     def get_current_device(self) -> int:
-        gpu, target = _active[-1], _runtime._pretended  # a test may pretend another GPU inside the block
-        if target is not None and target.backend != "cuda":
-            raise ValueError(f"softgpu: it has no {target.arch}, only NVIDIA's GPUs")
-        return _ordinal(target.capability if target else gpu.capability, target.num_sms if target else gpu.num_sms)
+        target = self.target()
+        return libcuda.device(target.capability, target.num_sms)
 
     def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
-        return divmod(_devices[self.get_current_device() if device is None else device][0], 10)
+        return divmod(self.target().capability, 10)
 
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-    def set_current_device(self, device: int) -> None: ...
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.target().capability, 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
 
-
-_devices: list[tuple[int, int]] = [(0, 0)]  # ordinal -> capability, multiprocessors; the first one is libcuda.c's own
-
-
-def _ordinal(capability: int, num_sms: int) -> int:
-    """The device of this kind. Triton keeps compiled kernels by its number."""
-    if (capability, num_sms) not in _devices:
-        if not _library().softgpu_device(len(_devices), capability, num_sms):
-            raise RuntimeError("softgpu: one process has simulated more than 63 kinds of GPU")
-        _devices.append((capability, num_sms))
-    return _devices.index((capability, num_sms))
+    def get_benchmarker(self) -> Any:
+        raise RuntimeError("softgpu: the simulated GPU keeps no time")
 
 
-def _patches(gpu: Simulation) -> Iterator[tuple[Any, str, Any]]:
-    """(object, attribute, what it is inside the block)"""
-    from triton.backends.nvidia.compiler import CUDABackend
-    from triton.runtime import _allocation
-
-    run = JITFunction.run
-
-    def launched(jit: JITFunction, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("warmup"):
-            return run(jit, *args, **kwargs)
-        gpu.error, temporary = None, []
-        gpu.allowed = []
-        named = {**dict(zip(jit.arg_names, args)), **kwargs}
-        try:
-            for name, tensor in _tensors(named):
-                _allow(gpu, name, tensor, temporary)
-            return run(jit, *args, **kwargs)
-        except Exception:
-            if gpu.error is not None:
-                raise gpu.error from None
-            raise
-        finally:
-            for allocation in temporary:
-                gpu.memory.forget(allocation)
-
-    def scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-        buffer = torch.zeros(size + alignment, dtype=torch.uint8)
-        buffer = buffer[-buffer.data_ptr() % alignment :][:size]
-        gpu.allowed.append(gpu.memory.register(buffer.data_ptr(), size, "scratch", False))
-        kept.append(buffer)
-        return buffer
-
-    kept: list[torch.Tensor] = []
-    yield JITFunction, "run", launched
-    yield CUDABackend, "make_cubin", lambda self, source, *_, **__: source.encode()
-    yield _allocation, "_allocator", _Always(scratch)
-    for owner, name in (
-        (torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty"),
-        (torch.Tensor, "new_empty_strided"),
-    ):  # fmt: skip
-        yield owner, name, _poisoning(gpu, getattr(owner, name))
+# ---- entering --------------------------------------------------------------------------------------------------------
 
 
-class _Always:
-    """In the place of Triton's context variable of the allocator."""
+@contextlib.contextmanager
+def attached(simulator: Simulator, driver: Driver) -> Iterator[None]:
+    """Inside, Triton compiles for `driver`'s device and launches on `simulator`."""
+    active = triton.runtime.driver
+    with contextlib.ExitStack() as undo:
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+        def patch(owner: Any, name: str, value: Any) -> None:
+            undo.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
 
-    def get(self) -> Any:
-        return self.value
-
-    def __call__(self, *args: Any) -> Any:
-        return self.value(*args)
-
-
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-def _poisoning(gpu: Simulation, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(make)
-    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
-        tensor = make(*args, **kwargs)
-        if type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.layout is torch.strided:
-            storage = tensor.untyped_storage()
-            if 0 < storage.nbytes() <= POISONED:
-                ctypes.memset(storage.data_ptr(), 0xFF, storage.nbytes())
-                _forget_expired(gpu)
-                allocation = gpu.memory.register(storage.data_ptr(), storage.nbytes(), "fresh memory", "poison")
-                gpu.fresh[storage.data_ptr()] = StorageWeakRef(storage), allocation
-        return tensor
-
-    return made
+        patch(CUDABackend, "make_cubin", lambda backend, text, *_: text.encode())
+        patch(CUDABackend, "hash", lambda backend: f"softgpu-{backend.target.arch}")  # of Triton's key in its cache
+        patch(active, "_active", driver)
+        if not _simulators:
+            libcuda.load().softgpu_attach(*_callbacks)
+            undo.callback(libcuda.load().softgpu_attach, None, None, None)
+        _simulators.append(simulator)
+        undo.callback(_simulators.remove, simulator)
+        yield
 
 
-def _forget_expired(gpu: Simulation) -> None:
-    for address, (reference, allocation) in list(gpu.fresh.items()):
-        if reference.expired():
-            gpu.memory.forget(allocation)
-            del gpu.fresh[address]
+@contextlib.contextmanager
+def simulate(
+    capability: int = 80, num_sms: int = 4, settings: Settings = DEFAULTS, poison: bool = True
+) -> Iterator[Simulator]:
+    """Inside the block, kernels on CPU tensors are compiled for sm_<capability> and executed by the machine.
+
+    Args:
+        capability: 80, 90, ...; a test that pretends another GPU inside (`_runtime.pretend`) gets that one.
+        num_sms: multiprocessors, of which persistent kernels make their grids. `settings.num_sms` follows it.
+        poison: fill fresh memory with NaN and report reads of it.
+
+    Raises:
+        RuntimeError: this process has a real GPU, whose driver could not be told from the simulated one.
+    """
+    if torch.cuda.is_available():
+        raise RuntimeError("simulate: this process has a CUDA GPU; set CUDA_VISIBLE_DEVICES= (nothing) to simulate one")
+    target = _runtime.Target("cuda", f"sm_{capability}", num_sms)
+    simulator = Simulator(replace(settings, num_sms=num_sms))
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(_runtime.pretend(target))
+        undo.callback(setattr, _runtime, "interpreting", _runtime.interpreting)
+        _runtime.interpreting = True  # CPU tensors are let through
+        undo.enter_context(attached(simulator, Driver(lambda: _pretended(target))))
+        if poison:
+            undo.enter_context(poisoned_memory())
+        yield simulator
 
 
-def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors among a launch's arguments: also in tuples, NamedTuples and tensor descriptors."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _tensors(item, key)
-    elif isinstance(value, (tuple, list)):
-        for key, item in zip(getattr(value, "_fields", map(str, range(len(value)))), value):
-            yield from _tensors(item, f"{name}.{key}")
-    elif isinstance(base := getattr(value, "base", None), torch.Tensor):
-        yield name, base
-
-
-def _allow(gpu: Simulation, name: str, tensor: torch.Tensor, temporary: list[int]) -> None:
-    """Let the launch under way touch the tensor's storage."""
-    storage = tensor.untyped_storage()
-    _forget_expired(gpu)
-    if storage.data_ptr() in gpu.fresh:
-        gpu.allowed.append(gpu.fresh[storage.data_ptr()][1])
-    elif storage.nbytes() and storage.data_ptr():
-        allocation = gpu.memory.register(storage.data_ptr(), storage.nbytes(), name, False)
-        temporary.append(allocation)
-        gpu.allowed.append(allocation)
-
-
-# ---- libcuda ---------------------------------------------------------------------------------------------------------
-
-
-class _Shape(ctypes.Structure):
-    """libcuda.c: Shape."""
-
-    _fields_ = [
-        ("function", ctypes.c_longlong),
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
-        ("cluster", ctypes.c_uint * 3),
-        ("shared", ctypes.c_uint),
-        ("cooperative", ctypes.c_int),
-    ]
-
-
-@functools.cache
-def _library_folder() -> Path:
-    """Where libcuda.so.1 of the present sources is; built if need be."""
-    header = Path(nvidia.include_dirs[0])
-    text = SOURCE.read_bytes() + (SOURCE.parent / "machine" / "tensor_map.h").read_bytes()
-    folder = engine.cache_folder() / f"libcuda-{hashlib.sha256(text).hexdigest()[:24]}"
-    if not (folder / "libcuda.so.1").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"part-{os.getpid()}"
-        command = [
-            "gcc",
-            "-shared",
-            "-fPIC",
-            "-O1",
-            "-w",
-            f"-I{header}",
-            "-Wl,-soname,libcuda.so.1",
-            "-o",
-            part,
-            SOURCE,
-        ]
-        try:
-            subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise engine.NoCompiler("softgpu: there is no gcc to build its libcuda with: apt install gcc") from None
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"softgpu: its libcuda does not compile:\n{error.stderr[-4000:]}") from None
-        part.replace(folder / "libcuda.so.1")
-    return folder
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """Our libcuda, loaded for all, its modules and launches handed to this file."""
-    library = ctypes.CDLL(str(_library_folder() / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
-    load = ctypes.CFUNCTYPE(ctypes.c_longlong, ctypes.c_char_p)(_load)
-    find = ctypes.CFUNCTYPE(ctypes.c_longlong, ctypes.c_longlong, ctypes.c_char_p)(_find)
-    run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Shape), ctypes.POINTER(ctypes.c_void_p))(_run)
-    library.callbacks = load, find, run  # kept as long as the library
-    library.softgpu_attach(load, find, run)
-    return library
-
-
-_modules: list[str] = [""]  # handle -> PTX
-_functions: list[tuple[str, str]] = [("", "")]  # handle -> PTX, entry
-
-
-def _refused(code: int, reason: str) -> int:
-    _library().softgpu_reason(reason.encode())
-    return -code
-
-
-def _load(image: bytes) -> int:
-    if not image.lstrip().startswith((b"//", b".version")):
-        return _refused(INVALID_IMAGE, "the image is no PTX text")
-    _modules.append(image.decode())
-    return len(_modules) - 1
-
-
-def _find(module: int, name: bytes) -> int:
-    text, entry = _modules[module], name.decode()
-    if f".entry {entry}(" not in text:
-        return _refused(NOT_FOUND, f"the module has no kernel {entry}")
-    _functions.append((text, entry))
-    return len(_functions) - 1
-
-
-def _run(shape: Any, params: Any) -> int:
-    """A launch; below Triton's C code no exception can pass, so that it is left to `launched`."""
-    gpu = _active[-1]
-    try:
-        text, entry = _functions[shape.contents.function]
-        if gpu.on_ptx is not None:
-            text = gpu.on_ptx(entry, text)
-        program = engine.load(text, entry)
-        grid = tuple(shape.contents.grid)
-        result = engine.launch(
-            program, grid, _packed(program, params), shape.contents.shared, gpu.memory, gpu.allowed, gpu.settings
-        )
-        gpu.launches.append(Launch(entry, grid, result))
-    except BaseException as error:
-        gpu.error = error
-        _library().softgpu_reason(f"{type(error).__name__}: {error}".encode())
-        return LAUNCH_FAILED
-    return 0
-
-
-def _packed(program: Program, params: Any) -> bytes:
-    """The parameter block: each value at its place, by the kernel's own declaration."""
-    block = (ctypes.c_char * program.kernel.param_bytes)()
-    for k, param in enumerate(program.kernel.params):
-        ctypes.memmove(ctypes.addressof(block) + param.offset, params[k], param.size)
-    return bytes(block)
+def _pretended(target: _runtime.Target) -> _runtime.Target:
+    pretended = _runtime._pretended or target
+    if pretended.backend != "cuda":
+        raise RuntimeError(f"softgpu: {pretended.arch} is not an NVIDIA GPU")
+    return pretended

@@ -2,8 +2,8 @@
 
 `install()` makes torch believe in one GPU. Tensors "on" it are CPU tensors that are marked; torch's operations compute
 them on the CPU as long as they are small, and leave memory as it comes where they are large. Triton runs as it is, its
-own driver and launchers included, over a libcuda that does nothing (`libcuda.c`), so that which kernels are compiled,
-with which specialisations, and which launchers are built, is exactly what a GPU would see.
+own driver and launchers included, over a libcuda that does nothing (`benchmarks/softgpu/libcuda.c`), so that which
+kernels are compiled, with which specialisations, and which launchers are built, is exactly what a GPU would see.
 
 Two uses, chosen by the variable FASTGPT_FAKE_GPU:
     1                  run: kernels are compiled, or come from Triton's cache
@@ -13,13 +13,11 @@ Two uses, chosen by the variable FASTGPT_FAKE_GPU:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import io
 import os
 import pickle
-import subprocess
-import tempfile
+import runpy
 import time
 import types
 import warnings
@@ -61,19 +59,12 @@ def install() -> None:
 
 
 def load_driver() -> Path:
-    """Build libcuda.c if that has not been done, load it for all, and tell Triton where it is."""
-    source = Path(__file__).with_name("libcuda.c")
-    folder = Path(tempfile.gettempdir()) / f"fastgpt-fake-cuda-{os.getuid()}"
-    library = folder / "libcuda.so.1"
-    if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
-        folder.mkdir(exist_ok=True)
-        fresh = folder / f"build-{os.getpid()}"
-        command = ["gcc", "-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1", "-o", fresh, source]
-        subprocess.run(command, check=True)
-        fresh.replace(library)
-    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
-    return library
+    """Load the driver that does nothing, built if that has not been done, for all, and tell Triton where it is."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "softgpu" / "libcuda.py"
+    libcuda = types.SimpleNamespace(**runpy.run_path(str(path)))  # by path: the tree's root is not always on sys.path
+    libcuda.load()
+    os.environ[libcuda.VARIABLE] = str(libcuda.folder())
+    return libcuda.folder() / "libcuda.so.1"
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------

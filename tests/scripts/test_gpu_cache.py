@@ -55,7 +55,7 @@ assert flash_attention(*q).is_cuda
 large = torch.randn(1 << 14, 1 << 14, device="cuda")
 assert (large @ large).is_cuda  # takes no time
 driver = ctypes.CDLL(os.path.join(os.environ["TRITON_LIBCUDA_PATH"], "libcuda.so.1"))
-print(driver.fake_launches(), driver.fake_tensor_maps())
+print(driver.softgpu_launches(), driver.softgpu_tensor_maps())
 """
 
 
