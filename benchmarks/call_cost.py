@@ -5,9 +5,9 @@
     python -m benchmarks.call_cost --json                 figures as JSON; --write: benchmarks/results/call_cost.md
 
 Everything that the host does for a call is done: checks, autograd, allocation, Triton's binder and its compiled
-launcher. The GPU is not: the launcher ends in a driver that does nothing (`benchmarks/softgpu/libcuda.c`). Tensors are small
-CPU tensors that say that they are on a GPU, so what torch computes beside the kernels (the products of gelu_ffn and
-linear_cross_entropy) costs next to nothing, and no more than on a GPU.
+launcher. The GPU is not: the launcher ends in a driver that does nothing (`benchmarks/softgpu/libcuda.c`). Tensors are
+small CPU tensors that say that they are on a GPU, so what torch computes beside the kernels (the products of gelu_ffn
+and linear_cross_entropy) costs next to nothing, and no more than on a GPU.
 
 Medians over calls, and then over rounds, so that other processes' work counts little; the processes of what is compared
 run in turns. Kernels are compiled for an H100 at the first run (minutes; Triton's cache keeps them).
