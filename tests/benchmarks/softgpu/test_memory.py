@@ -146,6 +146,7 @@ def test_undefined_values() -> None:
     assert found(through.replace("OFFSET", "+4"), x, **single) == {"undefined value"}
     assert found(through.replace("OFFSET", ""), x, **single) == set()
     # An address: the access is not done.
+    x[:] = 0
     (finding,) = run(address + "add.u64 %a1, %a0, %d5; st.global.u32 [%a1], %tid;", x, shared=256).findings
     assert finding.kind == "undefined value" and "address" in finding.text and not x.any()
 
