@@ -56,7 +56,8 @@ def test_load_extends(kind: str, width: int, dtype: type, space: str) -> None:
     if space == "shared":  # by way of registers that the test of global memory has seen
         copied = {1: "u8 %h8", 2: "u16 %h8", 4: "u32 %r8", 8: "b64 %d8"}[size].split()
         body = body.replace(
-            "ld.shared", f"ld.global.{copied[0]} {copied[1]}, [%a0]; st.shared.{copied[0]} [%s0], {copied[1]};\nld.shared"
+            "ld.shared",
+            f"ld.global.{copied[0]} {copied[1]}, [%a0]; st.shared.{copied[0]} [%s0], {copied[1]};\nld.shared",
         )
     result = run(body, x, out, shared=256)
     assert not result.findings

@@ -240,7 +240,9 @@ def test_races_between_lanes() -> None:
     (finding,) = run(body.format(""), shared=256).findings
     assert "lane 0" in finding.text and "lane 1" in finding.text
     # Several lanes read at once, one of them writes.
-    several = START + "setp.eq.u32 %p3, %tid, 3; @%p3 st.shared.u32 [%s0], 1; bar.warp.sync -1; ld.shared.u32 %r0, [%s0]; {} "
+    several = (
+        START + "setp.eq.u32 %p3, %tid, 3; @%p3 st.shared.u32 [%s0], 1; bar.warp.sync -1; ld.shared.u32 %r0, [%s0]; {} "
+    )
     several += "@%p3 st.shared.u32 [%s0], 2;"
     assert found(several.format(""), shared=256) == {"race: write after read"}
     assert found(several.format("bar.warp.sync -1;"), shared=256) == set()
@@ -275,7 +277,9 @@ def test_races_between_ctas() -> None:
 
 def test_races_between_launches_are_none() -> None:
     x = np.zeros(32, np.uint32)
-    program = run("mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0]; add.u32 %r0, %r0, 1; st.global.u32 [%a0], %r0;", x).program
+    program = run(
+        "mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0]; add.u32 %r0, %r0, 1; st.global.u32 [%a0], %r0;", x
+    ).program
     memory = Memory()
     own = memory.register(x.ctypes.data, x.nbytes, "x")
     for k in range(3):
