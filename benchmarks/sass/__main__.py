@@ -9,9 +9,11 @@ The first argument is a family, or the name of a kernel in it; --label picks amo
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.gate import run
 from benchmarks.gate.offline import offline
@@ -23,6 +25,9 @@ from .machines import MACHINES
 from .parser import program_of
 from .report import Variant, render
 
+if TYPE_CHECKING:
+    from benchmarks.softgpu.trips import Trips
+
 KERNELS = Path(__file__).parents[2] / "kernels"
 
 
@@ -32,11 +37,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", choices=tuple(MACHINES), default="sm_90")
     parser.add_argument("--label", default="", metavar="SUBSTR", help="the first row whose label contains this")
     parser.add_argument("--against", metavar="SUBSTR", help="a second row, side by side")
+    parser.add_argument(
+        "--case", default="", metavar="SUBSTR",
+        help="iterations are counted in the first case of benchmarks/softgpu that has this in its name (sm_80, sm_90)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     family, kernel = find_kernel(args.kernel)
     labels = [args.label] + ([args.against] if args.against is not None else [])
     try:
-        columns = [variants(family, kernel, args.arch, label) for label in labels]
+        columns = [variants(family, kernel, args.arch, label, args.case) for label in labels]
     except LookupError as error:
         parser.error(str(error))
     for group in zip(*columns):
@@ -56,7 +65,7 @@ def find_kernel(name: str) -> tuple[str, str]:
     sys.exit(f"no kernel is named {name!r}; give a family ({', '.join(run.FAMILIES)}) or a function of kernels/")
 
 
-def variants(family: str, kernel: str, arch: str, label: str) -> list[Variant]:
+def variants(family: str, kernel: str, arch: str, label: str, case: str = "") -> list[Variant]:
     """The kernels of the first row of `family` that contains `label` and launches `kernel` on `arch`."""
     for name, row in sorted(run.rows_of(family).items()):
         if label not in name:
@@ -65,11 +74,42 @@ def variants(family: str, kernel: str, arch: str, label: str) -> list[Variant]:
             row.call()
         found = {c.name: c for c in compiled if not kernel or c.name == kernel}
         if found:
-            return [_variant(f"{family}/{name}", c.name, arch, c) for c in found.values()]
+            trips = executed(family, arch, case, frozenset(found))
+            return [
+                _variant(f"{family}/{name}", c.name, arch, c, trips.get(c.name, NOT_EXECUTED)) for c in found.values()
+            ]
     raise LookupError(f"no row of {family} contains {label!r} and launches {kernel or 'a kernel'} on {arch}")
 
 
-def _variant(title: str, name: str, arch: str, compiled: object) -> Variant:
+NOT_EXECUTED = "not counted"
+
+
+@functools.cache
+def executed(family: str, arch: str, case: str, kernels: frozenset[str]) -> dict[str, str]:
+    """What the simulated GPU counted in the first case of `family` that launches all of `kernels`: name -> text."""
+    from benchmarks.softgpu.cases import trials
+    from benchmarks.softgpu.trials import CAPABILITIES, launches_of
+    from benchmarks.softgpu.trips import trips_of
+
+    capability = int(arch.removeprefix("sm_")) if arch.startswith("sm_") else 0
+    if capability not in CAPABILITIES:
+        return {}
+    for trial in trials():
+        if trial.family != family or case not in trial.name or capability not in trial.capabilities:
+            continue
+        launched = {launch.kernel: launch.result for launch in launches_of(trial, capability)}
+        if kernels <= launched.keys():
+            return {name: f"{_trips(trips_of(launched[name]))} in {trial.name!r}" for name in kernels}
+    if case:
+        raise LookupError(f"no case of {family} contains {case!r} and launches {', '.join(sorted(kernels))} on {arch}")
+    return {}
+
+
+def _trips(trips: Trips | None) -> str:
+    return "no loop" if trips is None else f"{trips.a_warp:.1f} a warp, {trips.share:.0%} of what it executes"
+
+
+def _variant(title: str, name: str, arch: str, compiled: object, iterations: str) -> Variant:
     u = usage(compiled, arch)
     facts = {
         "registers": u.registers,
@@ -78,6 +118,7 @@ def _variant(title: str, name: str, arch: str, compiled: object) -> Variant:
         "warps": u.warps,
         "CTAs per SM": u.ctas_per_sm,
         "wgmma serialized": "YES " + ",".join(u.warnings) if u.wgmma_serialized else "no",
+        "iterations, counted": iterations,
     }
     kernel = compiled.kernel
     return Variant(title, name, arch, program_of(kernel), u.warps, facts, announced_bytes(kernel.asm["ptx"]))

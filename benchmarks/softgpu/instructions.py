@@ -1,4 +1,4 @@
-"""What lower.py must know of an opcode: its key, which operands are results, the types of literals, what it accesses."""
+"""What lower.py must know of an opcode: its key, its results, the types of its literals, what it accesses."""
 
 from __future__ import annotations
 

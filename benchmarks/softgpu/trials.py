@@ -134,6 +134,11 @@ def execute(
     return Outcome(results, judged(trial, expected, results), list(gpu.findings), list(gpu.launches), written)
 
 
+def launches_of(trial: Trial, capability: int) -> list[Any]:
+    """The driver's launches of the call, unjudged: for what they counted."""
+    return execute(trial, expect(trial), capability, Settings()).launches
+
+
 def judged(trial: Trial, expected: Expected, results: Sequence[Tensor]) -> list[Verdict]:
     """The budget's verdicts on `results`.
 
