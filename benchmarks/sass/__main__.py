@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--against", metavar="SUBSTR", help="a second row, side by side")
     parser.add_argument(
         "--case", default="", metavar="SUBSTR",
-        help="iterations are counted in the first case of benchmarks/softgpu that has this in its name (sm_80, sm_90)",
+        help="iterations are counted in a case of benchmarks/softgpu that has this in its name (sm_80, sm_90)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     family, kernel = find_kernel(args.kernel)
@@ -94,7 +94,7 @@ def executed(family: str, arch: str, case: str, kernels: frozenset[str]) -> dict
     capability = int(arch.removeprefix("sm_")) if arch.startswith("sm_") else 0
     if capability not in CAPABILITIES:
         return {}
-    for trial in trials():
+    for trial in sorted(trials(), key=lambda trial: not trial.sample):  # those are long enough to go round
         if trial.family != family or case not in trial.name or capability not in trial.capabilities:
             continue
         launched = {launch.kernel: launch.result for launch in launches_of(trial, capability)}
