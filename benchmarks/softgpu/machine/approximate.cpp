@@ -101,9 +101,8 @@ constexpr Format format_of(BF16) { return FORMAT_BF16; }
 inline float to_float(float x) { return x; }
 using softgpu::to_float;
 
-// Codes of a format as integers in the order of their values, and back.
+// Codes of a format as integers in the order of their values.
 int64_t rank(Format f, uint64_t code) { return code & f.sign() ? -int64_t(code & f.nan()) : int64_t(code); }
-uint64_t code_at(Format f, int64_t rank) { return rank < 0 ? f.sign() | uint64_t(-rank) : uint64_t(rank); }
 
 uint64_t mixed(uint64_t x) {  // the finaliser of splitmix64
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
@@ -118,9 +117,11 @@ uint64_t moved(Format f, double value, double error, int approx, uint64_t seed) 
   const int64_t middle = rank(f, nearest);
   const int64_t least = std::min(middle, rank(f, encode(f, number(value - error), Round::UP)));
   const int64_t greatest = std::max(middle, rank(f, encode(f, number(value + error), Round::DOWN)));
-  if (approx == 1) return code_at(f, greatest);
-  if (approx == -1) return code_at(f, least);
-  return code_at(f, least + int64_t(mixed(seed) % uint64_t(greatest - least + 1)));
+  const int64_t chosen = approx == 1    ? greatest
+                         : approx == -1 ? least
+                                        : least + int64_t(mixed(seed) % uint64_t(greatest - least + 1));
+  if (chosen == 0) return nearest & f.sign();  // a zero keeps its sign
+  return chosen < 0 ? f.sign() | uint64_t(-chosen) : uint64_t(chosen);
 }
 
 template <class T> uint64_t flushed(uint64_t code) { return code & format_of(T{}).infinity() ? code : code & format_of(T{}).sign(); }
