@@ -134,9 +134,7 @@ void check_source(Warp &w, const Copy &c, const Agent &who) {
 void land_lane(Warp &w, const Copy &c, Agent who, int lane) {
   who.lane = int16_t(lane), who.pc = c.ins->pc;
   check_source(w, c, who);
-  shared_in_flight(*w.cta, who, c.to[lane], c.bytes, false);
-  uint8_t *to = shared_write(*w.cta, who, c.to[lane], c.bytes, c.bytes, false, nullptr);
-  if (to) std::memcpy(to, c.data[lane], c.bytes);
+  std::memcpy(shared_land(*w.cta, who, c.to[lane], c.bytes), c.data[lane], c.bytes);
 }
 
 // Lands lanes' copies that `wanted(copy, lane)` names, as accesses at `who`'s time.

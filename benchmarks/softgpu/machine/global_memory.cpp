@@ -12,7 +12,7 @@ namespace softgpu {
 
 namespace {
 
-constexpr uint32_t PAGE_SHIFT = 10, PAGE = 1u << PAGE_SHIFT;
+constexpr uint32_t PAGE = 1024;  // bytes
 constexpr uint8_t POISON = 0xff;
 
 struct Record {
@@ -154,17 +154,55 @@ uint32_t record_of(Global &g, Machine &m, const Agent &who, Kind kind, bool stor
   return uint32_t(g.records.size() - 1);
 }
 
-// One access by one agent, cell by cell.
+uint64_t bits_between(uint32_t from, uint32_t to) { return (to - from == 64 ? ~0ull : (1ull << (to - from)) - 1) << from; }
+
+// Calls f(word, bits) for the words of Page::written that tell of [from, to).
+template <class F> void for_written(Page &page, uint32_t from, uint32_t to, F f) {
+  for (uint32_t w = from / 64; w * 64 < to; w++)
+    f(page.written[w], bits_between(std::max(from, w * 64) - w * 64, std::min(to, w * 64 + 64) - w * 64), w * 64);
+}
+
+// Are all of the bytes written? Those of POISON memory that no longer hold the poison were written by the host.
+bool was_written(Allocation &a, Page &page, uint64_t page_start, uint32_t from, uint32_t to) {
+  bool all = true;
+  for_written(page, from, to, [&](uint64_t &word, uint64_t wanted, uint32_t first) {
+    uint64_t missing = wanted & ~word;
+    if (missing && a.tracked == Tracked::POISON)
+      for (uint64_t left = missing; left; left &= left - 1) {
+        const int k = __builtin_ctzll(left);
+        if (*reinterpret_cast<const uint8_t *>(page_start + first + k) == POISON) continue;
+        word |= 1ull << k, missing &= ~(1ull << k);
+      }
+    all &= !missing;
+  });
+  return all;
+}
+
+uint8_t *refuse(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind, bool outside) {
+  const char *what = outside ? "out of bounds" : "misaligned";
+  if (m.has(what, who.pc)) return nullptr;
+  std::string text = name_of(who) + (writes(kind) ? " writes " : " reads ") + format("%u bytes at ", bytes) +
+                     global_name(m, at) + " by " + m.where(who.pc);
+  if (!outside) text += format("; the address is no multiple of %u", alignment);
+  m.add(what, who.pc, text);
+  return nullptr;
+}
+
+// Accesses of one kind by one agent, cell by cell.
 struct Visit {
   Global &g;
   Machine &m;
   const Agent &who;
   const Kind kind;
-  const uint32_t me;       // its record
+  const uint32_t me;  // its record
   const uint32_t cluster;
-  const uint8_t *value;    // of the whole access, which starts at `start`
-  uint64_t start;
+  const uint8_t *value = nullptr;  // of the access that runs, which starts at `start`
+  uint64_t start = 0;
   uint32_t known_write = 0;  // the record of a write that has been found to be ordered
+
+  Visit(Machine &machine, const Agent &agent, Kind access)
+      : g(*machine.global), m(machine), who(agent), kind(access),
+        me(machine.check ? record_of(g, machine, agent, access, false) : 0), cluster(agent.cta->cluster[0]->linear) {}
 
   std::string place(uint64_t at) const { return global_name(m, at); }
   const Record &record(uint32_t k) const { return g.records[k]; }
@@ -285,41 +323,43 @@ struct Visit {
     note(c, me);
     return false;
   }
-};
 
-uint64_t bits(uint32_t from, uint32_t to) { return (to - from == 64 ? ~0ull : (1ull << (to - from)) - 1) << from; }
-
-// Calls f(word, bits) for the words of Page::written that tell of [from, to).
-template <class F> void for_written(Page &page, uint32_t from, uint32_t to, F f) {
-  for (uint32_t w = from / 64; w * 64 < to; w++)
-    f(page.written[w], bits(std::max(from, w * 64) - w * 64, std::min(to, w * 64 + 64) - w * 64), w * 64);
-}
-
-// Are all of the bytes written? Those of POISON memory that no longer hold the poison were written by the host.
-bool was_written(Allocation &a, Page &page, uint64_t page_start, uint32_t from, uint32_t to) {
-  bool all = true;
-  for_written(page, from, to, [&](uint64_t &word, uint64_t wanted, uint32_t first) {
-    uint64_t missing = wanted & ~word;
-    if (missing && a.tracked == Tracked::POISON)
-      for (uint64_t left = missing; left; left &= left - 1) {
-        const int k = __builtin_ctzll(left);
-        if (*reinterpret_cast<const uint8_t *>(page_start + first + k) == POISON) continue;
-        word |= 1ull << k, missing &= ~(1ull << k);
+  uint8_t *access(uint64_t at, uint32_t bytes, uint32_t alignment, const uint8_t *stored) {
+    Allocation *a = g.find(at, bytes);
+    if (!a || at & (alignment - 1)) return refuse(m, who, at, bytes, alignment, kind, !a);
+    if (m.check || a->tracked != Tracked::NO) {
+      value = stored, start = at;
+      for (uint64_t index = (at - a->base) / PAGE, left = bytes; left; index++) {
+        const uint64_t page_start = a->base + index * PAGE;
+        const uint32_t from = uint32_t(std::max(at, page_start) - page_start);
+        const uint32_t count = uint32_t(std::min<uint64_t>(left, PAGE - from));
+        access_page(*a, a->page(index), page_start, from, count);
+        left -= count;
       }
-    all &= !missing;
-  });
-  return all;
-}
+    }
+    return reinterpret_cast<uint8_t *>(at);
+  }
 
-uint8_t *refuse(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind, bool outside) {
-  const char *what = outside ? "out of bounds" : "misaligned";
-  if (m.has(what, who.pc)) return nullptr;
-  std::string text = name_of(who) + (writes(kind) ? " writes " : " reads ") + format("%u bytes at ", bytes) +
-                     global_name(m, at) + " by " + m.where(who.pc);
-  if (!outside) text += format("; the address is no multiple of %u", alignment);
-  m.add(what, who.pc, text);
-  return nullptr;
-}
+  void access_page(Allocation &a, Page &page, uint64_t page_start, uint32_t from, uint32_t count) {
+    const bool tracked = a.tracked != Tracked::NO;
+    const bool written = !tracked || was_written(a, page, page_start, from, from + count);
+    if (!written && m.check && !writes(kind) && !m.has("never written", who.pc))
+      m.add("never written", who.pc,
+            place(page_start + from) + ": " + name_of(who) + " reads by " + m.where(who.pc) + " what nobody wrote");
+    if (m.check) {
+      if (page.launch != g.launch) renew(page, g);
+      PageCells cells{g, page, g.shift};
+      for_cells(cells, from, count, kind == kind_of(true), [&](uint32_t k, uint32_t cell_at, uint32_t cell_bytes) {
+        Cell &c = page.cells[k];
+        const uint64_t address = page_start + cell_at;
+        if (kind == kind_of(false)) return read(c, address);
+        return kind == kind_of(true) ? write(c, address, cell_bytes, written) : touch_strong(c, address);
+      });
+    }
+    if (tracked && writes(kind))
+      for_written(page, from, from + count, [](uint64_t &word, uint64_t wanted, uint32_t) { word |= wanted; });
+  }
+};
 
 }  // namespace
 
@@ -395,37 +435,23 @@ void global_begin_launch(Global &g, const Program &p, const int32_t *ids, size_t
 
 uint8_t *global_access(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind,
                        const uint8_t *value) {
-  Global &g = *m.global;
-  Allocation *a = g.find(at, bytes);
-  if (!a || at & (alignment - 1)) return refuse(m, who, at, bytes, alignment, kind, !a);
-  uint8_t *data = reinterpret_cast<uint8_t *>(at);
-  const bool tracked = a->tracked != Tracked::NO;
-  if (!m.check && !tracked) return data;
-  Visit visit{g, m, who, kind, m.check ? record_of(g, m, who, kind, false) : 0, who.cta->cluster[0]->linear, value, at};
-  for (uint64_t index = (at - a->base) >> PAGE_SHIFT, left = bytes; left; index++) {
-    const uint64_t page_start = a->base + index * PAGE;
-    const uint32_t from = uint32_t(std::max(at, page_start) - page_start);
-    const uint32_t count = uint32_t(std::min<uint64_t>(left, PAGE - from));
-    Page &page = a->page(index);
-    if (page.launch != g.launch) renew(page, g);
-    left -= count;
-    const bool written = !tracked || was_written(*a, page, page_start, from, from + count);
-    if (!written && m.check && !writes(kind) && !m.has("never written", who.pc))
-      m.add("never written", who.pc,
-            global_name(m, at) + ": " + name_of(who) + " reads by " + m.where(who.pc) + " what nobody wrote");
-    if (m.check) {
-      PageCells cells{g, page, g.shift};
-      for_cells(cells, from, count, kind == kind_of(true), [&](uint32_t k, uint32_t cell_at, uint32_t cell_bytes) {
-        Cell &c = page.cells[k];
-        const uint64_t address = page_start + cell_at;
-        if (kind == kind_of(false)) return visit.read(c, address);
-        return kind == kind_of(true) ? visit.write(c, address, cell_bytes, written) : visit.touch_strong(c, address);
-      });
-    }
-    if (tracked && writes(kind))
-      for_written(page, from, from + count, [](uint64_t &word, uint64_t wanted, uint32_t) { word |= wanted; });
+  return Visit(m, who, kind).access(at, bytes, alignment, value);
+}
+
+Mask global_request(Warp &w, const Ins &i, Mask m, const uint64_t *at, uint32_t bytes, Kind kind, const Values *values,
+                    uint8_t **where) {
+  Agent who = agent(w, i, 0);
+  Visit visit(*w.machine, who, kind);
+  Mask good = 0;
+  SG_FOR_LANES(lane, m) {
+    who.lane = int16_t(lane);
+    const uint8_t *value = values ? values->of[lane] : nullptr;
+    where[lane] = visit.access(at[lane], bytes, bytes, value);
+    if (!where[lane]) continue;
+    good |= 1u << lane;
+    if (value) std::memcpy(where[lane], value, bytes);
   }
-  return data;
+  return good;
 }
 
 uint8_t *global_read(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment) {

@@ -47,12 +47,6 @@ void spread(Warp &w, int32_t unit, uint32_t width, const Form &f, Mask m, uint8_
   }
 }
 
-constexpr uint32_t MOST = 64;  // bytes of a lane's access: 8 elements of 8, with room
-
-struct Values {
-  uint8_t of[LANES][MOST];
-};
-
 template <class Element> void gather_as(Warp &w, int32_t unit, uint32_t width, Mask m, Values &v, uint32_t offset) {
   const uint8_t *r = w.reg<uint8_t>(unit);
   SG_FOR_LANES(lane, m) std::memcpy(v.of[lane] + offset, r + size_t(lane) * width, sizeof(Element));
@@ -79,28 +73,34 @@ Where common_space(Warp &w, const Location *at, Mask m) {
 
 // ---- ld --------------------------------------------------------------------------------------------------------------
 
+// May a whole warp be served at once? By global memory always, by shared memory if all of it is the own CTA's.
+Where place_of_all(const Form &f, const Addresses &a) {
+  if (f.where != Where::SHARED) return f.where == Where::GLOBAL ? Where::GLOBAL : Where::GENERIC;
+  uint64_t all = 0;
+  SG_FOR_LANES(lane, a.defined) all |= a.at[lane];
+  return all >> RANK_SHIFT ? Where::GENERIC : Where::SHARED;
+}
+
 // Where the bytes of each lane are; returns the lanes that may read them, and in `tainted` those that read what was
 // computed from what nobody wrote.
 Mask find_bytes(Warp &w, const Ins &i, const Form &f, Kind kind, const Addresses &a, uint32_t bytes, uint8_t **from, Mask &tainted) {
+  Where where = place_of_all(f, a);
   Mask good = a.defined;
-  Agent who = agent(w, i, 0);
-  if (f.where == Where::GLOBAL) {
+  if (where == Where::GLOBAL) {
+    good = global_request(w, i, a.defined, a.at, bytes, kind, nullptr, from);
+  } else if (where == Where::SHARED) {
+    good = shared_request(w, i, a.defined, a.at, bytes, kind, tainted, nullptr, from);
+  } else {
+    Location at[LANES];
     SG_FOR_LANES(lane, a.defined) {
-      who.lane = int16_t(lane);
-      if (!(from[lane] = global_access(*w.machine, who, a.at[lane], bytes, bytes, kind, nullptr))) good &= ~(1u << lane);
+      at[lane] = locate(w, f.where, a.at[lane]);
+      bool undefined = false;
+      if (!(from[lane] = touch(w, agent(w, i, lane), at[lane], bytes, kind, undefined, nullptr))) good &= ~(1u << lane);
+      if (undefined) tainted |= 1u << lane;
     }
-    count_global(w, i, a.defined, a.at, bytes);
-    return good;
+    where = common_space(w, at, a.defined);
   }
-  Location at[LANES];
-  SG_FOR_LANES(lane, a.defined) {
-    who.lane = int16_t(lane);
-    at[lane] = locate(w, f.where, a.at[lane]);
-    bool undefined = false;
-    if (!(from[lane] = touch(w, who, at[lane], bytes, kind, undefined, nullptr))) good &= ~(1u << lane);
-    if (undefined) tainted |= 1u << lane;
-  }
-  count_traffic(w, i, a.defined, common_space(w, at, a.defined), a.at, bytes);
+  count_traffic(w, i, a.defined, where, a.at, bytes);
   return good;
 }
 
@@ -151,7 +151,7 @@ Step load_param(Warp &w, const Ins &i, Mask m, const Form &f) {
 // ---- st --------------------------------------------------------------------------------------------------------------
 
 // Stores a lane's value; where some of its elements alone are undefined, one by one.
-bool store_lane(Warp &w, const Agent &who, const Location &at, const Form &f, uint32_t n, Kind kind, const uint8_t *value,
+void store_lane(Warp &w, const Agent &who, const Location &at, const Form &f, uint32_t n, Kind kind, const uint8_t *value,
                 const Mask *undefined) {
   const Mask bit = 1u << who.lane;
   uint32_t num_undefined = 0;
@@ -161,36 +161,51 @@ bool store_lane(Warp &w, const Agent &who, const Location &at, const Form &f, ui
   for (uint32_t k = 0; k < count; k++) {
     bool tainted = (undefined[k] & bit) != 0;
     uint8_t *to = touch(w, who, {at.where, at.owner, at.at + k * bytes}, bytes, kind, tainted, value + k * bytes);
-    if (!to) return false;
+    if (!to) return;
     std::memcpy(to, value + k * bytes, bytes);
   }
-  return true;
+}
+
+// Lane by lane: strong stores, those of any space, and where a part of a vector is undefined. Returns the lanes' space.
+Where store_each(Warp &w, const Ins &i, const Form &f, const Modifiers &how, uint32_t n, const Addresses &a,
+                 const Values &values, const Mask *undefined) {
+  Location at[LANES];
+  Mask bad = 0;
+  SG_FOR_LANES(lane, a.defined) {
+    at[lane] = locate(w, f.where, a.at[lane]);
+    const Agent who = agent(w, i, lane);
+    if (f.is_strong) how.release ? release_to(w, unique_address(at[lane])) : relaxed_write(w, unique_address(at[lane]));
+    store_lane(w, who, at[lane], f, n, kind_of(true, how.scope), values.of[lane], undefined);
+    for (uint32_t k = 0; k < n && at[lane].where == Where::GLOBAL; k++) bad |= undefined[k] & 1u << lane;
+  }
+  if (bad) report_undefined_store(w, i, bad);
+  if (f.is_strong) w.machine->happened();
+  return common_space(w, at, a.defined);
 }
 
 Step store(Warp &w, const Ins &i, Mask m, const Form &f) {
   const uint32_t n = uint32_t(i.op.size()) - 1, bytes = n * f.size;
   const Modifiers how = f.is_strong ? modifiers(i.key) : Modifiers();
-  const Kind kind = kind_of(true, how.scope);
   const Addresses a = addresses(w, i, m, 0, i.imm.empty() ? 0 : i.imm[0]);
   Values values;
-  Mask undefined[MOST] = {}, any_undefined = 0;
+  Mask undefined[MOST_BYTES] = {}, any_undefined = 0;
   for (uint32_t k = 0; k < n; k++) {
     gather(w, i.op[k + 1], i.width[k + 1], f.size, m, values, k * f.size);
     undefined[k] = w.undefined[i.op[k + 1]] & a.defined;
     any_undefined |= undefined[k];
   }
-  Location at[LANES];
-  Mask global = 0;
-  SG_FOR_LANES(lane, a.defined) {
-    at[lane] = locate(w, f.where, a.at[lane]);
-    global |= Mask(at[lane].where == Where::GLOBAL) << lane;
-    const Agent who = agent(w, i, lane);
-    if (f.is_strong) how.release ? release_to(w, unique_address(at[lane])) : relaxed_write(w, unique_address(at[lane]));
-    store_lane(w, who, at[lane], f, n, kind, values.of[lane], undefined);
+  Where where = place_of_all(f, a);
+  const bool apart = any_undefined && n > 1;
+  uint8_t *to[LANES];
+  if (f.is_strong || apart || where == Where::GENERIC) {
+    where = store_each(w, i, f, how, n, a, values, undefined);
+  } else if (where == Where::GLOBAL) {
+    global_request(w, i, a.defined, a.at, bytes, kind_of(true), &values, to);
+    if (any_undefined) report_undefined_store(w, i, any_undefined);
+  } else {
+    shared_request(w, i, a.defined, a.at, bytes, kind_of(true), any_undefined, &values, to);
   }
-  if (any_undefined & global) report_undefined_store(w, i, any_undefined & global);
-  if (f.is_strong) w.machine->happened();
-  count_traffic(w, i, a.defined, common_space(w, at, a.defined), a.at, bytes);
+  count_traffic(w, i, a.defined, where, a.at, bytes);
   return Step::NEXT;
 }
 

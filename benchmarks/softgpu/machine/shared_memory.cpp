@@ -126,7 +126,23 @@ struct Space {
 
 namespace {
 
-// One access by one agent, cell by cell.
+Mark &mark(Space &s, uint32_t cell) { return *reinterpret_cast<Mark *>(s.cell(cell)); }
+
+uint8_t *refuse(Cta &owner, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind) {
+  Machine &m = *owner.machine;
+  const uint32_t size = uint32_t(owner.shared->bytes.size());
+  const bool outside = at + bytes > size;
+  const char *what = outside ? "out of bounds" : "misaligned";
+  if (m.has(what, who.pc)) return nullptr;
+  std::string text = name_of(who) + (writes(kind) ? " writes " : " reads ") +
+                     format("%u bytes of shared memory at 0x%llx by ", bytes, static_cast<unsigned long long>(at)) +
+                     m.where(who.pc) + "; ";
+  text += outside ? format("it has 0x%x bytes", size) : format("no multiple of %u", alignment);
+  m.add(what, who.pc, text);
+  return nullptr;
+}
+
+// Accesses of one kind by one agent, cell by cell.
 struct Visit {
   Cta &owner;
   Space &space;
@@ -136,16 +152,16 @@ struct Visit {
   const uint32_t me;       // the agent's number in the cluster
   const bool by_warp, by_async;
   const uint32_t own_limit;  // a warp's lanes know each other's accesses up to the clock before
-  const uint8_t *value;    // of the whole access, which starts at `start`
-  uint32_t start;
-  bool undefined;          // the value stored; or (a read) found
-  int slot;
+  const int slot;
+  const uint8_t *value = nullptr;  // of the access that runs, which starts at `start`
+  uint32_t start = 0;
+  bool undefined = false;  // the value stored; or (a read) found
 
-  Visit(Cta &cta, const Agent &agent, Kind access, uint32_t at, const uint8_t *stored, bool tainted)
+  Visit(Cta &cta, const Agent &agent, Kind access)
       : owner(cta), space(*cta.shared), m(*cta.machine), who(agent), kind(access),
         me(agent.cta->rank * COLUMNS + agent.column), by_warp(agent.column < WGMMA_COLUMN),
-        by_async(agent.proxy == Proxy::ASYNC), own_limit(by_warp ? agent.clock - 1 : known(me)), value(stored), start(at),
-        undefined(tainted), slot(space.slot(me, kind == kind_of(true) ? kind_of(false) : kind)) {}
+        by_async(agent.proxy == Proxy::ASYNC), own_limit(by_warp ? agent.clock - 1 : known(me)),
+        slot(space.slot(me, kind == kind_of(true) ? kind_of(false) : kind)) {}
 
   uint32_t known(uint32_t agent) const { return agent < who.view->known.size() ? who.view->known[agent] : 0; }
   uint32_t proxied(uint32_t agent) const { return agent < who.view->proxied.size() ? who.view->proxied[agent] : 0; }
@@ -320,6 +336,36 @@ struct Visit {
          uint8_t((c.flags & WRITTEN) | IN_FLIGHT | (by_async ? BY_ASYNC : 0))};
   }
 
+  uint8_t *access(uint32_t at, uint32_t bytes, uint32_t alignment, bool &tainted, const uint8_t *stored) {
+    if (uint64_t(at) + bytes > space.bytes.size() || at & (alignment - 1))
+      return refuse(owner, who, at, bytes, alignment, kind);
+    uint8_t *data = space.bytes.data() + at;
+    if (!bytes) return data;
+    space.touch(at, bytes);
+    if (!m.check) return data;
+    value = stored, start = at, undefined = writes(kind) && tainted;
+    switch (kind) {
+    case kind_of(false):
+      for_cells(space, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t count) {
+        read(mark(space, cell), from, count);
+        return false;
+      });
+      break;
+    case kind_of(true):
+      for_cells(space, at, bytes, true, [&](uint32_t cell, uint32_t from, uint32_t count) {
+        return write(mark(space, cell), from, count);
+      });
+      break;
+    default:
+      for_cells(space, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t count) {
+        writes(kind) ? write_strong(mark(space, cell), from, count) : read(mark(space, cell), from, count);
+        return false;
+      });
+    }
+    tainted = undefined;
+    return data;
+  }
+
   const uint32_t *limits() {
     Space &s = space;
     if (s.limit_view != who.view || s.limit_agent != me || s.limit_clock != who.clock || s.limit_step != m.steps) {
@@ -331,52 +377,29 @@ struct Visit {
   }
 };
 
-Mark &mark(Space &s, uint32_t cell) { return *reinterpret_cast<Mark *>(s.cell(cell)); }
-
-uint8_t *refuse(Cta &owner, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind) {
-  Machine &m = *owner.machine;
-  const uint32_t size = uint32_t(owner.shared->bytes.size());
-  const bool outside = at + bytes > size;
-  const char *what = outside ? "out of bounds" : "misaligned";
-  if (m.has(what, who.pc)) return nullptr;
-  std::string text = name_of(who) + (writes(kind) ? " writes " : " reads ") +
-                     format("%u bytes of shared memory at 0x%llx by ", bytes, static_cast<unsigned long long>(at)) +
-                     m.where(who.pc) + "; ";
-  text += outside ? format("it has 0x%x bytes", size) : format("no multiple of %u", alignment);
-  m.add(what, who.pc, text);
-  return nullptr;
-}
-
 }  // namespace
 
 uint8_t *shared_access(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, uint32_t alignment, Kind kind,
                        bool &undefined, const uint8_t *value) {
-  Space &s = *owner.shared;
-  if (uint64_t(at) + bytes > s.bytes.size() || at & (alignment - 1)) return refuse(owner, who, at, bytes, alignment, kind);
-  if (!bytes) return s.bytes.data() + at;
-  s.touch(at, bytes);
-  if (owner.machine->check) {
-    Visit visit(owner, who, kind, at, value, writes(kind) && undefined);
-    switch (kind) {
-    case kind_of(false):
-      for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t count) {
-        visit.read(mark(s, cell), from, count);
-        return false;
-      });
-      break;
-    case kind_of(true):
-      for_cells(s, at, bytes, true,
-                [&](uint32_t cell, uint32_t from, uint32_t count) { return visit.write(mark(s, cell), from, count); });
-      break;
-    default:
-      for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t count) {
-        writes(kind) ? visit.write_strong(mark(s, cell), from, count) : visit.read(mark(s, cell), from, count);
-        return false;
-      });
-    }
-    undefined = visit.undefined;
+  return Visit(owner, who, kind).access(at, bytes, alignment, undefined, value);
+}
+
+Mask shared_request(Warp &w, const Ins &i, Mask m, const uint64_t *at, uint32_t bytes, Kind kind, Mask &undefined,
+                    const Values *values, uint8_t **where) {
+  Agent who = agent(w, i, 0);
+  Visit visit(*w.cta, who, kind);
+  Mask good = 0;
+  SG_FOR_LANES(lane, m) {
+    who.lane = int16_t(lane);
+    bool tainted = undefined >> lane & 1;
+    const uint8_t *value = values ? values->of[lane] : nullptr;
+    where[lane] = visit.access(uint32_t(at[lane]), bytes, bytes, tainted, value);
+    if (!where[lane]) continue;
+    good |= 1u << lane;
+    if (tainted) undefined |= 1u << lane;
+    if (value) std::memcpy(where[lane], value, bytes);
   }
-  return s.bytes.data() + at;
+  return good;
 }
 
 uint8_t *shared_read(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, uint32_t alignment, bool &undefined) {
@@ -395,7 +418,7 @@ void shared_in_flight(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes,
   Space &s = *owner.shared;
   if (!bytes || uint64_t(at) + bytes > s.bytes.size() || !owner.machine->check) return;
   s.touch(at, bytes);
-  Visit visit(owner, who, kind_of(true), at, nullptr, false);
+  Visit visit(owner, who, kind_of(true));
   for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t) {
     if (in_flight)
       visit.launch_copy(mark(s, cell), from);
@@ -403,6 +426,18 @@ void shared_in_flight(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes,
       mark(s, cell).flags &= ~IN_FLIGHT;
     return false;
   });
+}
+
+uint8_t *shared_land(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes) {
+  Space &s = *owner.shared;
+  if (owner.machine->check) {
+    Visit visit(owner, who, kind_of(true));
+    for_cells(s, at, bytes, true, [&](uint32_t cell, uint32_t from, uint32_t count) {
+      mark(s, cell).flags &= ~IN_FLIGHT;
+      return visit.write(mark(s, cell), from, count);
+    });
+  }
+  return s.bytes.data() + at;
 }
 
 void shared_mark(Cta &owner, uint32_t at, uint32_t bytes, int32_t what, int32_t pc) {

@@ -157,7 +157,7 @@ def test_vectors_of_floats(spelling: str) -> None:
 
 
 @pytest.mark.parametrize("operation", ["add", "min", "max"])
-@pytest.mark.parametrize("vector, kind", [("v2", "f16"), ("v8", "bf16"), ("v4", "f16x2"), ("v2", "bf16x2")])
+@pytest.mark.parametrize(("vector", "kind"), [("v2", "f16"), ("v8", "bf16"), ("v4", "f16x2"), ("v2", "bf16x2")])
 def test_vectors_of_halves(vector: str, kind: str, operation: str) -> None:
     n, packed = int(vector[1]), 2 if kind.endswith("x2") else 1
     total = n * packed
@@ -224,7 +224,7 @@ FENCE = "fence.acq_rel.gpu;"
 
 
 @pytest.mark.parametrize(
-    "fence, raised, look, then, clean",
+    ("fence", "raised", "look", "then", "clean"),
     [
         ("", RELEASE, ACQUIRE, "", True),
         ("", "red.release.gpu.global.add.u32 [%g1], 1", "atom.acquire.gpu.global.or.b32 %r1, [%g1], 0;", "", True),
@@ -270,7 +270,8 @@ def test_atomics_in_shared_memory() -> None:
     assert out[0] == 256
     for schedule in ("forward", "backward"):
         got = kinds(run(body.format(""), out, threads=256, shared=64, schedule=schedule))
-        assert got and got <= {"race: read after write", "race: write after read"}
+        assert got
+        assert got <= {"race: read after write", "race: write after read"}
     # Without the first store nobody knows what it counts from.
     bare = "mov.u32 %s0, smem; atom.shared.add.u32 %r0, [%s0], 1;"
     assert "never written" in kinds(run(bare, threads=256, shared=64))

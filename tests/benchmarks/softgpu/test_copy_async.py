@@ -46,7 +46,7 @@ def test_copies(wait: str, landing: str) -> None:
     np.testing.assert_array_equal(out, x[1::4])
 
 
-@pytest.mark.parametrize("size, kind", [(4, "ca"), (8, "ca"), (16, "ca"), (16, "cg")])
+@pytest.mark.parametrize(("size", "kind"), [(4, "ca"), (8, "ca"), (16, "ca"), (16, "cg")])
 def test_sizes(size: int, kind: str) -> None:
     x = aligned(RANDOM.integers(0, 256, 64 * size, np.uint8))
     out = aligned(np.zeros(64 * size, np.uint8))
@@ -86,11 +86,12 @@ def test_a_source_that_is_not_read_may_be_anywhere() -> None:
     body = beyond + "cp.async.cg.shared.global [%s1], [%a0], 16, {}; cp.async.wait_all; ld.shared.u32 %r0, [%s1];"
     assert not run(body.format("%s5"), x, out).findings
     (finding, *_) = run(body.format("16"), x, out).findings
-    assert finding.kind == "out of bounds" and "behind the end of `g0`" in finding.text
+    assert finding.kind == "out of bounds"
+    assert "behind the end of `g0`" in finding.text
 
 
 @pytest.mark.parametrize("landing", LANDINGS)
-@pytest.mark.parametrize("pending, wanted", [(0, set()), (1, set()), (2, {"in flight"})])
+@pytest.mark.parametrize(("pending", "wanted"), [(0, set()), (1, set()), (2, {"in flight"})])
 def test_groups(pending: int, wanted: set[str], landing: str) -> None:
     """Three groups; the second one is read."""
     x, out = words(64)
@@ -109,9 +110,12 @@ def test_late_means_late() -> None:
     np.testing.assert_array_equal(out, x[1::4])
     result = run(body, x, late, landing="late")
     np.testing.assert_array_equal(late, 0xFFFFFFFF)
-    assert "in flight" in kinds(early) and "in flight" in kinds(result)
+    assert "in flight" in kinds(early)
+    assert "in flight" in kinds(result)
     text = next(f.text for f in result.findings if f.kind == "in flight")
-    assert "lane 0" in text and "cp.async" in text and "ld.shared" in text
+    assert "lane 0" in text
+    assert "cp.async" in text
+    assert "ld.shared" in text
 
 
 def test_lanes_have_groups_of_their_own() -> None:
@@ -149,7 +153,8 @@ def test_overwriting_a_destination() -> None:
     read += "xor.b32 %s3, %s3, 512; ld.shared.u32 %r1, [%s3];"
     for schedule in ("forward", "backward"):
         racy = kinds(run(read + COPY + "cp.async.wait_all;", x, out, schedule=schedule))
-        assert racy and racy <= {"race: write after read", "race: read after write", "in flight"}
+        assert racy
+        assert racy <= {"race: write after read", "race: read after write", "in flight"}
         assert not kinds(run(read + "bar.sync 0;" + COPY + "cp.async.wait_all;", x, out, schedule=schedule))
 
 
@@ -169,7 +174,9 @@ def test_alignment_and_bounds_of_the_destination() -> None:
     }
     result = run(START + "cp.async.cg.shared.global [%s1+3088], [%a0], 16; cp.async.wait_all;", x, out)
     (finding,) = result.findings
-    assert finding.kind == "out of bounds" and "lane 31" in finding.text and finding.count == 1
+    assert finding.kind == "out of bounds"
+    assert "lane 31" in finding.text
+    assert finding.count == 1
 
 
 def test_never_written_and_undefined() -> None:
@@ -190,7 +197,7 @@ WAIT:
 
 
 @pytest.mark.parametrize("landing", LANDINGS)
-@pytest.mark.parametrize("kind, arrivals", [(".noinc", 64), ("", 64)])
+@pytest.mark.parametrize(("kind", "arrivals"), [(".noinc", 64), ("", 64)])
 def test_an_mbarrier_waits_for_copies(kind: str, arrivals: int, landing: str) -> None:
     x, out = words(64)
     init = f"setp.eq.u32 %p3, %tid, 0; @%p3 mbarrier.init.shared.b64 [%s0+2048], {arrivals}; bar.sync 0;"

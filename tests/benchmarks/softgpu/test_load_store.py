@@ -43,7 +43,7 @@ NARROW = [
 
 
 @pytest.mark.parametrize("space", ["global", "shared"])
-@pytest.mark.parametrize("kind, width, dtype", NARROW)
+@pytest.mark.parametrize(("kind", "width", "dtype"), NARROW)
 def test_load_extends(kind: str, width: int, dtype: type, space: str) -> None:
     x, out = bits(32, dtype), np.zeros(32, f"u{width}")
     size, register = x.itemsize, {2: "%h0", 4: "%r0", 8: "%d0"}[width]
@@ -64,7 +64,7 @@ def test_load_extends(kind: str, width: int, dtype: type, space: str) -> None:
     np.testing.assert_array_equal(out, x.astype(np.int64 if np.dtype(dtype).kind == "i" else dtype).astype(out.dtype))
 
 
-@pytest.mark.parametrize("width, size", [(2, 1), (4, 1), (8, 1), (4, 2), (8, 2), (8, 4)])
+@pytest.mark.parametrize(("width", "size"), [(2, 1), (4, 1), (8, 1), (4, 2), (8, 2), (8, 4)])
 def test_store_takes_the_low_bits(width: int, size: int) -> None:
     x, out = bits(32, f"u{width}"), np.zeros(32, f"u{size}")
     register = {2: "%h0", 4: "%r0", 8: "%d0"}[width]
@@ -78,7 +78,7 @@ def test_store_takes_the_low_bits(width: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("way", ["global", "shared", "generic"])
-@pytest.mark.parametrize("vector, size", [(2, 1), (4, 1), (2, 2), (4, 2), (2, 4), (4, 4), (8, 4), (2, 8), (4, 8)])
+@pytest.mark.parametrize(("vector", "size"), [(2, 1), (4, 1), (2, 2), (4, 2), (2, 4), (4, 4), (8, 4), (2, 8), (4, 8)])
 def test_vectors_with_an_offset(vector: int, size: int, way: str) -> None:
     total = vector * size
     x, out = zeros(33 * total, total), zeros(33 * total, total)
@@ -186,7 +186,7 @@ def test_hints_do_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, stride, lanes, sectors, least",
+    ("kind", "stride", "lanes", "sectors", "least"),
     [
         ("b32", 4, 32, 4, 4), ("b32", 8, 32, 8, 4), ("b32", 32, 32, 32, 4), ("b32", 0, 32, 1, 1), ("v4.b32", 16, 32, 16, 16),
         ("v4.b32", 32, 32, 32, 16), ("b16", 2, 32, 2, 2), ("b16", 2, 3, 1, 1), ("v2.b64", 16, 8, 4, 4), ("b32", -4, 32, 4, 4),
@@ -212,7 +212,7 @@ def test_sectors(kind: str, stride: int, lanes: int, sectors: int, least: int) -
 
 
 @pytest.mark.parametrize(
-    "kind, stride, lanes, wavefronts, least",
+    ("kind", "stride", "lanes", "wavefronts", "least"),
     [
         ("b32", 4, 32, 1, 1), ("b32", 8, 32, 2, 1), ("b32", 128, 32, 32, 1), ("b32", 0, 32, 1, 1), ("b32", 36, 32, 1, 1),
         ("b16", 2, 32, 1, 1), ("b64", 8, 32, 2, 2), ("b64", 16, 32, 4, 2), ("b64", 8, 16, 1, 1), ("v4.b32", 16, 32, 4, 4),

@@ -44,17 +44,21 @@ def test_bounds_of_global_memory(op: str) -> None:
     assert not found(address + op.format(offset=""), x)
     result = run(address + op.format(offset="+4"), x)
     (finding,) = result.findings
-    assert finding.kind == "out of bounds" and finding.count == 1
-    assert "CTA 0 warp 0 lane 31" in finding.text and "0 bytes behind the end of `g0` of 128 bytes" in finding.text
+    assert finding.kind == "out of bounds"
+    assert finding.count == 1
+    assert "CTA 0 warp 0 lane 31" in finding.text
+    assert "0 bytes behind the end of `g0` of 128 bytes" in finding.text
     (finding,) = run(address + op.format(offset="-12"), x).findings
-    assert finding.count == 3 and "12 bytes before `g0` of 128 bytes" in finding.text
+    assert finding.count == 3
+    assert "12 bytes before `g0` of 128 bytes" in finding.text
     # Memory that exists, but is none of the launch's arguments.
     program = load(result.program.text.replace("%g0, [p0]", "%g0, [p0+0]"))
     memory = Memory()
     own = memory.register(x.ctypes.data, x.nbytes, "x")
     memory.register(other.ctypes.data, other.nbytes, "other")
     (finding,) = launch(program, (1,), int(other.ctypes.data).to_bytes(8, "little"), 0, memory, [own]).findings
-    assert finding.kind == "out of bounds" and "inside `other`, which this launch was not given" in finding.text
+    assert finding.kind == "out of bounds"
+    assert "inside `other`, which this launch was not given" in finding.text
 
 
 def test_what_is_out_of_bounds_is_not_done() -> None:
@@ -76,10 +80,12 @@ def test_bounds_of_shared_memory(op: str) -> None:
     first = START + "st.shared.u32 [%s1], %tid; bar.warp.sync -1;"
     assert not found(first + op.format(offset=""), shared=128)
     (finding,) = run(first + op.format(offset="+4"), shared=128, check_lanes=False).findings
-    assert finding.kind == "out of bounds" and "lane 31" in finding.text and "0x80" in finding.text
+    assert finding.kind == "out of bounds"
+    assert "lane 31" in finding.text
+    assert "0x80" in finding.text
 
 
-@pytest.mark.parametrize("space, base", [("global", "%a0"), ("shared", "%s1")])
+@pytest.mark.parametrize(("space", "base"), [("global", "%a0"), ("shared", "%s1")])
 @pytest.mark.parametrize("op", ["ld.{}.v2.b32 {{%r0, %r1}}, [{}+4];", "st.{}.v2.b32 [{}+4], {{%tid, %tid}};"])
 def test_alignment(op: str, space: str, base: str) -> None:
     x = np.zeros(256, np.uint32)
@@ -103,7 +109,9 @@ def test_shared_memory_that_nobody_wrote() -> None:
 def test_every_cta_starts_with_shared_memory_that_nobody_wrote() -> None:
     body = START + "setp.eq.u32 %p3, %ctaid, 0; @%p3 st.shared.u32 [%s1], %tid; ld.shared.u32 %r0, [%s1];"
     (finding,) = run(body, shared=256, grid=(3,), resident=1).findings
-    assert finding.kind == "never written" and finding.count == 64 and "of CTA 1" in finding.text
+    assert finding.kind == "never written"
+    assert finding.count == 64
+    assert "of CTA 1" in finding.text
 
 
 def test_global_memory_that_nobody_wrote() -> None:
@@ -121,8 +129,8 @@ def test_global_memory_that_nobody_wrote() -> None:
 def test_what_a_launch_wrote_stays_written() -> None:
     x = np.zeros(64, np.uint32)
     write = run("mad.wide.u32 %a0, %tid, 4, %g0; st.global.u32 [%a0], %tid;", x).program
-    read = run("mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0+{}];".format(0), x).program
-    beyond = run("mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0+{}];".format(4), x).program
+    read = run(f"mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0+{0}];", x).program
+    beyond = run(f"mad.wide.u32 %a0, %tid, 4, %g0; ld.global.u32 %r0, [%a0+{4}];", x).program
     memory = Memory()
     own = memory.register(x.ctypes.data, x.nbytes, "x", True)
     params = int(x.ctypes.data).to_bytes(8, "little")
@@ -130,7 +138,8 @@ def test_what_a_launch_wrote_stays_written() -> None:
     assert not launch(write, (1,), params, 0, memory, [own]).findings
     assert not launch(read, (1,), params, 0, memory, [own]).findings
     (finding,) = launch(beyond, (1,), params, 0, memory, [own]).findings
-    assert finding.count == 1 and "`x` + 0x80" in finding.text
+    assert finding.count == 1
+    assert "`x` + 0x80" in finding.text
     own = memory.register(x.ctypes.data, x.nbytes, "x", True)
     assert kinds(launch(read, (1,), params, 0, memory, [own])) == {"never written"}
 
@@ -148,7 +157,9 @@ def test_undefined_values() -> None:
     # An address: the access is not done.
     x[:] = 0
     (finding,) = run(address + "add.u64 %a1, %a0, %d5; st.global.u32 [%a1], %tid;", x, shared=256).findings
-    assert finding.kind == "undefined value" and "address" in finding.text and not x.any()
+    assert finding.kind == "undefined value"
+    assert "address" in finding.text
+    assert not x.any()
 
 
 # ---- races in shared memory ------------------------------------------------------------------------------------------
@@ -161,7 +172,7 @@ EXCHANGE = START + """
 
 
 @pytest.mark.parametrize(
-    "first, second, racy",
+    ("first", "second", "racy"),
     [
         ("bar.sync 0;", "bar.sync 0;", False),
         ("", "bar.sync 0;", True),
@@ -174,11 +185,15 @@ def test_races_between_warps(first: str, second: str, racy: bool) -> None:
     for schedule in SCHEDULES:
         result = run(EXCHANGE.format(first=first, second=second), threads=64, shared=256, schedule=schedule)
         got = kinds(result) - {"never written"}  # whoever comes first reads what the other has yet to write
-        assert bool(got) == racy and all(k.startswith("race") for k in got)
+        assert bool(got) == racy
+        assert all(k.startswith("race") for k in got)
         for finding in result.findings:
             if finding.kind.startswith("race"):
-                assert "warp 0" in finding.text and "warp 1" in finding.text and "lane" in finding.text
-                assert finding.other_line is not None and str(finding.other_line) in finding.text
+                assert "warp 0" in finding.text
+                assert "warp 1" in finding.text
+                assert "lane" in finding.text
+                assert finding.other_line is not None
+                assert str(finding.other_line) in finding.text
 
 
 def test_a_race_needs_a_change() -> None:
@@ -210,11 +225,13 @@ def test_many_readers_and_a_writer() -> None:
     assert found(body.format(sync="bar.sync 0;"), threads=1024, shared=256) == set()
     for schedule in SCHEDULES:
         got = kinds(run(body.format(sync=""), threads=1024, shared=256, schedule=schedule))
-        assert got and got <= {"race: write after read", "race: read after write"}
+        assert got
+        assert got <= {"race: write after read", "race: read after write"}
     # All but one wait.
     one_missing = "setp.lt.u32 %p3, %tid, 992; @%p3 bar.sync 1, 992;"
     got = run(body.format(sync=one_missing), threads=1024, shared=256, schedule="backward").findings
-    assert {f.kind for f in got} == {"race: write after read"} and "warp 31" in got[0].text
+    assert {f.kind for f in got} == {"race: write after read"}
+    assert "warp 31" in got[0].text
 
 
 def test_parts_of_a_line_are_apart() -> None:
@@ -229,7 +246,8 @@ def test_parts_of_a_line_are_apart() -> None:
         racy = body.format(whole=first, sync="")
         for schedule in SCHEDULES:
             got = kinds(run(racy, threads=64, shared=512, schedule=schedule)) - {"never written"}
-            assert got and got <= {"race: read after write", "race: write after read"}
+            assert got
+            assert got <= {"race: read after write", "race: write after read"}
 
 
 def test_races_between_lanes() -> None:
@@ -238,7 +256,8 @@ def test_races_between_lanes() -> None:
     assert found(body.format("bar.warp.sync -1;"), shared=256) == set()
     assert found(body.format(""), shared=256, check_lanes=False) == set()
     (finding,) = run(body.format(""), shared=256).findings
-    assert "lane 0" in finding.text and "lane 1" in finding.text
+    assert "lane 0" in finding.text
+    assert "lane 1" in finding.text
     # Several lanes read at once, one of them writes.
     several = (
         START + "setp.eq.u32 %p3, %tid, 3; @%p3 st.shared.u32 [%s0], 1; bar.warp.sync -1; ld.shared.u32 %r0, [%s0]; {} "
@@ -248,12 +267,13 @@ def test_races_between_lanes() -> None:
     assert found(several.format("bar.warp.sync -1;"), shared=256) == set()
 
 
-@pytest.mark.parametrize("space, at", [("shared", "%s0"), ("global", "%g0")])
+@pytest.mark.parametrize(("space", "at"), [("shared", "%s0"), ("global", "%g0")])
 def test_conflicting_stores(space: str, at: str) -> None:
     x = np.zeros(32, np.uint32)
     differ = START + f"st.{space}.u32 [{at}], %tid;"
     (finding,) = run(differ, x, shared=256).findings
-    assert finding.kind == "conflicting stores" and "lanes 0 and 1" in finding.text
+    assert finding.kind == "conflicting stores"
+    assert "lanes 0 and 1" in finding.text
     assert found(differ, x, shared=256, check_lanes=False) == {"conflicting stores"}
     assert found(START + f"st.{space}.u32 [{at}], 9;", x, shared=256) == set()
 
@@ -271,7 +291,8 @@ def test_races_between_ctas() -> None:
     for writer in range(4):
         for resident in (1, 8):
             got = run(read.format(writer), np.zeros_like(x), grid=(4,), resident=resident)
-            assert kinds(got) <= {"race: write after read", "race: read after write"} and got.findings
+            assert kinds(got) <= {"race: write after read", "race: read after write"}
+            assert got.findings
             assert any(f"CTA {writer}" in f.text for f in got.findings)
 
 
@@ -326,7 +347,8 @@ def test_a_sparse_tensor_of_20_gib() -> None:
     own = memory.register(data.ctypes.data, size, "large", True)
     params = int(data.ctypes.data).to_bytes(8, "little")
     result = launch(program, (1,), params, 0, memory, [own], Settings())
-    assert not result.findings and result.seconds < 1
+    assert not result.findings
+    assert result.seconds < 1
     np.testing.assert_array_equal(data[8 :: size // 32][:32], np.arange(32))
     assert _resident() - before < 64 << 20
     memory.forget(own)
