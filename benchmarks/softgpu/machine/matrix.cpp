@@ -81,8 +81,7 @@ Step movmatrix(Warp &w, const Ins &i, Mask m) {
   transpose(rows);
   std::memcpy(w.reg<uint32_t>(i.op[0]), rows, sizeof rows);
   Mask undefined = 0;
-  for (int r = 0; r < ROWS; r++)
-    if (w.undefined[i.op[1]] >> (4 * r) & 15) undefined |= lanes_of_column(r);
+  SG_FOR_LANES(lane, w.undefined[i.op[1]]) undefined |= 0x11u << (8 * (lane % 4) + lane / 8);  // its two elements' lanes
   w.undefined[i.op[0]] = undefined;
   return Step::NEXT;
 }

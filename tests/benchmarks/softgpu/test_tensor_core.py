@@ -144,6 +144,14 @@ def test_undefined_elements_reach_rows_and_columns(register, reached):
             assert found == ({"undefined value"} if lane in lanes_reached else set()), (d, lane)
 
 
+def test_the_first_lanes_wait_for_the_whole_warp():
+    product = f"{TF32} {{%d0, %d1, %d2, %d3}}, {{%o, %o, %o, %o}}, {{%o, %o}}, {{%c, %c, %c, %c}};"
+    body = f"setp.lt.u32 %p, %lane, 16; @%p bra FAR; BACK: {product} bra END; FAR: bra BACK; END:"
+    inputs = {"lane": np.arange(32, dtype=np.uint32), "o": np.ones(32, np.float32), "c": np.zeros(32, np.float32)}
+    out = lanes(body, inputs, {f"d{k}": np.float32 for k in range(4)}, ".reg .pred %p;")
+    assert all((d == 8).all() for d in out.values())
+
+
 def test_a_part_of_a_warp_is_found():
     product = f"{TF32} {{%x, %x, %x, %x}}, {{%x, %x, %x, %x}}, {{%x, %x}}, {{%x, %x, %x, %x}};"
     body = f"mov.b32 %x, 0; setp.lt.u32 %p, %tid, 16; @%p {product}"

@@ -73,6 +73,32 @@ def test_diverged_lanes_meet_at_a_shuffle():
     np.testing.assert_array_equal(out["d"], [2] * 16 + [1] * 16)
 
 
+def test_the_first_lanes_wait_for_those_that_are_further_on():
+    body = """
+    setp.lt.u32 %low, %lane, 16;
+    mov.b32 %x, 1;
+    @%low bra FAR;
+    BACK: shfl.sync.bfly.b32 %d, %x, 16, 31, -1;
+    bra END;
+    FAR: mov.b32 %x, 2;
+    bra BACK;
+    END:
+    """
+    out = lanes(body, {"lane": np.arange(LANES, dtype=np.uint32)}, {"d": np.uint32}, ".reg .pred %low; .reg .b32 %x;")
+    np.testing.assert_array_equal(out["d"], [1] * 16 + [2] * 16)
+
+
+def test_members_come_from_each_lane():
+    """One instruction, two groups."""
+    members = np.where(np.arange(LANES) % 2, 0xAAAAAAAA, 0x55555555).astype(np.uint32)
+    body = "shfl.sync.down.b32 %d, %a, 2, 31, %m; vote.sync.ballot.b32 %v, %p, %m;"
+    p = RNG.random(LANES) < 0.5
+    out = lanes(body, {"a": WORDS, "m": members, "p": p}, {"d": np.uint32, "v": np.uint32})
+    np.testing.assert_array_equal(out["d"], [WORDS[lane + 2 if lane < 30 else lane] for lane in range(LANES)])
+    ballot = sum(1 << k for k in range(LANES) if p[k])
+    np.testing.assert_array_equal(out["v"], members & np.uint32(ballot))
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -84,18 +110,26 @@ def test_members_must_be_who_executes(body):
     assert "bad member mask" in kinds(kernel(body, declarations=".reg .pred %p; .reg .b32 %d;"))
 
 
-def test_a_shuffle_moves_what_nobody_wrote():
-    """Lane 5 writes nothing; lane 4 reads it."""
+def test_members_that_never_come_are_a_deadlock():
+    """Each half waits for the other, at an instruction of its own."""
+    shuffle = "shfl.sync.bfly.b32 %d, %tid, 16, 31, -1;"
+    body = f"setp.lt.u32 %p, %tid, 16; @%p bra LOW; {shuffle} bra END; LOW: {shuffle} END:"
+    assert kinds(kernel(body, declarations=".reg .pred %p; .reg .b32 %d;")) == {"deadlock"}
+
+
+@pytest.mark.parametrize(("operands", "reached"), [("%x, 1", 4), ("%tid, %x", 5)])
+def test_a_shuffle_moves_what_nobody_wrote(operands, reached):
+    """Lane 5 writes nothing: lane 4 reads it; or lane 5 does not know which lane to read."""
     for lane in (4, 5, 6):
         out = np.zeros(LANES, np.uint32)
         body = f"""
         setp.ne.u32 %p, %tid, 5; @%p mov.b32 %x, 1;
-        shfl.sync.bfly.b32 %d, %x, 1, 31, -1;
+        shfl.sync.bfly.b32 %d, {operands}, 31, -1;
         mad.wide.u32 %at, %tid, 4, %g0;
         setp.eq.u32 %p, %tid, {lane}; @%p st.global.b32 [%at], %d;
         """
         found = kinds(kernel(body, out, declarations=".reg .pred %p; .reg .b32 %x, %d; .reg .b64 %at;"))
-        assert found == ({"undefined value"} if lane == 4 else set())
+        assert found == ({"undefined value"} if lane == reached else set())
 
 
 # ---- votes, matches, elections, reductions ---------------------------------------------------------------------------
@@ -262,7 +296,7 @@ def test_stmatrix(count, transposed, space):
     bar.sync 0;
     mad.wide.u32 %at, %tid, 4, %g1; ld.global.b32 %row, [%at];
     {SPACES[space]} mad.wide.s32 %p, %row, 16, %p;
-    stmatrix.sync.aligned.m8n8.x{count}{".trans" if transposed else ""}{space}.b16 [%p], {{{names}}};
+    stmatrix.sync.aligned.m8n8.x{count}{".trans" if transposed else ""}{space}.b16 [%p + 16], {{{names}}};
     bar.sync 0;
     ld.shared.v4.b32 {{%x0, %x1, %x2, %x3}}, [%q];
     mad.wide.u32 %at, %tid, 16, %g2; st.global.v4.b32 [%at], {{%x0, %x1, %x2, %x3}};
@@ -270,7 +304,7 @@ def test_stmatrix(count, transposed, space):
     out = np.zeros((LANES, 8), np.uint16)
     declarations = ".reg .b32 %x<4>, %row; .reg .b64 %p, %q, %s, %at;"
     regs = fragments(matrices, transposed)
-    result = kernel(body, regs, rows.astype(np.int32), out, shared=512, declarations=declarations)
+    result = kernel(body, regs, (rows - 1).astype(np.int32), out, shared=512, declarations=declarations)
     assert not result.findings
     wanted = np.zeros((LANES, 8), np.uint16)
     wanted[rows[: 8 * count]] = matrices.reshape(-1, 8)
@@ -315,6 +349,37 @@ def test_ldmatrix_carries_what_nobody_wrote(transposed):
         found = kinds(kernel(body, out, shared=512, declarations=declarations))
         tainted = any(element(lane, half, transposed)[0] == 3 for half in (0, 1))
         assert found == ({"undefined value"} if tainted else set()), lane
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stmatrix_carries_what_nobody_wrote(transposed):
+    """Lane 13's register is undefined: what it stores is, and nothing else."""
+    for row in range(8):
+        out = np.zeros((LANES, 4), np.uint32)
+        body = f"""
+        setp.ne.u32 %some, %tid, 13; @%some mov.b32 %x, 1; mov.b64 %p, smem; mad.wide.u32 %p, %tid, 16, %p;
+        stmatrix.sync.aligned.m8n8.x1{".trans" if transposed else ""}.shared.b16 [%p], {{%x}};
+        bar.sync 0; mad.wide.u32 %at, %tid, 16, %g0; setp.eq.u32 %some, %tid, {row};
+        @%some ld.shared.v4.b32 {{%d0, %d1, %d2, %d3}}, [%p];
+        @%some st.global.v4.b32 [%at], {{%d0, %d1, %d2, %d3}};
+        """
+        declarations = ".reg .b32 %x, %d<4>; .reg .b64 %p, %at; .reg .pred %some;"
+        found = kinds(kernel(body, out, shared=512, declarations=declarations))
+        tainted = any(element(13, half, transposed)[0] == row for half in (0, 1))
+        assert found == ({"undefined value"} if tainted else set()), row
+
+
+def test_movmatrix_carries_what_nobody_wrote():
+    """Of lane 13's elements, who holds one afterwards is undefined."""
+    for lane in range(LANES):
+        out = np.zeros(LANES, np.uint32)
+        body = f"""
+        setp.ne.u32 %some, %tid, 13; @%some mov.b32 %x, 1; movmatrix.sync.aligned.m8n8.trans.b16 %d, %x;
+        mad.wide.u32 %at, %tid, 4, %g0; setp.eq.u32 %some, %tid, {lane}; @%some st.global.b32 [%at], %d;
+        """
+        found = kinds(kernel(body, out, declarations=".reg .b32 %x, %d; .reg .b64 %at; .reg .pred %some;"))
+        moved = {element(13, half, False) for half in (0, 1)} & {element(lane, half, True) for half in (0, 1)}
+        assert found == ({"undefined value"} if moved else set()), lane
 
 
 def test_conflicts_are_counted():
