@@ -75,27 +75,28 @@ bool find_source_bytes(Warp &w, const Ins &i, const Operands &o, int lane, uint3
   return false;
 }
 
-// Source and destination of a lane are looked at, and the source is read; false if there is nothing to copy.
-bool issue_lane(Warp &w, const Ins &i, const Operands &o, Copy &c, int lane, uint64_t to) {
-  uint32_t source_bytes;
-  if (!find_source_bytes(w, i, o, lane, source_bytes)) return false;
-  const Agent who = agent(w, i, lane);
-  const Location at = locate(w, Where::SHARED, to);
-  if (at.at % o.bytes || at.at + o.bytes > shared_size(*w.cta)) {
-    bool undefined = false;
-    touch(w, who, at, o.bytes, kind_of(true), undefined, nullptr);  // reports it
-    return false;
+// Is the lane's destination, in the own CTA, inside and aligned?
+bool find_destination(Warp &w, const Ins &i, uint32_t bytes, int lane, uint64_t to, uint32_t &at) {
+  const Location l = locate(w, Where::SHARED, to);
+  at = uint32_t(l.at);
+  if (l.at % bytes == 0 && l.at + bytes <= shared_size(*w.cta)) return true;
+  bool undefined = false;
+  touch(w, agent(w, i, lane), l, bytes, kind_of(true), undefined, nullptr);  // reports it
+  return false;
+}
+
+// Looks at the sources of lanes, which are read now; `from` gets where they are. Returns the lanes that may read.
+Mask read_sources(Warp &w, const Agent &who, const Copy &c, Mask m, uint8_t **from) {
+  Mask whole = 0, part = 0;
+  SG_FOR_LANES(lane, m) (c.source_bytes[lane] == c.bytes ? whole : part) |= 1u << lane;
+  Mask good = whole ? global_request(*w.machine, who, whole, c.from, c.bytes, kind_of(false), nullptr, from) : 0;
+  SG_FOR_LANES(lane, part) {
+    Agent by = who;
+    by.lane = int16_t(lane);
+    from[lane] = global_access(*w.machine, by, c.from[lane], c.source_bytes[lane], c.bytes, kind_of(false), nullptr);
+    if (from[lane]) good |= 1u << lane;
   }
-  std::memset(c.data[lane], 0, MOST);
-  if (source_bytes) {
-    const uint8_t *source = global_read(*w.machine, who, c.from[lane], source_bytes, o.bytes);
-    if (!source) return false;
-    std::memcpy(c.data[lane], source, source_bytes);
-  }
-  c.to[lane] = uint32_t(at.at);
-  c.source_bytes[lane] = source_bytes;
-  shared_in_flight(*w.cta, who, c.to[lane], o.bytes, true);
-  return true;
+  return good;
 }
 
 Step issue(Warp &w, const Ins &i, Mask m) {
@@ -108,10 +109,19 @@ Step issue(Warp &w, const Ins &i, Mask m) {
   std::copy(state->committed, state->committed + LANES, c->group);
   Mask reads = 0;
   SG_FOR_LANES(lane, to.defined & from.defined) {
-    if (!issue_lane(w, i, o, *c, lane, to.at[lane])) continue;
+    if (!find_source_bytes(w, i, o, lane, c->source_bytes[lane])) continue;
+    if (!find_destination(w, i, o.bytes, lane, to.at[lane], c->to[lane])) continue;
     c->left |= 1u << lane;
     if (c->source_bytes[lane]) reads |= 1u << lane;
   }
+  uint8_t *sources[LANES];
+  const Mask good = read_sources(w, agent(w, i, 0), *c, reads, sources);
+  c->left &= ~reads | good;
+  SG_FOR_LANES(lane, c->left) {
+    std::memset(c->data[lane], 0, MOST);
+    if (c->source_bytes[lane]) std::memcpy(c->data[lane], sources[lane], c->source_bytes[lane]);
+  }
+  shared_launch(*w.cta, agent(w, i, 0), c->left, c->to, o.bytes);
   if (arrives_early(*w.machine))
     SG_FOR_LANES(lane, c->left) std::memcpy(shared_bytes(*w.cta) + c->to[lane], c->data[lane], o.bytes);
   count_global(w, i, reads, from.at, o.bytes);
@@ -121,34 +131,38 @@ Step issue(Warp &w, const Ins &i, Mask m) {
 
 // ---- landing ---------------------------------------------------------------------------------------------------------
 
-void check_source(Warp &w, const Copy &c, const Agent &who) {
-  Machine &m = *w.machine;
-  const int lane = who.lane;
-  if (!c.source_bytes[lane] || !m.check) return;
-  const uint8_t *source = global_read(m, who, c.from[lane], c.source_bytes[lane], c.bytes);
-  if (!source || !std::memcmp(source, c.data[lane], c.source_bytes[lane]) || m.has("source changed", who.pc)) return;
-  m.add("source changed", who.pc,
-        name_of(who) + ": " + global_name(m, c.from[lane]) + " was written while " + m.where(who.pc) + " copied it");
-}
-
-void land_lane(Warp &w, const Copy &c, Agent who, int lane) {
-  who.lane = int16_t(lane), who.pc = c.ins->pc;
-  check_source(w, c, who);
-  std::memcpy(shared_land(*w.cta, who, c.to[lane], c.bytes), c.data[lane], c.bytes);
+void check_sources(Warp &w, const Copy &c, const Agent &who, Mask m) {
+  Machine &machine = *w.machine;
+  if (!machine.check) return;
+  Mask reads = 0;
+  SG_FOR_LANES(lane, m) if (c.source_bytes[lane]) reads |= 1u << lane;
+  uint8_t *sources[LANES];
+  SG_FOR_LANES(lane, read_sources(w, who, c, reads, sources)) {
+    if (!std::memcmp(sources[lane], c.data[lane], c.source_bytes[lane]) || machine.has("source changed", who.pc)) continue;
+    machine.add("source changed", who.pc,
+                format("CTA %u warp %d lane %d: ", w.cta->linear, w.index, lane) + global_name(machine, c.from[lane]) +
+                    " was written while " + machine.where(who.pc) + " copied it");
+  }
 }
 
 // Lands lanes' copies that `wanted(copy, lane)` names, as accesses at `who`'s time.
-template <class F> void land(Warp &w, const Agent &who, Mask m, F wanted) {
+template <class F> void land(Warp &w, Agent who, Mask m, F wanted) {
   if (!w.copies) return;
   const auto state = copies_of(w);
-  for (auto &c : state->in_flight)
-    SG_FOR_LANES(lane, m & c->left) {
-      if (!wanted(*c, lane)) continue;
-      land_lane(w, *c, who, lane);
-      c->left &= ~(1u << lane);
-    }
+  bool any_landed = false;
+  for (auto &c : state->in_flight) {
+    Mask now = 0;
+    SG_FOR_LANES(lane, m & c->left) if (wanted(*c, lane)) now |= 1u << lane;
+    if (!now) continue;
+    who.pc = c->ins->pc;
+    check_sources(w, *c, who, now);
+    shared_land(*w.cta, who, now, c->to, c->bytes);
+    SG_FOR_LANES(lane, now) std::memcpy(shared_bytes(*w.cta) + c->to[lane], c->data[lane], c->bytes);
+    c->left &= ~now;
+    any_landed |= !c->left;
+  }
   auto &all = state->in_flight;
-  all.erase(std::remove_if(all.begin(), all.end(), [](const auto &c) { return !c->left; }), all.end());
+  if (any_landed) all.erase(std::remove_if(all.begin(), all.end(), [](const auto &c) { return !c->left; }), all.end());
 }
 
 Step commit_group(Warp &w, const Ins &, Mask m) {

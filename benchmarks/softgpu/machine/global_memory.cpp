@@ -438,10 +438,9 @@ uint8_t *global_access(Machine &m, const Agent &who, uint64_t at, uint32_t bytes
   return Visit(m, who, kind).access(at, bytes, alignment, value);
 }
 
-Mask global_request(Warp &w, const Ins &i, Mask m, const uint64_t *at, uint32_t bytes, Kind kind, const Values *values,
-                    uint8_t **where) {
-  Agent who = agent(w, i, 0);
-  Visit visit(*w.machine, who, kind);
+Mask global_request(Machine &machine, Agent who, Mask m, const uint64_t *at, uint32_t bytes, Kind kind,
+                    const Values *values, uint8_t **where) {
+  Visit visit(machine, who, kind);
   Mask good = 0;
   SG_FOR_LANES(lane, m) {
     who.lane = int16_t(lane);

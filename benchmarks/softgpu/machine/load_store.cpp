@@ -87,9 +87,9 @@ Mask find_bytes(Warp &w, const Ins &i, const Form &f, Kind kind, const Addresses
   Where where = place_of_all(f, a);
   Mask good = a.defined;
   if (where == Where::GLOBAL) {
-    good = global_request(w, i, a.defined, a.at, bytes, kind, nullptr, from);
+    good = global_request(*w.machine, agent(w, i, 0), a.defined, a.at, bytes, kind, nullptr, from);
   } else if (where == Where::SHARED) {
-    good = shared_request(w, i, a.defined, a.at, bytes, kind, tainted, nullptr, from);
+    good = shared_request(*w.cta, agent(w, i, 0), a.defined, a.at, bytes, kind, tainted, nullptr, from);
   } else {
     Location at[LANES];
     SG_FOR_LANES(lane, a.defined) {
@@ -200,10 +200,10 @@ Step store(Warp &w, const Ins &i, Mask m, const Form &f) {
   if (f.is_strong || apart || where == Where::GENERIC) {
     where = store_each(w, i, f, how, n, a, values, undefined);
   } else if (where == Where::GLOBAL) {
-    global_request(w, i, a.defined, a.at, bytes, kind_of(true), &values, to);
+    global_request(*w.machine, agent(w, i, 0), a.defined, a.at, bytes, kind_of(true), &values, to);
     if (any_undefined) report_undefined_store(w, i, any_undefined);
   } else {
-    shared_request(w, i, a.defined, a.at, bytes, kind_of(true), any_undefined, &values, to);
+    shared_request(*w.cta, agent(w, i, 0), a.defined, a.at, bytes, kind_of(true), any_undefined, &values, to);
   }
   count_traffic(w, i, a.defined, where, a.at, bytes);
   return Step::NEXT;

@@ -328,12 +328,35 @@ struct Visit {
     note(c);
   }
 
-  void launch_copy(Mark &c, uint32_t at) {
-    if (report_foreign(c, at)) return;
+  void launch(uint32_t at, uint32_t bytes) {
+    space.touch(at, bytes);
+    if (!m.check) return;
+    for_cells(space, at, bytes, true, [&](uint32_t cell, uint32_t from, uint32_t) { return launch_cell(mark(space, cell), from); });
+  }
+
+  void forget_flight(uint32_t at, uint32_t bytes) {
+    for_cells(space, at, bytes, false, [&](uint32_t cell, uint32_t, uint32_t) {
+      mark(space, cell).flags &= ~IN_FLIGHT;
+      return false;
+    });
+  }
+
+  void land(uint32_t at, uint32_t bytes) {
+    if (!m.check) return;
+    value = nullptr, start = at, undefined = false;
+    for_cells(space, at, bytes, true, [&](uint32_t cell, uint32_t from, uint32_t count) {
+      mark(space, cell).flags &= ~IN_FLIGHT;
+      return write(mark(space, cell), from, count);
+    });
+  }
+
+  bool launch_cell(Mark &c, uint32_t at) {
+    if (report_foreign(c, at)) return false;
     if (suspicious(c)) check_mark(c, at);
     forget_slots(c, at);
     c = {who.clock, who.pc, uint32_t(m.steps), uint16_t(me), int8_t(who.lane),
-         uint8_t((c.flags & WRITTEN) | IN_FLIGHT | (by_async ? BY_ASYNC : 0))};
+         uint8_t((c.flags & (WRITTEN | TAINTED)) | IN_FLIGHT | (by_async ? BY_ASYNC : 0))};
+    return true;
   }
 
   uint8_t *access(uint32_t at, uint32_t bytes, uint32_t alignment, bool &tainted, const uint8_t *stored) {
@@ -384,10 +407,9 @@ uint8_t *shared_access(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes
   return Visit(owner, who, kind).access(at, bytes, alignment, undefined, value);
 }
 
-Mask shared_request(Warp &w, const Ins &i, Mask m, const uint64_t *at, uint32_t bytes, Kind kind, Mask &undefined,
+Mask shared_request(Cta &owner, Agent who, Mask m, const uint64_t *at, uint32_t bytes, Kind kind, Mask &undefined,
                     const Values *values, uint8_t **where) {
-  Agent who = agent(w, i, 0);
-  Visit visit(*w.cta, who, kind);
+  Visit visit(owner, who, kind);
   Mask good = 0;
   SG_FOR_LANES(lane, m) {
     who.lane = int16_t(lane);
@@ -415,29 +437,25 @@ uint8_t *shared_write(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes,
 }
 
 void shared_in_flight(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, bool in_flight) {
-  Space &s = *owner.shared;
-  if (!bytes || uint64_t(at) + bytes > s.bytes.size() || !owner.machine->check) return;
-  s.touch(at, bytes);
+  if (!bytes || uint64_t(at) + bytes > owner.shared->bytes.size()) return;
   Visit visit(owner, who, kind_of(true));
-  for_cells(s, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t) {
-    if (in_flight)
-      visit.launch_copy(mark(s, cell), from);
-    else
-      mark(s, cell).flags &= ~IN_FLIGHT;
-    return false;
-  });
+  in_flight ? visit.launch(at, bytes) : visit.forget_flight(at, bytes);
 }
 
-uint8_t *shared_land(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes) {
-  Space &s = *owner.shared;
-  if (owner.machine->check) {
-    Visit visit(owner, who, kind_of(true));
-    for_cells(s, at, bytes, true, [&](uint32_t cell, uint32_t from, uint32_t count) {
-      mark(s, cell).flags &= ~IN_FLIGHT;
-      return visit.write(mark(s, cell), from, count);
-    });
+void shared_launch(Cta &owner, Agent who, Mask m, const uint32_t *at, uint32_t bytes) {
+  Visit visit(owner, who, kind_of(true));
+  SG_FOR_LANES(lane, m) {
+    who.lane = int16_t(lane);
+    visit.launch(at[lane], bytes);
   }
-  return s.bytes.data() + at;
+}
+
+void shared_land(Cta &owner, Agent who, Mask m, const uint32_t *at, uint32_t bytes) {
+  Visit visit(owner, who, kind_of(true));
+  SG_FOR_LANES(lane, m) {
+    who.lane = int16_t(lane);
+    visit.land(at[lane], bytes);
+  }
 }
 
 void shared_mark(Cta &owner, uint32_t at, uint32_t bytes, int32_t what, int32_t pc) {
