@@ -1,7 +1,8 @@
 """Fixtures that every test file shares.
 
 `device` is where kernels run: a CUDA GPU if there is one, else the CPU with Triton's interpreter (and its memory
-checker) switched on for the test. The same test files serve both.
+checker) switched on for the test, or with FASTGPT_DEVICE=softgpu the kernels compiled for a GPU and executed here
+(tests/support/softgpu_device.py). The same test files serve all.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
 
+DEVICE = os.environ.get("FASTGPT_DEVICE")  # "softgpu": the simulated GPU
 TIMEOUT = 300.0  # seconds of one test, where the plugin is installed and nobody asked for another limit
 
 
@@ -43,6 +45,8 @@ def pytest_report_header() -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get(REPORT):  # some tests change the folder
         os.environ[REPORT] = os.path.abspath(os.environ[REPORT])
+    if DEVICE:
+        config.pluginmanager.import_plugin("tests.support.softgpu_device")
     config.addinivalue_line("markers", "needs(*modules): skipped where one of these cannot be imported")
     # Not in pyproject.toml, where pytest without the plugin stops at an option that it does not know.
     if not hasattr(config.option, "timeout"):  # the plugin's
@@ -146,6 +150,9 @@ def interpreter():
 @pytest.fixture
 def device(request: pytest.FixtureRequest):
     """Kernels run on this device: "cuda", or "cpu" through the interpreter. Fresh memory is poisoned with NaN."""
+    if DEVICE:
+        yield request.getfixturevalue("simulated_gpu")
+        return
     if not torch.cuda.is_available():
         yield request.getfixturevalue("interpreter")
         return
