@@ -13,7 +13,7 @@ BUDGET ?= 3m
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check mutants faults faults-ranks fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
+.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check softgpu softgpu-faults mutants faults faults-ranks fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -68,6 +68,12 @@ gate: $(VENV)/.dev  ## compile every kernel for every GPU, offline, and rewrite 
 
 gate-check: $(VENV)/.dev  ## recompile a fixed sample of the gate's rows; fail on any that is worse than its table
 	$(BIN)/python -m benchmarks.gate --check --sample 48 --jobs $(JOBS)
+
+softgpu: $(VENV)/.dev  ## execute every compiled kernel for sm_80 and sm_90 on the CPU, every access checked, under six schedules; write the table
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.softgpu --write --jobs $(JOBS)
+
+softgpu-faults: $(VENV)/.dev  ## plant faults of every kind in compiled kernels; that must find each
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.softgpu.faults --write --jobs $(JOBS)
 
 mutants: $(VENV)/.dev  ## plant every listed fault in kernels and fastgpt, one at a time; each must be caught
 	$(BIN)/python -m tests.mutants --jobs $(JOBS)
