@@ -8,7 +8,8 @@
 //     arithmetic.cpp   integers, floats, predicates; convert.cpp: formats; approximate.cpp: special functions
 //     warp.cpp         shuffles, votes, elect; matrix.cpp: ldmatrix, stmatrix
 //     tensor_core.cpp  mma.sync; wgmma.cpp: wgmma, its descriptors, fences and groups
-//     mbarrier.cpp     mbarriers; tma.cpp: bulk and tensor copies; tensor_map.cpp: their descriptors; cluster.cpp
+//     mbarrier.cpp     mbarriers; tma.cpp: bulk and tensor copies; bulk_groups.cpp: their groups;
+//                      tensor_map.cpp: descriptors; cluster.cpp: clusters, setmaxnreg
 //
 // The unit of execution is a warp's instruction on 32 lanes. Warps are run one at a time, in an order that a seed picks;
 // nothing but synchronisation orders them in the eyes of the race detector.

@@ -50,7 +50,7 @@ template <class T> T half(Reduction op, T a, T b) {
 
 template <class T> T real(Reduction, T a, T b) { return a + b; }
 
-template <class T, class F> void each(uint8_t *into, const uint8_t *from, uint32_t bytes, F f) {
+template <class T, class F> void elementwise(uint8_t *into, const uint8_t *from, uint32_t bytes, F f) {
   for (uint32_t at = 0; at + sizeof(T) <= bytes; at += sizeof(T)) {
     T a, b;
     std::memcpy(&a, into + at, sizeof(T));
@@ -67,7 +67,7 @@ inline void reduce(Reduction op, int type, uint8_t *into, const uint8_t *from, u
   using namespace reduction;
   const auto go = [&](auto sample, auto function) {
     using T = decltype(sample);
-    each<T>(into, from, bytes, [&](T a, T b) { return function(op, a, b); });
+    elementwise<T>(into, from, bytes, [&](T a, T b) { return function(op, a, b); });
   };
   switch (type) {
   case TENSOR_MAP_UINT32: return go(uint32_t(), whole<uint32_t>);
