@@ -31,7 +31,8 @@ Location locate(Warp &w, Where where, uint64_t address);
 uint64_t unique_address(const Location &l);
 
 // Bytes of a lane in any space, checked; nullptr: they must not be touched. `value`: what will be stored.
-uint8_t *touch(Warp &w, const Agent &who, const Location &l, uint32_t bytes, Kind kind, bool &undefined, const uint8_t *value);
+uint8_t *touch(Warp &w, const Agent &who, const Location &l, uint32_t bytes, Kind kind, bool &undefined,
+               const uint8_t *value);
 
 // Reports what a lane stores to global memory though nobody wrote it; `undefined`: those lanes.
 void report_undefined_store(Warp &w, const Ins &i, Mask undefined);

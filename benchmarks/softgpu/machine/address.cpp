@@ -60,8 +60,9 @@ Addresses addresses(Warp &w, const Ins &i, Mask m, int operand, int64_t offset) 
   a.defined = m & ~undefined;
   if (undefined && !w.machine->has("undefined value", i.pc))
     w.machine->add("undefined value", i.pc,
-                   format("CTA %u warp %d lane %d: an address comes from what nobody wrote, in ", w.cta->linear, w.index,
-                          __builtin_ctz(undefined)) + w.machine->where(i.pc));
+                   format("CTA %u warp %d lane %d: an address comes from what nobody wrote, in ", w.cta->linear,
+                          w.index, __builtin_ctz(undefined)) +
+                       w.machine->where(i.pc));
   return a;
 }
 
@@ -93,8 +94,10 @@ uint8_t *touch_local(Warp &w, const Agent &who, uint64_t at, uint32_t bytes, Kin
     const char *what = at & (bytes - 1) ? "misaligned" : "out of bounds";
     if (!m.has(what, who.pc))
       m.add(what, who.pc,
-            name_of(who) + format(": %u bytes at 0x%llx of %llu of local memory, by ", bytes,
-                                  static_cast<unsigned long long>(at), static_cast<unsigned long long>(size)) + m.where(who.pc));
+            name_of(who) +
+                format(": %u bytes at 0x%llx of %llu of local memory, by ", bytes, static_cast<unsigned long long>(at),
+                       static_cast<unsigned long long>(size)) +
+                m.where(who.pc));
     return nullptr;
   }
   if (!w.locals) {
@@ -122,7 +125,8 @@ uint8_t *touch_param(Warp &w, const Agent &who, uint64_t at, uint32_t bytes, Kin
 
 }  // namespace
 
-uint8_t *touch(Warp &w, const Agent &who, const Location &l, uint32_t bytes, Kind kind, bool &undefined, const uint8_t *value) {
+uint8_t *touch(Warp &w, const Agent &who, const Location &l, uint32_t bytes, Kind kind, bool &undefined,
+               const uint8_t *value) {
   switch (l.where) {
   case Where::GLOBAL: return global_access(*w.machine, who, l.at, bytes, bytes, kind, value);
   case Where::SHARED: {

@@ -1,5 +1,5 @@
-// Atomics: atom (returns what was there) and red (does not), on global and shared memory. They are done at once, lane by
-// lane, and order threads by what their .acquire and .release say.
+// Atomics: atom (returns what was there) and red (does not), on global and shared memory. They are done at once, lane
+// by lane, and order threads by what their .acquire and .release say.
 #include <cmath>
 #include "access.h"
 
@@ -175,7 +175,8 @@ void order_lane(Warp &w, const Modifiers &how, uint64_t address) {
 }
 
 // What a lane does; false if the memory must not be touched.
-bool update(Warp &w, const Ins &i, const Form &f, const Layout &l, int lane, uint64_t address, bool &tainted, Mask &bad_store) {
+bool update(Warp &w, const Ins &i, const Form &f, const Layout &l, int lane, uint64_t address, bool &tainted,
+            Mask &bad_store) {
   const Location at = locate(w, f.how.where, address);
   const uint32_t bytes = uint32_t(l.num_elements) * f.size;
   const Agent who = agent(w, i, lane);
@@ -224,8 +225,8 @@ Step on_atomic(Warp &w, const Ins &i, Mask m) {
 // ---- announcements ---------------------------------------------------------------------------------------------------
 
 std::vector<std::string> scalar_operations() {
-  std::vector<std::string> all = {".add.f32", ".add.f64", ".inc.u32", ".dec.u32", ".exch.b32", ".exch.b64", ".exch.b128",
-                                  ".cas.b16", ".cas.b32", ".cas.b64", ".cas.b128"};
+  std::vector<std::string> all = {".add.f32",   ".add.f64", ".inc.u32", ".dec.u32", ".exch.b32", ".exch.b64",
+                                  ".exch.b128", ".cas.b16", ".cas.b32", ".cas.b64", ".cas.b128"};
   for (const char *type : {".u32", ".s32", ".u64", ".s64"})
     for (const char *op : {".add", ".min", ".max"}) all.push_back(std::string(op) + type);
   for (const char *op : {".and", ".or", ".xor"})
@@ -266,7 +267,8 @@ const bool announced = [] {
       for (const std::string &operation : operations)
         for (const char *name : {"atom", "red"}) announce((name + qualifier + operation).c_str(), on_atomic, OWN_TAINT);
   };
-  for (const char *space : {"", ".global", ".shared", ".shared::cta", ".shared::cluster"}) add(space, scalar_operations());
+  for (const char *space : {"", ".global", ".shared", ".shared::cta", ".shared::cluster"})
+    add(space, scalar_operations());
   add("", vector_operations());
   add(".global", vector_operations());
   return true;

@@ -1,8 +1,8 @@
 // cp.async: copies of 4, 8 or 16 bytes from global to shared memory, by each thread for itself.
 //
 // The source is read at the instruction, and again when the copy lands: it must not have changed. The destination is in
-// flight from the instruction until the thread waits for the copy's group, or an mbarrier that it told waits; when in that
-// time the bytes arrive, Machine::landing says.
+// flight from the instruction until the thread waits for the copy's group, or an mbarrier that it told waits; when in
+// that time the bytes arrive, Machine::landing says.
 #include <algorithm>
 #include "access.h"
 
@@ -60,8 +60,9 @@ bool find_source_bytes(Warp &w, const Ins &i, const Operands &o, int lane, uint3
   if (w.undefined[i.op[k]] >> lane & 1) {
     if (!m.has("undefined value", i.pc))
       m.add("undefined value", i.pc,
-            format("CTA %u warp %d lane %d: how much is copied comes from what nobody wrote, in ", w.cta->linear, w.index,
-                   lane) + m.where(i.pc));
+            format("CTA %u warp %d lane %d: how much is copied comes from what nobody wrote, in ", w.cta->linear,
+                   w.index, lane) +
+                m.where(i.pc));
     return false;
   }
   if (k == o.ignore)
@@ -70,8 +71,9 @@ bool find_source_bytes(Warp &w, const Ins &i, const Operands &o, int lane, uint3
     bytes = w.reg<uint32_t>(i.op[k])[lane];
   if (bytes <= o.bytes) return true;
   if (!m.has("bad copy", i.pc))
-    m.add("bad copy", i.pc, format("CTA %u warp %d lane %d copies %u bytes of %u, in ", w.cta->linear, w.index, lane, bytes,
-                                   o.bytes) + m.where(i.pc));
+    m.add("bad copy", i.pc,
+          format("CTA %u warp %d lane %d copies %u bytes of %u, in ", w.cta->linear, w.index, lane, bytes, o.bytes) +
+              m.where(i.pc));
   return false;
 }
 
@@ -138,7 +140,8 @@ void check_sources(Warp &w, const Copy &c, const Agent &who, Mask m) {
   SG_FOR_LANES(lane, m) if (c.source_bytes[lane]) reads |= 1u << lane;
   uint8_t *sources[LANES];
   SG_FOR_LANES(lane, read_sources(w, who, c, reads, sources)) {
-    if (!std::memcmp(sources[lane], c.data[lane], c.source_bytes[lane]) || machine.has("source changed", who.pc)) continue;
+    if (!std::memcmp(sources[lane], c.data[lane], c.source_bytes[lane]) || machine.has("source changed", who.pc))
+      continue;
     machine.add("source changed", who.pc,
                 format("CTA %u warp %d lane %d: ", w.cta->linear, w.index, lane) + global_name(machine, c.from[lane]) +
                     " was written while " + machine.where(who.pc) + " copied it");

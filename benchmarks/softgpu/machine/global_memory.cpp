@@ -1,9 +1,10 @@
-// Global memory: the host's own, inside registered allocations. What is remembered of accesses lies in pages that are made
-// where something is touched, so that a tensor of many GiB of which a few rows are read costs little.
+// Global memory: the host's own, inside registered allocations. What is remembered of accesses lies in pages that are
+// made where something is touched, so that a tensor of many GiB of which a few rows are read costs little.
 //
-// An access is remembered as the number of a record: who, when, by which instruction. A cell (shadow.h) has the last weak
-// write and the accesses since. In a program without atomics CTAs of different clusters are never ordered, so one access
-// each of two clusters stands for all: whoever writes races with one of the two. Else all that are not ordered are kept.
+// An access is remembered as the number of a record: who, when, by which instruction. A cell (shadow.h) has the last
+// weak write and the accesses since. In a program without atomics CTAs of different clusters are never ordered, so one
+// access each of two clusters stands for all: whoever writes races with one of the two. Else all that are not ordered
+// are kept.
 #include <sys/mman.h>
 #include <algorithm>
 #include "memory.h"
@@ -50,7 +51,8 @@ struct Page {
 class Table {
  public:
   explicit Table(size_t size) : size_(size) {
-    void *p = mmap(nullptr, size * sizeof(Page *), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(nullptr, size * sizeof(Page *), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     pages_ = static_cast<Page **>(p);
   }
@@ -154,7 +156,9 @@ uint32_t record_of(Global &g, Machine &m, const Agent &who, Kind kind, bool stor
   return uint32_t(g.records.size() - 1);
 }
 
-uint64_t bits_between(uint32_t from, uint32_t to) { return (to - from == 64 ? ~0ull : (1ull << (to - from)) - 1) << from; }
+uint64_t bits_between(uint32_t from, uint32_t to) {
+  return (to - from == 64 ? ~0ull : (1ull << (to - from)) - 1) << from;
+}
 
 // Calls f(word, bits) for the words of Page::written that tell of [from, to).
 template <class F> void for_written(Page &page, uint32_t from, uint32_t to, F f) {
@@ -178,7 +182,8 @@ bool was_written(Allocation &a, Page &page, uint64_t page_start, uint32_t from, 
   return all;
 }
 
-uint8_t *refuse(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind, bool outside) {
+uint8_t *refuse(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind,
+                bool outside) {
   const char *what = outside ? "out of bounds" : "misaligned";
   if (m.has(what, who.pc)) return nullptr;
   std::string text = name_of(who) + (writes(kind) ? " writes " : " reads ") + format("%u bytes at ", bytes) +
@@ -457,7 +462,8 @@ uint8_t *global_read(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, 
   return global_access(m, who, at, bytes, alignment, kind_of(false), nullptr);
 }
 
-uint8_t *global_write(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, const uint8_t *value) {
+uint8_t *global_write(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment,
+                      const uint8_t *value) {
   return global_access(m, who, at, bytes, alignment, kind_of(true), value);
 }
 

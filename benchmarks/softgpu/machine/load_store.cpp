@@ -1,4 +1,5 @@
-// Loads and stores of threads, in every space: ld, st; and what only hints: prefetch, discard, applypriority, createpolicy.
+// Loads and stores of threads, in every space: ld, st; and what only hints: prefetch, discard, applypriority,
+// createpolicy.
 #include "access.h"
 
 namespace softgpu {
@@ -13,7 +14,8 @@ struct Form {
 
 // ---- elements and registers ------------------------------------------------------------------------------------------
 
-template <class Register, class Element> void spread_as(Warp &w, int32_t unit, Mask m, uint8_t *const *from, uint32_t offset) {
+template <class Register, class Element>
+void spread_as(Warp &w, int32_t unit, Mask m, uint8_t *const *from, uint32_t offset) {
   Register *d = w.reg<Register>(unit);
   SG_FOR_LANES(lane, m) {
     Element e;
@@ -22,7 +24,8 @@ template <class Register, class Element> void spread_as(Warp &w, int32_t unit, M
   }
 }
 
-template <class Element> void spread_into(Warp &w, int32_t unit, uint32_t width, Mask m, uint8_t *const *from, uint32_t offset) {
+template <class Element>
+void spread_into(Warp &w, int32_t unit, uint32_t width, Mask m, uint8_t *const *from, uint32_t offset) {
   if (width == 2) spread_as<uint16_t, Element>(w, unit, m, from, offset);
   else if (width == 4) spread_as<uint32_t, Element>(w, unit, m, from, offset);
   else spread_as<uint64_t, Element>(w, unit, m, from, offset);
@@ -32,7 +35,8 @@ template <class Element> void spread_into(Warp &w, int32_t unit, uint32_t width,
 void spread(Warp &w, int32_t unit, uint32_t width, const Form &f, Mask m, uint8_t *const *from, uint32_t offset) {
   switch (f.size) {
   case 1:
-    f.is_signed ? spread_into<int8_t>(w, unit, width, m, from, offset) : spread_into<uint8_t>(w, unit, width, m, from, offset);
+    f.is_signed ? spread_into<int8_t>(w, unit, width, m, from, offset)
+                : spread_into<uint8_t>(w, unit, width, m, from, offset);
     break;
   case 2:
     f.is_signed ? spread_into<int16_t>(w, unit, width, m, from, offset)
@@ -83,7 +87,8 @@ Where place_of_all(const Form &f, const Addresses &a) {
 
 // Where the bytes of each lane are; returns the lanes that may read them, and in `tainted` those that read what was
 // computed from what nobody wrote.
-Mask find_bytes(Warp &w, const Ins &i, const Form &f, Kind kind, const Addresses &a, uint32_t bytes, uint8_t **from, Mask &tainted) {
+Mask find_bytes(Warp &w, const Ins &i, const Form &f, Kind kind, const Addresses &a, uint32_t bytes, uint8_t **from,
+                Mask &tainted) {
   Where where = place_of_all(f, a);
   Mask good = a.defined;
   if (where == Where::GLOBAL) {
@@ -134,8 +139,9 @@ Step load_param(Warp &w, const Ins &i, Mask m, const Form &f) {
   std::vector<uint8_t> &params = w.machine->params;
   const uint64_t at = uint64_t(i.imm[0]);
   if (at + i.num_dst * f.size > params.size()) {
-    w.machine->add("out of bounds", i.pc, format("a parameter at byte %llu of %zu: ", static_cast<unsigned long long>(at), params.size()) +
-                                              w.machine->where(i.pc));
+    w.machine->add("out of bounds", i.pc,
+                   format("a parameter at byte %llu of %zu: ", static_cast<unsigned long long>(at), params.size()) +
+                       w.machine->where(i.pc));
     return Step::STOP;
   }
   uint8_t *from[LANES];
@@ -151,8 +157,8 @@ Step load_param(Warp &w, const Ins &i, Mask m, const Form &f) {
 // ---- st --------------------------------------------------------------------------------------------------------------
 
 // Stores a lane's value; where some of its elements alone are undefined, one by one.
-void store_lane(Warp &w, const Agent &who, const Location &at, const Form &f, uint32_t n, Kind kind, const uint8_t *value,
-                const Mask *undefined) {
+void store_lane(Warp &w, const Agent &who, const Location &at, const Form &f, uint32_t n, Kind kind,
+                const uint8_t *value, const Mask *undefined) {
   const Mask bit = 1u << who.lane;
   uint32_t num_undefined = 0;
   for (uint32_t k = 0; k < n; k++) num_undefined += (undefined[k] & bit) != 0;
@@ -238,9 +244,11 @@ void announce_size(const std::string &space, const std::vector<const char *> &un
         if (key.rfind("st", 0) == 0)
           announce(key.c_str(), strong ? on_store<WHERE, SIZE, true> : on_store<WHERE, SIZE, false>, OWN_TAINT);
         else if (is_signed)
-          announce(key.c_str(), strong ? on_load<WHERE, SIZE, true, true> : on_load<WHERE, SIZE, true, false>, OWN_TAINT);
+          announce(key.c_str(), strong ? on_load<WHERE, SIZE, true, true> : on_load<WHERE, SIZE, true, false>,
+                   OWN_TAINT);
         else
-          announce(key.c_str(), strong ? on_load<WHERE, SIZE, false, true> : on_load<WHERE, SIZE, false, false>, OWN_TAINT);
+          announce(key.c_str(), strong ? on_load<WHERE, SIZE, false, true> : on_load<WHERE, SIZE, false, false>,
+                   OWN_TAINT);
       };
       add("ld" + space, false), add("ld.weak" + space, false);
       if (WHERE == Where::PARAM) return;
@@ -288,8 +296,8 @@ const bool announced = [] {
         announce((std::string(hint) + space + level).c_str(), nothing, OWN_TAINT);
   for (const char *policy : {"createpolicy.fractional.b64", "createpolicy.range.b64", "createpolicy.range.global.b64",
                              "createpolicy.cvt.b64", "createpolicy.fractional.L2::evict_first.b64",
-                             "createpolicy.fractional.L2::evict_last.b64", "createpolicy.fractional.L2::evict_normal.b64",
-                             "createpolicy.cvt.L2.b64"})
+                             "createpolicy.fractional.L2::evict_last.b64",
+                             "createpolicy.fractional.L2::evict_normal.b64", "createpolicy.cvt.L2.b64"})
     announce(policy, make_policy, OWN_TAINT);
   return true;
 }();

@@ -1,4 +1,5 @@
-// Shared and global memory, beyond what machine.h offers to all: allocations, for api.cpp; strong accesses, for access.cpp.
+// Shared and global memory, beyond what machine.h offers to all: allocations, for api.cpp; strong accesses and requests
+// of whole warps, for load_store.cpp and its kin.
 #pragma once
 #include "machine.h"
 #include "shadow.h"
@@ -30,14 +31,14 @@ constexpr uint32_t MOST_BYTES = 64;  // of a lane's access
 struct Values {
   uint8_t of[LANES][MOST_BYTES];
 };
-// The same for lanes in turn, as of a warp's instruction. `values` are stored as well. `where` gets the bytes of the lanes
-// that are returned; `undefined`: what they store, or found.
+// The same for lanes in turn, as of a warp's instruction. `values` are stored as well. `where` gets the bytes of the
+// lanes that are returned; `undefined`: what they store, or found.
 Mask shared_request(Cta &owner, Agent who, Mask m, const uint64_t *at, uint32_t bytes, Kind kind, Mask &undefined,
                     const Values *values, uint8_t **where);
 Mask global_request(Machine &machine, Agent who, Mask m, const uint64_t *at, uint32_t bytes, Kind kind,
                     const Values *values, uint8_t **where);
-// Lanes' copies of `bytes` each to places that are inside: they set out, as by shared_in_flight; they arrive, are no longer
-// in flight, and written by `who`.
+// Lanes' copies of `bytes` each to places that are inside: they set out, as by shared_in_flight; they arrive, are no
+// longer in flight, and written by `who`.
 void shared_launch(Cta &owner, Agent who, Mask m, const uint32_t *at, uint32_t bytes);
 void shared_land(Cta &owner, Agent who, Mask m, const uint32_t *at, uint32_t bytes);
 

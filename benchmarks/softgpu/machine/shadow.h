@@ -1,5 +1,5 @@
-// What shared and global memory have in common: kinds of accesses, which of them may meet, cells of remembered accesses,
-// and the words of a finding.
+// What shared and global memory have in common: kinds of accesses, which of them may meet, cells of remembered
+// accesses, and the words of a finding.
 //
 // Accesses are remembered in cells. A cell covers a granule, the least that the program accesses at once, or, while
 // nobody accessed less than that, a whole line of 16 bytes; a line is split at the first access to a part of it, and is
@@ -25,9 +25,9 @@ inline bool need_order(Kind a, Kind b, bool same_cta, bool same_cluster) {
   return scope == Scope::WEAK || (scope == Scope::CTA && !same_cta) || (scope == Scope::CLUSTER && !same_cluster);
 }
 
-// Calls f(cell, at, bytes) for the cells of [at, at + bytes). `Table` has the granule's `shift` and `split(line)`, whether
-// the line's cells differ: else its first cell speaks for all, and `spread(line)` copies it to the others. Where
-// `overwrites`, f returns whether the cell forgot what was before.
+// Calls f(cell, at, bytes) for the cells of [at, at + bytes). `Table` has the granule's `shift` and `split(line)`,
+// whether the line's cells differ: else its first cell speaks for all, and `spread(line)` copies it to the others.
+// Where `overwrites`, f returns whether the cell forgot what was before.
 template <class Table, class F> inline void for_cells(Table &table, uint32_t at, uint32_t bytes, bool overwrites, F f) {
   const uint32_t end = at + bytes, granule = 1u << table.shift, cells = LINE >> table.shift;
   for (uint32_t line = at / LINE; line * LINE < end; line++) {
@@ -55,15 +55,16 @@ std::string name_of(const Stamp &s);   // "CTA 3 warp 1 lane 7"
 std::string name_of(const Agent &who);
 // Two accesses to `place` that nothing orders, or (`fence_missing`) that lack a proxy fence.
 template <class Place>
-void report_pair(Machine &m, const Stamp &before, bool wrote, const Agent &who, bool writes, bool fence_missing, Place place) {
+void report_pair(Machine &m, const Stamp &before, bool wrote, const Agent &who, bool writes, bool fence_missing,
+                 Place place) {
   const char *kind = fence_missing ? "no proxy fence"
                      : !writes     ? "race: read after write"
                      : wrote       ? "race: write after write"
                                    : "race: write after read";
   if (m.has(kind, who.pc, before.pc)) return;
   m.add(kind, who.pc,
-        place() + ": " + name_of(who) + (writes ? " writes by " : " reads by ") + m.where(who.pc) + "; " + name_of(before) +
-            (wrote ? " wrote by " : " read by ") + m.where(before.pc) +
+        place() + ": " + name_of(who) + (writes ? " writes by " : " reads by ") + m.where(who.pc) + "; " +
+            name_of(before) + (wrote ? " wrote by " : " read by ") + m.where(before.pc) +
             (fence_missing ? "; no fence.proxy.async makes that visible to it" : "; nothing orders them"),
         before.pc);
 }
@@ -71,7 +72,8 @@ void report_pair(Machine &m, const Stamp &before, bool wrote, const Agent &who, 
 // Lanes of one instruction, or of a loop that does not let them meet, that store different values to `place`.
 template <class Place> void report_conflict(Machine &m, int lane, const Agent &who, Place place) {
   if (m.has("conflicting stores", who.pc)) return;
-  const std::string lanes = lane < SEVERAL ? format("lanes %d and %d of ", lane, who.lane) : format("several lanes of ");
+  const std::string lanes =
+      lane < SEVERAL ? format("lanes %d and %d of ", lane, who.lane) : format("several lanes of ");
   m.add("conflicting stores", who.pc,
         place() + ": " + lanes + format("CTA %u warp %d store different values by ", who.cta->linear, who.column) +
             m.where(who.pc));

@@ -1,6 +1,6 @@
-// Shared memory of a CTA: its bytes, and for each cell (shadow.h) the last weak write and, of every agent, the last access
-// since then. An agent and a kind of access have a slot, and a cell a clock for each slot, so that a write compares them
-// all at once with what its agent knows.
+// Shared memory of a CTA: its bytes, and for each cell (shadow.h) the last weak write and, of every agent, the last
+// access since then. An agent and a kind of access have a slot, and a cell a clock for each slot, so that a write
+// compares them all at once with what its agent knows.
 #include "memory.h"
 #include <algorithm>
 
@@ -217,7 +217,8 @@ struct Visit {
       const auto slot_k = space.slots[k];
       if (!clocks(c)[k] || clocks(c)[k] <= limit(slot_k.agent)) continue;
       const bool stored = writes(now) && infos(c)[k] & STORED;
-      if (!need_order(stored ? kind_of(true) : slot_k.kind, now, slot_k.agent / COLUMNS == me / COLUMNS, true)) continue;
+      if (!need_order(stored ? kind_of(true) : slot_k.kind, now, slot_k.agent / COLUMNS == me / COLUMNS, true))
+        continue;
       const Stamp before = stamp(c, k);
       if (same_operation(before) || ordered(before, who)) continue;
       if (stored && by_warp && slot_k.agent == me && before.pc == who.pc)
@@ -247,8 +248,9 @@ struct Visit {
     if (c.flags & IN_FLIGHT) {
       if (!m.has("in flight", who.pc, c.pc))
         m.add("in flight", who.pc,
-              place(at) + ": " + name_of(who) + " " + verb + " by " + m.where(who.pc) + " what the asynchronous copy of " +
-                  name_of(stamp(c)) + ", " + m.where(c.pc) + ", still writes: nothing waited for it",
+              place(at) + ": " + name_of(who) + " " + verb + " by " + m.where(who.pc) +
+                  " what the asynchronous copy of " + name_of(stamp(c)) + ", " + m.where(c.pc) +
+                  ", still writes: nothing waited for it",
               c.pc);
       return true;
     }
@@ -257,8 +259,8 @@ struct Visit {
       const int32_t pc = object == space.objects.begin() ? -1 : std::prev(object)->second.pc;
       if (!m.has("mbarrier object", who.pc, pc))
         m.add("mbarrier object", who.pc,
-              place(at) + ": " + name_of(who) + " " + verb + " by " + m.where(who.pc) + " an mbarrier that lives there since " +
-                  m.where(pc),
+              place(at) + ": " + name_of(who) + " " + verb + " by " + m.where(who.pc) +
+                  " an mbarrier that lives there since " + m.where(pc),
               pc);
       return true;
     }
@@ -269,7 +271,8 @@ struct Visit {
     if (c.flags & TAINTED)
       for (uint32_t k = at; k < at + bytes; k++) undefined |= space.tainted[k] != 0;
     if (c.flags & WRITTEN || m.has("never written", who.pc)) return;
-    m.add("never written", who.pc, place(at) + ": " + name_of(who) + " reads by " + m.where(who.pc) + " what nobody wrote");
+    m.add("never written", who.pc,
+          place(at) + ": " + name_of(who) + " reads by " + m.where(who.pc) + " what nobody wrote");
   }
 
   void taint(Mark &c, uint32_t at, uint32_t bytes) {
@@ -331,7 +334,8 @@ struct Visit {
   void launch(uint32_t at, uint32_t bytes) {
     space.touch(at, bytes);
     if (!m.check) return;
-    for_cells(space, at, bytes, true, [&](uint32_t cell, uint32_t from, uint32_t) { return launch_cell(mark(space, cell), from); });
+    for_cells(space, at, bytes, true,
+              [&](uint32_t cell, uint32_t from, uint32_t) { return launch_cell(mark(space, cell), from); });
   }
 
   void forget_flight(uint32_t at, uint32_t bytes) {

@@ -47,7 +47,8 @@ void count_shared(Warp &w, const Ins &i, Mask m, const uint64_t *at, uint32_t by
     count.ideal += std::max(1u, words / BANKS);
     // Lanes of rising, adjoining words meet no bank twice.
     bool adjoining = group == (lanes == LANES ? ALL : lanes_below(lanes) << from) && bytes >= 4;
-    for (int lane = from; adjoining && lane < from + lanes; lane++) adjoining = at[lane] == at[from] + uint64_t(lane - from) * bytes;
+    for (int lane = from; adjoining && lane < from + lanes; lane++)
+      adjoining = at[lane] == at[from] + uint64_t(lane - from) * bytes;
     if (adjoining) {
       count.transactions++;
       continue;

@@ -129,8 +129,9 @@ def test_subnormals_are_flushed_in_global_memory_only() -> None:
     tiny = np.full(32, 1e-40, np.float32)
     x, out = tiny.copy(), np.zeros(32, np.float32)
     result = run(
-        """mad.wide.u32 %a0, %tid, 4, %g0; mad.wide.u32 %a1, %tid, 4, %g1; mov.u32 %s1, smem; mad.lo.u32 %s0, %tid, 4, %s1;
-           ld.global.b32 %r0, [%a0]; st.shared.b32 [%s0], %r0; red.global.add.f32 [%a0], %r0;
+        """mad.wide.u32 %a0, %tid, 4, %g0; mad.wide.u32 %a1, %tid, 4, %g1;
+           mov.u32 %s1, smem; mad.lo.u32 %s0, %tid, 4, %s1; ld.global.b32 %r0, [%a0]; st.shared.b32 [%s0], %r0;
+           red.global.add.f32 [%a0], %r0;
            red.shared.add.f32 [%s0], %r0; ld.shared.b32 %r1, [%s0]; st.global.b32 [%a1], %r1;""",
         x, out, shared=256,
     )  # fmt: skip

@@ -89,7 +89,8 @@ def test_vectors_with_an_offset(vector: int, size: int, way: str) -> None:
     inner = {
         "global": "",
         "shared": f"st.shared.{kind} [%s0+{total}], {registers}; ld.shared.{kind} {registers}, [%s0+{total}];",
-        "generic": f"cvt.u64.u32 %a2, %s0; cvta.shared.u64 %a2, %a2; st.{kind} [%a2], {registers}; ld.{kind} {registers}, [%a2];",
+        "generic": f"""cvt.u64.u32 %a2, %s0; cvta.shared.u64 %a2, %a2;
+            st.{kind} [%a2], {registers}; ld.{kind} {registers}, [%a2];""",
     }[way]
     result = run(
         f"""mad.wide.u32 %a0, %tid, {total}, %g0; mad.wide.u32 %a1, %tid, {total}, %g1;
@@ -188,8 +189,9 @@ def test_hints_do_nothing() -> None:
 @pytest.mark.parametrize(
     ("kind", "stride", "lanes", "sectors", "least"),
     [
-        ("b32", 4, 32, 4, 4), ("b32", 8, 32, 8, 4), ("b32", 32, 32, 32, 4), ("b32", 0, 32, 1, 1), ("v4.b32", 16, 32, 16, 16),
-        ("v4.b32", 32, 32, 32, 16), ("b16", 2, 32, 2, 2), ("b16", 2, 3, 1, 1), ("v2.b64", 16, 8, 4, 4), ("b32", -4, 32, 4, 4),
+        ("b32", 4, 32, 4, 4), ("b32", 8, 32, 8, 4), ("b32", 32, 32, 32, 4), ("b32", 0, 32, 1, 1),
+        ("v4.b32", 16, 32, 16, 16), ("v4.b32", 32, 32, 32, 16), ("b16", 2, 32, 2, 2), ("b16", 2, 3, 1, 1),
+        ("v2.b64", 16, 8, 4, 4), ("b32", -4, 32, 4, 4),
     ],
 )  # fmt: skip
 def test_sectors(kind: str, stride: int, lanes: int, sectors: int, least: int) -> None:
@@ -214,8 +216,9 @@ def test_sectors(kind: str, stride: int, lanes: int, sectors: int, least: int) -
 @pytest.mark.parametrize(
     ("kind", "stride", "lanes", "wavefronts", "least"),
     [
-        ("b32", 4, 32, 1, 1), ("b32", 8, 32, 2, 1), ("b32", 128, 32, 32, 1), ("b32", 0, 32, 1, 1), ("b32", 36, 32, 1, 1),
-        ("b16", 2, 32, 1, 1), ("b64", 8, 32, 2, 2), ("b64", 16, 32, 4, 2), ("b64", 8, 16, 1, 1), ("v4.b32", 16, 32, 4, 4),
+        ("b32", 4, 32, 1, 1), ("b32", 8, 32, 2, 1), ("b32", 128, 32, 32, 1), ("b32", 0, 32, 1, 1),
+        ("b32", 36, 32, 1, 1), ("b16", 2, 32, 1, 1), ("b64", 8, 32, 2, 2), ("b64", 16, 32, 4, 2), ("b64", 8, 16, 1, 1),
+        ("v4.b32", 16, 32, 4, 4),
         ("v4.b32", 32, 32, 8, 4), ("v4.b32", 128, 32, 32, 4), ("v4.b32", 144, 32, 4, 4), ("v4.b32", 16, 8, 1, 1),
     ],
 )  # fmt: skip

@@ -121,7 +121,7 @@ def test_global_memory_that_nobody_wrote() -> None:
     assert not found(body.format(""), x, declarations=declarations)
     assert found(body.format(""), x, declarations=declarations, tracked=(0,)) == {"never written"}
     # Written earlier by the same kernel, at another width.
-    write = "mul.wide.u32 %a1, %tid, 4; add.u64 %a1, %a1, %g0; setp.lt.u32 %p0, %tid, 16; @%p0 st.global.u32 [%a1], %tid; bar.sync 0;"
+    write = "mad.wide.u32 %a1, %tid, 4, %g0; setp.lt.u32 %p0, %tid, 16; @%p0 st.global.u32 [%a1], %tid; bar.sync 0;"
     assert not found(write + body.format(""), x, declarations=declarations, tracked=(0,))
     assert "g1" not in str(run(body.format(""), x, y, declarations=declarations, tracked=(1,)).findings)
 
