@@ -17,6 +17,31 @@ void transpose(uint16_t (&x)[ROWS][ROWS]) {
     for (int c = 0; c < r; c++) std::swap(x[r][c], x[c][r]);
 }
 
+// The bytes of the rows that lanes address, for the lanes that are returned. `undefined`: what they store, or found.
+Mask rows_at(Warp &w, const Ins &i, Where where, const Addresses &a, Kind kind, Mask &undefined, const Values *values,
+             uint8_t **rows) {
+  Location at[LANES];
+  uint64_t offsets[LANES];
+  bool is_own = true;
+  SG_FOR_LANES(lane, a.defined) {
+    at[lane] = locate(w, where, a.at[lane]);
+    offsets[lane] = at[lane].at;
+    is_own &= at[lane].where == Where::SHARED && at[lane].owner == w.cta && at[lane].at <= UINT32_MAX;
+  }
+  if (is_own) return shared_request(*w.cta, agent(w, i, 0), a.defined, offsets, ROW_BYTES, kind, undefined, values, rows);
+  Mask good = 0;
+  SG_FOR_LANES(lane, a.defined) {
+    bool tainted = undefined >> lane & 1;
+    const uint8_t *value = values ? values->of[lane] : nullptr;
+    rows[lane] = touch(w, agent(w, i, lane), at[lane], ROW_BYTES, kind, tainted, value);
+    if (!rows[lane]) continue;
+    good |= 1u << lane;
+    undefined |= Mask(tainted) << lane;
+    if (value) std::memcpy(rows[lane], value, ROW_BYTES);
+  }
+  return good;
+}
+
 // Lanes that hold, transposed, an element of row r.
 Mask lanes_of_column(int r) { return 0x11111111u << (r / 2); }
 
@@ -27,17 +52,14 @@ template <int COUNT, bool TRANSPOSED, Where WHERE> Step ldmatrix(Warp &w, const 
   constexpr Mask ADDRESSED = COUNT == 4 ? ALL : Mask(uint64_t(1) << (ROWS * COUNT)) - 1;
   const Addresses a = addresses(w, i, ADDRESSED, COUNT, i.imm[0]);
   uint16_t rows[COUNT][ROWS][ROWS] = {};
-  Mask undefined[COUNT] = {};
-  for (int q = 0; q < COUNT; q++)
-    for (int r = 0; r < ROWS; r++) {
-      const int lane = ROWS * q + r;
-      bool tainted = false;
-      uint8_t *data = nullptr;
-      if (a.defined >> lane & 1)
-        data = touch(w, agent(w, i, lane), locate(w, WHERE, a.at[lane]), ROW_BYTES, kind_of(false), tainted, nullptr);
-      if (data) std::memcpy(rows[q][r], data, ROW_BYTES);
-      if (!data || tainted) undefined[q] |= TRANSPOSED ? lanes_of_column(r) : 15u << (4 * r);
-    }
+  Mask undefined[COUNT] = {}, tainted = 0;
+  uint8_t *from[LANES];
+  const Mask good = rows_at(w, i, WHERE, a, kind_of(false), tainted, nullptr, from);
+  SG_FOR_LANES(lane, ADDRESSED) {
+    const int q = lane / ROWS, r = lane % ROWS;
+    if (good >> lane & 1) std::memcpy(rows[q][r], from[lane], ROW_BYTES);
+    if ((~good | tainted) >> lane & 1) undefined[q] |= TRANSPOSED ? lanes_of_column(r) : 15u << (4 * r);
+  }
   for (int q = 0; q < COUNT; q++) {
     if (TRANSPOSED) transpose(rows[q]);
     if (i.op[q] < 0) continue;
@@ -54,20 +76,20 @@ template <int COUNT, bool TRANSPOSED, Where WHERE> Step stmatrix(Warp &w, const 
   if (!whole_warp(w, i, m, step)) return step;
   constexpr Mask ADDRESSED = COUNT == 4 ? ALL : Mask(uint64_t(1) << (ROWS * COUNT)) - 1;
   const Addresses a = addresses(w, i, ADDRESSED, 0, i.imm[0]);
+  Values values;
+  Mask undefined = 0;
   for (int q = 0; q < COUNT; q++) {
     uint16_t rows[ROWS][ROWS];
     std::memcpy(rows, w.reg<uint32_t>(i.op[1 + q]), sizeof rows);
     if (TRANSPOSED) transpose(rows);
-    const Mask undefined = w.undefined[i.op[1 + q]];
+    const Mask of_register = w.undefined[i.op[1 + q]];
     for (int r = 0; r < ROWS; r++) {
-      const int lane = ROWS * q + r;
-      if (!(a.defined >> lane & 1)) continue;
-      bool tainted = undefined & (TRANSPOSED ? lanes_of_column(r) : 15u << (4 * r));
-      uint8_t *data = touch(w, agent(w, i, lane), locate(w, WHERE, a.at[lane]), ROW_BYTES, kind_of(true), tainted,
-                            reinterpret_cast<const uint8_t *>(rows[r]));
-      if (data) std::memcpy(data, rows[r], ROW_BYTES);
+      std::memcpy(values.of[ROWS * q + r], rows[r], ROW_BYTES);
+      if (of_register & (TRANSPOSED ? lanes_of_column(r) : 15u << (4 * r))) undefined |= 1u << (ROWS * q + r);
     }
   }
+  uint8_t *to[LANES];
+  rows_at(w, i, WHERE, a, kind_of(true), undefined, &values, to);
   count_shared(w, i, ADDRESSED, a.at, ROW_BYTES);
   return Step::NEXT;
 }

@@ -37,7 +37,9 @@ class Tile(NamedTuple):
     width: int
 
     def descriptor(self, step: int, base: int) -> int:
-        return describe(base + self.starts[step], self.lead, self.stride, MODES[self.width])
+        aligned = self.width == 16 or base % (8 * self.width) == 0
+        base_offset = 0 if aligned else base >> 7 & 7
+        return describe(base + self.starts[step], self.lead, self.stride, MODES[self.width], base_offset)
 
 
 def describe(start: int, lead: int, stride: int, mode: int, base_offset: int = 0) -> int:
@@ -104,16 +106,20 @@ def suffix(kind: str, signs: tuple[int, int], layout_a: Layout | None, layout_b:
 
 def multiply(
     kinds_: tuple[str, str, str], n: int, a: np.ndarray, b: np.ndarray, c: np.ndarray, layout_a: Layout | None,
-    layout_b: Layout, scale_d: str = "%p", signs: tuple[int, int] = (1, 1), saturate: str = "", **settings,
+    layout_b: Layout, scale_d: str = "%p", signs: tuple[int, int] = (1, 1), saturate: str = "", shift: int = 0,
+    **settings,
 ) -> np.ndarray:  # fmt: skip
-    """D's bits for matrices of bits A (64, k), B (k, n), C (64, n); A from registers if it has no layout."""
+    """D's bits for matrices of bits A (64, k), B (k, n), C (64, n).
+
+    A comes from registers if it has no layout; B starts at `shift` in shared memory, or that far behind A.
+    """
     kind_a, kind_b, kind_d = kinds_
     bits, k = layouts.BITS[kind_a], 256 // layouts.BITS[kind_a]
     tile_b = tile(b.T, layout_b)
-    image, base_b = tile_b.image, 0
+    image, base_b = np.concatenate([np.zeros(shift, np.uint8), tile_b.image]), shift
     if layout_a is not None:
         tile_a = tile(a, layout_a)
-        base_b = -(-len(tile_a.image) // 1024) * 1024
+        base_b = -(-len(tile_a.image) // 1024) * 1024 + shift
         image = np.concatenate([tile_a.image, np.zeros(base_b - len(tile_a.image), np.uint8), tile_b.image])
     image = padded(image)
     place = layouts.place_d(n)
@@ -205,6 +211,13 @@ def test_formats(kinds_):
 def test_signs(signs):
     check(BF16, 16, Layout(128), Layout(128), signs=signs)
     check(("e4m3", "e4m3", "f32"), 16, None, Layout(128), signs=signs)
+
+
+@pytest.mark.parametrize("layout", [Layout(128), Layout(128, True), Layout(64), Layout(64, True), Layout(32)], ids=name)
+def test_base_offsets(layout):
+    """A pattern that starts at any line of 128 bytes."""
+    for line in (1, 2, 3, 6, 7):
+        check(BF16, 64, Layout(128), layout, shift=128 * line)
 
 
 def test_scale_d():
