@@ -72,7 +72,7 @@ void load_box(Warp &w, const Box &box, const std::vector<Destination> &to) {
       const Agent by = d.ticket.engine();
       Cta &cta = *d.place.cta;
       for_areas(box, d.place.at, [&](uint32_t at, uint32_t n) {
-        if (uint64_t(at) + n <= shared_size(cta)) shared_land(cta, by, at, n);
+        if (uint64_t(at) + n <= shared_size(cta)) shared_land(cta, by, 1, &at, n);
       });
       for (uint32_t row = 0; row < box.span; row += box.pitch)
         for_chunks(box, d.place.at, row, box.row, [&](uint32_t at, uint32_t offset, uint32_t n) {
@@ -273,7 +273,8 @@ template <Reduction OP, int TYPE> Step on_cluster_copy(Warp &w, const Ins &i, Ma
     transfer->go = [=] {
       const std::vector<uint8_t> image = image_of(box, from);
       if (inside) {
-        uint8_t *into = shared_land(*to.cta, ticket.engine(), to.at, bytes);
+        shared_land(*to.cta, ticket.engine(), 1, &to.at, bytes);
+        uint8_t *into = softgpu::shared_bytes(*to.cta) + to.at;
         if (OP == Reduction::NONE)
           std::memcpy(into, image.data(), bytes);
         else
