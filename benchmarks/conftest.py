@@ -101,7 +101,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marker is None:
         return
     config = metafunc.config
-    full, quick = ("full", "quick") if torch.cuda.is_available() else ("cpu", "smoke")
+    full, quick = ("full", "quick") if torch.cuda.is_available() and not measuring.TINY else ("cpu", "smoke")
     if not config.getoption("--benchmark", default=False):
         level = "smoke"
     else:

@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.autograd import DeviceType
 
 from benchmarks import measure, peers
-from benchmarks.measure import Work, append_row
+from benchmarks.measure import Work, append_row, size
 from benchmarks.ops import bound, randn
 from benchmarks.report import ceilings_text, floor_text, notes, read_rows
 from benchmarks.summary import rate_text
 
 BF16 = torch.bfloat16
-TOKENS, WIDTH = 16384, 2048  # attention: B·T and H·head_dim, as in FlashAttention's own figures
+TOKENS, WIDTH = size(16384, 256), size(2048, 128)  # attention: B·T and H·head_dim, as in FlashAttention's own figures
 PEERS = {
     "attention": (peers.OURS, "sdpa-flash", "sdpa-cudnn"),
     "layer_norm": (peers.OURS, "eager"),
@@ -59,7 +59,7 @@ class Figure:
 
 def attention() -> Iterator[Figure]:
     for head_dim in (64, 128):
-        for T in (1024, 4096, 16384):
+        for T in (size(1024, 64), size(4096, 128), size(16384, 256)):
             B, H = TOKENS // T, WIDTH // head_dim
             for mode, passes in (("forward", 1.0), ("forward+backward", 3.5)):
                 flops = passes * 4 * T * T * head_dim * H * B / 2  # causal; the backward counts 2.5 forwards
@@ -75,7 +75,7 @@ def attention() -> Iterator[Figure]:
 
 
 def layer_norm() -> Iterator[Figure]:
-    M = 32768
+    M = size(32768, 64)
     for N in (768, 1600, 4096):
         for mode, passes in (("forward", 2), ("forward+backward", 5)):
             work = Work(bytes=passes * M * N * 2, tokens=M)
@@ -89,8 +89,8 @@ def layer_norm() -> Iterator[Figure]:
 
 
 def ffn() -> Iterator[Figure]:
-    M = 16384
-    for d in (768, 1600):
+    M = size(16384, 128)
+    for d in (size(768, 128), size(1600, 200)):
         for mode, products in (("forward", 2), ("forward+backward", 6)):
 
             def inputs(d: int = d) -> list[Tensor]:
@@ -101,7 +101,7 @@ def ffn() -> Iterator[Figure]:
 
 
 def loss() -> Iterator[Figure]:
-    N, d, V = 16384, 768, 50257
+    N, d, V = size(16384, 32), size(768, 64), 50257
     for mode, products in (("forward", 1), ("forward+backward", 3)):
 
         def inputs() -> list[Tensor]:
@@ -196,8 +196,11 @@ def ceilings(session: Session) -> None:
     print(f"  {ceilings_text(session.ceilings())}")
 
 
-GPT2_124M = {"vocab_size": 50304, "max_len": 1024, "n_layers": 12, "n_heads": 12, "d_model": 768}
-BATCH = 16
+GPT2_124M = {
+    "vocab_size": size(50304, 512), "max_len": size(1024, 64), "n_layers": size(12, 2), "n_heads": size(12, 2),
+    "d_model": size(768, 128),
+}  # fmt: skip
+BATCH = size(16, 2)
 
 
 def train_step(session: Session) -> None:
@@ -206,7 +209,7 @@ def train_step(session: Session) -> None:
     from fastgpt.model.config import IMPLEMENTATION_SETS
 
     config = GPTConfig(**GPT2_124M)
-    size = {"layers": config.n_layers, "d": config.d_model, "T": config.max_len, "B": BATCH}
+    shape = {"layers": config.n_layers, "d": config.d_model, "T": config.max_len, "B": BATCH}
     session.ceilings()
     steps = {}
     for impl in (peers.OURS, "torch"):
@@ -215,7 +218,7 @@ def train_step(session: Session) -> None:
         peak = measure.Measure._peak_bytes(step)
         times = measure.round_seconds(step, max(3, session.rounds // 3), flush=False)
         row = measure.figure(
-            times, op="train_step", impl=impl, dtype=BF16, work=work, shape=size, mode="gpt2", version=None,
+            times, op="train_step", impl=impl, dtype=BF16, work=work, shape=shape, mode="gpt2", version=None,
             peak_bytes=peak,
         )  # fmt: skip
         session.write("figure", **row)
@@ -229,7 +232,7 @@ def train_step(session: Session) -> None:
         if measure.fatal():
             raise
         reason = f"{type(error).__name__}: {error}"[:500]
-        session.write("skipped", op="profile", impl=peers.OURS, mode="gpt2", shape=size, reason=reason)
+        session.write("skipped", op="profile", impl=peers.OURS, mode="gpt2", shape=shape, reason=reason)
         print(f"  no profile: {reason}")
 
 

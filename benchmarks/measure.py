@@ -57,6 +57,13 @@ HEAD_START = 1_500_000  # GPU cycles, about 0.8 ms at 1.9 GHz
 
 # A dry run needs no more than a call.
 MOST_ROUNDS = int(os.environ.get("FASTGPT_MOST_ROUNDS", "1000"))
+# A rehearsal (scripts/gpu/rehearse.py) executes what is measured on a CPU, at sizes that it manages.
+TINY = os.environ.get("FASTGPT_TINY") == "1"
+
+
+def size(measured: int, tiny: int) -> int:
+    """A size of what is measured, or in a rehearsal the tiny one."""
+    return tiny if TINY else measured
 
 
 def prepare_round(flush: bool = True) -> None:

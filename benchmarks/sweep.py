@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import append_row, device, fatal, machine, median_seconds
+from benchmarks.measure import TINY, append_row, device, fatal, machine, median_seconds
 from benchmarks.report import read_rows
 
 # What a field may be instead of the table's value.
@@ -51,6 +51,12 @@ CHOICES = {
     "group_m": (4, 8, 16),
 }
 FAMILY_CHOICES = {"layer_norm": {"block_m": (1, 2, 4, 8)}}  # whole rows, of which a program holds few
+
+# The largest shapes of a rehearsal.
+TINIEST = {
+    "attention": (1, 1, 256, 128), "ffn": (128, 256), "layer_norm": (64, 1 << 14),
+    "linear_cross_entropy": (32, 64, 1 << 16),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +124,13 @@ def workloads() -> list[Workload]:
         ]
 
     loss = Workload("linear_cross_entropy", "whole_row", ("num_warps", "lanes"), (16384, 768, 50257), "forward")
-    return [
+    found = [
         *attentions(4096), *ffns(768), loss, *norms(768), *attentions(1024), *ffns(1600), *norms(1600), norms(4096)[1],
         *(Workload("layer_norm", "backward_tile", norm[:3], (32768, n), "backward") for n in (8192, 12288)),
     ]  # fmt: skip
+    if TINY:
+        found = [dataclasses.replace(w, shape=tuple(map(min, w.shape, TINIEST[w.family]))) for w in found]
+    return list(dict.fromkeys(found))
 
 
 def _as_dict(tile: Any) -> dict[str, Any]:

@@ -58,14 +58,16 @@ class Launch:
 class Simulator:
     """A simulated GPU.
 
-    launches  what it executed, in order
-    on_ptx    may edit the PTX text of a launch: on_ptx(kernel's name, text) -> text
+    launches   what it executed, in order
+    on_ptx     may edit the PTX text of a launch: on_ptx(kernel's name, text) -> text
+    on_launch  is called with each launch that was executed
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.launches: list[Launch] = []
         self.on_ptx: Callable[[str, str], str] | None = None
+        self.on_launch: Callable[[Launch], None] | None = None
         self.storages = Storages()
         self.allowed: list[int] = []
         self.error: BaseException | None = None
@@ -93,6 +95,8 @@ class Simulator:
         grid = tuple(shape.grid)
         result = engine.launch(program, grid, block, shape.shared, self.storages.memory, self.allowed, self.settings)
         self.launches.append(Launch(kernel.name, grid, shape.shared, result))
+        if self.on_launch is not None:
+            self.on_launch(self.launches[-1])
 
 
 def packed(program: Program, params: Any) -> bytes:

@@ -5,9 +5,11 @@ them on the CPU as long as they are small, and leave memory as it comes where th
 own driver and launchers included, over a libcuda that does nothing (`benchmarks/softgpu/libcuda.c`), so that which
 kernels are compiled, with which specialisations, and which launchers are built, is exactly what a GPU would see.
 
-Two uses, chosen by the variable FASTGPT_FAKE_GPU:
-    1                  run: kernels are compiled, or come from Triton's cache
+Three uses, chosen by the variable FASTGPT_FAKE_GPU:
+    1                  run: kernels are compiled, or come from Triton's cache, and do nothing
     record:FOLDER      kernels are not compiled; what would have been is written to FOLDER, for `scripts/gpu/cache.py`
+    execute:FILE       kernels are compiled to PTX, and executed by benchmarks/softgpu; what it finds is appended to
+                       FILE, for `scripts/gpu/rehearse.py`
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import os
 import pickle
 import runpy
+import sys
 import time
 import types
 import warnings
@@ -31,6 +35,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 CAPABILITY, SMS = (9, 0), 132
 COMPUTED = 1 << 21  # elements of an operation's inputs up to which it is computed
+EXECUTED = 1 << 24  # the same where kernels are executed: more than a rehearsal's tensors have
 PROPERTIES = types.SimpleNamespace(
     name="a fake H100", major=9, minor=0, multi_processor_count=SMS, total_memory=80 << 30, L2_cache_size=50 << 20,
     warp_size=32, shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472,
@@ -52,10 +57,12 @@ def install() -> None:
     _patch_tracers()
     torch.compile = lambda model=None, **_: model if model is not None else (lambda f: f)
     warnings.filterwarnings("ignore", message="CUDA initialization")  # autograd counts GPUs by way of the runtime
-    FakeGpu().__enter__()
-    _, _, folder = os.environ.get("FASTGPT_FAKE_GPU", "").partition("record:")
-    if folder:
-        _record(Path(folder))
+    mode, _, where = os.environ.get("FASTGPT_FAKE_GPU", "").partition(":")
+    FakeGpu(EXECUTED if mode == "execute" else COMPUTED).__enter__()
+    if mode == "record":
+        _record(Path(where))
+    elif mode == "execute":
+        _execute(Path(where))
 
 
 def load_driver() -> Path:
@@ -89,7 +96,11 @@ def mark(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class FakeGpu(TorchDispatchMode):
-    """Sends operations for the GPU to the CPU, and marks what they return."""
+    """Sends operations for the GPU to the CPU, and marks what they return; those of more elements compute nothing."""
+
+    def __init__(self, most: int = COMPUTED) -> None:
+        super().__init__()
+        self.most = most
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -111,7 +122,7 @@ class FakeGpu(TorchDispatchMode):
                 out = launches[func._schema.name.split("::")[1]](*args, **kwargs)
         elif func is torch.ops.aten._assert_async.msg:
             return None  # of what a kernel computed
-        elif not func.is_view and _elements(tensors, args) > COMPUTED:
+        elif not func.is_view and _elements(tensors, args) > self.most:
             out = _uncomputed(func, args, kwargs)
         else:
             out = func(*args, **kwargs)
@@ -357,3 +368,35 @@ def _record(folder: Path) -> None:
         return NoKernel
 
     jit.JITFunction._do_compile = note
+
+
+# ---- executing -------------------------------------------------------------------------------------------------------
+
+
+_for_good = contextlib.ExitStack()  # never closed
+
+
+def _execute(file: Path) -> None:
+    """Let the machine of benchmarks/softgpu execute what is launched, for as long as this process lives."""
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in sys.path:
+        sys.path.append(root)
+    from benchmarks.softgpu.driver import Driver, Settings, Simulator, attached
+    from benchmarks.softgpu.storages import poisoned_memory
+    from fastgpt.kernels._runtime import Target
+
+    class Gpu(Driver):
+        def get_active_torch_device(self) -> torch.device:
+            return GPU
+
+    def tell(launch: Any) -> None:
+        simulator.launches.clear()  # a session makes thousands
+        with file.open("a") as lines:
+            for finding in launch.result.findings:
+                lines.write(json.dumps({"kernel": launch.kernel, "finding": str(finding)}) + "\n")
+
+    target = Target("cuda", f"sm_{10 * CAPABILITY[0] + CAPABILITY[1]}", SMS)
+    simulator = Simulator(Settings(num_sms=SMS))
+    simulator.on_launch = tell
+    _for_good.enter_context(attached(simulator, Gpu(lambda: target)))
+    _for_good.enter_context(poisoned_memory())
