@@ -13,7 +13,7 @@ BUDGET ?= 3m
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check softgpu softgpu-faults mutants faults faults-ranks fuzz matrix gpu-cache gpu-dry-run readme lint format lock wheel clean
+.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check softgpu softgpu-faults mutants faults faults-ranks fuzz matrix gpu-cache gpu-dry-run gpu-rehearsal readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -95,6 +95,9 @@ gpu-cache: $(GPU_VENV)/.dev  ## compile what scripts/gpu_session.sh launches on 
 
 gpu-dry-run: $(GPU_VENV)/.dev  ## run scripts/gpu_session.sh on a GPU that is not there, with the kernels of .gpu-cache/
 	$(GPU_VENV)/bin/python scripts/gpu/cache.py try --jobs $(JOBS)
+
+gpu-rehearsal: $(VENV)/.dev  ## run scripts/gpu_session.sh on a simulated GPU, whose kernels compute, at tiny sizes
+	$(BIN)/python scripts/gpu/rehearse.py --jobs $(JOBS)
 
 readme: $(VENV)/.dev  ## regenerate the README's tables and its picture of the study from benchmarks/results
 	$(BIN)/python -m benchmarks.readme --write

@@ -3,10 +3,11 @@
 
     python scripts/gpu/rehearse.py [--jobs 2] [--out out/rehearsal] [--tests EXPRESSION]
 
-`scripts/gpu_session.sh` runs on a GPU that is not there (`fake_cuda.py`), whose kernels benchmarks/softgpu executes: the
-self-check, headline figures, tests, peers and sweep see real values, at tiny sizes. What the dry run
-(`scripts/gpu/cache.py try`) cannot see, this can: a comparison that fails, a NaN in a table, a race. Times mean nothing.
-It fails for a finding of the machine, a verdict of the self-check, and whatever else failed for no reason of its own.
+`scripts/gpu_session.sh` runs on a GPU that is not there (`fake_cuda.py`), whose kernels benchmarks/softgpu executes:
+the self-check, headline figures, tests, peers and sweep see real values, at tiny sizes. What the dry run
+(`scripts/gpu/cache.py try`) cannot see, this can: a comparison that fails, a NaN in a table, a race. Times mean
+nothing. It fails for a finding of the machine, a verdict of the self-check, and whatever else failed for no reason that
+only this GPU has.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.report import read_rows
-from scripts.gpu.cache import BUILD, failures
+from scripts.gpu.cache import BUILD, ROOT, failures
 
 # Of each family some tests, forward and backward; all of them would take hours.
 TESTS = (
@@ -44,7 +44,7 @@ def session(out: Path, jobs: int, tests: str) -> None:
     environment = os.environ | {
         "FASTGPT_FAKE_GPU": f"execute:{out / 'findings.jsonl'}", "FASTGPT_TINY": "1", "FASTGPT_MOST_ROUNDS": "1",
         "PYTHON": sys.executable, "WORKERS": str(jobs), "SLOWER": "20", "SWEEP_TILES": "2",
-        "TRITON_CACHE_DIR": str(BUILD / "rehearsal"), "GPU_CACHE": str(out / "none"), "TRITON_STORE_BINARY_ONLY": "",
+        "TRITON_CACHE_DIR": str(BUILD / "rehearsal"), "GPU_CACHE": str(out / "none"),
         "PYTEST_ADDOPTS": f"-k '{tests}'",
     }  # fmt: skip
     subprocess.run([str(ROOT / "scripts" / "gpu_session.sh"), str(out), "36000"], env=environment, check=True)
