@@ -257,6 +257,17 @@ def test_what_torch_or_numpy_wrote_is_written(writer):
     assert (y == 2 * x[0]).all()
 
 
+def test_torch_may_write_where_a_kernel_has_written_a_part():
+    y = torch.zeros(64, dtype=torch.int32)
+    with simulate() as gpu:
+        x = torch.empty(64, dtype=torch.int32)
+        double_kernel[(1,)](x, y, 16, BLOCK=128)
+        x.fill_(-1)  # as fresh memory is
+        double_kernel[(1,)](y, x, 64, BLOCK=128)
+    assert not gpu.findings
+    assert (y == -2).all()
+
+
 def test_large_memory_is_not_touched():
     def resident() -> int:
         return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
