@@ -88,6 +88,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         result = yield
     finally:
         simulators = item.stash.get(SIMULATORS, [])
+        item.stash[SIMULATORS] = []  # pytest keeps the item
         findings = [str(finding) for gpu in simulators for finding in gpu.findings]
         item.user_properties.append((SUMMARY, _by_kernel(simulators)))
         if findings:
