@@ -377,6 +377,16 @@ def test_half_a_warpgroup():
     assert "partial warpgroup" in kinds(run(CLEAN, threads=64)[0])
 
 
+def test_the_last_warp_overwrites_what_it_still_reads():
+    """In order of warps it comes last: its write meets its own wgmma's read, and theirs if no barrier lies between."""
+    last = OVERWRITE_B.replace(ONE_THREAD, "setp.eq.u32 %q, %tid, 127;")
+    again = f"{WAIT} {BARRIER} {FENCE} {ISSUE} {COMMIT}"
+    for before in ("", f"{again} {BARRIER}"):  # in the first group; in the second one, of the same rows
+        result = run(replaced((WAIT, f"{before} {last} {WAIT}")))[0]
+        assert kinds(result) == {"race: write after read"}
+    assert not run(replaced((WAIT, f"{again} {WAIT} {BARRIER} {last}")))[0].findings
+
+
 def test_groups_end_in_order():
     """Two groups; after wait_group 1 the first one's accumulators may be read, the second one's not."""
     second = f"{PRODUCT} {{%d4, %d5, %d6, %d7}}, %da, %db, 0, 1, 1, 0, 0; {COMMIT} wgmma.wait_group.sync.aligned 1;"
