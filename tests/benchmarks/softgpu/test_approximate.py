@@ -118,6 +118,14 @@ def flushed(form, code):
     return code & form.sign if not code & form.infinity else code
 
 
+def goes_far_enough(form, code, step, y, error) -> bool:
+    """One more step, up (1) or down (-1), would be further from y than `error`: where it stays on y's side of zero."""
+    if form.decode(code) in exact.SPECIAL or abs(y) <= max(error, Fraction(2) ** (form.least_exponent + 1)):
+        return True
+    beyond = form.decode(code + (step if y > 0 else -step))
+    return beyond in exact.SPECIAL or abs(beyond - y) * (1 + Fraction(2) ** -40) > error
+
+
 def results(opcode, codes, mode):
     return lanes(f"{opcode} %d, %a;", {"a": codes}, {"d": codes.dtype}, approx=mode)["d"]
 
@@ -129,7 +137,7 @@ def test_functions(opcode):
     codes = inputs(form, limits)
     got = {mode: results(opcode, codes, mode) for mode in MODES}
     np.testing.assert_array_equal(got[2], results(opcode, codes, 2))  # by value: the same again
-    moved = dict.fromkeys(MODES, 0)
+    moved, sides = dict.fromkeys(MODES, 0), set()
     for k, code in enumerate(codes):
         x = form.decode(flushed(form, int(code)) if ftz else int(code))
         y = math.nan if x != x else function(mpmath.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x)
@@ -146,9 +154,11 @@ def test_functions(opcode):
         allowed = error(x, y) * (1 + Fraction(2) ** -40)  # the machine adds the error in float64
         for mode in MODES:
             value = form.decode(int(got[mode][k]))
+            assert mode not in (1, -1) or goes_far_enough(form, int(got[mode][k]), mode, y, error(x, y)), hex(int(code))
             if int(got[mode][k]) == wanted:
                 continue
             moved[mode] += 1
+            sides |= {value > form.decode(wanted)} if mode == 2 else set()
             assert value not in exact.SPECIAL
             distance = Fraction(value) - y
             from_nearest = abs(Fraction(value) - Fraction(form.decode(nearest)))
@@ -160,6 +170,7 @@ def test_functions(opcode):
     assert moved[0] == 0
     assert min(moved[1], moved[-1]) > least, moved
     assert moved[2] > least // 2, moved
+    assert sides == {True, False}
 
 
 @pytest.mark.parametrize("opcode", ["ex2.approx.f16", "ex2.approx.ftz.bf16", "tanh.approx.f16", "tanh.approx.bf16"])
@@ -191,9 +202,11 @@ def test_quotients(opcode):
                 quotient = float(x / y)
         wanted = form.encode(quotient)
         wanted = flushed(form, wanted) if ftz else wanted
-        assert int(got[0][k]) == wanted, [hex(s) for s in seen]
+        assert int(got[0][k]) == wanted, seen
         for mode in MODES:
             value = form.decode(int(got[mode][k]))
+            if mode in (1, -1) and isinstance(quotient, Fraction):
+                assert goes_far_enough(form, int(got[mode][k]), mode, quotient, 2 * ulp(quotient)), seen
             if int(got[mode][k]) != wanted:
                 moved[mode] += 1
                 assert abs(Fraction(value) - quotient) <= 2 * ulp(quotient)
