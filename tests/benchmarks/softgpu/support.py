@@ -53,6 +53,8 @@ def lanes(
     becomes a predicate. Each output is named with its numpy dtype. No findings are allowed.
     """
     count = len(next(iter(inputs.values())))
+    assert count >= threads, f"{count} elements are fewer than the {threads} threads of a CTA"
+    assert count % threads == 0, f"{count} elements are no whole number of CTAs of {threads} threads"
     results = {name: np.zeros(count, dtype) for name, dtype in outputs.items()}
     arrays = [a.astype(np.uint16) if a.dtype == bool else np.ascontiguousarray(a) for a in inputs.values()]
     stored = [a.astype(np.uint16) if a.dtype == bool else a for a in results.values()]
