@@ -80,6 +80,8 @@ struct Allocation {
       : id(i), start(at), end(at + bytes), base(at & ~uint64_t(PAGE - 1)), name(n), tracked(t),
         table((at + bytes - base) / PAGE + 1) {}
 
+  bool holds(uint64_t at, uint64_t count) const { return at >= start && at <= end && count <= end - at; }
+
   Page &page(uint64_t index) {
     Page *&at = table[index];
     if (!at) {
@@ -103,11 +105,11 @@ struct Global {
   std::unordered_map<const Cell *, std::vector<Entry>> more;
 
   Allocation *find(uint64_t at, uint64_t bytes) {
-    if (last && at >= last->start && at + bytes <= last->end) return last;
+    if (last && last->holds(at, bytes)) return last;
     auto next = allocations.upper_bound(at);
     if (next == allocations.begin()) return nullptr;
     Allocation *a = std::prev(next)->second.get();
-    if (at + bytes > a->end || a->launch != launch) return nullptr;
+    if (!a->holds(at, bytes) || a->launch != launch) return nullptr;
     return last = a;
   }
 };
@@ -130,11 +132,11 @@ struct PageCells {  // for for_cells
 };
 
 void renew(Page &page, const Global &g) {
-  const size_t n = PAGE >> g.shift;
+  const uint32_t of_line = LINE >> g.shift;
   if (!page.cells || page.shift != g.shift)
-    page.cells.reset(new Cell[n]);
+    page.cells.reset(new Cell[PAGE >> g.shift]);
   else
-    std::fill_n(page.cells.get(), n, Cell());
+    for (uint32_t line = 0; line < PAGE / LINE; line++) page.cells[line * of_line] = Cell();  // the others are made of it
   std::fill(std::begin(page.split_lines), std::end(page.split_lines), uint8_t(0));
   page.shift = g.shift, page.launch = g.launch;
 }
@@ -408,22 +410,6 @@ void global_forget(Global &g, int32_t id) {
       g.allocations.erase(a);
       return;
     }
-}
-
-void global_written(Global &g, uint64_t start, uint64_t bytes) {
-  for (const auto &[at, a] : g.allocations) {
-    const uint64_t from = std::max(start, a->start), to = std::min(start + bytes, a->end);
-    if (a->tracked == Tracked::NO || from >= to) continue;
-    if (from == a->start && to == a->end) {
-      a->tracked = Tracked::NO;
-      continue;
-    }
-    for (uint64_t page = (from - a->base) / PAGE; page * PAGE + a->base < to; page++) {
-      const uint64_t first = page * PAGE + a->base;
-      for_written(a->page(page), uint32_t(std::max(from, first) - first), uint32_t(std::min(to, first + PAGE) - first),
-                  [](uint64_t &word, uint64_t wanted, uint32_t) { word |= wanted; });
-    }
-  }
 }
 
 void global_begin_launch(Global &g, const Program &p, const int32_t *ids, size_t num_ids) {

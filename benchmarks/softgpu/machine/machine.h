@@ -153,8 +153,8 @@ constexpr uint64_t SHARED_WINDOW = 1ull << 60, PARAM_WINDOW = 1ull << 61, LOCAL_
 // Addresses of .shared::cluster: bits 24 and up are 1 + the rank in the cluster; 0 means the own CTA.
 constexpr int RANK_SHIFT = 24;
 
-struct Space;   // shared memory of a CTA, with its shadow (memory.cpp)
-struct Global;  // global memory: the host's, inside registered allocations (memory.cpp)
+struct Space;   // shared memory of a CTA, with its shadow (shared_memory.cpp)
+struct Global;  // global memory: the host's, inside registered allocations (global_memory.cpp)
 
 // Checks of one access by one agent to `bytes` contiguous bytes. They report what is wrong, remember the access, and
 // return where the bytes are, or nullptr if they must not be touched (out of bounds, misaligned). `undefined` becomes true
@@ -167,7 +167,8 @@ uint8_t *global_read(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, 
 uint8_t *global_write(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, const uint8_t *value);
 // Bytes that an asynchronous copy will write: until `landed`, touching them is a finding.
 void shared_in_flight(Cta &owner, const Agent &who, uint32_t at, uint32_t bytes, bool in_flight);
-void shared_mark(Cta &owner, uint32_t at, uint32_t bytes, int32_t what, int32_t pc);  // mbarrier objects: memory.cpp
+// An mbarrier (what 1) lives there from now on, or (0) no longer: ordinary accesses to it are findings.
+void shared_mark(Cta &owner, uint32_t at, uint32_t bytes, int32_t what, int32_t pc);
 void shared_reset(Cta &owner, uint32_t bytes);  // before a CTA starts: poisoned, never written
 uint8_t *shared_bytes(Cta &owner);              // the raw bytes, no checks
 uint32_t shared_size(Cta &owner);

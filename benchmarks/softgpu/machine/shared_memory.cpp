@@ -87,7 +87,8 @@ struct Space {
       std::fill(bytes.begin() + from, bytes.begin() + to, POISON);
       std::fill(tainted.begin() + from, tainted.begin() + to, false);
       std::fill(split_lines.begin() + first, split_lines.begin() + last, false);
-      std::fill(cell(first * (LINE >> shift)), cell(last * (LINE >> shift)), 0);
+      for (uint32_t line = first; line < last; line++)  // the line's other cells are made of the first
+        std::fill_n(cell(line * (LINE >> shift)), cell_words(), 0);
       touched[block] = false;
     }
     std::fill(slot_of.begin(), slot_of.end(), -1);

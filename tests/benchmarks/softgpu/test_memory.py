@@ -61,6 +61,25 @@ def test_bounds_of_global_memory(op: str) -> None:
     assert "inside `other`, which this launch was not given" in finding.text
 
 
+def test_addresses_that_wrap_around() -> None:
+    x = np.zeros(32, np.uint32)
+    assert found("mov.b64 %a0, -4; ld.global.u32 %r0, [%a0];", x) == {"out of bounds"}
+    assert found("mov.b64 %a0, -16; ld.global.v4.u32 {%r0, %r1, %r2, %r3}, [%a0];", x) == {"out of bounds"}
+    assert found("mov.b64 %a0, 0; ld.u32 %r0, [%a0];", x) == {"out of bounds"}
+    assert found(START + "sub.u32 %s1, %s0, 16; ld.shared.v4.u32 {%r0, %r1, %r2, %r3}, [%s1];", shared=64) == {
+        "out of bounds"
+    }
+
+
+def test_without_checks_bounds_are_kept() -> None:
+    x = np.zeros(32, np.uint32)
+    body = START + "mad.wide.u32 %a0, %tid, 4, %g0; ld.shared.u32 %r0, [%s1]; {} st.global.u32 [%a0+4], %r0;"
+    assert found(body.format(""), x, shared=128, check=False) == {"out of bounds"}
+    assert found(body.format("add.u32 %s1, %s1, 4; ld.shared.u32 %r0, [%s1];"), x[:0], shared=128, check=False) == {
+        "out of bounds"
+    }
+
+
 def test_what_is_out_of_bounds_is_not_done() -> None:
     block, out = np.full(64, 7, np.uint32), np.zeros(32, np.uint32)
     x = block[:16]
