@@ -1,0 +1,86 @@
+"""A sample of all kernels, compiled for sm_80 and sm_90 and executed: right values, and nothing that a GPU forbids."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+import fastgpt.kernels
+from benchmarks.softgpu.cases import trials
+from benchmarks.softgpu.engine import SCHEDULES, Settings
+from benchmarks.softgpu.trials import CAPABILITIES, execute, expect
+from fastgpt.kernels import _runtime
+
+SAMPLE = [trial for trial in trials() if trial.sample]
+LANDINGS = ("late", "random", "late", "early", "random")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("number", range(len(SAMPLE)), ids=[trial.name for trial in SAMPLE])
+def test_a_sample_of_all_kernels(number, capability):
+    """Schedules, arrivals of copies and errors of special functions take turns: the matrix has them all."""
+    which = (number + capability // 10) % len(SCHEDULES)
+    settings = Settings(SCHEDULES[which], LANDINGS[which], seed=number, approx=number % 4 - 1)
+    outcome = execute(SAMPLE[number], expect(SAMPLE[number]), capability, settings)
+    assert outcome.launches
+    assert not outcome.problems, "\n".join([str(settings), *outcome.problems])
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_sample_reaches_every_kernel(capability):
+    launched = launches(SAMPLE, capability)
+    kernels = kernels_in_the_source()
+    assert len(kernels) > 20
+    assert kernels - set(launched) == set()
+
+
+def test_the_sample_loads_by_tma_where_the_gpu_can():
+    by_tma = {name for name, calls in launches(SAMPLE, 90).items() for call in calls if any(map(has_descriptor, call))}
+    attention = {"attention_forward_kernel", "attention_dkdv_kernel", "attention_dq_kernel"}
+    assert attention | {"up_kernel", "dgelu_kernel"} <= by_tma
+
+
+def has_descriptor(argument):
+    return isinstance(argument, TensorDescriptor) or (
+        isinstance(argument, tuple) and any(has_descriptor(x) for x in argument)
+    )
+
+
+def kernels_in_the_source():
+    """Names of functions under @triton.jit that are launched, not called."""
+    found = set()
+    for path in Path(fastgpt.kernels.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                found |= {node.name for decorator in node.decorator_list if "triton.jit" in ast.unparse(decorator)}
+    return found
+
+
+def launches(chosen, capability):
+    """Kernel -> the arguments of each launch, of calls in which no kernel runs."""
+    found = {}
+
+    def run(jit, *args, **kwargs):
+        found.setdefault(jit.fn.__name__, []).append(args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", run)
+        patch.setattr(_runtime, "interpreting", True)
+        for trial in chosen:
+            target = _runtime.Target("cuda", f"sm_{capability}", trial.num_sms)
+            case = trial.make()
+            inputs = case.inputs(trial.dtype)
+            with _runtime.pretend(target):
+                case.run(fastgpt.kernels, inputs, case.upstream(inputs))
+    return found
+
+
+def test_trials_have_names_of_their_own():
+    names = [trial.name for trial in trials()]
+    assert len(set(names)) == len(names) > 100
+    assert {trial.dtype for trial in trials()} == {torch.bfloat16, torch.float16, torch.float32}
