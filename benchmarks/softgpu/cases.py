@@ -56,6 +56,7 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
     yield trial("bf16", "d256 causal", T=70, D=256)
     yield trial("bf16", "d256 long", T=300, D=256, H=1)
     yield trial("bf16", "d80 long, in two parts", T=300, D=80)
+    yield trial("bf16", "d64 one head of 400", T=400, H=1, sms=1)
     yield trial("bf16", "d64 long, small tiles", T=300, sms=132)
     yield trial("bf16", "d128 long, small tiles", T=270, D=128, sms=132)
     for group in (2, 3, 5):
@@ -166,6 +167,7 @@ def _layer_norm(family: str = "layer_norm") -> Iterator[Trial]:
     yield plain("bf16", "no weight, no bias", 11, 300, affine=())
     yield plain("fp16", "no bias, eps 0.1", 11, 300, affine=("weight",), eps=0.1)
     yield plain("bf16", "many rows", 1000, 256)
+    yield plain("bf16", "three tiles of rows a program", 19000, 24)
     yield plain("bf16", "backward holds its rows", 3, 9000)
     yield plain("fp32", "backward holds its rows", 2, 10001)
     yield plain("bf16", "weight's sums apart", 3, 13000)
@@ -181,6 +183,7 @@ def _layer_norm(family: str = "layer_norm") -> Iterator[Trial]:
     yield added("bf16", "dropout", 37, 768, dropout_p=0.3)
     yield added("fp32", "dropout, narrow", 9, 25, dropout_p=0.3, sample=True)
     yield added("bf16", "backward holds its rows", 3, 5000, sample=True)
+    yield added("bf16", "backward holds its rows, three a program", 200, 5000)
     yield added("bf16", "dropout, backward holds its rows", 3, 9001, dropout_p=0.3)
     yield added("bf16", "dropout, long rows", 2, 16500, dropout_p=0.3, sample=True)
     yield added("bf16", "float32 residual, long rows", 2, 33000, wide=("residual",))

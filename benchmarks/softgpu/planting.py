@@ -1,12 +1,12 @@
 """Plant faults in the compiled kernels of the sample, one at a time: each must be found, or be redundant by argument.
 
-python -m benchmarks.softgpu.planting                                       all; --write keeps the results
-python -m benchmarks.softgpu.planting --kernel attention_dq --arch sm_90    a part of them
-python -m benchmarks.softgpu.planting --kind barrier --per-kind 4           so many of a kind in a kernel, spread over it
+python -m benchmarks.softgpu.planting                                     all; --write keeps the results
+python -m benchmarks.softgpu.planting --kernel attention_dq --arch sm_90  a part of them
+python -m benchmarks.softgpu.planting --kind barrier --per-kind 4         so many of a kind in a kernel, spread over it
 
-A fault is "found" if the machine reports what it does not report without it; "wrong" if only the comparison with float64
-fails; else it survives. A survivor for which `redundant.py` has no argument fails the run. Faults in instructions that
-the case does not reach are left out.
+A fault is "found" if the machine reports what it does not report without it; "wrong" if only the comparison with
+float64 fails; else it survives. A survivor for which `redundant.py` has no argument fails the run. Faults are left out
+where the case does not reach them: an instruction that no warp executes, a predicate that is always true.
 """
 
 from __future__ import annotations
@@ -24,11 +24,37 @@ from pathlib import Path
 import torch
 
 from . import cases, redundant
+from .counting import EXECUTED, LANES
 from .engine import Settings
 from .faults import KINDS, Fault, faults_of
 from .trials import CAPABILITIES, Expected, Outcome, Trial, execute, expect
 
 RESULT = Path(__file__).parents[1] / "results" / "softgpu-faults.md"
+
+# The case in which each kernel gets its faults: small, but every loop is gone round more often than it has stages.
+_ATTENTION = "attention bf16 d64 one head of 400"
+_FFN = "ffn bf16 d64 tanh, residual, dropout"
+_LOSS = "linear_cross_entropy bf16 mean"
+_LOSS_AGAIN = "linear_cross_entropy bf16 each row, its lse: logits made again"
+HOMES = {
+    **dict.fromkeys((f"attention_{part}_kernel" for part in ("forward", "delta", "dkdv", "dq")), _ATTENTION),
+    "document_ranges_kernel": "attention bf16 d64 documents by id",
+    "online_softmax_kernel": "ladder bf16 triton_forward",
+    "causal_tiles_kernel": "ladder bf16 tile_skipping",
+    "attention_weights_kernel": "attention_weights bf16 d64 causal",
+    "layer_norm_forward_kernel": "layer_norm bf16 37 x 768",
+    "layer_norm_forward_held_kernel": "layer_norm bf16 2 x 33001, forward holds its rows",
+    "layer_norm_forward_long_kernel": "add_layer_norm bf16 2 x 16500, dropout, long rows",
+    "layer_norm_backward_kernel": "layer_norm bf16 19000 x 24, three tiles of rows a program",
+    "layer_norm_backward_held_kernel": "add_layer_norm bf16 200 x 5000, backward holds its rows, three a program",
+    "layer_norm_dh_long_kernel": "add_layer_norm bf16 2 x 16500, dropout, long rows",
+    "layer_norm_dweight_long_kernel": "layer_norm bf16 3 x 13000, weight's sums apart",
+    "sum_partials_kernel": "layer_norm bf16 37 x 768",
+    **dict.fromkeys(("up_kernel", "dgelu_kernel", "finish_kernel", "prepare_grad_kernel"), _FFN),
+    **dict.fromkeys(("gelu_kernel", "dgelu_pass_kernel"), "ffn bf16 d128 by cuBLAS"),
+    **dict.fromkeys(("count_targets_kernel", "loss_and_gradient_kernel", "scale_kernel"), _LOSS),
+    **dict.fromkeys(("loss_kernel", "gradient_kernel"), _LOSS_AGAIN),
+}
 
 # One after the other until a fault is found: what is wrong in one order of warps may be right in another.
 SETTINGS = (
@@ -55,42 +81,59 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of a case as it was compiled: its text, the lines that some warp reached, what is found without faults."""
+    """A kernel of a case as it was compiled.
+
+    reached  lines that some warp executed
+    guarded  those of them whose predicate was false for some lane
+    known    what is found without faults, and where
+    steps    instructions of all warps
+    """
 
     name: str
     text: str
     reached: frozenset[int]
+    guarded: frozenset[int]
     known: frozenset[tuple[str, int]]
-    seconds: float
+    steps: int
 
     def faults(self) -> list[Fault]:
-        return [fault for fault in faults_of(self.text) if fault.line in self.reached]
+        return [
+            fault
+            for fault in faults_of(self.text)
+            if fault.line in (self.guarded if fault.kind == "predicate removed" else self.reached)
+        ]
 
 
-def kernels_of(trial: Trial, expected: Expected, capability: int) -> dict[str, Kernel]:
-    """Those that the case launches. Of two texts for one kernel: the longer one."""
+def compiled(trial: Trial, expected: Expected, capability: int, name: str) -> Kernel:
+    """The kernel of this name as the case launches it; of two texts, the longer one."""
     outcome = execute(trial, expected, capability, SETTINGS[0])
-    found: dict[str, Kernel] = {}
-    for launch in outcome.launches:
-        program, counts = launch.result.program, launch.result.counts
-        lines = {r.line for r, row in zip(program.lowered.records, counts.tolist(), strict=True) if row[0]}
-        known = {(finding.kind, finding.line) for finding in launch.result.findings}
-        seconds, before = launch.result.seconds, found.get(launch.kernel)
-        if before is not None and before.text == program.text:
-            lines, known, seconds = lines | before.reached, known | before.known, seconds + before.seconds
-        elif before is not None and len(before.text) > len(program.text):
-            continue
-        found[launch.kernel] = Kernel(launch.kernel, program.text, frozenset(lines), frozenset(known), seconds)
-    return found
+    results = [launch.result for launch in outcome.launches if launch.kernel == name]
+    if not results:
+        raise ValueError(f"{trial.name} does not launch {name} on sm_{capability}")
+    text = max((result.program.text for result in results), key=len)
+    results = [result for result in results if result.program.text == text]
+    reached: set[int] = set()
+    guarded: set[int] = set()
+    for result in results:
+        active = 0  # lanes that came to the last instruction without a predicate
+        for record, row in zip(result.program.lowered.records, result.counts.tolist(), strict=True):
+            if row[EXECUTED]:
+                reached.add(record.line)
+            if record.pred < 0:
+                active = row[LANES]
+            elif row[LANES] != active:
+                guarded.add(record.line)
+    known = {(finding.kind, finding.line) for result in results for finding in result.findings}
+    steps = sum(result.steps for result in results)
+    return Kernel(name, text, frozenset(reached), frozenset(guarded & reached), frozenset(known), steps)
 
 
 def plant(trial: Trial, expected: Expected, capability: int, kernel: Kernel, fault: Fault) -> Verdict:
     """Run the case with this fault in it, under one setting after the other."""
     planted = fault.planted(kernel.text)
     wrong = ""
-    steps = max(1_000_000, 20 * int(1e7 * kernel.seconds))  # instructions; what hangs is not waited for
     for settings in SETTINGS:
-        settings = replace(settings, max_steps=steps)
+        settings = replace(settings, max_steps=10 * kernel.steps + 1_000_000)  # what hangs is not waited for
         outcome = execute(
             trial, expected, capability, settings,
             lambda name, text: planted if name == kernel.name and text == kernel.text else text,
@@ -124,17 +167,14 @@ def spread(faults: Sequence[Fault], per_kind: int) -> list[Fault]:
     ]
 
 
-def verdicts_of(name: str, capability: int, kernel_part: str, kind_part: str, per_kind: int) -> list[Verdict]:
-    """Of one case on one GPU. Each kernel is tried in the case that `home_of` names."""
+def verdicts_of(name: str, capability: int, kind_part: str, per_kind: int) -> list[Verdict]:
+    """Of one kernel on one GPU."""
     torch.set_num_threads(1)
-    trial = next(trial for trial in cases.trials() if trial.name == name)
+    trial = next(trial for trial in cases.trials() if trial.name == HOMES[name])
     expected = expect(trial)
-    found = []
-    for kernel in kernels_of(trial, expected, capability).values():
-        if kernel_part in kernel.name and redundant.home_of(kernel.name) in ("", trial.name):
-            faults = [fault for fault in spread(kernel.faults(), per_kind) if kind_part in fault.kind]
-            found += [plant(trial, expected, capability, kernel, fault) for fault in faults]
-    return found
+    kernel = compiled(trial, expected, capability, name)
+    faults = [fault for fault in spread(kernel.faults(), per_kind) if kind_part in fault.kind]
+    return [plant(trial, expected, capability, kernel, fault) for fault in faults]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +182,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernel", default="", metavar="PART", help="kernels whose name has this part")
     parser.add_argument("--arch", default="", choices=["", *(f"sm_{c}" for c in CAPABILITIES)], metavar="sm_80|sm_90")
     parser.add_argument("--kind", default="", metavar="PART", help="kinds of faults whose name has this part")
-    parser.add_argument("--case", default="", metavar="PART", help="cases whose name has this part")
     parser.add_argument("--per-kind", type=int, default=6, help="faults of a kind in a kernel; 0: all (default: 6)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
@@ -150,13 +189,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start, verdicts = time.perf_counter(), []
     pairs = [
-        (trial.name, capability)
-        for trial in cases.trials()
-        for capability in trial.capabilities
-        if trial.sample and arguments.case in trial.name and arguments.arch in ("", f"sm_{capability}")
+        (name, capability)
+        for name in HOMES
+        for capability in CAPABILITIES
+        if arguments.kernel in name and arguments.arch in ("", f"sm_{capability}")
     ]
     with ProcessPoolExecutor(max(1, arguments.jobs)) as pool:
-        options = arguments.kernel, arguments.kind, arguments.per_kind
+        options = arguments.kind, arguments.per_kind
         for done in as_completed([pool.submit(verdicts_of, *pair, *options) for pair in pairs]):
             for verdict in done.result():
                 verdicts.append(verdict)
@@ -191,11 +230,11 @@ def page(verdicts: Sequence[Verdict], seconds: float, per_kind: int) -> Iterator
     """benchmarks/results/softgpu-faults.md."""
     yield "# Faults planted in compiled kernels"
     yield ""
-    much = f"at most {per_kind} of a kind in each kernel" if per_kind else "all there is a place for"
+    much = f"at most {per_kind} of a kind in each kernel" if per_kind else "all that there is a place for"
     yield (
-        f"`make softgpu-faults`: {much}, in the sample's cases for sm_80 and sm_90; {seconds / 60:.0f} minutes. found: by "
-        "the machine, which says what is wrong and where. wrong: by the comparison with float64 alone. redundant: "
-        "nothing changes, and benchmarks/softgpu/redundant.py says why."
+        f"`make softgpu-faults`: {much}, compiled for sm_80 and sm_90; {seconds / 60:.0f} minutes. found: by the machine, "
+        "which says what is wrong and where. wrong: by the comparison with float64 alone. redundant: nothing changes, and "
+        "benchmarks/softgpu/redundant.py says why."
     )
     yield ""
     yield from table(verdicts)
