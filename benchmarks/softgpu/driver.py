@@ -191,10 +191,11 @@ def _noted_scratch(noted: list[tuple[str, torch.Tensor]], changed: Callable[[], 
 
     def noting(allocate: Any) -> Any:
         def allocated(size: int, alignment: int, stream: int | None) -> Any:
-            buffer = allocate(size, alignment, stream)
+            buffer = allocate(size + alignment, alignment, stream)
             if isinstance(buffer, torch.Tensor):
                 noted.append(("scratch", buffer))
                 changed()
+                buffer = buffer[-buffer.data_ptr() % alignment :]  # a GPU's are aligned to 512 bytes, a CPU's to 64
             return buffer
 
         return allocated

@@ -43,7 +43,7 @@ def session(out: Path, jobs: int, tests: str) -> None:
     """Run gpu_session.sh; what the machine finds is in OUT/findings.jsonl."""
     environment = os.environ | {
         "FASTGPT_FAKE_GPU": f"execute:{out / 'findings.jsonl'}", "FASTGPT_TINY": "1", "FASTGPT_MOST_ROUNDS": "1",
-        "PYTHON": sys.executable, "WORKERS": str(jobs), "SLOWER": "20", "SWEEP_TILES": "2",
+        "PYTHON": sys.executable, "WORKERS": str(jobs), "SLOWER": "100", "SWEEP_TILES": "2",
         "TRITON_CACHE_DIR": str(BUILD / "rehearsal"), "GPU_CACHE": str(out / "none"),
         "PYTEST_ADDOPTS": f"-k '{tests}'",
     }  # fmt: skip

@@ -168,18 +168,21 @@ template <class F> void for_written(Page &page, uint32_t from, uint32_t to, F f)
     f(page.written[w], bits_between(std::max(from, w * 64) - w * 64, std::min(to, w * 64 + 64) - w * 64), w * 64);
 }
 
-// Are all of the bytes written? Those of POISON memory that no longer hold the poison were written by the host.
+// Are all of the bytes written? Of POISON memory the host has written those that no longer hold the poison. A byte of a
+// number may be 0xff too: of 8 bytes where no kernel has written, one that differs tells of all.
 bool was_written(Allocation &a, Page &page, uint64_t page_start, uint32_t from, uint32_t to) {
   bool all = true;
   for_written(page, from, to, [&](uint64_t &word, uint64_t wanted, uint32_t first) {
-    uint64_t missing = wanted & ~word;
-    if (missing && a.tracked == Tracked::POISON)
-      for (uint64_t left = missing; left; left &= left - 1) {
-        const int k = __builtin_ctzll(left);
-        if (*reinterpret_cast<const uint8_t *>(page_start + first + k) == POISON) continue;
-        word |= 1ull << k, missing &= ~(1ull << k);
+    if ((wanted & ~word) && a.tracked == Tracked::POISON)
+      for (uint64_t left = wanted & ~word; left; left &= left - 1) {
+        const int k = __builtin_ctzll(left), group = k & ~7;
+        const uint64_t bits = word >> group & 0xff ? 1ull << k : 0xffull << group;
+        for (uint64_t rest = bits; rest; rest &= rest - 1) {
+          const uint64_t at = page_start + first + __builtin_ctzll(rest);
+          if (at >= a.start && at < a.end && *reinterpret_cast<const uint8_t *>(at) != POISON) word |= bits;
+        }
       }
-    all &= !missing;
+    all &= !(wanted & ~word);
   });
   return all;
 }

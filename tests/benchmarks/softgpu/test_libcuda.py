@@ -18,8 +18,8 @@ INVALID_VALUE, INVALID_CLUSTER_SIZE, NOT_SUPPORTED = 1, 912, 801  # CUresult
 @pytest.fixture
 def driver():
     driver = libcuda.load()
-    yield driver
     driver.softgpu_use(0)
+    return driver
 
 
 def encode(driver: ctypes.CDLL, align: int = 64, **changed: object) -> int:
