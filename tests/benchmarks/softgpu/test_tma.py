@@ -212,7 +212,8 @@ def test_faults_of_loads(fault, schedule):
     assert LOADING.count(old) == 1
     x = np.ones((16, 32), np.float32)
     out = np.zeros(NBYTES, np.uint8)
-    result = kernel(SETUP + LOADING.replace(old, new), tensor_map(x, BOX), out, x.view(np.uint8).reshape(-1), threads=THREADS,
+    result = kernel(SETUP + LOADING.replace(old, new), tensor_map(x, BOX), out, x.view(np.uint8).reshape(-1),
+                    threads=THREADS,
                     shared=1024 + 64, declarations=DECLARATIONS, schedule=schedule)  # fmt: skip
     found = kinds(result)
     assert found & wanted if wanted else not found, "\n".join(map(str, result.findings))
