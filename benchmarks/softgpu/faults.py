@@ -290,7 +290,8 @@ def _(i: Instruction) -> Iterator[str]:
     if i.opcode.startswith("shfl.sync"):
         to, value, lane, *rest = (x.strip() for x in i.operands.split(","))
         if lane.isdigit():  # half of it: a butterfly then meets the same lanes twice, and others never
-            yield i.rewritten(operands=", ".join([to, value, str(int(lane) // 2 or 2 - int(lane)), *rest]))
+            wrong = {"0": "1", "1": "2"}.get(lane, str(int(lane) // 2))
+            yield i.rewritten(operands=", ".join([to, value, wrong, *rest]))
 
 
 @_kind("shuffle without a lane")

@@ -22,7 +22,7 @@ import torch
 
 from . import cases, table
 from .counting import KernelCounts, counts_of
-from .engine import SCHEDULES, Settings
+from .engine import SCHEDULES, Settings, machine
 from .trials import CAPABILITIES, Trial, execute, expect
 
 # Schedules, landings of asynchronous copies and errors of special functions, so that each meets each other somewhere.
@@ -145,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.write and (len(configurations) < len(CONFIGURATIONS) or len(pairs) < _num_pairs()):
         print("--write keeps the whole matrix: leave --family, --arch, --case, --schedule and --quick out")
         return 2
+    machine()  # built here, once: what does not compile is no case's fault
     start, cells = time.perf_counter(), []
     with ProcessPoolExecutor(max(1, arguments.jobs)) as pool:
         running = [pool.submit(cell_of, *pair, configurations) for pair in pairs]

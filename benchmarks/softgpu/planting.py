@@ -25,7 +25,7 @@ import torch
 
 from . import cases, redundant
 from .counting import EXECUTED, LANES
-from .engine import Settings
+from .engine import Settings, machine
 from .faults import KINDS, Fault, faults_of
 from .trials import CAPABILITIES, Expected, Outcome, Trial, execute, expect
 
@@ -187,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     arguments = parser.parse_args(argv)
 
+    machine()
     start, verdicts = time.perf_counter(), []
     pairs = [
         (name, capability)
