@@ -295,16 +295,16 @@ void check_busy(Warp &w, const Ins &i, const Operands &o) {
     if (w.busy[i.op[k]] & BUSY_WRITTEN) report_busy(w, i, "it reads an accumulator of a wgmma in flight");
 }
 
-// What other instructions wrote to a register is there for a wgmma after a wgmma.fence only. Of A's registers it is enough
-// that the group has a fence: LLVM sinks what computes them below it, and ptxas, which sees who reads them, moves that back
-// or serialises the wgmmas (the gate's column "serial").
+// What other instructions wrote to a register is there for a wgmma after a wgmma.fence only. It is enough that the group
+// has a fence: LLVM sinks what computes A's registers below it, and zeros for accumulators, and ptxas, which sees who
+// reads them, moves that back or serialises the wgmmas (the gate's column "serial").
 void check_fence(Warp &w, const Ins &i) {
   const State &s = state(w);
   Machine &m = *w.machine;
   for (int k = 0; k < num_registers(i); k++) {
     const uint64_t wrote = w.wrote[i.op[k]];
     if ((s.fence && wrote <= s.fence) || (wrote && wrote == s.accumulated[i.op[k]])) continue;
-    if (k >= i.num_dst && s.fence > s.committed) continue;
+    if (s.fence > s.committed) continue;
     if (!m.has("no wgmma.fence", i.pc))
       m.add("no wgmma.fence", i.pc,
             name_of(w) + (s.fence ? format(": register %d of %s was written after the last wgmma.fence before ",

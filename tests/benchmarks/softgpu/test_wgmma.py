@@ -316,7 +316,7 @@ FAULTS = {
     "A's register read in flight": (WAIT, f"mov.b32 %x0, %a1; {WAIT}", set()),
     "accumulator changed in flight": (WAIT, f"add.f32 %d2, %x0, %x1; {WAIT}", {"in flight"}),
     "no fence": (FENCE, "", {"no wgmma.fence"}),
-    "accumulator set after the fence": (FENCE, f"{FENCE} mov.b32 %d1, 0;", {"no wgmma.fence"}),
+    "accumulator set after the fence": (FENCE, f"{FENCE} mov.b32 %d1, 0;", set()),
     "A's register set after the fence": (FENCE, f"{FENCE} mov.b32 %a3, 0x3f803f80;", set()),
     "no proxy fence": (PROXY, "", {"no proxy fence"}),
     "proxy fence by who reads": (f"{PROXY}\n{BARRIER}", f"{BARRIER} {PROXY}", set()),
