@@ -344,7 +344,7 @@ FAULTS = {
     "scale-d of some lanes": (ISSUE, f"{FIRST_WARP[:-3]} 70; {ISSUE.replace('%db, 1', '%db, %q')}", {"bad operand"}),
     "a part of a warp": (
         ISSUE, f"setp.ne.u32 %q, %tid, 70; @%q {ISSUE}",
-        {"partial warp", "undefined value", "warpgroup disagrees", "no wgmma.fence"},
+        {"partial warp", "undefined value", "warpgroup disagrees"},
     ),
 }  # fmt: skip
 
