@@ -134,7 +134,10 @@ class _Lowering:
         first = []  # record of each instruction
         for instruction in instructions:
             first.append(len(records))
-            self._instruction(instruction)
+            try:
+                self._instruction(instruction)
+            except IndexError as error:
+                raise self._error(instruction, "operands are missing") from error
         end = len(instructions)
         falls_off = not self.steps or self.steps[-1].successors is None
         if falls_off or any(end in instruction.targets for instruction in instructions):  # a kernel's end is a return
@@ -178,8 +181,6 @@ class _Lowering:
 
     def _instruction(self, instruction: Instruction) -> None:
         facts = opcode(instruction.opcode)
-        if facts.parts[0] in ("call", "tex", "tld4", "surf", "suld", "sust"):
-            raise self._error(instruction, "this tool does not execute such instructions")
         operands = instruction.operands
         if facts.has_cache_policy:
             operands = operands[:-1]
@@ -197,6 +198,7 @@ class _Lowering:
                 registers += [self._value(instruction, item, "s32") for item in operand.coordinates]
                 imms.append(operand.offset)
             else:
+                assert not isinstance(operand, Address)
                 items = operand.items if isinstance(operand, Vector | Pair) else (operand,)
                 literal_type = facts.types.get(position, facts.type)
                 if facts.parts[0] == "mov" and len(items) > 1:  # `mov.b64 d, {a, 0}`: each has its part of the bits

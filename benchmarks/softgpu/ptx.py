@@ -19,7 +19,7 @@ class Unreadable(ValueError):
     """PTX that this tool does not know: kernel, line in the text, the statement, and why."""
 
     def __init__(self, kernel: str, line: int, text: str, why: str) -> None:
-        text = " ".join(text.split())
+        text, why = " ".join(text.split()), " ".join(why.split())
         shown = text if len(text) <= 200 else text[:200] + " ..."
         super().__init__(f"{kernel or 'PTX'}, line {line}: {why}: `{shown}`")
         self.kernel, self.line, self.why = kernel, line, why
@@ -141,8 +141,7 @@ def parse(text: str, entry: str | None = None) -> Kernel:
         entry = next(iter(module.entries))
     if entry not in module.entries:
         raise Unreadable("", 1, "", f"no .entry {entry or 'chosen'} among {sorted(module.entries) or 'none'}")
-    start, header, body = module.entries[entry]
-    line = text.count("\n", 0, start) + 1
+    header, body = module.entries[entry]
     directives = header["directives"]
 
     def sizes(directive: str) -> list[int]:
@@ -154,7 +153,7 @@ def parse(text: str, entry: str | None = None) -> Kernel:
     kernel = Kernel(
         name=entry,
         target=module.target,
-        params=_params(entry, line, header["params"] or ""),
+        params=_params(entry, header),
         num_threads=prod(threads) if threads else 0,
         max_registers=next(iter(sizes("maxnreg")), 0),
         cluster=(cluster[0], cluster[1], cluster[2]),
@@ -192,7 +191,7 @@ class _Module:
         self.text = text
         self.target = ""
         self.variables: dict[str, Variable] = {}
-        self.entries: dict[str, tuple[int, re.Match[str], int]] = {}  # name -> start, header, where the body starts
+        self.entries: dict[str, tuple[re.Match[str], int]] = {}  # name -> header, where the body starts
 
     def scan(self) -> None:
         text, at = self.text, 0
@@ -203,12 +202,12 @@ class _Module:
                 if directive[1] == "target":
                     self.target = directive[2].split(",")[0].strip()
             elif text.startswith(".section", at):
-                at = self._behind_braces(text.index("{", at) + 1)
+                at = self._behind_braces(text.find("{", at) + 1 or len(text))
             elif function := _FUNCTION.match(text, at):
                 at = function.end()
                 if function["end"] == "{":
                     if function["kind"] == "entry":
-                        self.entries[function["name"]] = (function.start(), function, at)
+                        self.entries[function["name"]] = (function, at)
                     at = self._behind_braces(at)
             else:
                 end = text.find(";", at)
@@ -240,16 +239,18 @@ def _variable(match: re.Match[str]) -> Variable:
     )
 
 
-def _params(kernel: str, line: int, text: str) -> tuple[Param, ...]:
+def _params(kernel: str, header: re.Match[str]) -> tuple[Param, ...]:
     """`.param .u64 .ptr .global .align 1 name` (that alignment is the pointee's), `.param .align 64 .b8 name[128]`."""
     params: list[Param] = []
     offset = 0
-    for declaration in filter(None, (part.strip() for part in text.split(","))):
+    for part in re.finditer(r"[^\s,][^,]*", header["params"] or ""):
+        declaration = part[0].strip()
         match = re.fullmatch(
             r"\.param\s+(?:\.align\s+(\d+)\s+)?\.[busf](\d+)\s+(?:\.ptr\s+(?:\.\w+\s+(?:\d+\s+)?)*)?([\w$%]+)\s*(?:\[(\d+)\])?",
             declaration,
         )
         if match is None:
+            line = header.string.count("\n", 0, header.start("params") + part.start()) + 1
             raise Unreadable(kernel, line, declaration, "unknown parameter")
         element = int(match[2]) // 8
         align = int(match[1] or element)
@@ -363,7 +364,7 @@ class _Body:
         if word == ".reg":
             self._declare(text)
         elif word == ".branchtargets":
-            self.tables[last_label] = tuple(name.strip() for name in text.split(None, 1)[1].split(","))
+            self.tables[last_label] = tuple(name.strip() for name in text.removeprefix(word).split(","))
         elif variable := _VARIABLE.fullmatch(text.strip()):
             if variable["name"] in self.kernel.variables:
                 raise self.error("a variable that was there before")
@@ -393,7 +394,7 @@ class _Body:
         if text[0] == "@":
             match = _GUARD.match(text)
             guard = self.scope.register(match[2]) if match else None
-            if match is None or guard is None:
+            if match is None or guard is None or guard.type != "pred":
                 raise self.error("unknown guard")
             at, negated = match.end(), match[1] == "!"
         match = _OPCODE.match(text, at)
@@ -406,7 +407,7 @@ class _Body:
             label = operands[-1] if operands else None
             if not isinstance(label, Symbol):
                 raise self.error("a branch to no label")
-            names = (label.name,)
+            names: tuple[str, ...] = (label.name,)
             if opcode.startswith("brx."):
                 if label.name not in self.tables:
                     raise self.error(f"no .branchtargets {label.name}")
