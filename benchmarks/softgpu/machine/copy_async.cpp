@@ -20,7 +20,7 @@ struct Copy {
   uint32_t bytes;
   uint32_t to[LANES], group[LANES], source_bytes[LANES];  // of the source; the rest is zeros
   uint64_t from[LANES];
-  uint8_t data[LANES][MOST];
+  uint8_t data[LANES][MOST];  // zeros where nothing is copied
 };
 
 struct Copies {
@@ -119,10 +119,7 @@ Step issue(Warp &w, const Ins &i, Mask m) {
   uint8_t *sources[LANES];
   const Mask good = read_sources(w, agent(w, i, 0), *c, reads, sources);
   c->left &= ~reads | good;
-  SG_FOR_LANES(lane, c->left) {
-    std::memset(c->data[lane], 0, MOST);
-    if (c->source_bytes[lane]) std::memcpy(c->data[lane], sources[lane], c->source_bytes[lane]);
-  }
+  SG_FOR_LANES(lane, c->left & reads) std::memcpy(c->data[lane], sources[lane], c->source_bytes[lane]);
   shared_launch(*w.cta, agent(w, i, 0), c->left, c->to, o.bytes);
   if (arrives_early(*w.machine))
     SG_FOR_LANES(lane, c->left) std::memcpy(shared_bytes(*w.cta) + c->to[lane], c->data[lane], o.bytes);

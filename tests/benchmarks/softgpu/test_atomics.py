@@ -273,6 +273,9 @@ def test_atomics_in_shared_memory() -> None:
         got = kinds(run(body.format(""), out, threads=256, shared=64, schedule=schedule))
         assert got
         assert got <= {"race: read after write", "race: write after read"}
+    # A plain read after another warp's atomic.
+    reader = body.replace("@%p0 ld.shared", "setp.eq.u32 %p0, %tid, 255; @%p0 ld.shared").format("")
+    assert "race: read after write" in kinds(run(reader, out, threads=256, shared=64, schedule="forward"))
     # Without the first store nobody knows what it counts from.
     bare = "mov.u32 %s0, smem; atom.shared.add.u32 %r0, [%s0], 1;"
     assert "never written" in kinds(run(bare, threads=256, shared=64))

@@ -206,6 +206,16 @@ def test_an_mbarrier_waits_for_copies(kind: str, arrivals: int, landing: str) ->
         result = run(START + init + COPY + arrive + WAIT + other, x, out, landing=landing, schedule=schedule)
         assert not result.findings
         np.testing.assert_array_equal(out, np.concatenate([x[1::4][32:], x[1::4][:32]]))
+    # Nor is what a thread does after its arrival.
+    store = "st.shared.u32 [%s1+2064], %tid;"
+    read = "xor.b32 %s2, %s1, 512; ld.shared.u32 %r0, [%s2+2064]; st.global.u32 [%a1], %r0;"
+    covered = START + init + COPY + store + arrive + WAIT + read
+    assert not run(covered, x, out, landing=landing).findings
+    for schedule in ("forward", "backward"):
+        result = run(START + init + COPY + arrive + store + WAIT + read, x, out, landing=landing, schedule=schedule)
+        found = kinds(result) - {"never written"}
+        assert found
+        assert found <= {"race: read after write", "race: write after read"}
     # A copy issued after the arrival is not covered.
     late = run(START + init + arrive + COPY + WAIT + other, x, out, landing=landing)
     assert "in flight" in kinds(late)

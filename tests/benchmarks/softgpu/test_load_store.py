@@ -129,6 +129,18 @@ def test_a_guarded_load_leaves_other_lanes() -> None:
     np.testing.assert_array_equal(out, np.where(np.arange(32) < 5, x, 77))
 
 
+def test_a_guarded_load_defines_its_lanes_only() -> None:
+    x, out = np.arange(32, dtype=np.uint32), np.zeros(32, np.uint32)
+    body = """
+        mad.wide.u32 %a0, %tid, 4, %g0; mad.wide.u32 %a1, %tid, 4, %g1; setp.lt.u32 %p0, %tid, 5;
+        @%p0 ld.global.u32 %r0, [%a0]; {} st.global.u32 [%a1], %r0;
+    """
+    (finding,) = run(body.format(""), x, out).findings
+    assert finding.kind == "undefined value"
+    assert "lane 5" in finding.text
+    assert not run(body.format("@%p0"), x, out).findings
+
+
 def test_local_memory() -> None:
     out = np.zeros(64, np.uint32)
     body = """

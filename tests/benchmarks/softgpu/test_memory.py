@@ -173,6 +173,9 @@ def test_undefined_values() -> None:
     single = {"threads": 1, "shared": 256}
     assert found(through.replace("OFFSET", "+4"), x, **single) == {"undefined value"}
     assert found(through.replace("OFFSET", ""), x, **single) == set()
+    first = through.replace("{%tid, %r5}", "{%r5, %tid}")
+    assert found(first.replace("OFFSET", ""), x, **single) == {"undefined value"}
+    assert found(first.replace("OFFSET", "+4"), x, **single) == set()
     # An address: the access is not done.
     x[:] = 0
     (finding,) = run(address + "add.u64 %a1, %a0, %d5; st.global.u32 [%a1], %tid;", x, shared=256).findings
@@ -236,21 +239,67 @@ def test_a_reader_that_knows_one_of_two_equal_stores() -> None:
         assert kinds(run(body, threads=96, shared=256, schedule=schedule)) <= set()
 
 
-def test_many_readers_and_a_writer() -> None:
-    body = START + """
-        @%p0 st.shared.u32 [%s0], 1; bar.sync 0;
-        ld.shared.u32 %r0, [%s0]; {sync} setp.eq.u32 %p3, %tid, 0; @%p3 st.shared.u32 [%s0], 2;
-    """  # fmt: skip
-    assert found(body.format(sync="bar.sync 0;"), threads=1024, shared=256) == set()
+@pytest.mark.parametrize(("space", "at"), [("shared", "%s0"), ("global", "%g0")])
+def test_many_readers_and_a_writer(space: str, at: str) -> None:
+    x = np.zeros(4, np.uint32)
+    body = f"""{START}
+        @%p0 st.{space}.u32 [{at}], 1; bar.sync 0;
+        ld.{space}.u32 %r0, [{at}]; SYNC setp.eq.u32 %p3, %tid, 0; @%p3 st.{space}.u32 [{at}], 2;
+    """
+    assert found(body.replace("SYNC", "bar.sync 0;"), x, threads=1024, shared=256) == set()
     for schedule in SCHEDULES:
-        got = kinds(run(body.format(sync=""), threads=1024, shared=256, schedule=schedule))
+        got = kinds(run(body.replace("SYNC", ""), x, threads=1024, shared=256, schedule=schedule))
         assert got
         assert got <= {"race: write after read", "race: read after write"}
-    # All but one wait.
-    one_missing = "setp.lt.u32 %p3, %tid, 992; @%p3 bar.sync 1, 992;"
-    got = run(body.format(sync=one_missing), threads=1024, shared=256, schedule="backward").findings
-    assert {f.kind for f in got} == {"race: write after read"}
-    assert "warp 31" in got[0].text
+    # All but one wait for each other; it tells them that it has read, or does not.
+    for missing in (1, 7, 31):
+        waits = f"setp.ne.u32 %p3, %s4, {missing}; @%p3 bar.sync 1, 992;"
+        told = waits + "@!%p3 bar.arrive 2, 1024; @%p3 bar.sync 2, 1024;"
+        assert found(body.replace("SYNC", told), x, threads=1024, shared=256) == set()
+        got = run(body.replace("SYNC", waits), x, threads=1024, shared=256, schedule="backward").findings
+        assert got
+        for finding in got:
+            assert finding.kind in ("race: write after read", "race: read after write")
+            assert f"warp {missing}" in finding.text
+
+
+def test_equal_stores_are_remembered_until_the_value_changes() -> None:
+    """Warps 0 and 1 store the same, one after the other; warp 0 stores something else when warp 1 has, in time alone."""
+    flag = np.zeros(1, np.uint32)
+    body = START + """
+        @%p0 st.shared.u32 [%s0], 5; @%p0 bar.arrive 1, 64; @%p1 bar.sync 1, 64; @%p1 st.shared.u32 [%s0], 5;
+        @%p1 red.relaxed.gpu.global.add.u32 [%g0], 1; @%p1 bra END;
+        WAIT: ld.relaxed.gpu.global.u32 %r0, [%g0]; setp.lt.u32 %p3, %r0, 32; @%p3 bra WAIT;
+        st.shared.u32 [%s0], 6;
+        END:
+    """  # fmt: skip
+    for schedule in ("turns", "random"):
+        flag[:] = 0
+        (finding,) = run(body, flag, threads=64, shared=64, schedule=schedule, max_steps=10**6).findings
+        assert finding.kind == "race: write after write"
+        assert "warp 1" in finding.text
+    # Who stored the old value knows nothing of the new one.
+    body = START + """
+        @%p1 st.shared.u32 [%s0], 5; @%p1 st.shared.u32 [%s0], 5; bar.sync 0; @%p0 st.shared.u32 [%s0], 6; {}
+        @%p1 ld.shared.u32 %r0, [%s0];
+    """  # fmt: skip
+    assert found(body.format("bar.sync 0;"), threads=64, shared=64) == set()
+    for schedule in SCHEDULES:
+        assert kinds(run(body.format(""), threads=64, shared=64, schedule=schedule))
+
+
+def test_more_agents_than_there_was_room_for() -> None:
+    """Atomics make agents of their own; what was remembered of the others stays."""
+    body = START + """
+        @%p0 st.shared.u32 [%s0], 1; @%p0 st.shared.u32 [%s0+64], 0; bar.sync 0; ld.shared.u32 %r0, [%s0];
+        red.shared.add.u32 [%s0+64], 1; {} setp.eq.u32 %p3, %tid, 0; @%p3 st.shared.u32 [%s0], 2;
+    """  # fmt: skip
+    assert found(body.format("bar.sync 0;"), threads=128, shared=128) == set()
+    texts = "".join(
+        f.text for s in SCHEDULES for f in run(body.format(""), threads=128, shared=128, schedule=s).findings
+    )
+    assert "read by PTX line" in texts
+    assert "`ld.shared.u32 %r0, [%s0]`; nothing" in texts
 
 
 def test_parts_of_a_line_are_apart() -> None:
@@ -341,12 +390,42 @@ def test_races_between_warps_of_many_ctas() -> None:
     assert run(body.format(sync="bar.sync 0;"), np.zeros(4, np.uint32), threads=64, shared=64, grid=(3,)).findings
 
 
-def test_an_access_across_pages() -> None:
-    x = np.zeros(4096, np.uint32)
-    body = "mul.lo.u32 %s0, %tid, 16; add.u32 %s0, %s0, {}; mul.wide.u32 %a0, %s0, 4; add.u64 %a0, %a0, %g0;"
-    body += "mov.b64 %d0, 1; st.global.v2.b64 [%a0], {{%d0, %d0}}; ld.global.v2.b64 {{%d0, %d1}}, [%a0];"
-    for start in (0, 128, 252):
-        assert found(body.format(start), x, tracked=(0,)) == set()
+def test_races_of_a_cta_that_reads_first() -> None:
+    """Every CTA reads; one of them writes when all have."""
+    body = START + """
+        ld.global.u32 %r0, [%g0]; mov.u32 %r1, 0;
+        WAIT: add.u32 %r1, %r1, 1; setp.lt.u32 %p3, %r1, 50; @%p3 bra WAIT;
+        setp.eq.u32 %p3, %ctaid, {}; @%p3 st.global.u32 [%g0], 7;
+    """  # fmt: skip
+    for writer in range(4):
+        x = np.zeros(4, np.uint32)
+        findings = run(body.format(writer), x, shared=64, grid=(4,), schedule="turns").findings
+        assert {f.kind for f in findings} == {"race: write after read"}
+        assert f"CTA {writer} " in findings[0].text
+        assert "several lanes read" in findings[0].text
+        assert not run(body.format(writer), np.full(4, 7, np.uint32), shared=64, grid=(4,), schedule="turns").findings
+
+
+def test_races_between_lanes_in_global_memory() -> None:
+    body = START + "ld.global.u32 %r0, [%g0]; {} setp.eq.u32 %p3, %tid, {}; @%p3 st.global.u32 [%g0], 1;"
+    for lane in (0, 9, 31):
+        assert found(body.format("bar.warp.sync -1;", lane), np.zeros(4, np.uint32), shared=64) == set()
+        assert kinds(run(body.format("", lane), np.zeros(4, np.uint32), shared=64)) == {"race: write after read"}
+
+
+def test_a_long_access_is_looked_at_to_its_end() -> None:
+    x = np.zeros(1024, np.uint32)
+    body = START + """
+        mov.u32 %r0, 0;
+        FILL: mad.lo.u32 %s3, %r0, 32, %tid; mad.wide.u32 %a0, %s3, 4, %g0; st.global.u32 [%a0], %s3;
+        add.u32 %r0, %r0, 1; setp.lt.u32 %p3, %r0, {}; @%p3 bra FILL;
+        @%p2 mbarrier.init.shared.b64 [%s0+2048], 1; bar.sync 0; fence.proxy.async;
+        @%p2 mbarrier.arrive.expect_tx.shared.b64 _, [%s0+2048], 2048;
+        @%p2 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%s0], [%g0], 2048, [%s0+2048];
+        WAIT: mbarrier.try_wait.parity.shared.b64 %p3, [%s0+2048], 0; @!%p3 bra WAIT;
+    """  # fmt: skip
+    assert not kinds(run(body.format(16), x, shared=4096, tracked=(0,)))
+    assert kinds(run(body.format(15), x, shared=4096, tracked=(0,))) == {"never written"}
 
 
 # ---- large and sparse ------------------------------------------------------------------------------------------------
