@@ -44,13 +44,13 @@ template <class T> T mad24_lo(T a, T b, T c) { return add(mul24_lo(a, b), c); }
 template <class T> T mad24_hi(T a, T b, T c) { return add(mul24_hi(a, b), c); }
 int32_t mad24_hi_sat(int32_t a, int32_t b, int32_t c) { return saturated(int64_t(mul24_hi(a, b)) + c); }
 
-// Division by zero: all ones, as the hardware's; the remainder is then a. The least integer by -1 wraps.
+// By zero: all ones, quotient and remainder alike, as ptxas makes it. The least integer by -1 wraps.
 template <class T> T quotient(T a, T b) {
   if (b == 0) return T(-1);
   if (std::is_signed_v<T> && b == T(-1)) return sub(T(0), a);
   return T(a / b);
 }
-template <class T> T remainder(T a, T b) { return sub(a, mul_lo(quotient(a, b), b)); }
+template <class T> T remainder(T a, T b) { return b == 0 ? T(-1) : sub(a, mul_lo(quotient(a, b), b)); }
 
 template <class T> T negative(T a) { return sub(T(0), a); }
 template <class T> T absolute(T a) { return a < 0 ? negative(a) : a; }

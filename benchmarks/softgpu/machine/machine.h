@@ -5,7 +5,8 @@
 //     order.cpp        happens-before: vector clocks, who has seen whose accesses
 //     shared_memory.cpp, global_memory.cpp   data, bounds, what nobody wrote, races (shadow.h)
 //     load_store.cpp, atomic.cpp, copy_async.cpp   instructions of threads on memory; address.cpp: spaces; traffic.cpp
-//     arithmetic.cpp   integers, floats, predicates; convert.cpp: formats; approximate.cpp: special functions
+//     integer.cpp, floating.cpp, predicate.cpp, move.cpp   arithmetic, comparisons, choices (lanes.h: lane by lane)
+//     convert.cpp      between number formats (formats.h); approximate.cpp: special functions
 //     warp.cpp         shuffles, votes, elect; matrix.cpp: ldmatrix, stmatrix
 //     tensor_core.cpp  mma.sync; wgmma.cpp: wgmma, its descriptors, fences and groups
 //     mbarrier.cpp     mbarriers; tma.cpp: bulk and tensor copies; bulk_groups.cpp: their groups;

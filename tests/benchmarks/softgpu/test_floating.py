@@ -18,7 +18,11 @@ FORMS = ("f16", "bf16", "f32", "f64")
 def operands(form, count, flush=False, seed=0):
     """Codes for each operand, and what an instruction sees of them."""
     rng = np.random.default_rng([seed, form.bits, form.exponent_bits])
-    arrays = [exact.codes(form, rng, COUNT) for _ in range(count)]
+    special = np.array(exact.special_codes(form), exact.unsigned(form))
+    pairs = [np.repeat(special, len(special)), np.tile(special, len(special))]  # each with each
+    pairs.append(special[rng.integers(0, len(special), len(special) ** 2)])
+    arrays = [np.concatenate([exact.codes(form, rng, COUNT), pairs[k]]) for k in range(count)]
+    arrays = [np.resize(array, (len(array) + 31) // 32 * 32) for array in arrays]
     seen = [[form.decode(flushed(form, int(code)) if flush else int(code)) for code in array] for array in arrays]
     return arrays, seen
 
@@ -142,10 +146,10 @@ def test_16_bits_are_rounded_once(kind, name):
 def test_a_sum_between_two_of_16_bits(kind):
     """Products whose sum lies next to a tie, on either side: a second rounding would go wrong."""
     form = exact.BY_NAME[kind]
-    one = form.encode(Fraction(1))
-    a = np.full(COUNT, one + 1, np.uint16)
-    b = (one + np.arange(COUNT) % (1 << form.mantissa_bits)).astype(np.uint16)
-    c = np.where(np.arange(COUNT) % 2 == 0, 1, form.sign | 1).astype(np.uint16)  # the least subnormal number
+    one, count = form.encode(Fraction(1)), 1 << form.mantissa_bits
+    a = np.full(2 * count, one + 1, np.uint16)
+    b = np.tile(one + np.arange(count), 2).astype(np.uint16)
+    c = np.repeat([1, form.sign | 1], count).astype(np.uint16)  # the least subnormal number
     wanted = [form.encode(form.decode(int(x)) * form.decode(int(y)) + form.decode(int(z))) for x, y, z in zip(a, b, c)]
     check(f"fma.rn.{kind}", form, [a, b, c], wanted)
 
