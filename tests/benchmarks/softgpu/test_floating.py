@@ -22,7 +22,7 @@ def operands(form, count, flush=False, seed=0):
     pairs = [np.repeat(special, len(special)), np.tile(special, len(special))]  # each with each
     pairs.append(special[rng.integers(0, len(special), len(special) ** 2)])
     arrays = [np.concatenate([exact.codes(form, rng, COUNT), pairs[k]]) for k in range(count)]
-    arrays = [np.resize(array, (len(array) + 31) // 32 * 32) for array in arrays]
+    arrays = [np.resize(array, (len(array) + 63) // 64 * 64) for array in arrays]
     seen = [[form.decode(flushed(form, int(code)) if flush else int(code)) for code in array] for array in arrays]
     return arrays, seen
 
