@@ -317,6 +317,9 @@ FAULTS = {
     "accumulator changed in flight": (WAIT, f"add.f32 %d2, %x0, %x1; {WAIT}", {"in flight"}),
     "no fence": (FENCE, "", {"no wgmma.fence"}),
     "accumulator set after the fence": (FENCE, f"{FENCE} mov.b32 %d1, 0;", set()),
+    "accumulator set in a second group without a fence": (
+        WAIT, f"{WAIT} mov.b32 %d1, 0; {ISSUE} {COMMIT} {WAIT}", {"no wgmma.fence"},
+    ),
     "A's register set after the fence": (FENCE, f"{FENCE} mov.b32 %a3, 0x3f803f80;", set()),
     "no proxy fence": (PROXY, "", {"no proxy fence"}),
     "proxy fence by who reads": (f"{PROXY}\n{BARRIER}", f"{BARRIER} {PROXY}", set()),
