@@ -38,12 +38,13 @@ CONFIGURATIONS = (
 
 @dataclass
 class Run:
-    """One execution of a case: `used` is its largest error in units of its limit."""
+    """One execution of a case: `used` is its largest error in units of its limit, `accepted` a number of findings."""
 
     settings: Settings
     used: float
     problems: list[str]
     races: int
+    accepted: int
     steps: int
     seconds: float
 
@@ -99,7 +100,9 @@ def cell_of(name: str, capability: int, configurations: Sequence[Settings]) -> C
             results = [launch.result for launch in outcome.launches]
             races = sum(finding.kind.startswith("race") for finding in outcome.findings)
             steps, seconds = sum(result.steps for result in results), time.perf_counter() - began
-            cell.runs.append(Run(settings, outcome.used, outcome.problems, races, steps, seconds))
+            cell.runs.append(
+                Run(settings, outcome.used, outcome.problems, races, len(outcome.accepted), steps, seconds)
+            )
             if not cell.kernels:
                 cell.kernels = [counts_of(result) for result in results]
     except Exception as error:

@@ -15,6 +15,7 @@ import triton
 
 from .counting import KINDS, by_kernel
 from .engine import Settings
+from .trials import ELECTED
 
 if TYPE_CHECKING:
     from .matrix import Cell
@@ -50,6 +51,9 @@ def _lines(cells: Sequence[Cell], configurations: Sequence[Settings], seconds: f
         f"instructions of warps; {sum(not cell.ok for cell in cells)} cases wrong, "
         f"{sum(len(run.problems) for run in runs)} findings, {sum(run.races for run in runs)} of them races."
     )
+    if accepted := sum(run.accepted for run in runs):
+        yield ""
+        yield f"{accepted} more findings are accepted. {ELECTED}"
     yield ""
     yield "Each case ran under:"
     yield ""
