@@ -73,7 +73,7 @@ softgpu: $(VENV)/.dev  ## execute every compiled kernel for sm_80 and sm_90 on t
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.softgpu --write --jobs $(JOBS)
 
 softgpu-faults: $(VENV)/.dev  ## plant faults of every kind in compiled kernels; that must find each
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.softgpu.faults --write --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.softgpu.planting --write --jobs $(JOBS)
 
 mutants: $(VENV)/.dev  ## plant every listed fault in kernels and fastgpt, one at a time; each must be caught
 	$(BIN)/python -m tests.mutants --jobs $(JOBS)

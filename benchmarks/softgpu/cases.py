@@ -111,7 +111,7 @@ def _ladder_case(rung: str) -> Case:
     def call(functions: ModuleType, **tensors: Tensor) -> Tensor:
         return reference.flash_attention(**tensors) if functions is reference else attention_of(rung)(**tensors)
 
-    return Case("flash_attention", rung, _qkv(1, 2, 2, 100, 100, 64), (), call=call)
+    return Case("flash_attention", rung, _qkv(1, 1, 1, 270, 270, 64), (), call=call)
 
 
 def _attention_weights(family: str = "attention_weights") -> Iterator[Trial]:

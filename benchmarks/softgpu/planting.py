@@ -33,15 +33,14 @@ RESULT = Path(__file__).parents[1] / "results" / "softgpu-faults.md"
 
 # The case in which each kernel gets its faults: small, but every loop is gone round more often than it has stages.
 _ATTENTION = "attention bf16 d64 one head of 400"
-_FFN = "ffn bf16 d64 tanh, residual, dropout"
 _LOSS = "linear_cross_entropy bf16 mean"
 _LOSS_AGAIN = "linear_cross_entropy bf16 each row, its lse: logits made again"
 HOMES = {
     **dict.fromkeys((f"attention_{part}_kernel" for part in ("forward", "delta", "dkdv", "dq")), _ATTENTION),
-    "document_ranges_kernel": "attention bf16 d64 documents by id",
+    "document_ranges_kernel": "attention bf16 d64 documents by id, long",
     "online_softmax_kernel": "ladder bf16 triton_forward",
     "causal_tiles_kernel": "ladder bf16 tile_skipping",
-    "attention_weights_kernel": "attention_weights bf16 d64 causal",
+    "attention_weights_kernel": "attention_weights bf16 d128 heads and rows, window",
     "layer_norm_forward_kernel": "layer_norm bf16 37 x 768",
     "layer_norm_forward_held_kernel": "layer_norm bf16 2 x 33001, forward holds its rows",
     "layer_norm_forward_long_kernel": "add_layer_norm bf16 2 x 16500, dropout, long rows",
@@ -50,7 +49,8 @@ HOMES = {
     "layer_norm_dh_long_kernel": "add_layer_norm bf16 2 x 16500, dropout, long rows",
     "layer_norm_dweight_long_kernel": "layer_norm bf16 3 x 13000, weight's sums apart",
     "sum_partials_kernel": "layer_norm bf16 37 x 768",
-    **dict.fromkeys(("up_kernel", "dgelu_kernel", "finish_kernel", "prepare_grad_kernel"), _FFN),
+    **dict.fromkeys(("up_kernel", "dgelu_kernel"), "ffn bf16 d128"),
+    **dict.fromkeys(("finish_kernel", "prepare_grad_kernel"), "ffn bf16 d64 tanh, residual, dropout"),
     **dict.fromkeys(("gelu_kernel", "dgelu_pass_kernel"), "ffn bf16 d128 by cuBLAS"),
     **dict.fromkeys(("count_targets_kernel", "loss_and_gradient_kernel", "scale_kernel"), _LOSS),
     **dict.fromkeys(("loss_kernel", "gradient_kernel"), _LOSS_AGAIN),
@@ -233,9 +233,9 @@ def page(verdicts: Sequence[Verdict], seconds: float, per_kind: int) -> Iterator
     yield ""
     much = f"at most {per_kind} of a kind in each kernel" if per_kind else "all that there is a place for"
     yield (
-        f"`make softgpu-faults`: {much}, compiled for sm_80 and sm_90; {seconds / 60:.0f} minutes. found: by the machine, "
-        "which says what is wrong and where. wrong: by the comparison with float64 alone. redundant: nothing changes, and "
-        "benchmarks/softgpu/redundant.py says why."
+        f"`make softgpu-faults`: {much}, compiled for sm_80 and sm_90; {seconds / 60:.0f} minutes. found: by the "
+        "machine, which says what is wrong and where. wrong: by the comparison with float64 alone. redundant: nothing "
+        "changes, and benchmarks/softgpu/redundant.py says why."
     )
     yield ""
     yield from table(verdicts)

@@ -146,15 +146,10 @@ def why_accepted(finding: Finding, settings: Settings) -> str:
 
 
 ELECTED = (
-    "Triton lets the elected lane initialise an mbarrier and thread 0 arrive at it, with nothing in between that orders "
-    "two lanes. Hardware elects the least lane, which is thread 0; the ISA promises no more than some lane, and random "
-    "schedules elect another."
+    "Triton lets the elected lane initialise an mbarrier and thread 0 arrive at it, with nothing in between that "
+    "orders two lanes. Hardware elects the least lane, which is thread 0; the ISA promises no more than some lane, and "
+    "random schedules elect another."
 )
-
-
-def launches_of(trial: Trial, capability: int) -> list[Any]:
-    """The driver's launches of the call, unjudged: for what they counted."""
-    return execute(trial, expect(trial), capability, Settings()).launches
 
 
 def judged(trial: Trial, expected: Expected, results: Sequence[Tensor]) -> list[Verdict]:
