@@ -253,8 +253,8 @@ struct Visit {
   bool stored_by_known(const Cell &c) const {
     bool found = false;
     for_entries(c, [&](Entry e) {
-      if (record(e.record).stored)
-        found |= (e.lane == SEVERAL && same_agent(record(e.record))) || ordered(stamp(e.record, e.lane), who);
+      const Record &r = record(e.record);
+      found |= r.stored && (same_agent(r) || ordered(stamp(e.record, e.lane), who));
     });
     return found;
   }

@@ -191,10 +191,7 @@ struct Visit {
   // Did somebody whom the reader knows of, or the reader itself, store the value that the last write stored?
   bool stored_by_known(Mark &c) const {
     for (size_t k = 0; k < space.slots.size(); k++)
-      if (clocks(c)[k] && infos(c)[k] & HELD) {
-        const bool own = space.slots[k].agent == me && (infos(c)[k] & LANE_BITS) == SEVERAL;
-        if (own || ordered(stamp(c, k), who)) return true;
-      }
+      if (clocks(c)[k] && infos(c)[k] & HELD && (space.slots[k].agent == me || ordered(stamp(c, k), who))) return true;
     return false;
   }
 
