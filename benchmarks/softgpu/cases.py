@@ -74,7 +74,7 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
     )
     yield trial("bf16", "d64 documents by id, long", T=300, documents=90)
     yield trial("bf16", "d64 one query", T=1, T_k=200, H=4, H_kv=2)
-    yield trial("fp32", "d64 one query and one key", T=1)
+    yield trial("bf16", "d64 one query and one key", T=1)
     yield trial("fp16", "d64 few queries, many keys", T=9, T_k=300)
     yield trial("bf16", "d64 more queries than keys", T=150, T_k=80)
     yield trial("bf16", "d64 scale below 0", T=70, softmax_scale=-0.2)

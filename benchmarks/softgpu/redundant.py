@@ -25,9 +25,9 @@ class Argument(NamedTuple):
 def argument(kernel: str, capability: int, fault: Fault, text: str) -> str:
     """Why this fault changes nothing; "" if nobody has said so."""
     for one in ARGUMENTS:
-        if one.kind == fault.kind and re.search(one.kernel, kernel) and re.search(one.text, fault.before):
-            if one.holds(text, fault):
-                return one.why
+        named = one.kind == fault.kind and re.search(one.kernel, kernel) and re.search(one.text, fault.before)
+        if named and one.holds(text, fault):
+            return one.why
     return ""
 
 
@@ -44,7 +44,7 @@ def _lines(text: str, opcode: str) -> list[tuple[int, str]]:
 def joins_its_stage(text: str, fault: Fault) -> bool:
     """Whether copies without this commit join the next group of the same stage of the pipeline.
 
-    The loop's own commits, between its wait and the next one, are those of one stage; the prologue has as many for each.
+    The loop's own commits, between its wait and the next one, are those of one stage; the prologue has as many of each.
     """
     commits = [line for line, _ in _lines(text, "cp.async.commit_group")]
     waits = [line for line, _ in _lines(text, "cp.async.wait_group")]
