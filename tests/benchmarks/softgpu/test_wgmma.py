@@ -298,6 +298,7 @@ def replaced(*changes: tuple[str, str]) -> str:
 
 RACES = {"race: read after write", "race: write after read"}
 UNUSABLE = {"bad descriptor", "undefined value"}
+SET_A3 = "mov.b32 %a3, 0x3f803f80;"
 ONE_THREAD = "setp.eq.u32 %q, %tid, 0;"
 OVERWRITE_B = f"{ONE_THREAD} mov.b32 %x0, 0; @%q st.shared.b32 [%smem + {len(A_IMAGE.image)}], %x0;"
 FIRST_WARP = "setp.lt.u32 %q, %tid, 32;"
@@ -320,7 +321,8 @@ FAULTS = {
     "accumulator set in a second group without a fence": (
         WAIT, f"{WAIT} mov.b32 %d1, 0; {ISSUE} {COMMIT} {WAIT}", {"no wgmma.fence"},
     ),
-    "A's register set after the fence": (FENCE, f"{FENCE} mov.b32 %a3, 0x3f803f80;", set()),
+    "A's register set after its group's fence": (FENCE, f"{FENCE} {SET_A3}", set()),
+    "A's register set, its group without a fence": (WAIT, f"{WAIT} {SET_A3} {ISSUE} {COMMIT} {WAIT}", {"no wgmma.fence"}),
     "no proxy fence": (PROXY, "", {"no proxy fence"}),
     "proxy fence by who reads": (f"{PROXY}\n{BARRIER}", f"{BARRIER} {PROXY}", set()),
     "no barrier": (BARRIER, "", RACES),
