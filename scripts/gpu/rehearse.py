@@ -35,7 +35,7 @@ TESTS = (
 BEYOND_A_CPU = {
     "flex_attention": "flex_attention is not compiled",
     "cudnn": "the CPU has no cuDNN",
-    "arguments from the 'CUDA' backend": "a run with roundings (fastgpt.tools.rounding) sets modes aside, the fake GPU's too",
+    "arguments from the 'CUDA' backend": "a run with roundings sets modes aside, the fake GPU's too",
     "of the error of rounding": "torch's own products know no TF32 on a CPU",
 }
 
