@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -211,6 +212,13 @@ def _noted_scratch(noted: list[tuple[str, torch.Tensor]], changed: Callable[[], 
             allocator.set(original)
 
 
+@functools.cache
+def _utilities() -> CudaUtils:
+    """Triton's extension module. Once: launchers and tensor maps must be of the same."""
+    with libcuda.found_by_triton():
+        return CudaUtils()
+
+
 class Driver(CudaDriver):
     """Triton's CUDA driver, with answers of its own about the current device.
 
@@ -218,8 +226,7 @@ class Driver(CudaDriver):
     """
 
     def __init__(self, target: Callable[[], _runtime.Target]) -> None:
-        with libcuda.found_by_triton():
-            self.utils = CudaUtils()
+        self.utils = _utilities()
         self.launcher_cls = Launcher
         self.target = target
         self.get_current_stream = lambda device=None: 0
