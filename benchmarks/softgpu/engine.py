@@ -1,8 +1,8 @@
 """The machine: builds it (machine/*.cpp, once for each state of the sources), loads programs, runs launches.
 
 program = load(ptx)                                     # raises Unsupported for an instruction that nobody knows
-memory = Memory(); a = memory.register(pointer, nbytes, "x", tracked=False)
-result = launch(program, grid, params, shared_bytes, memory, [a], Settings(schedule="random", seed=3))
+gpu = Memory(); x = gpu.register(pointer, nbytes, "x", tracked=False)
+result = launch(program, grid, params, shared_bytes, gpu, [x], Settings(schedule="random", seed=3))
 result.findings, result.counts, result.coverage
 """
 
