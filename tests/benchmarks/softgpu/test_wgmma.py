@@ -322,7 +322,9 @@ FAULTS = {
         WAIT, f"{WAIT} mov.b32 %d1, 0; {ISSUE} {COMMIT} {WAIT}", {"no wgmma.fence"},
     ),
     "A's register set after its group's fence": (FENCE, f"{FENCE} {SET_A3}", set()),
-    "A's register set, its group without a fence": (WAIT, f"{WAIT} {SET_A3} {ISSUE} {COMMIT} {WAIT}", {"no wgmma.fence"}),
+    "A's register set in a second group without a fence": (
+        WAIT, f"{WAIT} {SET_A3} {ISSUE} {COMMIT} {WAIT}", {"no wgmma.fence"},
+    ),
     "no proxy fence": (PROXY, "", {"no proxy fence"}),
     "proxy fence by who reads": (f"{PROXY}\n{BARRIER}", f"{BARRIER} {PROXY}", set()),
     "no barrier": (BARRIER, "", RACES),
