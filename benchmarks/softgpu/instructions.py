@@ -58,7 +58,7 @@ class Opcode:
     key: str
     parts: tuple[str, ...]
     has_result: bool
-    reads_result: bool  # accumulates into it
+    is_wgmma: bool  # its registers are in flight until a wait
     has_cache_policy: bool  # its last operand is one
     type: str  # of literals, where `types` names none
     types: dict[int, str]  # of the operand at a position
@@ -83,7 +83,7 @@ def opcode(text: str) -> Opcode:
         key=key,
         parts=tuple(parts),
         has_result=has_result,
-        reads_result=parts[:2] == ["wgmma", "mma_async"],
+        is_wgmma=parts[:2] == ["wgmma", "mma_async"],
         has_cache_policy=".L2::cache_hint" in text,
         type=_literal_type(parts, types),
         types=_literal_types(parts, types),

@@ -209,7 +209,7 @@ class _Lowering:
         if facts.access is not None:
             self._count_access(facts, operands)
         self.has_atomics |= facts.is_atomic
-        if facts.reads_result:  # wgmma: its accumulators, and the left operand if that is in registers
+        if facts.is_wgmma:  # its accumulators, and the left operand if that is in registers
             left = len(operands[1].items) if isinstance(operands[1], Vector) else 0
             self.of_wgmma.update(registers[: num_dst + left])
         self._append(instruction, facts, registers, num_dst, imms)
@@ -223,8 +223,6 @@ class _Lowering:
             writes = tuple(register for register in registers[:num_dst] if register >= 0)
         else:
             reads, writes = tuple(registers[num_dst:]), tuple(registers[:num_dst])
-        if facts.reads_result:
-            reads += writes
         pred = -1
         if guard is not None:
             pred = guard.index
