@@ -12,11 +12,10 @@
 namespace softgpu {
 namespace {
 
-// One unit in the last place of x rounded to float32.
+// One unit in the last place of x rounded to float32: 2^(exponent - 23), of subnormal numbers 2^-149.
 double ulp32(double x) {
-  int exponent;
-  std::frexp(float(x), &exponent);
-  return std::ldexp(1.0, std::max(exponent - 24, -149));
+  const uint32_t exponent = std::max(bit_cast<uint32_t>(float(x)) >> 23 & 255, 1u);
+  return bit_cast<double>(uint64_t(exponent - 150 + 1023) << 52);
 }
 // Errors in units in the last place stay on x's side of zero.
 double ulps(double count, double x) { return std::min(count * ulp32(x), std::fabs(x)); }
@@ -110,13 +109,31 @@ uint64_t mixed(uint64_t x) {  // the finaliser of splitmix64
   return x ^ x >> 31;
 }
 
+// The code of the greatest number that is not above x, or of the least that is not below.
+template <class T, bool BELOW> uint64_t neighbour(double x) {
+  if constexpr (std::is_same_v<T, float>) {
+    float y = float(x);
+    if (BELOW ? y > x : y < x) y = std::nextafter(y, BELOW ? -INFINITY : INFINITY);
+    return bit_cast<uint32_t>(y);
+  } else {
+    return encode(format_of(T{}), number(x), BELOW ? Round::DOWN : Round::UP);
+  }
+}
+template <class T> uint64_t nearest_code(double x) {
+  if constexpr (std::is_same_v<T, float>)
+    return x != x ? FORMAT_F32.nan() : bit_cast<uint32_t>(float(x));
+  else
+    return from_double<T>(x).bits;
+}
+
 // A code between value - error and value + error; the nearest of all if the error leaves no choice.
-uint64_t moved(Format f, double value, double error, int approx, uint64_t seed) {
-  const uint64_t nearest = encode(f, number(value), Round::NEAREST);
+template <class T> uint64_t moved(double value, double error, int approx, uint64_t seed) {
+  constexpr Format f = format_of(T{});
+  const uint64_t nearest = nearest_code<T>(value);
   if (!(error > 0) || (nearest & f.nan()) >= f.infinity()) return nearest;
   const int64_t middle = rank(f, nearest);
-  const int64_t least = std::min(middle, rank(f, encode(f, number(value - error), Round::UP)));
-  const int64_t greatest = std::max(middle, rank(f, encode(f, number(value + error), Round::DOWN)));
+  const int64_t least = std::min(middle, rank(f, neighbour<T, false>(value - error)));
+  const int64_t greatest = std::max(middle, rank(f, neighbour<T, true>(value + error)));
   const int64_t chosen = approx == 1    ? greatest
                          : approx == -1 ? least
                                         : least + int64_t(mixed(seed) % uint64_t(greatest - least + 1));
@@ -134,18 +151,13 @@ template <bool FTZ, class T> double source(T x) {
 // What all elements become: correctly rounded, or moved.
 template <class T, bool FTZ> void round_all(int approx, const double *value, const double *error, const uint64_t *seed,
                                             Bits<T> *to, int count) {
-  constexpr Format f = format_of(T{});
   for (int k = 0; k < count; k++) {
-    const uint64_t code = moved(f, value[k], error[k], approx, seed[k]);
+    const uint64_t code = moved<T>(value[k], error[k], approx, seed[k]);
     to[k] = Bits<T>(FTZ ? flushed<T>(code) : code);
   }
 }
 template <class T, bool FTZ> Bits<T> rounded(double value) {
-  uint32_t code;
-  if constexpr (std::is_same_v<T, float>)
-    code = value != value ? 0x7fffffff : bit_cast<uint32_t>(float(value));
-  else
-    code = from_double<T>(value).bits;
+  const uint64_t code = nearest_code<T>(value);
   return Bits<T>(FTZ ? flushed<T>(code) : code);
 }
 

@@ -164,11 +164,8 @@ def test_functions(opcode):
             from_nearest = abs(Fraction(value) - Fraction(form.decode(nearest)))
             tiny = ftz and value == 0 and abs(y) - allowed < Fraction(2) ** form.least_exponent
             assert abs(distance) <= allowed or from_nearest <= allowed or tiny, (mode, hex(int(code)), float(distance))
-            if mode in (1, -1):  # as far as allowed: the next number is too far
+            if mode in (1, -1):
                 assert (Fraction(value) - Fraction(form.decode(wanted))) * mode > 0
-                if abs(y) > 4 * allowed:
-                    following = form.decode(int(got[mode][k]) + (mode if value > 0 else -mode))
-                    assert following in exact.SPECIAL or abs(following - y) > error(x, y) * (1 - Fraction(2) ** -40)
     least = len(codes) // 8 if form is exact.F32 else len(codes) // 20
     assert moved[0] == 0
     assert min(moved[1], moved[-1]) > least, moved
