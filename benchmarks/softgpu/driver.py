@@ -44,16 +44,8 @@ class Launch:
     result: Result
 
     @property
-    def name(self) -> str:
-        return self.kernel
-
-    @property
     def program(self) -> Program:
         return self.result.program
-
-    @property
-    def num_warps(self) -> int:
-        return self.program.num_threads // 32
 
 
 class Simulator:

@@ -356,6 +356,30 @@ def test_an_instruction_that_nobody_knows_is_named_each_time():
     assert torch.equal(y, 2 * x)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (".reqntid 128", ".reqntid 64", "double_kernel: compiled for 64 threads, launched with 128"),
+        (
+            ".reqnctapercluster 2",
+            ".reqnctapercluster 1",
+            r"double_kernel: compiled for clusters of \(1, 1, 1\)",
+        ),
+    ],
+)
+def test_ctas_of_another_size_than_was_compiled_for_are_refused(old, new, said):
+    x, y = torch.randn(512), torch.zeros(512)
+    with simulate(90) as gpu:
+        double_kernel[(2,)](y, x, 512, BLOCK=256, num_ctas=2)
+        assert torch.equal(y, 2 * x)
+        assert gpu.launches[0].grid == (4, 1, 1)
+        assert not gpu.findings
+        assert old in gpu.launches[0].program.text
+        gpu.on_ptx = lambda name, text: text.replace(old, new)
+        with pytest.raises(ValueError, match=said):
+            double_kernel[(2,)](y, x, 512, BLOCK=256, num_ctas=2)
+
+
 def test_ptx_may_be_edited():
     x, y = torch.ones(64), torch.zeros(64)
     seen = []
