@@ -56,7 +56,7 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
     yield trial("bf16", "d256 causal", T=70, D=256)
     yield trial("bf16", "d256 long", T=300, D=256, H=1)
     yield trial("bf16", "d80 long, in two parts", T=300, D=80)
-    yield trial("bf16", "d64 one head of 400", T=400, H=1, sms=1)
+    yield trial("bf16", "d64 sharp scores, one head of 400", T=400, H=1, sms=1, sharp=4.0)
     yield trial("bf16", "d64 long, small tiles", T=300, sms=132)
     yield trial("bf16", "d128 long, small tiles", T=270, D=128, sms=132)
     for group in (2, 3, 5):
@@ -73,6 +73,7 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
         "fp16", "d128 documents end to end, window", T=140, D=128, ends=[0, 31, 32, 140], window=50, sample=True
     )
     yield trial("bf16", "d64 documents by id, long", T=300, documents=90)
+    yield trial("bf16", "d64 documents that overlap, long", T=300, documents=30, overlap=60)
     yield trial("bf16", "d64 one query", T=1, T_k=200, H=4, H_kv=2)
     yield trial("bf16", "d64 one query and one key", T=1)
     yield trial("fp16", "d64 few queries, many keys", T=9, T_k=300)
@@ -90,14 +91,20 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
 def _attention_case(
     label: str, *, T: int, T_k: int | None = None, B: int = 1, H: int = 2, H_kv: int | None = None, D: int = 64,
     starts: list[int] | None = None, lengths: list[int] | None = None, documents: int | None = None,
-    ends: list[int] | None = None, dropout_p: float = 0.0, **options: Any,
+    ends: list[int] | None = None, dropout_p: float = 0.0, sharp: float = 1.0, overlap: int = 0, **options: Any,
 ) -> Case:  # fmt: skip
-    """q, k and v as a model's projections leave them: (B, T, H, D) in memory. `documents`: tokens in each."""
+    """q, k and v as a model's projections leave them: (B, T, H, D) in memory.
+
+    documents  tokens in each; their tokens lie up to `overlap` tokens away from where they would end to end
+    sharp      a factor of q: rows then have log-sum-exps far apart, so that no two of them can be mistaken
+    """
     tensors = _qkv(B, H, H_kv or H, T, T_k or T, D)
+    tensors["q"] *= sharp
     integers = {"key_starts": starts, "key_lengths": lengths, "cu_seqlens": ends}
     tensors |= {name: torch.tensor(x, dtype=torch.int32) for name, x in integers.items() if x is not None}
     if documents is not None:
-        tensors["document_ids"] = (torch.arange(T_k or T, dtype=torch.int32) // documents).expand(B, -1)
+        places = torch.arange(T_k or T) + torch.randint(overlap + 1, (T_k or T,))
+        tensors["document_ids"] = (places // documents).to(torch.int32).expand(B, -1)
     dropped = (B, H, T, T_k or T) if dropout_p else None
     return Case("flash_attention", label, tensors, ("q", "k", "v"), options, dropped=dropped, dropout_p=dropout_p)
 

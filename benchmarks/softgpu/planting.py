@@ -32,12 +32,12 @@ from .trials import CAPABILITIES, Expected, Outcome, Trial, execute, expect
 RESULT = Path(__file__).parents[1] / "results" / "softgpu-faults.md"
 
 # The case in which each kernel gets its faults: small, but every loop is gone round more often than it has stages.
-_ATTENTION = "attention bf16 d64 one head of 400"
+_ATTENTION = "attention bf16 d64 sharp scores, one head of 400"
 _LOSS = "linear_cross_entropy bf16 mean"
 _LOSS_AGAIN = "linear_cross_entropy bf16 each row, its lse: logits made again"
 HOMES = {
     **dict.fromkeys((f"attention_{part}_kernel" for part in ("forward", "delta", "dkdv", "dq")), _ATTENTION),
-    "document_ranges_kernel": "attention bf16 d64 documents by id, long",
+    "document_ranges_kernel": "attention bf16 d64 documents that overlap, long",
     "online_softmax_kernel": "ladder bf16 triton_forward",
     "causal_tiles_kernel": "ladder bf16 tile_skipping",
     "attention_weights_kernel": "attention_weights bf16 d128 heads and rows, window",

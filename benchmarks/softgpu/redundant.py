@@ -67,8 +67,10 @@ def _stored(fault: Fault) -> str:
 
 
 def is_reduced(text: str, fault: Fault) -> bool:
-    """Whether the stored value is the last step of a butterfly: each lane of it holds the same."""
+    """Whether the stored value is the last step of a butterfly, or redux': each lane of it holds the same."""
     made = _definition(text, fault.line, _stored(fault))
+    if made.startswith("redux.sync"):
+        return True
     operands = re.findall(r"%\w+", made)[1:]
     return any(_definition(text, fault.line, register).startswith("shfl.sync.bfly") for register in operands)
 
@@ -91,6 +93,89 @@ def reads_all_of_it(text: str, fault: Fault) -> bool:
 def before_the_first_wait(text: str, fault: Fault) -> bool:
     waits = [line for line, _ in _lines(text, "cp.async.wait_group")]
     return bool(waits) and fault.line < waits[0]
+
+
+def behind_a_loop(text: str, fault: Fault) -> bool:
+    """Whether a wait for cp.async comes before it."""
+    return any(line < fault.line for line, _ in _lines(text, "cp.async.wait_group"))
+
+
+_SHARED = (
+    "ld.shared",
+    "st.shared",
+    "ldmatrix",
+    "stmatrix",
+    "cp.async",
+    "wgmma.mma_async",
+    "mbarrier.",
+    "atom.",
+    "red.",
+)
+
+
+def beside_another(text: str, fault: Fault) -> bool:
+    """Whether no access to shared memory, branch or label lies between this barrier and the next one or the last."""
+    lines = [re.sub(r"^@!?%\w+\s+", "", line.strip()) for line in text.split("\n")]
+    for way in (lines[fault.line :], lines[fault.line - 2 :: -1]):
+        for line in way:
+            if line.startswith("bar.sync"):
+                return True
+            if line.startswith((*_SHARED, "bra", "$L__BB", "ret")):
+                break
+    return False
+
+
+def is_uniform(text: str, fault: Fault) -> bool:
+    """Whether what is shuffled is the number of the warp."""
+    made = _definition(text, fault.line, re.findall(r"%\w+", fault.before)[1])
+    return re.fullmatch(r"(shr|bfe)\.u32\s+%\w+, %\w+, 5(, \d+)?;", made) is not None
+
+
+def _next(text: str, opcode: str, line: int) -> int:
+    return next((number for number, _ in _lines(text, opcode) if number > line), 0)
+
+
+def an_earlier_fence_does(text: str, fault: Fault) -> bool:
+    """Whether the registers of the next wgmma were written before an earlier wgmma.fence, with no branch between."""
+    earlier = max((line for line, _ in _lines(text, "wgmma.fence") if line < fault.line), default=0)
+    lines = text.split("\n")
+    product = _next(text, "wgmma.mma_async", fault.line)
+    if not earlier or not product or any("$L__BB" in line for line in lines[earlier : product - 1]):
+        return False
+    registers = re.findall(r"%r\d+\b", lines[product - 1])
+    between = [line.strip() for line in lines[earlier : product - 1]]
+    written = {match[1] for line in between if (match := re.match(r"[a-z][\w.:]*\s+(%r\d+)\b", line))}
+    return not written.intersection(registers)
+
+
+def the_next_wait_covers_it(text: str, fault: Fault) -> bool:
+    """Whether another wait for all groups follows before anything touches the accumulators of the last products."""
+    lines = text.split("\n")
+    following = next(
+        (line for line, i in _lines(text, "wgmma.wait_group") if line > fault.line and "aligned 0" in i), 0
+    )
+    if not following or any("$L__BB" in line for line in lines[fault.line : following]):
+        return False
+    begun = max((line for line, _ in _lines(text, "wgmma.wait_group") if line < fault.line), default=0)
+    products = [i for line, i in _lines(text, "wgmma.mma_async") if begun < line < fault.line]
+    registers = {r for i in products for r in re.findall(r"%r\d+\b", i.split("}")[0])}
+    between = [line for line in lines[fault.line : following] if not line.strip().startswith("wgmma.")]
+    return bool(registers) and not any(registers.intersection(re.findall(r"%r\d+\b", line)) for line in between)
+
+
+def nothing_was_stored(text: str, fault: Fault) -> bool:
+    """Whether no thread has stored to shared memory since the last fence of this kind, in the same stretch of text."""
+    earlier = max((line for line, _ in _lines(text, "fence.proxy.async") if line < fault.line), default=0)
+    between = [re.sub(r"^@!?%\w+\s+", "", line.strip()) for line in text.split("\n")[earlier : fault.line - 1]]
+    stores = ("st.shared", "stmatrix", "cp.async.c", "$L__BB", "bra")
+    return bool(earlier) and not any(line.startswith(stores) for line in between)
+
+
+def another_fence_follows(text: str, fault: Fault) -> bool:
+    """Whether the next fence of this kind comes before the next product, and before the next bulk copy out."""
+    fence = _next(text, "fence.proxy.async", fault.line)
+    readers = [line for line, i in _lines(text, "") if re.search(r"wgmma\.mma_async|bulk\S*global\.shared", i)]
+    return bool(fence) and not any(fault.line < line < fence for line in readers)
 
 
 # ---- the arguments ---------------------------------------------------------------------------------------------------
@@ -123,5 +208,55 @@ ARGUMENTS: tuple[Argument, ...] = (
         "Between the stages that a pipeline fetches before its loop: they lie in different places, and the loop begins "
         "with a wait and a barrier.",
         before_the_first_wait,
+    ),
+    Argument(
+        "barrier removed", "", "",
+        "Nobody touches shared memory between this barrier and the one beside it.",
+        beside_another,
+    ),
+    Argument(
+        "wait for cp.async removed", "", r"wait_group\s+0",
+        "It empties the pipeline behind the loop, whose own wait left only copies for steps behind the end.",
+        behind_a_loop,
+    ),
+    Argument(
+        "shuffle's lane changed", "", r"shfl\.sync\.idx",
+        "It broadcasts the number of the warp, which every lane has computed.",
+        is_uniform,
+    ),
+    Argument(
+        "wgmma's fence removed", "", "",
+        "The registers of the products behind it were written before the last fence.",
+        an_earlier_fence_does,
+    ),
+    *(
+        Argument(
+            kind, "", "",
+            "Nobody touches the results before the next wait, which is for all groups.",
+            the_next_wait_covers_it,
+        )
+        for kind in ("commit of wgmma removed", "wait for wgmma removed", "wait for wgmma one group short")
+    ),
+    Argument(
+        "proxy fence removed", "", "",
+        "No thread has stored to shared memory since the last one.",
+        nothing_was_stored,
+    ),
+    Argument(
+        "proxy fence removed", "", "",
+        "The next one comes before anything that reads by the asynchronous proxy.",
+        another_fence_follows,
+    ),
+    *(
+        Argument(
+            kind, "^(loss_kernel|loss_and_gradient_kernel)$", "shared|shfl",
+            "The maximum of a row only keeps exp in range: its sum is taken relative to whatever stands there, by all "
+            "threads alike.",
+            is_a_maximum,
+        )
+        for kind in (
+            "store removed", "shared address 16 bytes off", "shuffle's lane changed", "predicate removed",
+            "predicate negated",
+        )
     ),
 )  # fmt: skip
