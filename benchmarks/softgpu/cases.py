@@ -174,12 +174,13 @@ def _layer_norm(family: str = "layer_norm") -> Iterator[Trial]:
     yield plain("bf16", "no weight, no bias", 11, 300, affine=())
     yield plain("fp16", "no bias, eps 0.1", 11, 300, affine=("weight",), eps=0.1)
     yield plain("bf16", "many rows", 1000, 256)
-    yield plain("bf16", "three tiles of rows a program", 19000, 24)
+    yield plain("fp32", "three tiles of rows a program", 19000, 24)
     yield plain("bf16", "backward holds its rows", 3, 9000)
     yield plain("fp32", "backward holds its rows", 2, 10001)
-    yield plain("bf16", "weight's sums apart", 3, 13000)
+    yield plain("fp32", "weight's sums apart", 70, 13000)
     yield plain("bf16", "forward holds its rows", 2, 33001, sample=True)
     yield plain("fp16", "forward holds its rows", 2, 40960)
+    yield plain("fp32", "forward holds its rows", 2, 33001)
     yield plain("bf16", "long rows", 3, 65544)
     yield plain("bf16", "float32 result", 7, 768, wide_result=True)
 
@@ -190,9 +191,10 @@ def _layer_norm(family: str = "layer_norm") -> Iterator[Trial]:
     yield added("bf16", "dropout", 37, 768, dropout_p=0.3)
     yield added("fp32", "dropout, narrow", 9, 25, dropout_p=0.3, sample=True)
     yield added("bf16", "backward holds its rows", 3, 5000, sample=True)
-    yield added("bf16", "backward holds its rows, three a program", 200, 5000)
+    yield added("fp32", "backward holds its rows, three a program", 200, 4500)
     yield added("bf16", "dropout, backward holds its rows", 3, 9001, dropout_p=0.3)
     yield added("bf16", "dropout, long rows", 2, 16500, dropout_p=0.3, sample=True)
+    yield added("fp32", "dropout, long rows", 2, 16500, dropout_p=0.3)
     yield added("bf16", "float32 residual, long rows", 2, 33000, wide=("residual",))
 
 
@@ -246,6 +248,7 @@ def _ffn(family: str = "ffn") -> Iterator[Trial]:
     yield trial("bf16", "d72 aligned, no whole tile", M=77, d=72, hidden=136)
     yield trial("bf16", "d64 no biases", M=70, d=64, biases=False)
     yield trial("bf16", "d64 many tokens, 2 multiprocessors", M=600, d=64, sms=2)
+    yield trial("bf16", "d320, several tiles a program", M=150, d=320, hidden=256, sms=1)
     yield trial("bf16", "d64 many multiprocessors", M=300, d=64, sms=132)
     for dtype in ("fp32", "tf32"):
         yield trial(dtype, "d64", M=70, d=64)

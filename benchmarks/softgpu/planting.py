@@ -25,8 +25,9 @@ import torch
 
 from . import cases, redundant
 from .counting import EXECUTED, LANES
-from .engine import Settings, machine
+from .engine import Program, Settings, machine
 from .faults import KINDS, Fault, faults_of
+from .lower import Record
 from .trials import CAPABILITIES, Expected, Outcome, Trial, execute, expect
 
 RESULT = Path(__file__).parents[1] / "results" / "softgpu-faults.md"
@@ -41,15 +42,15 @@ HOMES = {
     "online_softmax_kernel": "ladder bf16 triton_forward",
     "causal_tiles_kernel": "ladder bf16 tile_skipping",
     "attention_weights_kernel": "attention_weights bf16 d128 heads and rows, window",
-    "layer_norm_forward_kernel": "layer_norm bf16 37 x 768",
-    "layer_norm_forward_held_kernel": "layer_norm bf16 2 x 33001, forward holds its rows",
-    "layer_norm_forward_long_kernel": "add_layer_norm bf16 2 x 16500, dropout, long rows",
-    "layer_norm_backward_kernel": "layer_norm bf16 19000 x 24, three tiles of rows a program",
-    "layer_norm_backward_held_kernel": "add_layer_norm bf16 200 x 5000, backward holds its rows, three a program",
-    "layer_norm_dh_long_kernel": "add_layer_norm bf16 2 x 16500, dropout, long rows",
-    "layer_norm_dweight_long_kernel": "layer_norm bf16 3 x 13000, weight's sums apart",
-    "sum_partials_kernel": "layer_norm bf16 37 x 768",
-    **dict.fromkeys(("up_kernel", "dgelu_kernel"), "ffn bf16 d128"),
+    "layer_norm_forward_kernel": "layer_norm fp32 37 x 768",
+    "layer_norm_forward_held_kernel": "layer_norm fp32 2 x 33001, forward holds its rows",
+    "layer_norm_forward_long_kernel": "add_layer_norm fp32 2 x 16500, dropout, long rows",
+    "layer_norm_backward_kernel": "layer_norm fp32 19000 x 24, three tiles of rows a program",
+    "layer_norm_backward_held_kernel": "add_layer_norm fp32 200 x 4500, backward holds its rows, three a program",
+    "layer_norm_dh_long_kernel": "add_layer_norm fp32 2 x 16500, dropout, long rows",
+    "layer_norm_dweight_long_kernel": "layer_norm fp32 70 x 13000, weight's sums apart",
+    "sum_partials_kernel": "layer_norm fp32 37 x 768",
+    **dict.fromkeys(("up_kernel", "dgelu_kernel"), "ffn bf16 d320, several tiles a program"),
     **dict.fromkeys(("finish_kernel", "prepare_grad_kernel"), "ffn bf16 d64 tanh, residual, dropout"),
     **dict.fromkeys(("gelu_kernel", "dgelu_pass_kernel"), "ffn bf16 d128 by cuBLAS"),
     **dict.fromkeys(("count_targets_kernel", "loss_and_gradient_kernel", "scale_kernel"), _LOSS),
@@ -115,17 +116,26 @@ def compiled(trial: Trial, expected: Expected, capability: int, name: str) -> Ke
     reached: set[int] = set()
     guarded: set[int] = set()
     for result in results:
-        active = 0  # lanes that came to the last instruction without a predicate
-        for record, row in zip(result.program.lowered.records, result.counts.tolist(), strict=True):
-            if row[EXECUTED]:
-                reached.add(record.line)
-            if record.pred < 0:
-                active = row[LANES]
-            elif row[LANES] != active:
-                guarded.add(record.line)
+        for block in _blocks(result.program):
+            rows = [(record, result.counts[record.pc].tolist()) for record in block]
+            came = {row[LANES] for record, row in rows if record.pred < 0}  # lanes that came to this block
+            reached |= {record.line for record, row in rows if row[EXECUTED]}
+            guarded |= {record.line for record, row in rows if record.pred >= 0 and {row[LANES]} != came}
     known = {(finding.kind, finding.line) for result in results for finding in result.findings}
     steps = sum(result.steps for result in results)
     return Kernel(name, text, frozenset(reached), frozenset(guarded & reached), frozenset(known), steps)
+
+
+def _blocks(program: Program) -> Iterator[list[Record]]:
+    """The instructions between labels and branches."""
+    labels = [number for number, line in enumerate(program.text.split("\n"), 1) if line.startswith("$L__BB")]
+    block: list[Record] = []
+    for record in program.lowered.records:
+        if block and (block[-1].key.startswith("bra") or any(block[-1].line < n <= record.line for n in labels)):
+            yield block
+            block = []
+        block.append(record)
+    yield block
 
 
 def plant(trial: Trial, expected: Expected, capability: int, kernel: Kernel, fault: Fault) -> Verdict:

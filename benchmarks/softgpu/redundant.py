@@ -91,8 +91,9 @@ def reads_all_of_it(text: str, fault: Fault) -> bool:
 
 
 def before_the_first_wait(text: str, fault: Fault) -> bool:
-    waits = [line for line, _ in _lines(text, "cp.async.wait_group")]
-    return bool(waits) and fault.line < waits[0]
+    """Of a pipeline by cp.async, or by mbarriers."""
+    waits = [line for opcode in ("cp.async.wait_group", "mbarrier.try_wait") for line, _ in _lines(text, opcode)]
+    return bool(waits) and fault.line < min(waits)
 
 
 def behind_a_loop(text: str, fault: Fault) -> bool:
@@ -114,15 +115,39 @@ _SHARED = (
 
 
 def beside_another(text: str, fault: Fault) -> bool:
-    """Whether no access to shared memory, branch or label lies between this barrier and the next one or the last."""
+    """Whether no access to shared memory, branch or label lies between this barrier and the next one or the last.
+
+    Since the last one, copies may have been begun: they are ordered by it, and waited for by themselves.
+    """
     lines = [re.sub(r"^@!?%\w+\s+", "", line.strip()) for line in text.split("\n")]
-    for way in (lines[fault.line :], lines[fault.line - 2 :: -1]):
+    begun = ("cp.async.bulk.tensor", "mbarrier.arrive.expect_tx", "cp.async.c")
+    for way, allowed in ((lines[fault.line :], ()), (lines[fault.line - 2 :: -1], begun)):
         for line in way:
             if line.startswith("bar.sync"):
                 return True
-            if line.startswith((*_SHARED, "bra", "$L__BB", "ret")):
+            if line.startswith((*_SHARED, "bra", "$L__BB", "ret")) and not (allowed and line.startswith(allowed)):
                 break
     return False
+
+
+def orders_reads_only(text: str, fault: Fault) -> bool:
+    """Whether nothing is written to shared memory between the last barrier and the next one, with no branch between."""
+    lines = [re.sub(r"^@!?%\w+\s+", "", line.strip()) for line in text.split("\n")]
+    barriers = [number for number, line in enumerate(lines, 1) if line.startswith("bar.sync")]
+    last = max((n for n in barriers if n < fault.line), default=0)
+    following = min((n for n in barriers if n > fault.line), default=0)
+    writes = ("st.shared", "stmatrix", "cp.async.", "mbarrier.in", "atom.shared", "red.shared", "$L__BB", "bra $L__BB")
+    return bool(last and following) and not any(line.startswith(writes) for line in lines[last : following - 1])
+
+
+def moves_zeros(text: str, fault: Fault) -> bool:
+    """Whether what is read behind this barrier is multiplied by 0 next."""
+    following = [
+        line for line in text.split("\n")[fault.line : fault.line + 40] if not line.startswith(("\t.loc", "$"))
+    ]
+    return any(line.strip().startswith("ld.shared") for line in following[:2]) and any(
+        line.strip().endswith(", 0f00000000;") for line in following
+    )
 
 
 def is_uniform(text: str, fault: Fault) -> bool:
@@ -149,18 +174,36 @@ def an_earlier_fence_does(text: str, fault: Fault) -> bool:
 
 
 def the_next_wait_covers_it(text: str, fault: Fault) -> bool:
-    """Whether another wait for all groups follows before anything touches the accumulators of the last products."""
+    """Whether another wait for all groups follows before anything touches the accumulators of the last products.
+
+    Without a commit it is the wait behind the next commit.
+    """
     lines = text.split("\n")
-    following = next(
-        (line for line, i in _lines(text, "wgmma.wait_group") if line > fault.line and "aligned 0" in i), 0
-    )
-    if not following or any("$L__BB" in line for line in lines[fault.line : following]):
+    start = _next(text, "wgmma.commit_group", fault.line) if fault.kind.startswith("commit") else fault.line
+    following = next((line for line, i in _lines(text, "wgmma.wait_group") if line > start and "aligned 0" in i), 0)
+    if not start or not following or not _stays(lines, fault.line, following):
         return False
     begun = max((line for line, _ in _lines(text, "wgmma.wait_group") if line < fault.line), default=0)
     products = [i for line, i in _lines(text, "wgmma.mma_async") if begun < line < fault.line]
     registers = {r for i in products for r in re.findall(r"%r\d+\b", i.split("}")[0])}
-    between = [line for line in lines[fault.line : following] if not line.strip().startswith("wgmma.")]
+    between = [line for line in lines[fault.line : following] if not line.strip().startswith(("wgmma.", "//"))]
     return bool(registers) and not any(registers.intersection(re.findall(r"%r\d+\b", line)) for line in between)
+
+
+def _stays(lines: list[str], begin: int, end: int) -> bool:
+    """Whether every branch between these lines leads forward, to another line between them."""
+    inside = lines[begin:end]
+    for place, line in enumerate(inside):
+        target = re.search(r"\bbra(?:\.uni)?\s+(\$L__BB\w+);", line)
+        if target and not any(other.startswith(f"{target[1]}:") for other in inside[place:]):
+            return False
+    return True
+
+
+def nothing_is_under_way(text: str, fault: Fault) -> bool:
+    """Whether no product comes between the last wait for all groups and this one, in the text."""
+    waits = [line for line, i in _lines(text, "wgmma.wait_group") if line < fault.line and "aligned 0" in i]
+    return bool(waits) and not any(waits[-1] < line < fault.line for line, _ in _lines(text, "wgmma.mma_async"))
 
 
 def nothing_was_stored(text: str, fault: Fault) -> bool:
@@ -215,6 +258,11 @@ ARGUMENTS: tuple[Argument, ...] = (
         beside_another,
     ),
     Argument(
+        "barrier removed", "", "",
+        "Between the last barrier and the next one shared memory is read, and nobody writes to it.",
+        orders_reads_only,
+    ),
+    Argument(
         "wait for cp.async removed", "", r"wait_group\s+0",
         "It empties the pipeline behind the loop, whose own wait left only copies for steps behind the end.",
         behind_a_loop,
@@ -236,6 +284,37 @@ ARGUMENTS: tuple[Argument, ...] = (
             the_next_wait_covers_it,
         )
         for kind in ("commit of wgmma removed", "wait for wgmma removed", "wait for wgmma one group short")
+    ),
+    *(
+        Argument(
+            kind, "", "",
+            "No product is under way: the loop before it ends with a wait of its own.",
+            nothing_is_under_way,
+        )
+        for kind in ("wait for wgmma removed", "wait for wgmma one group short")
+    ),
+    Argument(
+        "commit of wgmma removed", "causal_tiles", "",
+        "The products of a step join the group of the next step's scores, which is waited for before they are scaled.",
+    ),
+    Argument(
+        "predicate removed", "", r"ld\.shared",
+        "Lanes beyond the partial results read something that nobody uses: the shuffles behind it go round among the "
+        "first lanes.",
+    ),
+    *(
+        Argument(
+            kind, "document_ranges", "",
+            "A range that is too wide only lets fewer tiles be skipped; the mask decides what is seen.",
+        )
+        for kind in (
+            "store removed", "shuffle's lane changed", "global address 16 bytes off", "shared address 16 bytes off",
+        )
+    ),
+    Argument(
+        "barrier removed", "attention_forward", "",
+        "The sums of 0 · v, which carry the NaNs of rows that nobody sees: here zeros are stored over zeros.",
+        moves_zeros,
     ),
     Argument(
         "proxy fence removed", "", "",
