@@ -89,7 +89,7 @@ def test_roles_that_hand_over_by_mbarriers_alone(schedule, seed):
         (
             "mbarrier.arrive.expect_tx.shared::cta.b64 _, [",
             "mbarrier.arrive.shared::cta.b64 _, [",
-            {"bytes unannounced"},
+            {"bytes unannounced", "in flight"},
         ),
     ],
 )
