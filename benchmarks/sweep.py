@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import TINY, append_row, device, fatal, machine, median_seconds
+from benchmarks.measure import TINY, append_row, device, fatal, machine, median_seconds, size
 from benchmarks.report import read_rows
 
 # What a field may be instead of the table's value.
@@ -387,7 +387,7 @@ def agree(found: list[torch.Tensor], own: list[torch.Tensor]) -> None:
             raise ValueError(f"result {number} differs from the table's own tile's in {wrong} of {b.numel()} elements")
 
 
-HANGS = 20.0  # seconds for one figure
+HANGS = size(20, 600)  # seconds for one figure
 LOST = 70  # the exit status by which the session knows that a new process would go on
 
 
