@@ -152,7 +152,7 @@ esac
 # A signal would not interrupt a wait for the GPU: a test that hangs ends its worker, which xdist replaces.
 step tests 100 $python -m pytest tests/kernels tests/fastgpt -m 'gpu and not slow' -n "${WORKERS:-12}" \
     --dist worksteal --max-worker-restart 200 "${pytest[@]}" -p xdist.plugin -p tests.support.as_it_goes \
-    --continue-on-collection-errors --tb=short --timeout 60 --timeout-method=thread \
+    --continue-on-collection-errors --tb=short --timeout $((60 * slower)) --timeout-method=thread \
     --as-it-goes="$out/tests.jsonl"
 # What compiles nothing is quick; one width, then a whole step, is what torch.compile has the time for, attention last:
 # flex_attention compiles longest. Headline figures have shown attention's first peers already.
