@@ -1,5 +1,5 @@
-// Special functions that PTX leaves approximate: computed in double, rounded to the format, and, as Machine::approx says,
-// moved as far as the ISA allows: 1 upwards, -1 downwards, 2 to a place between that depends on the input's bits.
+// Special functions that PTX leaves approximate: computed in double, rounded to the format, and, as Machine::approx
+// says, moved as far as the ISA allows: 1 upwards, -1 downwards, 2 to a place between that depends on the input's bits.
 //
 // Each function is a struct: value(x), and error(x, value), the greatest absolute error that the PTX ISA (8.x) documents
 // there; 0 where its tables of special inputs give the result.
@@ -141,7 +141,10 @@ template <class T> uint64_t moved(double value, double error, int approx, uint64
   return chosen < 0 ? f.sign() | uint64_t(-chosen) : uint64_t(chosen);
 }
 
-template <class T> uint64_t flushed(uint64_t code) { return code & format_of(T{}).infinity() ? code : code & format_of(T{}).sign(); }
+template <class T> uint64_t flushed(uint64_t code) {
+  constexpr Format f = format_of(T{});
+  return code & f.infinity() ? code : code & f.sign();
+}
 
 template <bool FTZ, class T> double source(T x) {
   const auto bits = bit_cast<Bits<T>>(x);

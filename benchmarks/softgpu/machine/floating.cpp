@@ -58,7 +58,9 @@ template <int OPTIONS, class T> T clamped(T x) {
 }
 
 template <int OPTIONS, class T> T finished(T x) { return canonical(flushed<OPTIONS>(clamped<OPTIONS>(x))); }
-template <int OPTIONS, class T> T finished16(double x) { return flushed<OPTIONS>(from_float<T>(clamped<OPTIONS>(to_odd(x)))); }
+template <int OPTIONS, class T> T finished16(double x) {
+  return flushed<OPTIONS>(from_float<T>(clamped<OPTIONS>(to_odd(x))));
+}
 template <int OPTIONS, class T> double widened(T x) { return to_float(flushed<OPTIONS>(x)); }
 
 // ---- arithmetic ------------------------------------------------------------------------------------------------------
@@ -97,7 +99,9 @@ template <class T, int OPTIONS> T fma(T a, T b, T c) {
   else
     return __builtin_fma(a, b, c);
 }
-template <class T, int OPTIONS> T divide(T a, T b) { return finished<OPTIONS>(flushed<OPTIONS>(a) / flushed<OPTIONS>(b)); }
+template <class T, int OPTIONS> T divide(T a, T b) {
+  return finished<OPTIONS>(flushed<OPTIONS>(a) / flushed<OPTIONS>(b));
+}
 template <class T, int OPTIONS> T reciprocal(T a) { return finished<OPTIONS>(T(1) / flushed<OPTIONS>(a)); }
 template <class T, int OPTIONS> T square_root(T a) { return finished<OPTIONS>(std::sqrt(flushed<OPTIONS>(a))); }
 

@@ -1,4 +1,4 @@
-// Number formats: exact decoding, correctly rounded encoding, and quick forms of the conversions that kernels are full of.
+// Number formats: exact decoding, correctly rounded encoding, quick forms of the conversions that kernels are full of.
 #pragma once
 #include "lanes.h"
 
@@ -85,7 +85,7 @@ inline uint64_t encode(Format f, const Number &x, Round round, bool finite = fal
     code += rounds_up(round, x.negative, kept & 1, half, more);
     if (code <= f.largest()) return sign | code;
   }
-  const bool stays = round == Round::ZERO || (round == Round::DOWN && !x.negative) || (round == Round::UP && x.negative);
+  const bool stays = round == Round::ZERO || round == (x.negative ? Round::UP : Round::DOWN);
   return sign | (stays ? f.largest() : overflow);
 }
 

@@ -194,7 +194,8 @@ template <bool IS_AND> Step lop3_predicate(Warp &w, const Ins &i, Mask m) {
 
 // ---- dot products ----------------------------------------------------------------------------------------------------
 
-template <class A, class B> using DotSum = std::conditional_t<std::is_signed_v<A> || std::is_signed_v<B>, int32_t, uint32_t>;
+template <class A, class B>
+using DotSum = std::conditional_t<std::is_signed_v<A> || std::is_signed_v<B>, int32_t, uint32_t>;
 
 template <class A, class B> DotSum<A, B> dp4a(uint32_t a, uint32_t b, DotSum<A, B> c) {
   uint32_t sum = uint32_t(c);
@@ -276,7 +277,8 @@ template <class T> void announce_bits() {
 
 template <class A, class B> void announce_dots() {
   using Half = std::conditional_t<std::is_signed_v<A>, int16_t, uint16_t>;
-  const std::string types = std::string(std::is_signed_v<A> ? ".s32" : ".u32") + (std::is_signed_v<B> ? ".s32" : ".u32");
+  const std::string first = std::is_signed_v<A> ? ".s32" : ".u32", second = std::is_signed_v<B> ? ".s32" : ".u32";
+  const std::string types = first + second;
   on("dp4a" + types, each<dp4a<A, B>>);
   on("dp2a.lo" + types, each<dp2a<Half, B, false>>);
   on("dp2a.hi" + types, each<dp2a<Half, B, true>>);

@@ -64,7 +64,8 @@ template <class T, bool FTZ, int ELEMENTS> struct Short {
 template <class Reader, bool (*TEST)(typename Reader::Value, typename Reader::Value)>
 Mask compare(Warp &w, const int32_t *source, int half) {
   typename Reader::Value a[LANES], b[LANES];
-  return holding<typename Reader::Value, TEST>(Reader::read(w, source[0], half, a), Reader::read(w, source[1], half, b));
+  const typename Reader::Value *first = Reader::read(w, source[0], half, a), *second = Reader::read(w, source[1], half, b);
+  return holding<typename Reader::Value, TEST>(first, second);
 }
 
 enum Combination { ALONE, AND, OR, XOR };
@@ -94,9 +95,10 @@ template <class D> void put_choice(Warp &w, const Ins &i, Mask m, Mask low, Mask
   put(w, i.op[0], m, value);
 }
 
-// set d, a, b, c: the destination type's "true" or 0; of packed values: in each half. Rare enough to be told apart by the
-// key when it runs.
-template <class Reader, bool (*TEST)(typename Reader::Value, typename Reader::Value)> Step set(Warp &w, const Ins &i, Mask m) {
+// set d, a, b, c: the destination type's "true" or 0; of packed values: in each half. Rare enough to be told apart by
+// the key when it runs.
+template <class Reader, bool (*TEST)(typename Reader::Value, typename Reader::Value)>
+Step set(Warp &w, const Ins &i, Mask m) {
   const auto says = [&](const char *part) { return i.key.find(part) != std::string::npos; };
   const Combination with = says(".and.") ? AND : says(".or.") ? OR : says(".xor.") ? XOR : ALONE;
   const Mask *other = with == ALONE ? nullptr : &w.pred(i.op[3]);
@@ -160,7 +162,7 @@ template <bool IS_AND> Step and_or_pred(Warp &w, const Ins &i, Mask m) {
 
 // ---- choices ---------------------------------------------------------------------------------------------------------
 
-// d = first in the lanes of `choice`, else second. Only the side that was chosen makes it undefined, and the choice itself.
+// d = first in the lanes of `choice`, else second. Only the side that was chosen makes it undefined, and the choice.
 template <class T> Step choose(Warp &w, const Ins &i, Mask m, Mask choice, Mask choice_undefined) {
   const T *a = w.reg<const T>(i.op[1]), *b = w.reg<const T>(i.op[2]);
   T value[LANES];
