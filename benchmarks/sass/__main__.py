@@ -88,7 +88,8 @@ NOT_EXECUTED = "not counted"
 def executed(family: str, arch: str, case: str, kernels: frozenset[str]) -> dict[str, str]:
     """What the simulated GPU counted in the first case of `family` that launches all of `kernels`: name -> text."""
     from benchmarks.softgpu.cases import trials
-    from benchmarks.softgpu.trials import CAPABILITIES, launches_of
+    from benchmarks.softgpu.engine import Settings
+    from benchmarks.softgpu.trials import CAPABILITIES, execute, expect
     from benchmarks.softgpu.trips import trips_of
 
     capability = int(arch.removeprefix("sm_")) if arch.startswith("sm_") else 0
@@ -97,7 +98,8 @@ def executed(family: str, arch: str, case: str, kernels: frozenset[str]) -> dict
     for trial in sorted(trials(), key=lambda trial: not trial.sample):  # those are long enough to go round
         if trial.family != family or case not in trial.name or capability not in trial.capabilities:
             continue
-        launched = {launch.kernel: launch.result for launch in launches_of(trial, capability)}
+        launches = execute(trial, expect(trial), capability, Settings()).launches
+        launched = {launch.kernel: launch.result for launch in launches}
         if kernels <= launched.keys():
             return {name: f"{_trips(trips_of(launched[name]))} in {trial.name!r}" for name in kernels}
     if case:
