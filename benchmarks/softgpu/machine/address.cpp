@@ -130,6 +130,10 @@ uint8_t *touch(Warp &w, const Agent &who, const Location &l, uint32_t bytes, Kin
   switch (l.where) {
   case Where::GLOBAL: return global_access(*w.machine, who, l.at, bytes, bytes, kind, value);
   case Where::SHARED: {
+    if (!l.owner->living && !w.machine->has("memory of a CTA that has ended", who.pc))
+      w.machine->add("memory of a CTA that has ended", who.pc,
+                     name_of(who) + format(": CTA %u has ended, and its shared memory with it; ", l.owner->linear) +
+                         w.machine->where(who.pc));
     const uint32_t at = l.at > UINT32_MAX ? UINT32_MAX & ~(bytes - 1) : uint32_t(l.at);  // beyond all shared memory
     return shared_access(*l.owner, who, at, bytes, bytes, kind, undefined, value);
   }

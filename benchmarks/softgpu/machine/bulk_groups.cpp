@@ -19,9 +19,15 @@ Groups &groups_of(Warp &w) {
   return *static_cast<Groups *>(w.bulks.get());
 }
 
+// Groups keep a transfer that is done, for its clock; what it copied is let go.
+void finish(Transfer &transfer) {
+  transfer.land();
+  transfer.go = nullptr;
+}
+
 struct Queued : Pending {
   std::shared_ptr<Transfer> transfer;
-  void land(Machine &) override { transfer->land(); }
+  void land(Machine &) override { finish(*transfer); }
 };
 
 Step on_commit(Warp &w, const Ins &, Mask m) {
@@ -40,7 +46,7 @@ template <bool READ> Step on_wait(Warp &w, const Ins &i, Mask m) {
     const size_t done = groups.size() > most ? groups.size() - most : 0;
     for (size_t k = 0; k < done; k++)
       for (const auto &transfer : groups[k]) {
-        transfer->land();
+        finish(*transfer);
         learned = std::max(learned, transfer->clock);
       }
     if (!READ) groups.erase(groups.begin(), groups.begin() + done);

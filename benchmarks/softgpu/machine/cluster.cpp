@@ -67,7 +67,10 @@ template <bool RELEASES> Step on_arrive(Warp &w, const Ins &i, Mask) {
   if (b.arrived[&w] == b.phase + 1)
     w.machine->add("bad barrier", i.pc, format("%s arrives twice at one phase of the cluster's barrier", who(w, 0).c_str()));
   b.arrived[&w] = b.phase + 1;
-  if (RELEASES) b.open.join(w.view);
+  if (RELEASES)
+    b.open.join(w.view);
+  else if (w.has_released)  // what a fence released, that of mbarriers' inits among them
+    b.open.join(w.released);
   tick(w);
   settle(w, b);
   return Step::NEXT;

@@ -99,7 +99,7 @@ template <Field FIELD> Step on_replace(Warp &w, const Ins &i, Mask m) {
     const auto *new_value = reinterpret_cast<const uint8_t *>(&value), *new_magic = reinterpret_cast<const uint8_t *>(&magic);
     Place place;
     bool undefined = false;
-    const bool shared = !in_global || address < PARAM_WINDOW;
+    const bool shared = !in_global || (address >= SHARED_WINDOW && address < PARAM_WINDOW);
     if (shared && !find_place(w, i, lane, address, place)) continue;
     const uint8_t *map = shared ? shared_read(*place.cta, by, place.at, sizeof(tensor_map), 64, undefined)
                                 : global_read(machine, by, address, sizeof(tensor_map), 64);

@@ -15,6 +15,21 @@ Step bad_copy(Warp &w, const Ins &i, int lane, const std::string &why) {
   return Step::NEXT;
 }
 
+// The mbarrier that a copy into shared memory tells lies where the copy goes.
+bool same_cta(Warp &w, const Ins &i, int lane, const Place &to, const Place &bar) {
+  if (to.cta == bar.cta) return true;
+  bad_copy(w, i, lane, format("it goes to CTA %u, its mbarrier is of CTA %u", to.cta->linear, bar.cta->linear));
+  return false;
+}
+
+// Shared memory that a copy is still to read or write must not end with its CTA.
+void check_living(const Cta &cta, int32_t pc, const char *verb) {
+  Machine &m = *cta.machine;
+  if (!cta.living && !m.has("in flight", pc))
+    m.add("in flight", pc, format("CTA %u has ended before its shared memory was %s by ", cta.linear, verb) + m.where(pc) +
+                               ": nothing waited for it");
+}
+
 // What the whole box is without the tensor: zeros or NaNs, one row span after the other as before the swizzle.
 std::vector<uint8_t> empty_box(const Box &box) {
   std::vector<uint8_t> image(box.span, 0);
@@ -40,10 +55,11 @@ bool destinations(Warp &w, const Ins &i, int lane, Place to, Place bar, bool mul
                   const std::shared_ptr<const Knowledge> &view, std::vector<Destination> &out) {
   if (!multicast) {
     out.push_back({to, {}});
-    return begin_copy(w, i, lane, bar, view, out.back().ticket);
+    return same_cta(w, i, lane, to, bar) && begin_copy(w, i, lane, bar, view, out.back().ticket);
   }
   for (Cta *cta : w.cta->cluster) {
     if (!(mask >> cta->rank & 1)) continue;
+    if (!cta->living) return bad_copy(w, i, lane, format("CTA %u, where it goes, has ended", cta->linear)), false;
     out.push_back({{cta, to.at}, {}});
     if (!begin_copy(w, i, lane, {cta, bar.at}, view, out.back().ticket)) return false;
   }
@@ -66,7 +82,8 @@ void load_box(Warp &w, const Box &box, const std::vector<Destination> &to) {
       shared_in_flight(*d.place.cta, by, at, n, true);
     });
     auto transfer = std::make_shared<Transfer>();
-    transfer->go = [box, d, sources] {
+    transfer->go = [box, d, sources, reader = to[0].ticket] {
+      check_living(*d.place.cta, d.ticket.pc, "written");
       std::vector<uint8_t> image = empty_box(box);
       for (const auto &[piece, from] : sources) std::memcpy(image.data() + piece.shared, from, piece.bytes);
       const Agent by = d.ticket.engine();
@@ -78,7 +95,7 @@ void load_box(Warp &w, const Box &box, const std::vector<Destination> &to) {
         for_chunks(box, d.place.at, row, box.row, [&](uint32_t at, uint32_t offset, uint32_t n) {
           if (uint64_t(at) + n <= shared_size(cta)) std::memcpy(softgpu::shared_bytes(cta) + at, image.data() + row + offset, n);
         });
-      end_copy(d.ticket, d.ticket, box.bytes);
+      end_copy(d.ticket, reader, box.bytes);
     };
     enqueue(m, d.place.cta, transfer);
   }
@@ -174,13 +191,17 @@ Engines engines(Warp &w, const Ins &i) {
   return e;
 }
 
-void read_box(const Engines &e, Place from, const Box &box) {
-  for_areas(box, from.at, [&](uint32_t at, uint32_t n) {
-    bool undefined = false;
-    if (!shared_read(*from.cta, e.reader, at, n, 1, undefined) || !undefined) return;
-    from.cta->machine->add("undefined value", e.reader.pc,
+// What lies outside of the tensor is not looked at: it goes nowhere.
+bool read_box(const Agent &reader, Place from, const Box &box) {
+  bool inside = true, undefined = false;
+  for (const Piece &piece : box.pieces)
+    for_areas(box, from.at, piece.shared, piece.bytes, [&](uint32_t at, uint32_t n) {
+      inside &= shared_read(*from.cta, reader, at, n, 1, undefined) != nullptr;
+    });
+  if (undefined)
+    from.cta->machine->add("undefined value", reader.pc,
                            format("a bulk copy of CTA %u stores what comes from memory that nobody wrote", from.cta->linear));
-  });
+  return inside;
 }
 
 // The bytes of the box as they lie in shared memory now, the swizzle undone.
@@ -196,14 +217,11 @@ std::vector<uint8_t> image_of(const Box &box, Place from) {
 void store_box(Warp &w, const Ins &i, int lane, Place from, const Box &box, Reduction op) {
   Machine &m = *w.machine;
   const Engines e = engines(w, i);
-  read_box(e, from, box);
+  if (!read_box(e.reader, from, box)) return;
   auto transfer = std::make_shared<Transfer>();
   transfer->clock = e.clock;
   transfer->go = [&m, e, from, box, op] {
-    if (!from.cta->living && !m.has("in flight", e.reader.pc))
-      m.add("in flight", e.reader.pc,
-            format("CTA %u has ended before its bulk copy had read its shared memory: no wait_group.read covers ",
-                   from.cta->linear) + m.where(e.reader.pc));
+    check_living(*from.cta, e.reader.pc, "read");
     const std::vector<uint8_t> image = image_of(box, from);
     const Kind kind = op == Reduction::NONE ? kind_of(true) : kind_of(true, Scope::GPU);
     for (const Piece &piece : box.pieces) {
@@ -221,13 +239,19 @@ void store_box(Warp &w, const Ins &i, int lane, Place from, const Box &box, Redu
   count_bulk(w, i, box.pieces, box.bytes);
 }
 
+bool own_shared(Warp &w, const Ins &i, int lane, const Place &from) {
+  if (from.cta == w.cta) return true;
+  bad_copy(w, i, lane, format("it reads the shared memory of CTA %u", from.cta->linear));
+  return false;
+}
+
 // cp.{async,reduce.async}.bulk.tensor.Nd.global.shared::cta: map, c0.., src.
 template <int RANK, Reduction OP> Step on_tensor_store(Warp &w, const Ins &i, Mask m) {
   SG_FOR_LANES(lane, defined(w, i, m, 0, 2 + RANK)) {
     Place from;
     Box box;
     if (!find_place(w, i, lane, value_of(w, i, 1 + RANK, lane) + i.imm[1], from) ||
-        !aligned(w, i, lane, from, TENSOR_ALIGNMENT) || !find_box(w, i, lane, 0, 0, RANK, box))
+        !aligned(w, i, lane, from, TENSOR_ALIGNMENT) || !own_shared(w, i, lane, from) || !find_box(w, i, lane, 0, 0, RANK, box))
       continue;
     if (!has_reduction(OP, box.type)) return bad_copy(w, i, lane, "this reduction does not take the tensor's type"), Step::STOP;
     store_box(w, i, lane, from, box, OP);
@@ -242,7 +266,7 @@ template <Reduction OP, int TYPE> Step on_bulk_store(Warp &w, const Ins &i, Mask
     const uint64_t to = value_of(w, i, 0, lane) + i.imm[0];
     const uint32_t bytes = uint32_t(value_of(w, i, 2, lane));
     if (find_place(w, i, lane, value_of(w, i, 1, lane) + i.imm[1], from) && aligned(w, i, lane, from, BULK_ALIGNMENT) &&
-        whole(w, i, lane, to, bytes))
+        own_shared(w, i, lane, from) && whole(w, i, lane, to, bytes))
       store_box(w, i, lane, from, plain_box(to, bytes, TYPE), OP);
   }
   return Step::NEXT;
@@ -258,29 +282,32 @@ template <Reduction OP, int TYPE> Step on_cluster_copy(Warp &w, const Ins &i, Ma
         !find_place(w, i, lane, value_of(w, i, 3, lane) + i.imm[2], bar) || !aligned(w, i, lane, to, BULK_ALIGNMENT) ||
         !aligned(w, i, lane, from, BULK_ALIGNMENT) || !whole(w, i, lane, 0, bytes))
       continue;
-    const Engines e = engines(w, i);
     Ticket ticket;
-    if (!begin_copy(w, i, lane, bar, e.view, ticket)) continue;
+    if (!same_cta(w, i, lane, to, bar) || !begin_copy(w, i, lane, bar, view_now(w), ticket)) continue;
     const Box box = plain_box(0, bytes, TYPE);
-    read_box(e, from, box);
-    bool undefined = false;
-    const bool inside = shared_write(*to.cta, ticket.engine(), to.at, bytes, 1, undefined, nullptr);
-    if (inside) shared_in_flight(*to.cta, ticket.engine(), to.at, bytes, true);
-    Ticket source = ticket;
-    source.bar = {w.cta, 0};
-    source.column = int16_t(BULK_COLUMN + w.index), source.clock = e.clock;
+    const Agent by = ticket.engine();
+    const bool readable = read_box(by, from, box);
+    bool undefined = false, reserved = false;
+    if (OP == Reduction::NONE && readable && shared_write(*to.cta, by, to.at, bytes, 1, undefined, nullptr)) {
+      shared_in_flight(*to.cta, by, to.at, bytes, true);
+      reserved = true;
+    }
     auto transfer = std::make_shared<Transfer>();
     transfer->go = [=] {
+      check_living(*from.cta, ticket.pc, "read");
+      check_living(*to.cta, ticket.pc, "written");
+      const Agent engine = ticket.engine();
       const std::vector<uint8_t> image = image_of(box, from);
-      if (inside) {
-        shared_land(*to.cta, ticket.engine(), 1, &to.at, bytes);
-        uint8_t *into = softgpu::shared_bytes(*to.cta) + to.at;
-        if (OP == Reduction::NONE)
-          std::memcpy(into, image.data(), bytes);
-        else
+      if (reserved) {
+        shared_land(*to.cta, engine, 1, &to.at, bytes);
+        std::memcpy(softgpu::shared_bytes(*to.cta) + to.at, image.data(), bytes);
+      } else if (OP != Reduction::NONE && readable) {  // atomic, element by element
+        bool tainted = false;
+        const Kind kind = kind_of(true, Scope::CLUSTER);
+        if (uint8_t *into = shared_access(*to.cta, engine, to.at, bytes, BULK_ALIGNMENT, kind, tainted, nullptr))
           reduce(OP, TYPE, into, image.data(), bytes);
       }
-      end_copy(ticket, source, bytes);
+      end_copy(ticket, ticket, bytes);
     };
     enqueue(*w.machine, to.cta, transfer);
     w.machine->counts[i.pc].bytes += bytes;
