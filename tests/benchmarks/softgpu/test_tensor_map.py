@@ -33,8 +33,8 @@ ELEMENT_TYPE, BOX, SIZE = replaced("elemtype", 7), replaced("box_dim", 1, 8), re
 FIELDS = "\n".join((
     replaced("global_address", "%g2", kind="b64"), replaced("rank", 1), replaced("box_dim", 0, 16), BOX,
     replaced("global_dim", 0, 32), SIZE, replaced("global_stride", 0, "%n", kind="b64"),
-    replaced("element_stride", 0, 1), replaced("element_stride", 1, 1), ELEMENT_TYPE, replaced("interleave_layout", 0), replaced("swizzle_mode", 0),
-    replaced("fill_mode", 0),
+    replaced("element_stride", 0, 1), replaced("element_stride", 1, 1), ELEMENT_TYPE,
+    replaced("interleave_layout", 0), replaced("swizzle_mode", 0), replaced("fill_mode", 0),
 ))  # fmt: skip
 COPY = """bar.warp.sync -1; @%p tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned
 [%g0], [%m], 128;"""

@@ -153,11 +153,90 @@ def test_a_store_writes_the_box():
     np.testing.assert_array_equal(x, want)
 
 
-@pytest.mark.parametrize(("op", "function"), [("add", np.add)])
-def test_reductions(op, function):
-    result, x = storing(STORING, STORE.replace("cp.async", "cp.reduce.async").replace("::cta.bulk", f"::cta.{op}.bulk"))
+REDUCTIONS = {
+    "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "inc": lambda a, b: np.where(a >= b, 0, a + 1), "dec": lambda a, b: np.where((a == 0) | (a > b), b, a - 1),
+}  # fmt: skip
+INTEGERS = {"u32": np.uint32, "s32": np.int32, "u64": np.uint64, "s64": np.int64}
+
+
+def reduced_types():
+    for op in REDUCTIONS:
+        if op in ("inc", "dec"):
+            yield op, "u32", np.uint32
+        elif op in ("and", "or", "xor"):
+            yield from ((op, "b32", np.uint32), (op, "b64", np.uint64))
+        else:
+            yield from ((op, name, dtype) for name, dtype in INTEGERS.items() if (op, name) != ("add", "s64"))
+            yield op, "noftz.f16" if op == "add" else "f16", np.float16
+    yield from (("add", "f32", np.float32), ("add", "f64", np.float64))
+
+
+@pytest.mark.parametrize(("op", "name", "dtype"), list(reduced_types()))
+def test_reductions_of_contiguous_memory(op, name, dtype):
+    """Two CTAs reduce the same 512 bytes of random bits into one place, one after the other in whatever order."""
+    rng, count = np.random.default_rng(0), NBYTES // np.dtype(dtype).itemsize
+    if np.issubdtype(dtype, np.floating):
+        x, before = rng.standard_normal(count).astype(dtype), rng.standard_normal(count).astype(dtype)
+    else:
+        x, before = (rng.integers(0, 256, NBYTES, np.uint8).view(dtype).copy() for _ in range(2))
+        before[: count // 2] = x[: count // 2] // 2  # inc goes on where it is below
+    out = before.copy()
+    body = f"""
+    mad.lo.u32 %at, %tid, 4, %s; mad.wide.u32 %to, %tid, 4, %g0; ld.global.b32 %x0, [%to]; st.shared.b32 [%at], %x0;
+    {PUBLISH} {BARRIER}
+    @%one cp.reduce.async.bulk.global.shared::cta.bulk_group.{op}.{name} [%g1], [%s], {NBYTES}; {COMMIT} {WAIT_READ}
+    """
+    result = kernel(SETUP + body, x.view(np.uint8), out.view(np.uint8), threads=THREADS, grid=(2,), shared=NBYTES,
+                    declarations=DECLARATIONS)  # fmt: skip
+    assert not result.findings, "\n".join(map(str, result.findings))
+    np.testing.assert_array_equal(out, REDUCTIONS[op](REDUCTIONS[op](before, x), x).astype(dtype))
+
+
+@pytest.mark.parametrize("op", ["add", "min", "max"])
+def test_reductions_of_boxes(op):
+    """The type is the map's: float32 adds, float16 has all three. What lies outside of the tensor is left alone."""
+    x = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float16)
+    before = x.copy()
+    fill = "mad.lo.u32 %at, %tid, 4, %s; add.u32 %x1, %tid, 0x38003c00; st.shared.b32 [%at], %x1;"
+    store = f"@%one cp.reduce.async.bulk.tensor.2d.global.shared::cta.{op}.bulk_group [%g0, {{24, 12}}], [%s];"
+    result = kernel(SETUP + "\n".join((fill, PUBLISH, BARRIER, store, COMMIT, WAIT_READ)), tensor_map(x, (8, 16)),
+                    x.view(np.uint8).reshape(-1), threads=THREADS, shared=1024, declarations=DECLARATIONS)  # fmt: skip
+    assert not result.findings, "\n".join(map(str, result.findings))
+    stored = (np.arange(THREADS, dtype=np.uint32)[:64] + 0x38003C00).view(np.float16).reshape(8, 16)
+    want = before.copy()
+    want[12:, 24:] = REDUCTIONS[op](before[12:, 24:], stored[:4, :8])
+    np.testing.assert_array_equal(x, want)
+
+
+def test_a_reduction_that_the_type_has_not():
+    store = STORE.replace("cp.async", "cp.reduce.async").replace("::cta.bulk", "::cta.min.bulk")
+    result, _ = storing(STORING, store)
+    assert kinds(result) == {"bad copy"}
+
+
+def test_reductions_of_boxes_in_float32():
+    store = STORE.replace("cp.async", "cp.reduce.async").replace("::cta.bulk", "::cta.add.bulk")
+    result, x = storing(STORING, store)
     assert not result.findings
-    np.testing.assert_array_equal(x[4:12, 8:24], function(np.full((8, 16), 0.5), np.arange(128).reshape(8, 16)))
+    np.testing.assert_array_equal(x[4:12, 8:24], 0.5 + np.arange(128).reshape(8, 16))
+
+
+def test_a_plain_write_races_with_a_reduction():
+    body = STORING.replace(STORE, STORE.replace("cp.async", "cp.reduce.async").replace("::cta.bulk", "::cta.add.bulk"))
+    result, _ = storing(body + "@%one st.global.b32 [%g1 + 560], 7;")
+    assert kinds(result) & {"race: write after write", "race: write after read"}, result.findings
+
+
+def test_what_goes_nowhere_need_not_be_written():
+    """A box whose last rows lie outside of the tensor, and of which shared memory holds the first ones alone."""
+    fill = "mad.lo.u32 %at, %tid, 4, %s; setp.lt.u32 %p, %tid, 64; @%p st.shared.b32 [%at], %tid;"
+    result, x = storing(STORING.replace(FILL, fill), STORE.replace("{8, 4}", "{8, 12}"))
+    assert not result.findings, "\n".join(map(str, result.findings))
+    np.testing.assert_array_equal(x[12:, 8:24].view(np.int32), np.arange(64).reshape(4, 16))
+    result, _ = storing(STORING.replace(FILL, fill), STORE.replace("{8, 4}", "{8, 11}"))
+    assert kinds(result) == {"never written"}
 
 
 OVERWRITE = "st.shared.b32 [%at], %tid;"
@@ -200,6 +279,8 @@ LOAD_FAULTS = {
     "used again in order": (copied_out(NBYTES), f"{copied_out(NBYTES)} {AGAIN}", set()),
     "used again too soon": (copied_out(NBYTES), f"{copied_out(NBYTES)} {AGAIN}".replace(BARRIER, ""),
                             {"race: write after read", "in flight", "race: read after write"}),
+    "coordinates too few": (load((0, 0)), load((0, 0)).replace("2d", "1d").replace("{0, 0}", "{0}"), {"bad tensor map",
+                                                                                                       "bad copy"}),
     "a box off its alignment": (load((0, 0)), load((0, 0)).replace("[%s]", "[%s + 64]"), {"misaligned", "deadlock"}),
     "beyond shared memory": (load((0, 0)), load((0, 0)).replace("[%s]", "[%s + 1024]"), {"out of bounds"}),
 }  # fmt: skip
@@ -244,6 +325,20 @@ def test_contiguous_copies_and_a_cluster():
                     declarations=DECLARATIONS, directives=".reqnctapercluster 2, 1, 1")  # fmt: skip
     assert not result.findings, "\n".join(map(str, result.findings))
     np.testing.assert_array_equal(out.reshape(2, 64), x.reshape(2, 64)[::-1])
+
+
+@pytest.mark.parametrize("start", [0, 4])
+def test_neighbours_do_not_race(start):
+    """Two CTAs store boxes side by side."""
+    x = np.zeros((8, 64), np.float32)
+    body = "\n".join((FILL, PUBLISH, BARRIER, f"mad.lo.u32 %x2, %ctaid, 16, {start};",
+                      STORE.replace("{8, 4}", "{%x2, 0}"), COMMIT, WAIT_READ))  # fmt: skip
+    result = kernel(SETUP + body, tensor_map(x, (8, 16)), x.view(np.uint8).reshape(-1), threads=THREADS, grid=(2,),
+                    shared=512, declarations=DECLARATIONS)  # fmt: skip
+    assert not result.findings, "\n".join(map(str, result.findings))
+    want = np.zeros_like(x)
+    want[:, start : start + 32] = np.tile(np.arange(128).reshape(8, 16), 2)
+    np.testing.assert_array_equal(x, want)
 
 
 @pytest.mark.parametrize("size", [2, 4])
