@@ -74,6 +74,14 @@ def test_a_map_made_by_the_kernel_is_the_drivers():
     np.testing.assert_array_equal(room, want)
 
 
+# PTX numbers the types of elements otherwise than the driver, from 8 on.
+@pytest.mark.parametrize(("ptx", "driver"), [*((k, k) for k in range(8)), (8, 10), (9, 8), (10, 9), (11, 11), (12, 12)])
+def test_types_of_elements(ptx, driver):
+    room = aligned(128)
+    run(MADE.replace(ELEMENT_TYPE, replaced("elemtype", ptx)).replace(LOAD, "").replace(WAIT, ""), room)
+    assert room[4] == driver
+
+
 FAULTS = {
     "no acquire": (ACQUIRE, "", {"no tensormap fence"}),
     "an acquire of another map": ("gpu [%g0], 128;", "gpu [%g2], 128;", {"no tensormap fence"}),

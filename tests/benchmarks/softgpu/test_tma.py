@@ -300,6 +300,15 @@ def test_faults_of_loads(fault, schedule):
     assert found & wanted if wanted else not found, "\n".join(map(str, result.findings))
 
 
+def test_a_cta_that_ends_under_a_load():
+    x = np.ones((16, 32), np.float32)
+    result = kernel(SETUP + LOADING.replace(WAIT, "").replace(copied_out(NBYTES), ""), tensor_map(x, BOX), x[:1].copy(),
+                    x.view(np.uint8).reshape(-1), threads=THREADS, shared=1024 + 64,
+                    declarations=DECLARATIONS)  # fmt: skip
+    assert kinds(result) == {"in flight"}
+    assert "CTA 0 has ended before its shared memory was written" in result.findings[0].text
+
+
 def test_contiguous_copies_and_a_cluster():
     """Each CTA of two loads a row, hands it to the other one through its shared memory, and stores what it got."""
     x = np.arange(2 * 64, dtype=np.float32)
