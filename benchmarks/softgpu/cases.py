@@ -321,7 +321,7 @@ def _linear_cross_entropy(family: str = "linear_cross_entropy") -> Iterator[Tria
         return_lse=True,
     )
     yield logits("bf16", "one class", V=1, N=3)
-    yield logits("fp32", "5000 rows of 3 classes", V=3, N=5000)
+    yield logits("fp32", "1200 rows of 3 classes", V=3, N=1200)
 
 
 def _linear_loss_case(label: str, *, N: int = 9, d: int = 64, V: int = 500, bias: bool = False, **options: Any) -> Case:

@@ -115,19 +115,44 @@ _SHARED = (
 
 
 def beside_another(text: str, fault: Fault) -> bool:
-    """Whether no access to shared memory, branch or label lies between this barrier and the next one or the last.
+    """Whether no access to shared memory lies between this barrier and the next one or the last.
 
     Since the last one, copies may have been begun: they are ordered by it, and waited for by themselves.
     """
     lines = [re.sub(r"^@!?%\w+\s+", "", line.strip()) for line in text.split("\n")]
+    barriers = [0, *(number for number, line in enumerate(lines, 1) if line.startswith("bar.sync"))]
+    last = max(n for n in barriers if n < fault.line)
+    following = min((n for n in barriers if n > fault.line), default=0)
     begun = ("cp.async.bulk.tensor", "mbarrier.arrive.expect_tx", "cp.async.c")
-    for way, allowed in ((lines[fault.line :], ()), (lines[fault.line - 2 :: -1], begun)):
-        for line in way:
-            if line.startswith("bar.sync"):
-                return True
-            if line.startswith((*_SHARED, "bra", "$L__BB", "ret")) and not (allowed and line.startswith(allowed)):
-                break
+    for begin, end, allowed in ((last, fault.line, begun), (fault.line, following, ())):
+        between = [line for line in lines[begin : max(begin, end - 1)] if line.startswith(_SHARED)]
+        alone = all(allowed and line.startswith(allowed) for line in between)
+        if begin and end and alone and _stays(lines, begin, end) and not _entered(lines, begin, end):
+            return True
     return False
+
+
+def _entered(lines: list[str], begin: int, end: int) -> bool:
+    """Whether a branch from elsewhere leads to between these lines."""
+    labels = {line.split(":")[0] for line in lines[begin:end] if line.startswith("$L__BB")}
+    outside = [*lines[:begin], *lines[end:]]
+    return any(re.search(rf"bra(\.uni)?\s+{re.escape(label)};", line) for label in labels for line in outside)
+
+
+def is_unused(text: str, fault: Fault) -> bool:
+    """Whether nobody reads the register that is loaded."""
+    register = re.escape(re.findall(r"%\w+", fault.before.split("[")[0])[-1])
+    pattern = re.compile(rf"[a-z][\w.:]*\s+\{{?\s*{register}\b")
+    return all(
+        pattern.search(re.sub(r"^@!?%\w+\s+", "", line.strip())) for line in text.split("\n")
+        if re.search(rf"{register}\b", line) and not line.strip().startswith(("//", ".reg"))
+    )  # fmt: skip
+
+
+def is_of_an_upper_half(text: str, fault: Fault) -> bool:
+    """Whether what is shuffled is the upper half of a 64-bit number."""
+    register = re.escape(re.findall(r"%\w+", fault.before)[1])
+    return re.search(rf"mov\.b64\s+\{{(%\w+|_), {register}\}},", text) is not None
 
 
 def orders_reads_only(text: str, fault: Fault) -> bool:
@@ -138,6 +163,17 @@ def orders_reads_only(text: str, fault: Fault) -> bool:
     following = min((n for n in barriers if n > fault.line), default=0)
     writes = ("st.shared", "stmatrix", "cp.async.", "mbarrier.in", "atom.shared", "red.shared", "$L__BB", "bra $L__BB")
     return bool(last and following) and not any(line.startswith(writes) for line in lines[last : following - 1])
+
+
+def between_products(text: str, fault: Fault) -> bool:
+    """Whether the accesses to shared memory before and behind it are those of wgmmas, which read."""
+    lines = [re.sub(r"^@!?%\w+\s+", "", line.strip()) for line in text.split("\n")]
+
+    def nearest(way: list[str]) -> str:
+        return next((line for line in way if line.startswith((*_SHARED, "bar.sync", "$L__BB"))), "")
+
+    both = nearest(lines[fault.line :]), nearest(lines[fault.line - 2 :: -1])
+    return all(line.startswith("wgmma.mma_async") for line in both)
 
 
 def moves_zeros(text: str, fault: Fault) -> bool:
@@ -292,6 +328,69 @@ ARGUMENTS: tuple[Argument, ...] = (
             nothing_is_under_way,
         )
         for kind in ("wait for wgmma removed", "wait for wgmma one group short")
+    ),
+    Argument(
+        "barrier removed", "", "",
+        "Both the products before it and those behind it read; what writes comes behind the next barrier.",
+        between_products,
+    ),
+    *(
+        Argument(
+            kind, "causal_tiles", "",
+            "It covers the last step before the diagonal. Every program has a step on the diagonal, and waits there "
+            "for its scores, and so for all groups, before it scales the sums.",
+        )
+        for kind in ("wait for wgmma removed", "wait for wgmma one group short")
+    ),
+    *(
+        Argument(
+            kind, "^layer_norm_forward", r"st\.global\.b32",
+            "Mean and rstd: all lanes of a row hold the same bits and the same address.",
+        )
+        for kind in ("predicate removed", "predicate negated")
+    ),
+    Argument(
+        "shuffle's lane changed", "^layer_norm_forward_(long|held)", "bfly",
+        "The mean's first sum: the second look at it takes back what the first one missed.",
+    ),
+    *(
+        Argument(
+            kind, "^(up|dgelu)_kernel$", r"bulk\.tensor\S*global\.shared",
+            "Other threads copy the same tile to the same place; each waits for its own group.",
+        )
+        for kind in ("predicate removed", "predicate negated")
+    ),
+    *(
+        Argument(
+            kind, "count_targets", "shared|shfl",
+            "The maximum of what says that a target is out of range: here all are in range, and every part of it is 0.",
+            is_a_maximum,
+        )
+        for kind in (
+            "store removed", "shared address 16 bytes off", "shuffle's lane changed", "predicate removed",
+            "predicate negated",
+        )
+    ),
+    *(
+        Argument(
+            kind, "", r"ld\.global",
+            "One of several loads of the same number, for the lanes of a vector; nobody reads this one.",
+            is_unused,
+        )
+        for kind in ("global address 16 bytes off", "predicate removed", "predicate negated")
+    ),
+    Argument(
+        "shuffle's lane changed", "count_targets", "bfly",
+        "The upper half of a count is 0 in all lanes.",
+        is_of_an_upper_half,
+    ),
+    Argument(
+        "barrier removed", "^(layer_norm_dweight_long|dgelu)_kernel$", "",
+        "A change of layout of sums that every warp holds: each has stored all that it reads, the same bits as others.",
+    ),
+    Argument(
+        "barrier removed", "count_targets", "",
+        "What says that a target is out of range is 0 in all parts here, and 0 is what stands there already.",
     ),
     Argument(
         "commit of wgmma removed", "causal_tiles", "",
