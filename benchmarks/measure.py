@@ -236,7 +236,7 @@ def machine() -> dict[str, object]:
         "triton": _version("triton"),
         "python": platform.python_version(),
         "cpu_threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "gpu_state": gpu_state(),
     }
@@ -256,7 +256,8 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """What the tree is, as git says it; None without git."""
     if "FASTGPT_COMMIT" in os.environ:  # a copy of the tree without its .git
         return os.environ["FASTGPT_COMMIT"]
     try:

@@ -13,7 +13,7 @@ from fastgpt.kernels.attention import launch
 from fastgpt.kernels.attention.ladder import attention_of
 
 from .limits import LIMITS
-from .rows import Row, tf32_allowed
+from .rows import Row, multiplying_in
 
 ALL = frozenset({"tensor_core", "wide_loads", "no_spills"})
 LARGE_HEAD = frozenset({"tensor_core", "wide_loads"})  # beyond head_dim 128 a spill is allowed, and recorded
@@ -43,7 +43,7 @@ def rows() -> Iterator[Row]:
     for head_dim in (64, 128, 256):
         expect = frozenset({"tensor_core", "no_spills"} if head_dim <= 128 else {"tensor_core"})
         call = functools.partial(_call, head_dim=head_dim, dtype=torch.float32, arches=nvidia)
-        yield Row("attention", f"tf32-d{head_dim}-causal", tf32_allowed()(call), expect)
+        yield Row("attention", f"tf32-d{head_dim}-causal", multiplying_in("tf32")(call), expect)
     # What masks and layouts change is the same everywhere: one GPU of each kind of tensor core is enough.
     kinds = ("sm_80", "sm_90", "sm_100", "gfx942")
     for head_dim in (64, 128):

@@ -8,7 +8,7 @@ import torch
 
 from fastgpt.kernels.attention_weights import launch
 
-from .rows import Row, tf32_allowed
+from .rows import Row, multiplying_in
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 EVERYTHING = frozenset({"tensor_core", "wide_loads", "no_spills"})
@@ -24,7 +24,7 @@ def rows() -> Iterator[Row]:
     yield Row("attention_weights", "bf16-d128-last-rows", _call(torch.bfloat16, 128, count=4), EVERYTHING)
     # ieee float32 products are not for tensor cores.
     yield Row("attention_weights", "fp32-d128-causal", _call(torch.float32, 128), EVERYTHING - {"tensor_core"})
-    yield Row("attention_weights", "tf32-d128-causal", tf32_allowed()(_call(torch.float32, 128)), EVERYTHING)
+    yield Row("attention_weights", "tf32-d128-causal", multiplying_in("tf32")(_call(torch.float32, 128)), EVERYTHING)
     yield Row("attention_weights", "bf16-d20-causal", _call(torch.bfloat16, 20), frozenset({"no_spills"}))
 
 

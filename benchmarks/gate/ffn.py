@@ -13,7 +13,7 @@ import torch
 from fastgpt.kernels.device.dropout import Dropout
 from fastgpt.kernels.ffn import launch
 
-from .rows import Row, tf32_allowed
+from .rows import Row, multiplying_in
 
 TOKENS = 16384
 WIDTHS = (256, 512, 768, 1024, 1600, 2048, 4096)
@@ -42,7 +42,7 @@ def rows() -> Iterator[Row]:
 
 def _row(label: str, call: Callable[..., None], expect: frozenset[str], *, tf32: bool = False, **options) -> Row:
     call = functools.partial(call, **options)
-    return Row("ffn", label, tf32_allowed()(call) if tf32 else call, expect)
+    return Row("ffn", label, multiplying_in("tf32")(call) if tf32 else call, expect)
 
 
 def _tensors(d: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

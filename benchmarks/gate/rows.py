@@ -39,10 +39,13 @@ class Row:
 
 
 @contextlib.contextmanager
-def tf32_allowed() -> Iterator[None]:
-    """float32 products inside the block may run on tensor cores, where the GPU has TF32."""
+def multiplying_in(precision: str) -> Iterator[None]:
+    """float32 products inside the block may run on tensor cores, where the GPU has TF32 ("tf32"), or not ("ieee").
+
+    By torch's new API alone, whose setting can be taken back; the old getters raise meanwhile.
+    """
     matmul = torch.backends.cuda.matmul
-    saved, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    saved, matmul.fp32_precision = matmul.fp32_precision, precision
     try:
         yield
     finally:

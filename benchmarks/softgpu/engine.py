@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from . import lower, ptx
+from .libcuda import NoCompiler
 
 SOURCES = Path(__file__).parent / "machine"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra")
@@ -36,10 +37,6 @@ TRACKED = (False, True, "poison")  # of an allocation: machine/memory.h
 
 class Unsupported(NotImplementedError):
     """The kernel has an instruction that the machine does not know."""
-
-
-class NoCompiler(RuntimeError):
-    """There is no C++ compiler to build the machine with."""
 
 
 @dataclass(frozen=True)

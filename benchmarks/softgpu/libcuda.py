@@ -22,7 +22,7 @@ VARIABLE = "TRITON_LIBCUDA_PATH"  # where Triton looks for the library when it l
 
 
 class NoCompiler(RuntimeError):
-    """There is no C compiler to build the driver with."""
+    """There is no C or C++ compiler to build the driver, or the machine, with."""
 
 
 class Shape(ctypes.Structure):

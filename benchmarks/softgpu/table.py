@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import itertools
 import platform
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import triton
+
+from benchmarks.measure import commit
 
 from .counting import KINDS, by_kernel
 from .engine import Settings
@@ -36,12 +37,11 @@ def described(settings: Settings) -> str:
 
 
 def _lines(cells: Sequence[Cell], configurations: Sequence[Settings], seconds: float) -> Iterator[str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     runs = [run for cell in cells for run in cell.runs]
     yield "# Compiled kernels, executed on a CPU"
     yield ""
     yield (
-        f"`make softgpu`, {datetime.date.today()}, commit {commit.stdout.strip() or 'unknown'}, Triton "
+        f"`make softgpu`, {datetime.date.today()}, commit {commit() or 'unknown'}, Triton "
         f"{triton.__version__}, torch {torch.__version__}, Python {platform.python_version()}; {seconds / 60:.0f} "
         "minutes. No GPU took part: the PTX that Triton emits is executed, with every access checked."
     )

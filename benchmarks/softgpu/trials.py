@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgpt.kernels as kernels
+from benchmarks.gate.rows import multiplying_in
 from fastgpt.kernels import reference
 from fastgpt.tools.budget import GRADIENT, OUTPUT, Exact, Verdict, exactly, judge
 from fastgpt.tools.verify_cases import Case
@@ -124,7 +125,7 @@ def execute(
     with (
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
-        _float32_products("tf32" if trial.tf32 else "ieee"),
+        multiplying_in("tf32" if trial.tf32 else "ieee"),
         simulate(capability=capability, num_sms=trial.num_sms, settings=settings) as gpu,
     ):
         gpu.on_ptx = on_ptx
@@ -171,16 +172,6 @@ def judged(trial: Trial, expected: Expected, results: Sequence[Tensor]) -> list[
             found = judge(f"{trial.name}: {what}", mine, theirs, truth, factor=factor)
         verdicts += found
     return verdicts
-
-
-@contextlib.contextmanager
-def _float32_products(precision: str) -> Iterator[None]:
-    matmul = torch.backends.cuda.matmul
-    saved, matmul.fp32_precision = matmul.fp32_precision, precision
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = saved
 
 
 _FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # the first argument that is multiplied; the next is, too

@@ -8,9 +8,8 @@ from benchmarks.sass.loops import find_loops, hot_loop
 from benchmarks.sass.parser import Instruction
 from benchmarks.sass.parser import Program as Code
 
-from .engine import COUNTS, Program, Result
-
-EXECUTED = COUNTS.index("executed")
+from .counting import EXECUTED
+from .engine import Program, Result
 
 
 @dataclass(frozen=True)

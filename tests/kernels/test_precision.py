@@ -1,7 +1,6 @@
 """float32 products follow torch's switch, set by whichever of its APIs, and round their operands as cuBLAS does."""
 
 import ast
-import contextlib
 import json
 import math
 import subprocess
@@ -15,6 +14,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from benchmarks.gate.rows import multiplying_in
 from fastgpt.kernels import _runtime, attention_weights, flash_attention, gelu_ffn
 from fastgpt.kernels.device.tf32 import dot_operand, round_to_tf32
 from fastgpt.kernels.ffn.products import float32_reductions
@@ -166,17 +166,6 @@ def test_every_product_names_its_precision_and_rounds_its_operands():
                 for operand in product.args[:2]:
                     assert rounding.of(operand, function), f"{where}: {ast.unparse(operand)} is no dot_operand"
     assert products == sum(len(calls_of(ast.parse(file.read_text()), "tl.dot")) for file in kernels.rglob("*.py"))
-
-
-@contextlib.contextmanager
-def multiplying_in(precision):
-    """By the new API alone, whose setting can be taken back; the old getters raise meanwhile."""
-    matmul = torch.backends.cuda.matmul
-    saved, matmul.fp32_precision = matmul.fp32_precision, precision
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = saved
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,7 @@ Addresses addresses(Warp &w, const Ins &i, Mask m, int operand, int64_t offset) 
   a.defined = m & ~undefined;
   if (undefined && !w.machine->has("undefined value", i.pc))
     w.machine->add("undefined value", i.pc,
-                   format("CTA %u warp %d lane %d: an address comes from what nobody wrote, in ", w.cta->linear,
-                          w.index, __builtin_ctz(undefined)) +
+                   name_of(w, __builtin_ctz(undefined)) + ": an address comes from what nobody wrote, in " +
                        w.machine->where(i.pc));
   return a;
 }
@@ -176,8 +175,8 @@ template <Where WHERE> Step is_space(Warp &w, const Ins &i, Mask m) {
 
 template <uint64_t WINDOW> void announce_conversions(const std::string &space) {
   for (const char *size : {".u64", ".u32"}) {
-    announce(("cvta" + space + size).c_str(), convert_address<WINDOW, false>);
-    announce(("cvta.to" + space + size).c_str(), convert_address<WINDOW, true>);
+    announce("cvta" + space + size, convert_address<WINDOW, false>);
+    announce("cvta.to" + space + size, convert_address<WINDOW, true>);
   }
 }
 

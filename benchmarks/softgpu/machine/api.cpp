@@ -95,8 +95,6 @@ void sg_counts(const Machine *m, uint64_t *out) {
   }
 }
 
-uint64_t sg_num_keys() { return handlers().size(); }
-
 // Newline-separated, sorted; owned by the library.
 const char *sg_keys() {
   static std::string all;

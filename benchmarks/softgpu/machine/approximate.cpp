@@ -214,8 +214,8 @@ template <bool FULL, bool FTZ> Step divide(Warp &w, const Ins &i, Mask m) {
 }
 
 template <class F> void announce_function(const std::string &name) {
-  announce((name + ".approx.f32").c_str(), function<F, float, false, 1>);
-  announce((name + ".approx.ftz.f32").c_str(), function<F, float, true, 1>);
+  announce(name + ".approx.f32", function<F, float, false, 1>);
+  announce(name + ".approx.ftz.f32", function<F, float, true, 1>);
 }
 
 const bool announced = [] {

@@ -13,8 +13,6 @@ uint64_t value_of(Warp &w, const Ins &i, int operand, int lane) {
   }
 }
 
-std::string who(const Warp &w, int lane) { return format("CTA %u warp %d lane %d", w.cta->linear, w.index, lane); }
-
 Mask defined(Warp &w, const Ins &i, Mask m, int first, int last) {
   Mask undefined = 0;
   for (int k = first; k < last; k++)
@@ -22,7 +20,7 @@ Mask defined(Warp &w, const Ins &i, Mask m, int first, int last) {
   undefined &= m;
   if (undefined && !w.machine->has("undefined value", i.pc))
     w.machine->add("undefined value", i.pc,
-                   format("%s: an operand comes from what nobody wrote", who(w, __builtin_ctz(undefined)).c_str()));
+                   format("%s: an operand comes from what nobody wrote", name_of(w, __builtin_ctz(undefined)).c_str()));
   return m & ~undefined;
 }
 
@@ -33,7 +31,7 @@ bool find_place(Warp &w, const Ins &i, int lane, uint64_t address, Place &place)
   const uint64_t rank = address >> RANK_SHIFT;
   if (rank > w.cta->cluster.size()) {
     if (!m.has("out of bounds", i.pc))
-      m.add("out of bounds", i.pc, format("%s: %#llx is no address of shared memory in its cluster", who(w, lane).c_str(),
+      m.add("out of bounds", i.pc, format("%s: %#llx is no address of shared memory in its cluster", name_of(w, lane).c_str(),
                                           (unsigned long long)address));
     return false;
   }
@@ -41,7 +39,7 @@ bool find_place(Warp &w, const Ins &i, int lane, uint64_t address, Place &place)
   if (place.cta == w.cta || place.cta->living) return true;
   if (!m.has("memory of a CTA that has ended", i.pc))
     m.add("memory of a CTA that has ended", i.pc,
-          format("%s: CTA %u has ended, and its shared memory with it", who(w, lane).c_str(), place.cta->linear));
+          format("%s: CTA %u has ended, and its shared memory with it", name_of(w, lane).c_str(), place.cta->linear));
   place.cta = nullptr;
   return false;
 }

@@ -22,9 +22,6 @@ struct Place {
 // Where `address`, of .shared::cta, .shared::cluster or generic, points. A finding and false if it is nowhere.
 bool find_place(Warp &w, const Ins &i, int lane, uint64_t address, Place &place);
 
-// "CTA 3 warp 1 lane 0"
-std::string who(const Warp &w, int lane);
-
 // ---- copies that complete at an mbarrier -----------------------------------------------------------------------------
 
 // A copy under way: its engine at the time, and the mbarrier that it will tell.

@@ -265,7 +265,7 @@ const bool announced = [] {
   const auto add = [](const std::string &space, const std::vector<std::string> &operations) {
     for (const std::string &qualifier : qualifiers(space))
       for (const std::string &operation : operations)
-        for (const char *name : {"atom", "red"}) announce((name + qualifier + operation).c_str(), on_atomic, OWN_TAINT);
+        for (const char *name : {"atom", "red"}) announce(name + qualifier + operation, on_atomic, OWN_TAINT);
   };
   for (const char *space : {"", ".global", ".shared", ".shared::cta", ".shared::cluster"})
     add(space, scalar_operations());

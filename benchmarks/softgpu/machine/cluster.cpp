@@ -16,7 +16,7 @@ template <class T, bool GENERIC> Step on_mapa(Warp &w, const Ins &i, Mask m) {
   SG_FOR_LANES(lane, m) {
     const uint64_t a = value_of(w, i, 1, lane), rank = uint32_t(value_of(w, i, 2, lane));
     if (rank >= w.cta->cluster.size()) {
-      w.machine->add("out of bounds", i.pc, format("%s: no CTA of rank %llu in a cluster of %zu", who(w, lane).c_str(),
+      w.machine->add("out of bounds", i.pc, format("%s: no CTA of rank %llu in a cluster of %zu", name_of(w, lane).c_str(),
                                                    static_cast<unsigned long long>(rank), w.cta->cluster.size()));
       return Step::STOP;
     }
@@ -65,7 +65,7 @@ template <bool RELEASES> Step on_arrive(Warp &w, const Ins &i, Mask) {
   if (!gathered(w, ALL)) return Step::RETRY;
   ClusterBarrier &b = barrier_of(*w.cta);
   if (b.arrived[&w] == b.phase + 1)
-    w.machine->add("bad barrier", i.pc, format("%s arrives twice at one phase of the cluster's barrier", who(w, 0).c_str()));
+    w.machine->add("bad barrier", i.pc, format("%s arrives twice at one phase of the cluster's barrier", name_of(w, 0).c_str()));
   b.arrived[&w] = b.phase + 1;
   if (RELEASES)
     b.open.join(w.view);
@@ -81,7 +81,7 @@ Step on_wait(Warp &w, const Ins &i, Mask) {
   ClusterBarrier &b = barrier_of(*w.cta);
   const uint64_t waited = b.arrived[&w];
   if (!waited) {
-    w.machine->add("bad barrier", i.pc, format("%s waits at the cluster's barrier, where it has not arrived", who(w, 0).c_str()));
+    w.machine->add("bad barrier", i.pc, format("%s waits at the cluster's barrier, where it has not arrived", name_of(w, 0).c_str()));
     return Step::STOP;
   }
   settle(w, b);  // others may have ended since
@@ -99,7 +99,7 @@ template <bool MORE> Step on_setmaxnreg(Warp &w, const Ins &i, Mask) {
   Machine &m = *w.machine;
   const int32_t n = int32_t(w.reg<uint32_t>(i.op[0])[0]);
   const auto bad = [&](const std::string &why) {
-    m.add("bad setmaxnreg", i.pc, format("CTA %u warp %d, %d registers: ", w.cta->linear, w.index, n) + why);
+    m.add("bad setmaxnreg", i.pc, name_of(w) + format(", %d registers: ", n) + why);
     return Step::STOP;
   };
   if (n % 8 || n < 24 || n > 256) return bad("it must be a multiple of 8 from 24 to 256");
@@ -112,8 +112,6 @@ template <bool MORE> Step on_setmaxnreg(Warp &w, const Ins &i, Mask) {
   return Step::NEXT;
 }
 
-Step on_nothing(Warp &, const Ins &, Mask) { return Step::NEXT; }
-
 const bool announced = [] {
   announce("mapa.u32", on_mapa<uint32_t, true>);
   announce("mapa.u64", on_mapa<uint64_t, true>);
@@ -125,17 +123,17 @@ const bool announced = [] {
   announce("getctarank.shared::cluster.u64", on_getctarank<uint64_t>);
   for (const char *aligned : {"", ".aligned"}) {
     const std::string head = "barrier.cluster.", tail = aligned;
-    announce((head + "arrive" + tail).c_str(), on_arrive<true>);
-    announce((head + "arrive.release" + tail).c_str(), on_arrive<true>);
-    announce((head + "arrive.relaxed" + tail).c_str(), on_arrive<false>);
-    announce((head + "wait" + tail).c_str(), on_wait);
-    announce((head + "wait.acquire" + tail).c_str(), on_wait);
+    announce(head + "arrive" + tail, on_arrive<true>);
+    announce(head + "arrive.release" + tail, on_arrive<true>);
+    announce(head + "arrive.relaxed" + tail, on_arrive<false>);
+    announce(head + "wait" + tail, on_wait);
+    announce(head + "wait.acquire" + tail, on_wait);
   }
   announce("setmaxnreg.inc.sync.aligned.u32", on_setmaxnreg<true>);
   announce("setmaxnreg.dec.sync.aligned.u32", on_setmaxnreg<false>);
   // Launches follow each other here; the next one never begins early.
-  announce("griddepcontrol.launch_dependents", on_nothing);
-  announce("griddepcontrol.wait", on_nothing);
+  announce("griddepcontrol.launch_dependents", nothing);
+  announce("griddepcontrol.wait", nothing);
   return true;
 }();
 

@@ -163,16 +163,8 @@ Step on_exit(Warp &w, const Ins &, Mask m) {
 }
 
 Step on_trap(Warp &w, const Ins &i, Mask) {
-  w.machine->add("trap", i.pc, format("CTA %u warp %d stops the kernel", w.cta->linear, w.index));
+  w.machine->add("trap", i.pc, name_of(w) + " stops the kernel");
   return Step::STOP;
-}
-
-Step on_nothing(Warp &, const Ins &, Mask) { return Step::NEXT; }
-
-// Where lower.py lets a register reuse the place of another one: what it holds is nobody's.
-Step on_undef(Warp &w, const Ins &i, Mask m) {
-  for (int32_t unit : i.op) w.undefined[unit] |= m;
-  return Step::NEXT;
 }
 
 const bool announced = [] {
@@ -185,16 +177,15 @@ const bool announced = [] {
   for (const char *head : {"bar.red", "bar.cta.red", "barrier.red", "barrier.cta.red"})
     for (const char *aligned : {"", ".aligned"}) {
       const std::string red = head;
-      announce((red + ".popc" + aligned + ".u32").c_str(), on_bar_red<0>, OWN_TAINT);
-      announce((red + ".and" + aligned + ".pred").c_str(), on_bar_red<1>, OWN_TAINT);
-      announce((red + ".or" + aligned + ".pred").c_str(), on_bar_red<2>, OWN_TAINT);
+      announce(red + ".popc" + aligned + ".u32", on_bar_red<0>, OWN_TAINT);
+      announce(red + ".and" + aligned + ".pred", on_bar_red<1>, OWN_TAINT);
+      announce(red + ".or" + aligned + ".pred", on_bar_red<2>, OWN_TAINT);
     }
   announce("bra", on_bra), announce("bra.uni", on_bra);
   announce("brx.idx", on_brx, OWN_TAINT), announce("brx.idx.uni", on_brx, OWN_TAINT);
   announce("ret", on_exit), announce("ret.uni", on_exit), announce("exit", on_exit);
-  announce("trap", on_trap), announce("brkpt", on_nothing), announce("nanosleep.u32", on_nothing);
-  announce("pmevent", on_nothing);
-  announce("softgpu.undef", on_undef, OWN_TAINT | OWN_BUSY);
+  announce("trap", on_trap), announce("brkpt", nothing), announce("nanosleep.u32", nothing);
+  announce("pmevent", nothing);
   return true;
 }();
 

@@ -190,7 +190,6 @@ template <class T, bool RELU> uint32_t narrowed_pair(float high, float low) {
 
 // ---- names -----------------------------------------------------------------------------------------------------------
 
-void on(const std::string &key, Handler handler) { announce(key.c_str(), handler); }
 
 constexpr const char *INTEGERS[] = {".u8", ".s8", ".u16", ".s16", ".u32", ".s32", ".u64", ".s64"};
 constexpr const char *FLOATS[] = {".f16", ".bf16", ".f32", ".f64"};
@@ -198,28 +197,28 @@ constexpr const char *FLOAT_ROUNDS[] = {".rn", ".rz", ".rm", ".rp"};
 constexpr const char *INTEGER_ROUNDS[] = {".rni", ".rzi", ".rmi", ".rpi"};
 
 template <class D, class S> void announce_between(const std::string &to, const std::string &from) {
-  on("cvt.u" + to + ".u" + from, quick<between_integers<std::make_unsigned_t<D>, std::make_unsigned_t<S>>>);
-  on("cvt.s" + to + ".u" + from, quick<between_integers<D, std::make_unsigned_t<S>>>);
-  on("cvt.u" + to + ".s" + from, quick<between_integers<std::make_unsigned_t<D>, S>>);
-  on("cvt.s" + to + ".s" + from, quick<between_integers<D, S>>);
+  announce("cvt.u" + to + ".u" + from, quick<between_integers<std::make_unsigned_t<D>, std::make_unsigned_t<S>>>);
+  announce("cvt.s" + to + ".u" + from, quick<between_integers<D, std::make_unsigned_t<S>>>);
+  announce("cvt.u" + to + ".s" + from, quick<between_integers<std::make_unsigned_t<D>, S>>);
+  announce("cvt.s" + to + ".s" + from, quick<between_integers<D, S>>);
 }
 
 void announce_all() {
   for (const char *saturate : {"", ".sat"}) {
     for (const char *to : INTEGERS)
-      for (const char *from : INTEGERS) on(std::string("cvt") + saturate + to + from, convert);
+      for (const char *from : INTEGERS) announce(std::string("cvt") + saturate + to + from, convert);
     for (const char *flush : {"", ".ftz"}) {
       const std::string options = std::string(flush) + saturate;
       for (const char *a : INTEGERS)
         for (const char *b : FLOATS) {
-          for (const char *round : FLOAT_ROUNDS) on("cvt" + (round + options) + b + a, convert);
-          for (const char *round : INTEGER_ROUNDS) on("cvt" + (round + options) + a + b, convert);
+          for (const char *round : FLOAT_ROUNDS) announce("cvt" + (round + options) + b + a, convert);
+          for (const char *round : INTEGER_ROUNDS) announce("cvt" + (round + options) + a + b, convert);
         }
       for (const char *to : FLOATS)
         for (const char *from : FLOATS) {
-          on("cvt" + options + to + from, convert);
-          for (const char *round : FLOAT_ROUNDS) on("cvt" + (round + options) + to + from, convert);
-          for (const char *round : INTEGER_ROUNDS) on("cvt" + (round + options) + to + from, convert);
+          announce("cvt" + options + to + from, convert);
+          for (const char *round : FLOAT_ROUNDS) announce("cvt" + (round + options) + to + from, convert);
+          for (const char *round : INTEGER_ROUNDS) announce("cvt" + (round + options) + to + from, convert);
         }
     }
   }
@@ -227,17 +226,17 @@ void announce_all() {
     for (const char *finite : {"", ".satfinite"})
       for (const char *round : {".rn", ".rz"}) {
         for (const char *to : {".f16", ".bf16", ".f16x2", ".bf16x2"})
-          on(std::string("cvt") + round + relu + finite + to + ".f32", convert);
-        on(std::string("cvt") + round + finite + relu + ".tf32.f32", convert);
+          announce(std::string("cvt") + round + relu + finite + to + ".f32", convert);
+        announce(std::string("cvt") + round + finite + relu + ".tf32.f32", convert);
       }
     for (const char *byte : {".e4m3x2", ".e5m2x2"}) {
-      on(std::string("cvt.rn.satfinite") + relu + byte + ".f32", convert);
-      on(std::string("cvt.rn.satfinite") + relu + byte + ".f16x2", convert);
-      on(std::string("cvt.rn") + relu + ".f16x2" + byte, convert);
+      announce(std::string("cvt.rn.satfinite") + relu + byte + ".f32", convert);
+      announce(std::string("cvt.rn.satfinite") + relu + byte + ".f16x2", convert);
+      announce(std::string("cvt.rn") + relu + ".f16x2" + byte, convert);
     }
   }
-  on("cvt.rna.tf32.f32", convert);
-  on("cvt.rna.satfinite.tf32.f32", convert);
+  announce("cvt.rna.tf32.f32", convert);
+  announce("cvt.rna.satfinite.tf32.f32", convert);
 }
 
 const bool announced = [] {
@@ -251,18 +250,18 @@ const bool announced = [] {
   announce_between<int64_t, int16_t>("64", "16");
   announce_between<int64_t, int32_t>("64", "32");
   announce_between<int64_t, int64_t>("64", "64");
-  on("cvt.rn.f32.s32", quick<int_to_float<int32_t>>);
-  on("cvt.rn.f32.u32", quick<int_to_float<uint32_t>>);
-  on("cvt.rn.f32.s64", quick<int_to_float<int64_t>>);
-  on("cvt.rn.f32.u64", quick<int_to_float<uint64_t>>);
-  on("cvt.f32.f16", quick<widened<F16>>);
-  on("cvt.f32.bf16", quick<widened<BF16>>);
-  on("cvt.rn.f16.f32", quick<narrowed<F16>>);
-  on("cvt.rn.bf16.f32", quick<narrowed<BF16>>);
-  on("cvt.rn.f16x2.f32", quick<narrowed_pair<F16, false>>);
-  on("cvt.rn.bf16x2.f32", quick<narrowed_pair<BF16, false>>);
-  on("cvt.rn.relu.f16x2.f32", quick<narrowed_pair<F16, true>>);
-  on("cvt.rn.relu.bf16x2.f32", quick<narrowed_pair<BF16, true>>);
+  announce("cvt.rn.f32.s32", quick<int_to_float<int32_t>>);
+  announce("cvt.rn.f32.u32", quick<int_to_float<uint32_t>>);
+  announce("cvt.rn.f32.s64", quick<int_to_float<int64_t>>);
+  announce("cvt.rn.f32.u64", quick<int_to_float<uint64_t>>);
+  announce("cvt.f32.f16", quick<widened<F16>>);
+  announce("cvt.f32.bf16", quick<widened<BF16>>);
+  announce("cvt.rn.f16.f32", quick<narrowed<F16>>);
+  announce("cvt.rn.bf16.f32", quick<narrowed<BF16>>);
+  announce("cvt.rn.f16x2.f32", quick<narrowed_pair<F16, false>>);
+  announce("cvt.rn.bf16x2.f32", quick<narrowed_pair<BF16, false>>);
+  announce("cvt.rn.relu.f16x2.f32", quick<narrowed_pair<F16, true>>);
+  announce("cvt.rn.relu.bf16x2.f32", quick<narrowed_pair<BF16, true>>);
   return true;
 }();
 

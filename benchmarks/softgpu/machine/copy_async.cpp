@@ -60,9 +60,7 @@ bool find_source_bytes(Warp &w, const Ins &i, const Operands &o, int lane, uint3
   if (w.undefined[i.op[k]] >> lane & 1) {
     if (!m.has("undefined value", i.pc))
       m.add("undefined value", i.pc,
-            format("CTA %u warp %d lane %d: how much is copied comes from what nobody wrote, in ", w.cta->linear,
-                   w.index, lane) +
-                m.where(i.pc));
+            name_of(w, lane) + ": how much is copied comes from what nobody wrote, in " + m.where(i.pc));
     return false;
   }
   if (k == o.ignore)
@@ -72,8 +70,7 @@ bool find_source_bytes(Warp &w, const Ins &i, const Operands &o, int lane, uint3
   if (bytes <= o.bytes) return true;
   if (!m.has("bad copy", i.pc))
     m.add("bad copy", i.pc,
-          format("CTA %u warp %d lane %d copies %u bytes of %u, in ", w.cta->linear, w.index, lane, bytes, o.bytes) +
-              m.where(i.pc));
+          name_of(w, lane) + format(" copies %u bytes of %u, in ", bytes, o.bytes) + m.where(i.pc));
   return false;
 }
 
@@ -140,8 +137,7 @@ void check_sources(Warp &w, const Copy &c, const Agent &who, Mask m) {
     if (!std::memcmp(sources[lane], c.data[lane], c.source_bytes[lane]) || machine.has("source changed", who.pc))
       continue;
     machine.add("source changed", who.pc,
-                format("CTA %u warp %d lane %d: ", w.cta->linear, w.index, lane) + global_name(machine, c.from[lane]) +
-                    " was written while " + machine.where(who.pc) + " copied it");
+                name_of(w, lane) + ": " + global_name(machine, c.from[lane]) + " was written while " + machine.where(who.pc) + " copied it");
   }
 }
 
@@ -222,10 +218,10 @@ template <bool NOINC> Step arrive(Warp &w, const Ins &i, Mask m) {
 
 const bool announced = [] {
   for (const char *space : {"shared", "shared::cta"}) {
-    announce(format("cp.async.%s.global", space).c_str(), issue, OWN_TAINT);
+    announce(format("cp.async.%s.global", space), issue, OWN_TAINT);
     const std::string head = "cp.async.mbarrier.arrive";
-    announce((head + "." + space + ".b64").c_str(), arrive<false>, OWN_TAINT);
-    announce((head + ".noinc." + space + ".b64").c_str(), arrive<true>, OWN_TAINT);
+    announce(head + "." + space + ".b64", arrive<false>, OWN_TAINT);
+    announce(head + ".noinc." + space + ".b64", arrive<true>, OWN_TAINT);
   }
   announce("cp.async.mbarrier.arrive.b64", arrive<false>, OWN_TAINT);
   announce("cp.async.mbarrier.arrive.noinc.b64", arrive<true>, OWN_TAINT);

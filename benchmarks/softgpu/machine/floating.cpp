@@ -162,15 +162,14 @@ template <Handler RUN, int MODE> Step rounded(Warp &w, const Ins &i, Mask m) { r
 
 // ---- names -----------------------------------------------------------------------------------------------------------
 
-void on(const std::string &key, Handler handler) { announce(key.c_str(), handler); }
 
 // `name`, ".rn" and so on, `rest`. Without a name of a rounding it is to nearest, where that may be left out.
 template <auto F> void on_roundings(const std::string &name, const std::string &rest, bool may_be_left_out) {
-  if (may_be_left_out) on(name + rest, each<F>);
-  on(name + ".rn" + rest, each<F>);
-  on(name + ".rz" + rest, rounded<&Each<F>::handler, FE_TOWARDZERO>);
-  on(name + ".rm" + rest, rounded<&Each<F>::handler, FE_DOWNWARD>);
-  on(name + ".rp" + rest, rounded<&Each<F>::handler, FE_UPWARD>);
+  if (may_be_left_out) announce(name + rest, each<F>);
+  announce(name + ".rn" + rest, each<F>);
+  announce(name + ".rz" + rest, rounded<&Each<F>::handler, FE_TOWARDZERO>);
+  announce(name + ".rm" + rest, rounded<&Each<F>::handler, FE_DOWNWARD>);
+  announce(name + ".rp" + rest, rounded<&Each<F>::handler, FE_UPWARD>);
 }
 
 template <class T, int OPTIONS> void announce_sums(const std::string &type) {
@@ -188,15 +187,15 @@ template <class T, int OPTIONS> void announce_quotients(const std::string &type)
   on_roundings<square_root<T, OPTIONS>>("sqrt", rest, false);
 }
 template <class T, int OPTIONS> void announce_signs(const std::string &type) {
-  on("neg" + suffix(OPTIONS) + type, each<negative<T, OPTIONS>>);
-  on("abs" + suffix(OPTIONS) + type, each<absolute<T, OPTIONS>>);
+  announce("neg" + suffix(OPTIONS) + type, each<negative<T, OPTIONS>>);
+  announce("abs" + suffix(OPTIONS) + type, each<absolute<T, OPTIONS>>);
 }
 template <class T, int OPTIONS> void announce_extrema(const std::string &type) {
-  on("min" + suffix(OPTIONS) + type, each<extremum<T, OPTIONS, false>>);
-  on("max" + suffix(OPTIONS) + type, each<extremum<T, OPTIONS, true>>);
+  announce("min" + suffix(OPTIONS) + type, each<extremum<T, OPTIONS, false>>);
+  announce("max" + suffix(OPTIONS) + type, each<extremum<T, OPTIONS, true>>);
   if constexpr (IS_SHORT<T>) {
-    on("min" + suffix(OPTIONS) + type + "x2", each<both<extremum<T, OPTIONS, false>>>);
-    on("max" + suffix(OPTIONS) + type + "x2", each<both<extremum<T, OPTIONS, true>>>);
+    announce("min" + suffix(OPTIONS) + type + "x2", each<both<extremum<T, OPTIONS, false>>>);
+    announce("max" + suffix(OPTIONS) + type + "x2", each<both<extremum<T, OPTIONS, true>>>);
   }
 }
 template <class T, int OPTIONS> void announce_all_extrema(const std::string &type) {
@@ -208,8 +207,8 @@ template <class T, int OPTIONS> void announce_all_extrema(const std::string &typ
 
 // Both of a value and of two packed ones.
 template <auto F> void on_short(const std::string &name, int options, const std::string &type) {
-  on(name + suffix(options) + type, each<F>);
-  on(name + suffix(options) + type + "x2", each<both<F>>);
+  announce(name + suffix(options) + type, each<F>);
+  announce(name + suffix(options) + type + "x2", each<both<F>>);
 }
 template <class T, int OPTIONS> void announce_short_sums(const std::string &type) {
   for (const std::string rounding : {"", ".rn"}) {
@@ -277,8 +276,8 @@ const bool announced = [] {
   announce_all_extrema<BF16, 0>(".bf16");
   announce_extrema<double, 0>(".f64");
 
-  on("copysign.f32", each<copysign<float>>);
-  on("copysign.f64", each<copysign<double>>);
+  announce("copysign.f32", each<copysign<float>>);
+  announce("copysign.f64", each<copysign<double>>);
   return true;
 }();
 

@@ -211,67 +211,66 @@ template <class A, class B, bool UPPER> DotSum<A, B> dp2a(uint32_t a, uint32_t b
 
 // ---- names -----------------------------------------------------------------------------------------------------------
 
-void on(const std::string &key, Handler handler) { announce(key.c_str(), handler); }
 
 template <class T> std::string type_name() { return (std::is_signed_v<T> ? ".s" : ".u") + std::to_string(WIDTH<T>); }
 
 template <class T> void announce_integers() {
   const std::string type = type_name<T>();
-  on("add" + type, each<add<T>>);
-  on("sub" + type, each<sub<T>>);
-  on("mul.lo" + type, each<mul_lo<T>>);
-  on("mul.hi" + type, each<mul_hi<T>>);
-  on("mad.lo" + type, each<mad_lo<T>>);
-  on("mad.hi" + type, each<mad_hi<T>>);
-  on("sad" + type, each<sad<T>>);
-  on("div" + type, each<quotient<T>>);
-  on("rem" + type, each<remainder<T>>);
-  on("min" + type, each<least<T>>);
-  on("max" + type, each<greatest<T>>);
-  on("shr" + type, each<shr<T>>);
+  announce("add" + type, each<add<T>>);
+  announce("sub" + type, each<sub<T>>);
+  announce("mul.lo" + type, each<mul_lo<T>>);
+  announce("mul.hi" + type, each<mul_hi<T>>);
+  announce("mad.lo" + type, each<mad_lo<T>>);
+  announce("mad.hi" + type, each<mad_hi<T>>);
+  announce("sad" + type, each<sad<T>>);
+  announce("div" + type, each<quotient<T>>);
+  announce("rem" + type, each<remainder<T>>);
+  announce("min" + type, each<least<T>>);
+  announce("max" + type, each<greatest<T>>);
+  announce("shr" + type, each<shr<T>>);
   if constexpr (sizeof(T) < 8) {
-    on("mul.wide" + type, each<mul_wide<T>>);
-    on("mad.wide" + type, each<mad_wide<T>>);
+    announce("mul.wide" + type, each<mul_wide<T>>);
+    announce("mad.wide" + type, each<mad_wide<T>>);
   }
   if constexpr (sizeof(T) > 2) {
-    on("bfe" + type, each<bfe<T>>);
-    on("bfind" + type, each<bfind<T, false>>);
-    on("bfind.shiftamt" + type, each<bfind<T, true>>);
+    announce("bfe" + type, each<bfe<T>>);
+    announce("bfind" + type, each<bfind<T, false>>);
+    announce("bfind.shiftamt" + type, each<bfind<T, true>>);
   }
   if constexpr (sizeof(T) == 4) {
-    on("mul24.lo" + type, each<mul24_lo<T>>);
-    on("mul24.hi" + type, each<mul24_hi<T>>);
-    on("mad24.lo" + type, each<mad24_lo<T>>);
-    on("mad24.hi" + type, each<mad24_hi<T>>);
-    on("szext.clamp" + type, each<szext<T, true>>);
-    on("szext.wrap" + type, each<szext<T, false>>);
+    announce("mul24.lo" + type, each<mul24_lo<T>>);
+    announce("mul24.hi" + type, each<mul24_hi<T>>);
+    announce("mad24.lo" + type, each<mad24_lo<T>>);
+    announce("mad24.hi" + type, each<mad24_hi<T>>);
+    announce("szext.clamp" + type, each<szext<T, true>>);
+    announce("szext.wrap" + type, each<szext<T, false>>);
   }
   if constexpr (sizeof(T) == 2) {
-    on("add" + type + "x2", each<both<add<T>>>);
-    on("sub" + type + "x2", each<both<sub<T>>>);
-    on("min" + type + "x2", each<both<least<T>>>);
-    on("max" + type + "x2", each<both<greatest<T>>>);
+    announce("add" + type + "x2", each<both<add<T>>>);
+    announce("sub" + type + "x2", each<both<sub<T>>>);
+    announce("min" + type + "x2", each<both<least<T>>>);
+    announce("max" + type + "x2", each<both<greatest<T>>>);
   }
   if constexpr (std::is_signed_v<T>) {
-    on("neg" + type, each<negative<T>>);
-    on("abs" + type, each<absolute<T>>);
+    announce("neg" + type, each<negative<T>>);
+    announce("abs" + type, each<absolute<T>>);
   }
 }
 
 template <class T> void announce_bits() {
   const std::string type = ".b" + std::to_string(WIDTH<T>);
-  on("and" + type, each<bit_and<T>>);
-  on("or" + type, each<bit_or<T>>);
-  on("xor" + type, each<bit_xor<T>>);
-  on("not" + type, each<bit_not<T>>);
-  on("cnot" + type, each<logical_not<T>>);
-  on("shl" + type, each<shl<T>>);
-  on("shr" + type, each<shr<T>>);
+  announce("and" + type, each<bit_and<T>>);
+  announce("or" + type, each<bit_or<T>>);
+  announce("xor" + type, each<bit_xor<T>>);
+  announce("not" + type, each<bit_not<T>>);
+  announce("cnot" + type, each<logical_not<T>>);
+  announce("shl" + type, each<shl<T>>);
+  announce("shr" + type, each<shr<T>>);
   if constexpr (sizeof(T) > 2) {
-    on("popc" + type, each<popc<T>>);
-    on("clz" + type, each<clz<T>>);
-    on("brev" + type, each<brev<T>>);
-    on("bfi" + type, each<bfi<T>>);
+    announce("popc" + type, each<popc<T>>);
+    announce("clz" + type, each<clz<T>>);
+    announce("brev" + type, each<brev<T>>);
+    announce("bfi" + type, each<bfi<T>>);
   }
 }
 
@@ -279,9 +278,9 @@ template <class A, class B> void announce_dots() {
   using Half = std::conditional_t<std::is_signed_v<A>, int16_t, uint16_t>;
   const std::string first = std::is_signed_v<A> ? ".s32" : ".u32", second = std::is_signed_v<B> ? ".s32" : ".u32";
   const std::string types = first + second;
-  on("dp4a" + types, each<dp4a<A, B>>);
-  on("dp2a.lo" + types, each<dp2a<Half, B, false>>);
-  on("dp2a.hi" + types, each<dp2a<Half, B, true>>);
+  announce("dp4a" + types, each<dp4a<A, B>>);
+  announce("dp2a.lo" + types, each<dp2a<Half, B, false>>);
+  announce("dp2a.hi" + types, each<dp2a<Half, B, true>>);
 }
 
 const bool announced = [] {

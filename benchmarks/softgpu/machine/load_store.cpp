@@ -242,12 +242,12 @@ void announce_size(const std::string &space, const std::vector<const char *> &un
       const auto add = [&](const std::string &head, bool strong) {
         const std::string key = head + vector + type;
         if (key.rfind("st", 0) == 0)
-          announce(key.c_str(), strong ? on_store<WHERE, SIZE, true> : on_store<WHERE, SIZE, false>, OWN_TAINT);
+          announce(key, strong ? on_store<WHERE, SIZE, true> : on_store<WHERE, SIZE, false>, OWN_TAINT);
         else if (is_signed)
-          announce(key.c_str(), strong ? on_load<WHERE, SIZE, true, true> : on_load<WHERE, SIZE, true, false>,
+          announce(key, strong ? on_load<WHERE, SIZE, true, true> : on_load<WHERE, SIZE, true, false>,
                    OWN_TAINT);
         else
-          announce(key.c_str(), strong ? on_load<WHERE, SIZE, false, true> : on_load<WHERE, SIZE, false, false>,
+          announce(key, strong ? on_load<WHERE, SIZE, false, true> : on_load<WHERE, SIZE, false, false>,
                    OWN_TAINT);
       };
       add("ld" + space, false), add("ld.weak" + space, false);
@@ -272,8 +272,6 @@ template <Where WHERE> void announce_space(const std::string &space) {
   announce_size<WHERE, 16>(space, {".b128"}, nullptr);
 }
 
-Step nothing(Warp &, const Ins &, Mask) { return Step::NEXT; }
-
 // A policy only hints at what to keep in caches: any value does.
 Step make_policy(Warp &w, const Ins &i, Mask m) {
   SG_FOR_LANES(lane, m) w.reg<uint64_t>(i.op[0])[lane] = 0;
@@ -293,7 +291,7 @@ const bool announced = [] {
   for (const char *hint : {"prefetch", "prefetchu", "discard", "applypriority"})
     for (const char *space : {"", ".global", ".local"})
       for (const char *level : {"", ".L1", ".L2", ".L2::evict_normal", ".L2::evict_last"})
-        announce((std::string(hint) + space + level).c_str(), nothing, OWN_TAINT);
+        announce(std::string(hint) + space + level, nothing, OWN_TAINT);
   for (const char *policy : {"createpolicy.fractional.b64", "createpolicy.range.b64", "createpolicy.range.global.b64",
                              "createpolicy.cvt.b64", "createpolicy.fractional.L2::evict_first.b64",
                              "createpolicy.fractional.L2::evict_last.b64",
@@ -307,8 +305,8 @@ const bool announced = [] {
 void report_undefined_store(Warp &w, const Ins &i, Mask undefined) {
   if (!w.machine->check || w.machine->has("undefined value", i.pc)) return;
   w.machine->add("undefined value", i.pc,
-                 format("CTA %u warp %d lane %d stores to global memory what comes from what nobody wrote, by ",
-                        w.cta->linear, w.index, __builtin_ctz(undefined)) + w.machine->where(i.pc));
+                 name_of(w, __builtin_ctz(undefined)) + " stores to global memory what comes from what nobody wrote, by " +
+                     w.machine->where(i.pc));
 }
 
 }  // namespace softgpu

@@ -11,7 +11,7 @@ std::unordered_map<std::string, std::pair<Handler, uint32_t>> &handlers() {
   return all;
 }
 
-void announce(const char *key, Handler run, uint32_t flags) { handlers()[key] = {run, flags}; }
+void announce(const std::string &key, Handler run, uint32_t flags) { handlers()[key] = {run, flags}; }
 
 std::string format(const char *pattern, ...) {
   va_list args, again;
@@ -23,6 +23,8 @@ std::string format(const char *pattern, ...) {
   va_end(again);
   return text;
 }
+
+Step nothing(Warp &, const Ins &, Mask) { return Step::NEXT; }
 
 // ---- findings and chance ---------------------------------------------------------------------------------------------
 
@@ -40,6 +42,10 @@ bool Machine::has(const char *kind, int32_t pc, int32_t other_pc) {
   findings[at->second].count++;
   return true;
 }
+
+std::string name_of(const Warp &w) { return format("CTA %u warp %d", w.cta->linear, w.index); }
+
+std::string name_of(const Warp &w, int lane) { return name_of(w) + format(" lane %d", lane); }
 
 std::string Machine::where(int32_t pc) const {
   if (pc < 0 || size_t(pc) >= program->code.size()) return "the start";

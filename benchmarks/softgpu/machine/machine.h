@@ -71,7 +71,7 @@ struct Ins {
 
 // Handlers announce themselves under an instruction's key: its opcode as PTX spells it ("add.rn.f32", "ld.shared.v4.b32")
 // without cache hints (.L1::..., .L2::..., .ca, .cg, ...). An opcode that nobody announced stops the program when it is loaded.
-void announce(const char *key, Handler run, uint32_t flags = PLAIN);
+void announce(const std::string &key, Handler run, uint32_t flags = PLAIN);
 struct Announce {
   Announce(const char *key, Handler run, uint32_t flags = PLAIN) { announce(key, run, flags); }
 };
@@ -222,6 +222,9 @@ Agent engine(Warp &w, const Ins &i, int column, uint32_t clock, const Knowledge 
 void tick(Warp &w);                                                 // what follows is later than what came before
 // True if all living lanes of `members` are in the running fragment (else RETRY: the others may come).
 bool gathered(Warp &w, Mask members);
+Step nothing(Warp &, const Ins &, Mask);           // the handler of instructions that only hint
+std::string name_of(const Warp &w);                // "CTA 3 warp 1"
+std::string name_of(const Warp &w, int lane);      // "CTA 3 warp 1 lane 0"
 
 struct Barrier {  // a named barrier of a CTA
   int32_t expected = 0, arrived = 0;  // threads
@@ -324,8 +327,6 @@ void release_to(Warp &w, uint64_t address);     // release: publish all that the
 void acquire_from(Warp &w, uint64_t address);   // acquire: learn what was published there
 void relaxed_write(Warp &w, uint64_t address);  // publishes what the last fence released
 void relaxed_read(Warp &w, uint64_t address);   // is acquired by the next fence
-void fence(Warp &w);                            // fence.acq_rel, membar
-void fence_proxy_async(Warp &w);                // what is known becomes visible to asynchronous proxies
 
 // cp.async.mbarrier.arrive of a lane (mbarrier.cpp). At the instruction: the mbarrier at `address` must exist and, without
 // .noinc, awaits an arrival more. When the lane's earlier cp.async have landed: that arrival, with what was known at the

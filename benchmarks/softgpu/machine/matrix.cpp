@@ -111,10 +111,10 @@ Step movmatrix(Warp &w, const Ins &i, Mask m) {
 template <int COUNT, Where WHERE> void on(const std::string &space) {
   const std::string head = ".sync.aligned.m8n8.x" + std::to_string(COUNT);
   const std::string end = space + ".b16";
-  announce(("ldmatrix" + head + end).c_str(), ldmatrix<COUNT, false, WHERE>, OWN_TAINT | SYNCS);
-  announce(("ldmatrix" + head + ".trans" + end).c_str(), ldmatrix<COUNT, true, WHERE>, OWN_TAINT | SYNCS);
-  announce(("stmatrix" + head + end).c_str(), stmatrix<COUNT, false, WHERE>, OWN_TAINT | SYNCS);
-  announce(("stmatrix" + head + ".trans" + end).c_str(), stmatrix<COUNT, true, WHERE>, OWN_TAINT | SYNCS);
+  announce("ldmatrix" + head + end, ldmatrix<COUNT, false, WHERE>, OWN_TAINT | SYNCS);
+  announce("ldmatrix" + head + ".trans" + end, ldmatrix<COUNT, true, WHERE>, OWN_TAINT | SYNCS);
+  announce("stmatrix" + head + end, stmatrix<COUNT, false, WHERE>, OWN_TAINT | SYNCS);
+  announce("stmatrix" + head + ".trans" + end, stmatrix<COUNT, true, WHERE>, OWN_TAINT | SYNCS);
 }
 
 const bool announced = [] {

@@ -66,13 +66,13 @@ MBarrier *use(Warp &w, const Ins &i, int lane, const Place &place) {
   if (!b) {
     if (!m.has("no mbarrier", i.pc))
       m.add("no mbarrier", i.pc,
-            format("%s: %s was never initialised, or is invalidated", who(w, lane).c_str(), name(place).c_str()));
+            format("%s: %s was never initialised, or is invalidated", name_of(w, lane).c_str(), name(place).c_str()));
     return nullptr;
   }
   const Agent by = agent(w, i, lane);
   if (m.check && !ordered(b->init, by) && !m.has("race: use of an mbarrier after init", i.pc, b->init.pc))
     m.add("race: use of an mbarrier after init", i.pc,
-          format("%s: %s was initialised at %s, which nothing orders before this", who(w, lane).c_str(),
+          format("%s: %s was initialised at %s, which nothing orders before this", name_of(w, lane).c_str(),
                  name(place).c_str(), m.where(b->init.pc).c_str()),
           b->init.pc);
   used(*b, by);
@@ -116,13 +116,13 @@ void arrive(Machine &m, MBarrier &b, const Place &place, uint32_t count, int32_t
 void end_object(Warp &w, const Ins &i, int lane, const Place &place, MBarrier &b) {
   Machine &m = *w.machine;
   if (b.in_flight && !m.has("in flight", i.pc))
-    m.add("in flight", i.pc, format("%s ends %s while %d copies are under way to it", who(w, lane).c_str(),
+    m.add("in flight", i.pc, format("%s ends %s while %d copies are under way to it", name_of(w, lane).c_str(),
                                     name(place).c_str(), b.in_flight));
   const Agent by = agent(w, i, lane);
   for (const Stamp &s : b.uses)
     if (m.check && !ordered(s, by) && !m.has("race: end of an mbarrier in use", i.pc, s.pc))
       m.add("race: end of an mbarrier in use", i.pc,
-            format("%s ends %s, which nothing orders after its use by %s of CTA %u at %s", who(w, lane).c_str(),
+            format("%s ends %s, which nothing orders after its use by %s of CTA %u at %s", name_of(w, lane).c_str(),
                    name(place).c_str(), s.column >= COPY_COLUMN ? "a copy" : format("warp %d", s.column).c_str(),
                    s.cta - 1, m.where(s.pc).c_str()),
             s.pc);
@@ -133,7 +133,7 @@ void end_object(Warp &w, const Ins &i, int lane, const Place &place, MBarrier &b
 
 bool own(Warp &w, const Ins &i, int lane, const Place &place) {
   if (place.cta == w.cta) return true;
-  w.machine->add("bad mbarrier", i.pc, format("%s: `%s` of another CTA's mbarrier", who(w, lane).c_str(), i.text.c_str()));
+  w.machine->add("bad mbarrier", i.pc, format("%s: `%s` of another CTA's mbarrier", name_of(w, lane).c_str(), i.text.c_str()));
   return false;
 }
 
@@ -146,13 +146,13 @@ Step on_init(Warp &w, const Ins &i, Mask m) {
     const int64_t count = signed_of(w, i, 1, lane);
     if (count < 1 || count > MOST) {
       w.machine->add("bad mbarrier", i.pc, format("%s: an mbarrier of %lld arrivals; 1 to 2^20 - 1 may be asked for",
-                                                  who(w, lane).c_str(), (long long)count));
+                                                  name_of(w, lane).c_str(), (long long)count));
       continue;
     }
     if (MBarrier *old = find(place)) {
       if (!w.machine->has("mbarrier initialised twice", i.pc, old->init.pc))
         w.machine->add("mbarrier initialised twice", i.pc,
-                       format("%s: %s has been there since %s; inval it first", who(w, lane).c_str(), name(place).c_str(),
+                       format("%s: %s has been there since %s; inval it first", name_of(w, lane).c_str(), name(place).c_str(),
                               w.machine->where(old->init.pc).c_str()),
                        old->init.pc);
       end_object(w, i, lane, place, *old);
@@ -216,11 +216,11 @@ template <int KIND> Step on_arrive(Warp &w, const Ins &i, Mask m) {
     if (KIND & EXPECT_TX) owe(*w.machine, *b, place, operand, i.pc);
     if (KIND & DROP) b->expected -= std::min(count, b->expected);
     if (KIND & NO_COMPLETE && count >= b->pending && !w.machine->has("bad arrival", i.pc))
-      w.machine->add("bad arrival", i.pc, format("%s: .noComplete, but it completes the phase of %s", who(w, lane).c_str(),
+      w.machine->add("bad arrival", i.pc, format("%s: .noComplete, but it completes the phase of %s", name_of(w, lane).c_str(),
                                                  name(place).c_str()));
     if (released && (b != last || b->phase != last_phase)) b->gathered.join(*released);
     last = b, last_phase = b->phase;
-    arrive(*w.machine, *b, place, count, i.pc, who(w, lane));
+    arrive(*w.machine, *b, place, count, i.pc, name_of(w, lane));
   }
   tick(w);
   return Step::NEXT;
@@ -280,7 +280,7 @@ template <int KIND> Step on_wait(Warp &w, const Ins &i, Mask m) {
     met |= 1u << lane;
     if (!(KIND & PARITY) && b->phase > (waited >> COUNT_BITS) + 1 && !machine.has("bad wait", i.pc))
       machine.add("bad wait", i.pc, format("%s asks %s for phase %llu, which is not the last completed one: %llu is under way",
-                                           who(w, lane).c_str(), name(place).c_str(),
+                                           name_of(w, lane).c_str(), name(place).c_str(),
                                            (unsigned long long)(waited >> COUNT_BITS), (unsigned long long)b->phase));
     if (b == last) continue;
     last = b;
@@ -313,7 +313,7 @@ const char *const SPACES[] = {"", ".shared", ".shared::cta", ".shared::cluster"}
 
 template <int KIND> void announce_arrivals(const std::string &head, const char *order) {
   for (const char *space : SPACES)
-    announce((head + order + space + ".b64").c_str(), on_arrive<KIND>);
+    announce(head + order + space + ".b64", on_arrive<KIND>);
 }
 
 template <int KIND> void announce_arrival(const std::string &head) {
@@ -324,16 +324,16 @@ template <int KIND> void announce_arrival(const std::string &head) {
 template <int KIND> void announce_wait(const std::string &head) {
   for (const char *space : OWN_SPACES) {
     for (const char *order : {"", ".acquire.cta", ".acquire.cluster"})
-      announce((head + order + space + ".b64").c_str(), on_wait<KIND>);
+      announce(head + order + space + ".b64", on_wait<KIND>);
     for (const char *order : {".relaxed.cta", ".relaxed.cluster"})
-      announce((head + order + space + ".b64").c_str(), on_wait<KIND | UNORDERED>);
+      announce(head + order + space + ".b64", on_wait<KIND | UNORDERED>);
   }
 }
 
 const bool announced = [] {
   for (const char *space : OWN_SPACES) {
-    announce((std::string("mbarrier.init") + space + ".b64").c_str(), on_init);
-    announce((std::string("mbarrier.inval") + space + ".b64").c_str(), on_inval);
+    announce(std::string("mbarrier.init") + space + ".b64", on_init);
+    announce(std::string("mbarrier.inval") + space + ".b64", on_inval);
   }
   announce_arrival<PLAIN_ARRIVAL>("mbarrier.arrive");
   announce_arrival<EXPECT_TX>("mbarrier.arrive.expect_tx");
@@ -343,8 +343,8 @@ const bool announced = [] {
   announce_arrival<DROP | NO_COMPLETE>("mbarrier.arrive_drop.noComplete");
   for (const char *space : SPACES)
     for (const char *order : {"", ".relaxed.cta", ".relaxed.cluster"}) {
-      announce((std::string("mbarrier.expect_tx") + order + space + ".b64").c_str(), on_bytes<true>);
-      announce((std::string("mbarrier.complete_tx") + order + space + ".b64").c_str(), on_bytes<false>);
+      announce(std::string("mbarrier.expect_tx") + order + space + ".b64", on_bytes<true>);
+      announce(std::string("mbarrier.complete_tx") + order + space + ".b64", on_bytes<false>);
     }
   announce_wait<TEST>("mbarrier.test_wait");
   announce_wait<TRY>("mbarrier.try_wait");
@@ -397,12 +397,12 @@ void mbarrier_arrive_copies(Warp &w, const Ins &i, int lane, uint64_t address, c
   if (!find_place(w, i, lane, address, place)) return;
   MBarrier *b = find(place);
   if (!b) {
-    w.machine->add("no mbarrier", i.pc, format("%s: %s ended before the copies that arrive at it", who(w, lane).c_str(),
+    w.machine->add("no mbarrier", i.pc, format("%s: %s ended before the copies that arrive at it", name_of(w, lane).c_str(),
                                                name(place).c_str()));
     return;
   }
   b->gathered.join(view);
-  arrive(*w.machine, *b, place, 1, i.pc, who(w, lane));
+  arrive(*w.machine, *b, place, 1, i.pc, name_of(w, lane));
 }
 
 std::string describe_mbarrier(Warp &w, const Ins &i) {

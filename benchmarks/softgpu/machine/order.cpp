@@ -133,7 +133,10 @@ void relaxed_read(Warp &w, uint64_t address) {
   w.has_pending = true;
 }
 
-void fence(Warp &w) {
+namespace {
+
+// fence.acq_rel, membar: acquires what relaxed reads found, and is what relaxed writes publish.
+Step fence(Warp &w, const Ins &, Mask) {
   if (w.has_pending) {
     w.view.join(w.pending);
     w.pending = Knowledge();
@@ -144,36 +147,27 @@ void fence(Warp &w) {
     w.has_released = true;
   }
   tick(w);
+  return Step::NEXT;
 }
 
-void fence_proxy_async(Warp &w) {
+// What is known becomes visible to asynchronous proxies.
+Step fence_proxy_async(Warp &w, const Ins &, Mask) {
   join_vector(w.view.proxied, w.view.known);
   for (auto &[cta, clocks] : w.view.foreign)
     for (int c = 0; c < COLUMNS; c++) clocks[COLUMNS + c] = std::max(clocks[COLUMNS + c], clocks[c]);
   tick(w);
-}
-
-namespace {
-
-Step on_fence(Warp &w, const Ins &, Mask) {
-  fence(w);
-  return Step::NEXT;
-}
-
-Step on_fence_proxy(Warp &w, const Ins &, Mask) {
-  fence_proxy_async(w);
   return Step::NEXT;
 }
 
 const bool announced = [] {
   for (const char *scope : {"cta", "cluster", "gpu", "sys"})
     for (const char *kind : {"fence.acq_rel.", "fence.sc.", "fence.", "fence.acquire.", "fence.release."})
-      announce((std::string(kind) + scope).c_str(), on_fence);
-  for (const char *level : {"membar.cta", "membar.gl", "membar.sys"}) announce(level, on_fence);
+      announce(std::string(kind) + scope, fence);
+  for (const char *level : {"membar.cta", "membar.gl", "membar.sys"}) announce(level, fence);
   // A restricted proxy fence orders a part of what the whole one does; the whole is what is modelled.
   for (const char *space : {"", ".global", ".shared::cta", ".shared::cluster"})
-    announce((std::string("fence.proxy.async") + space).c_str(), on_fence_proxy);
-  announce("fence.proxy.alias", on_fence_proxy);
+    announce(std::string("fence.proxy.async") + space, fence_proxy_async);
+  announce("fence.proxy.alias", fence_proxy_async);
   return true;
 }();
 

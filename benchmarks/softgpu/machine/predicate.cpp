@@ -189,7 +189,6 @@ template <class T, class C, bool FTZ> Step slct(Warp &w, const Ins &i, Mask m) {
 
 // ---- names -----------------------------------------------------------------------------------------------------------
 
-void on(const std::string &key, Handler handler, uint32_t flags = PLAIN) { announce(key.c_str(), handler, flags); }
 
 const std::string COMBINATIONS[] = {"", ".and", ".or", ".xor"};  // in the order of Combination
 
@@ -203,8 +202,8 @@ void on_comparison(const std::string &comparison, const std::string &flush, cons
     results.insert(results.end(), {".u16", ".s16", ".f16", ".bf16"});
   for (int k = 0; k < 4; k++) {
     const std::string name = "." + comparison + COMBINATIONS[k] + flush;
-    on("setp" + name + type, setps[k]);
-    for (const std::string &result : results) on("set" + name + result + type, set);
+    announce("setp" + name + type, setps[k]);
+    for (const std::string &result : results) announce("set" + name + result + type, set);
   }
 }
 
@@ -251,20 +250,20 @@ template <class Reader> void announce_floats(const std::string &flush, const std
 }
 
 template <class T> void announce_classes(const std::string &type) {
-  on("testp.finite" + type, testp<T, IS_FINITE>);
-  on("testp.infinite" + type, testp<T, IS_INFINITE>);
-  on("testp.number" + type, testp<T, IS_NUMBER>);
-  on("testp.notanumber" + type, testp<T, NOT_A_NUMBER>);
-  on("testp.normal" + type, testp<T, IS_NORMAL>);
-  on("testp.subnormal" + type, testp<T, IS_SUBNORMAL>);
+  announce("testp.finite" + type, testp<T, IS_FINITE>);
+  announce("testp.infinite" + type, testp<T, IS_INFINITE>);
+  announce("testp.number" + type, testp<T, IS_NUMBER>);
+  announce("testp.notanumber" + type, testp<T, NOT_A_NUMBER>);
+  announce("testp.normal" + type, testp<T, IS_NORMAL>);
+  announce("testp.subnormal" + type, testp<T, IS_SUBNORMAL>);
 }
 
 template <class T> void announce_choices(std::initializer_list<const char *> types) {
   for (const std::string type : types) {
-    on("selp" + type, selp<T>, OWN_TAINT);
-    on("slct" + type + ".s32", slct<T, int32_t, false>, OWN_TAINT);
-    on("slct" + type + ".f32", slct<T, float, false>, OWN_TAINT);
-    on("slct.ftz" + type + ".f32", slct<T, float, true>, OWN_TAINT);
+    announce("selp" + type, selp<T>, OWN_TAINT);
+    announce("slct" + type + ".s32", slct<T, int32_t, false>, OWN_TAINT);
+    announce("slct" + type + ".f32", slct<T, float, false>, OWN_TAINT);
+    announce("slct.ftz" + type + ".f32", slct<T, float, true>, OWN_TAINT);
   }
 }
 

@@ -41,8 +41,7 @@ bool choose(Warp &w, uint64_t events) {
 
 void report_guard(Warp &w, const Ins &i, Mask undefined) {
   w.machine->add("undefined value", i.pc,
-                 format("CTA %u warp %d lane %d: the guard of `%s` comes from what nobody wrote", w.cta->linear, w.index,
-                        __builtin_ctz(undefined), i.text.c_str()));
+                 name_of(w, __builtin_ctz(undefined)) + ": the guard of `" + i.text + "` comes from what nobody wrote");
 }
 
 void check_busy(Warp &w, const Ins &i) {
@@ -52,9 +51,9 @@ void check_busy(Warp &w, const Ins &i) {
     const bool writes = int32_t(k) < i.num_dst;
     if (!(w.busy[unit] & BUSY_WRITTEN) && !writes) continue;
     w.machine->add("in flight", i.pc,
-                   format("CTA %u warp %d: `%s` %s a register that a wgmma in flight %s: its wait_group comes too late",
-                          w.cta->linear, w.index, i.text.c_str(), writes ? "writes" : "reads",
-                          w.busy[unit] & BUSY_WRITTEN ? "writes" : "reads"));
+                   name_of(w) + format(": `%s` %s a register that a wgmma in flight %s: its wait_group comes too late",
+                                       i.text.c_str(), writes ? "writes" : "reads",
+                                       w.busy[unit] & BUSY_WRITTEN ? "writes" : "reads"));
   }
 }
 
@@ -212,7 +211,7 @@ void report_deadlock(Machine &m, const char *why) {
         const Ins &i = m.program->code[std::min(size_t(f.pc), m.program->code.size() - 1)];
         if (pc < 0 || f.asleep) pc = f.pc;
         if (++shown > 64) continue;
-        text += format("\n  CTA %u warp %d lanes %08x at %s", cta->linear, w->index, f.mask, m.where(f.pc).c_str());
+        text += "\n  " + name_of(*w) + format(" lanes %08x at ", f.mask) + m.where(f.pc);
         if (i.key.rfind("mbarrier.t", 0) == 0) text += ": " + describe_mbarrier(*w, i);  // test_wait, try_wait
       }
   if (shown > 64) text += format("\n  and %d more", shown - 64);

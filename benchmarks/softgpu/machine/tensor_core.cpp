@@ -73,7 +73,7 @@ template <int K, int BLOCKS> Step mma_f64(Warp &w, const Ins &i, Mask m) {
 }
 
 void on(const std::string &shape, const std::string &types, Handler run) {
-  announce(("mma.sync.aligned." + shape + ".row.col." + types).c_str(), run, OWN_TAINT | SYNCS);
+  announce("mma.sync.aligned." + shape + ".row.col." + types, run, OWN_TAINT | SYNCS);
 }
 
 template <class A, class B> void on_fp8(const std::string &a, const std::string &b) {

@@ -27,7 +27,7 @@ Stamp stamp(const Agent &a) { return {a.clock, a.cta->linear + 1, a.column, int8
 
 bool bad_map(Warp &w, const Ins &i, int lane, const char *why) {
   if (!w.machine->has("bad tensor map", i.pc))
-    w.machine->add("bad tensor map", i.pc, format("%s: %s", who(w, lane).c_str(), why));
+    w.machine->add("bad tensor map", i.pc, format("%s: %s", name_of(w, lane).c_str(), why));
   return false;
 }
 
@@ -178,7 +178,7 @@ Step on_prefetch(Warp &w, const Ins &i, Mask m) {
 
 template <Field FIELD> void announce_replace(const char *name, const char *type) {
   for (const char *space : {"", ".global", ".shared::cta"})
-    announce((std::string("tensormap.replace.tile.") + name + space + ".b1024." + type).c_str(), on_replace<FIELD>);
+    announce(std::string("tensormap.replace.tile.") + name + space + ".b1024." + type, on_replace<FIELD>);
 }
 
 const bool announced = [] {
@@ -193,13 +193,13 @@ const bool announced = [] {
   announce_replace<Field::SWIZZLE>("swizzle_mode", "b32");
   announce_replace<Field::FILL>("fill_mode", "b32");
   for (const char *scope : {"cta", "cluster", "gpu", "sys"}) {
-    announce((std::string("tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.") + scope +
-              ".sync.aligned").c_str(), on_copy_map, SYNCS);
-    announce((std::string("fence.proxy.tensormap::generic.release.") + scope).c_str(), on_release);
-    announce((std::string("fence.proxy.tensormap::generic.acquire.") + scope).c_str(), on_acquire);
+    announce(std::string("tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.") + scope +
+              ".sync.aligned", on_copy_map, SYNCS);
+    announce(std::string("fence.proxy.tensormap::generic.release.") + scope, on_release);
+    announce(std::string("fence.proxy.tensormap::generic.acquire.") + scope, on_acquire);
   }
   for (const char *space : {"", ".param", ".const"})
-    announce((std::string("prefetch") + space + ".tensormap").c_str(), on_prefetch);
+    announce(std::string("prefetch") + space + ".tensormap", on_prefetch);
   return true;
 }();
 
@@ -225,7 +225,7 @@ bool read_map(Warp &w, const Ins &i, int lane, uint64_t address, tensor_map &map
       for (const Stamp &fence : made->second.acquired) acquired |= ordered(fence, by);
       if ((!made->second.released || !acquired) && !m.has("no tensormap fence", i.pc, made->second.written.pc))
         m.add("no tensormap fence", i.pc,
-              format("%s uses the tensor map that %s wrote; %s", who(w, lane).c_str(), m.where(made->second.written.pc).c_str(),
+              format("%s uses the tensor map that %s wrote; %s", name_of(w, lane).c_str(), m.where(made->second.written.pc).c_str(),
                      made->second.released ? "no fence.proxy.tensormap acquire of it happened before"
                                            : "its writer did not release it to the tensormap proxy"),
               made->second.written.pc);

@@ -11,7 +11,7 @@ namespace {
 constexpr uint32_t TENSOR_ALIGNMENT = 128, BULK_ALIGNMENT = 16;
 
 Step bad_copy(Warp &w, const Ins &i, int lane, const std::string &why) {
-  w.machine->add("bad copy", i.pc, format("%s: ", who(w, lane).c_str()) + why);
+  w.machine->add("bad copy", i.pc, format("%s: ", name_of(w, lane).c_str()) + why);
   return Step::NEXT;
 }
 
@@ -117,7 +117,7 @@ bool find_box(Warp &w, const Ins &i, int lane, int map, int imm, int rank, Box &
 
 bool aligned(Warp &w, const Ins &i, int lane, const Place &place, uint32_t alignment) {
   if (place.at % alignment == 0) return true;
-  w.machine->add("misaligned", i.pc, format("%s: shared %u is no multiple of %u", who(w, lane).c_str(), place.at, alignment));
+  w.machine->add("misaligned", i.pc, format("%s: shared %u is no multiple of %u", name_of(w, lane).c_str(), place.at, alignment));
   return false;
 }
 
@@ -151,7 +151,7 @@ Box plain_box(uint64_t global, uint32_t bytes, int type = TENSOR_MAP_UINT8) {
 bool whole(Warp &w, const Ins &i, int lane, uint64_t global, uint32_t bytes) {
   if (bytes % 16 == 0 && global % 16 == 0) return true;
   w.machine->add("misaligned", i.pc, format("%s: %u bytes at global %#llx: both are multiples of 16 in a bulk copy",
-                                            who(w, lane).c_str(), bytes, static_cast<unsigned long long>(global)));
+                                            name_of(w, lane).c_str(), bytes, static_cast<unsigned long long>(global)));
   return false;
 }
 
@@ -324,13 +324,11 @@ template <int RANK> Step on_prefetch(Warp &w, const Ins &i, Mask m) {
   return Step::NEXT;
 }
 
-Step on_bulk_prefetch(Warp &, const Ins &, Mask) { return Step::NEXT; }
-
 // ---- all spellings ---------------------------------------------------------------------------------------------------
 
 template <int RANK, Reduction OP> void announce_tensor_reduction(const std::string &op) {
   const std::string head = "cp.reduce.async.bulk.tensor." + std::to_string(RANK) + "d.global.shared::cta." + op;
-  for (const char *mode : {"", ".tile"}) announce((head + mode + ".bulk_group").c_str(), on_tensor_store<RANK, OP>);
+  for (const char *mode : {"", ".tile"}) announce(head + mode + ".bulk_group", on_tensor_store<RANK, OP>);
 }
 
 template <int RANK> void announce_rank() {
@@ -338,12 +336,12 @@ template <int RANK> void announce_rank() {
   for (const std::string mode : {"", ".tile"}) {
     for (const std::string space : {".shared::cta", ".shared::cluster"}) {
       const std::string load = "cp.async.bulk.tensor." + rank + space + ".global" + mode + ".mbarrier::complete_tx::bytes";
-      announce(load.c_str(), on_tensor_load<RANK, false>);
-      announce((load + ".multicast::cluster").c_str(), on_tensor_load<RANK, true>);
+      announce(load, on_tensor_load<RANK, false>);
+      announce(load + ".multicast::cluster", on_tensor_load<RANK, true>);
     }
-    announce(("cp.async.bulk.tensor." + rank + ".global.shared::cta" + mode + ".bulk_group").c_str(),
+    announce("cp.async.bulk.tensor." + rank + ".global.shared::cta" + mode + ".bulk_group",
              on_tensor_store<RANK, Reduction::NONE>);
-    announce(("cp.async.bulk.prefetch.tensor." + rank + ".L2.global" + mode).c_str(), on_prefetch<RANK>);
+    announce("cp.async.bulk.prefetch.tensor." + rank + ".L2.global" + mode, on_prefetch<RANK>);
   }
   announce_tensor_reduction<RANK, Reduction::ADD>("add");
   announce_tensor_reduction<RANK, Reduction::MIN>("min");
@@ -357,8 +355,8 @@ template <int RANK> void announce_rank() {
 
 template <Reduction OP, int TYPE> void announce_reduction(const std::string &op, const std::string &type) {
   if (!has_reduction(OP, TYPE)) return;
-  announce(("cp.reduce.async.bulk.global.shared::cta.bulk_group." + op + "." + type).c_str(), on_bulk_store<OP, TYPE>);
-  announce(("cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes." + op + "." + type).c_str(),
+  announce("cp.reduce.async.bulk.global.shared::cta.bulk_group." + op + "." + type, on_bulk_store<OP, TYPE>);
+  announce("cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes." + op + "." + type,
            on_cluster_copy<OP, TYPE>);
 }
 
@@ -381,13 +379,13 @@ const bool announced = [] {
   announce_rank<1>(), announce_rank<2>(), announce_rank<3>(), announce_rank<4>(), announce_rank<5>();
   for (const std::string space : {".shared::cta", ".shared::cluster"}) {
     const std::string load = "cp.async.bulk" + space + ".global.mbarrier::complete_tx::bytes";
-    announce(load.c_str(), on_bulk_load<false>);
-    announce((load + ".multicast::cluster").c_str(), on_bulk_load<true>);
+    announce(load, on_bulk_load<false>);
+    announce(load + ".multicast::cluster", on_bulk_load<true>);
   }
   announce("cp.async.bulk.global.shared::cta.bulk_group", on_bulk_store<Reduction::NONE, TENSOR_MAP_UINT8>);
   announce("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes",
            on_cluster_copy<Reduction::NONE, TENSOR_MAP_UINT8>);
-  announce("cp.async.bulk.prefetch.L2.global", on_bulk_prefetch);
+  announce("cp.async.bulk.prefetch.L2.global", nothing);
   announce_types<Reduction::ADD>("add"), announce_types<Reduction::MIN>("min"), announce_types<Reduction::MAX>("max");
   announce_types<Reduction::INC>("inc"), announce_types<Reduction::DEC>("dec"), announce_types<Reduction::AND>("and");
   announce_types<Reduction::OR>("or"), announce_types<Reduction::XOR>("xor");

@@ -8,9 +8,7 @@ namespace softgpu {
 
 namespace {
 
-std::string name_of(const Warp &w, Mask lanes) {
-  return format("CTA %u warp %d lanes %08x", w.cta->linear, w.index, lanes);
-}
+std::string name_of_lanes(const Warp &w, Mask lanes) { return name_of(w) + format(" lanes %08x", lanes); }
 
 }  // namespace
 
@@ -21,7 +19,7 @@ bool whole_warp(Warp &w, const Ins &i, Mask m, Step &step) {
   }
   if (m == ALL) return true;
   if (!w.machine->has("partial warp", i.pc))
-    w.machine->add("partial warp", i.pc, name_of(w, m) + " alone execute, of a whole warp, " + w.machine->where(i.pc));
+    w.machine->add("partial warp", i.pc, name_of_lanes(w, m) + " alone execute, of a whole warp, " + w.machine->where(i.pc));
   for (int32_t k = 0; k < i.num_dst; k++)
     if (i.op[k] >= 0) w.undefined[i.op[k]] |= m;
   step = Step::NEXT;
@@ -56,7 +54,7 @@ template <class F> Step for_groups(Warp &w, const Ins &i, Mask m, int32_t mask_u
   }
   if (w.undefined[mask_unit] & m && !machine.has("undefined value", i.pc))
     machine.add("undefined value", i.pc,
-                name_of(w, w.undefined[mask_unit] & m) + ": their member mask comes from what nobody wrote, of " +
+                name_of_lanes(w, w.undefined[mask_unit] & m) + ": their member mask comes from what nobody wrote, of " +
                     machine.where(i.pc));
   for (Mask left = m; left;) {
     const Mask members = members_of[__builtin_ctz(left)];
@@ -69,7 +67,7 @@ template <class F> Step for_groups(Warp &w, const Ins &i, Mask m, int32_t mask_u
     const Mask strangers = lanes & ~members, missing = members & w.alive & ~lanes;
     if ((strangers || missing) && !machine.has("bad member mask", i.pc))
       machine.add("bad member mask", i.pc,
-                  name_of(w, lanes) + format(" name the members %08x, of which lanes %08x do not execute, with them, ",
+                  name_of_lanes(w, lanes) + format(" name the members %08x, of which lanes %08x do not execute, with them, ",
                                              members, missing) + machine.where(i.pc));
     f(lanes, members & lanes);
   }

@@ -51,8 +51,6 @@ State &state(Warp &w) {
   return *static_cast<State *>(w.wgmmas.get());
 }
 
-std::string name_of(const Warp &w) { return format("CTA %u warp %d", w.cta->linear, w.index); }
-
 // ---- operands -------------------------------------------------------------------------------------------------------
 
 // {d, ...}, {a, ...} or a's descriptor, b's descriptor, scale-d, and where the type has them: the signs of a and b, and
@@ -456,7 +454,7 @@ Step wait_group(Warp &w, const Ins &i, Mask m) {
 template <class A, class B, class C, int K, bool SATURATE = false> void on(const std::string &types) {
   const bool integers = std::is_same_v<typename A::Vector, Ints>;
   for (int n = 8; n <= 256; n += integers && n >= 32 ? 16 : 8)
-    announce(("wgmma.mma_async.sync.aligned.m64n" + std::to_string(n) + "k" + std::to_string(K) + types).c_str(),
+    announce("wgmma.mma_async.sync.aligned.m64n" + std::to_string(n) + "k" + std::to_string(K) + types,
              mma_async<A, B, C, K, SATURATE>, OWN_TAINT | OWN_BUSY | SYNCS);
 }
 
