@@ -3,7 +3,7 @@
 //     machine.cpp      findings, chance, the table of handlers; start.cpp: how a CTA starts; api.cpp: what Python calls
 //     schedule.cpp     who runs next and how far, divergence; control.cpp: branches, barriers, exits
 //     order.cpp        happens-before: vector clocks, who has seen whose accesses
-//     shared_memory.cpp, global_memory.cpp   data, bounds, what nobody wrote, races (shadow.h)
+//     shared_memory.cpp, global_memory.cpp   data, bounds, what nobody wrote, races (shadow.h, shared_space.h)
 //     load_store.cpp, atomic.cpp, copy_async.cpp   instructions of threads on memory; address.cpp: spaces; traffic.cpp
 //     integer.cpp, floating.cpp, predicate.cpp, move.cpp   arithmetic, comparisons, choices (lanes.h: lane by lane)
 //     convert.cpp      between number formats (formats.h); approximate.cpp: special functions
