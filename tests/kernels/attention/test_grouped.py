@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from fastgpt.kernels.attention import tiles
+from tests.support.compiled import COMPILED
 
 from .support import check, random_qkv
 
 
 @pytest.fixture(autouse=True)
-def few_tiles(device, table_tiles, monkeypatch):
-    """On a CPU three tiles of 128, of which T = 300 makes full and masked ones; on a GPU the table's."""
-    if device.type == "cpu":
+def few_tiles(table_tiles, monkeypatch):
+    """In the interpreter three tiles of 128, of which T = 300 makes full and masked ones; compiled, the table's."""
+    if not COMPILED:
         monkeypatch.setattr(tiles, "_for_rows", lambda *_: tiles.Tile(128, 128, 64, 4, 2))
 
 
@@ -22,11 +23,11 @@ def few_tiles(device, table_tiles, monkeypatch):
 @pytest.mark.parametrize("group", range(1, 9))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_groups(device, seed, dtype, group, T, head_dim):
-    if device.type == "cpu" and (
+    if not COMPILED and (
         (dtype == torch.float16 and (group, T) != (3, 20))
         or (T == 300 and (group not in (3, 4, 5) or (head_dim == 128 and group != 3)))
     ):
-        pytest.skip("without prefetches, which a CPU has not, the others run the same code: seconds each")
+        pytest.skip("without prefetches, which the interpreter has not, the others run the same code: seconds each")
     check(device, random_qkv(device, 1, group, T, T, head_dim, H_kv=1, dtype=dtype))
 
 
@@ -36,7 +37,7 @@ def test_groups(device, seed, dtype, group, T, head_dim):
 )
 def test_groups_under_masks(device, seed, group, masks):
     masks = dict(masks)
-    if device.type == "cpu" and group != 3:
+    if not COMPILED and group != 3:
         pytest.skip("as above")
     T_q = masks.pop("T_q", 300)
     if "key_lengths" in masks:
