@@ -13,7 +13,7 @@ BUDGET ?= 3m
 PYTHON312  ?= python3.12
 GPU_VENV   ?= .venv-matrix
 
-.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check softgpu softgpu-faults mutants faults faults-ranks fuzz matrix gpu-cache gpu-dry-run gpu-rehearsal readme lint format lock wheel clean
+.PHONY: help demo study test check types test-all test-cpus test-luck bench gate gate-check softgpu softgpu-tests softgpu-faults mutants faults faults-ranks fuzz matrix gpu-cache gpu-dry-run gpu-rehearsal readme lint format lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -71,6 +71,11 @@ gate-check: $(VENV)/.dev  ## recompile a fixed sample of the gate's rows; fail o
 
 softgpu: $(VENV)/.dev  ## execute every compiled kernel for sm_80 and sm_90 on the CPU, every access checked, under six schedules; write the table
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.softgpu --write --jobs $(JOBS)
+
+softgpu-tests: $(VENV)/.dev  ## the kernels' tests, compiled for sm_80 and for sm_90 (warps in an adversary's order), executed on the CPU
+	FASTGPT_DEVICE=softgpu $(PYTEST) tests/kernels -n $(JOBS) --dist worksteal -m 'not slow' --timeout 1800
+	FASTGPT_DEVICE=softgpu SOFTGPU_ARCH=sm_90 SOFTGPU_SCHEDULE=worst SOFTGPU_LANDING=random SOFTGPU_APPROX=1 SOFTGPU_SEED=1 \
+	  $(PYTEST) tests/kernels -n $(JOBS) --dist worksteal -m 'not slow' --timeout 1800
 
 softgpu-faults: $(VENV)/.dev  ## plant faults of every kind in compiled kernels; that must find each
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.softgpu.planting --write --jobs $(JOBS)
