@@ -28,6 +28,7 @@ from triton.runtime import _allocation
 from fastgpt.kernels import _runtime
 
 from . import engine, libcuda
+from .accepted import why_accepted
 from .engine import Finding, Program, Result, Settings
 from .storages import Storages, poisoned_memory, tensors
 
@@ -67,7 +68,17 @@ class Simulator:
 
     @property
     def findings(self) -> list[Finding]:
-        return [finding for launch in self.launches for finding in launch.result.findings]
+        """What is wrong with the launches."""
+        return [finding for finding in self._found() if not why_accepted(finding, self.settings)]
+
+    @property
+    def accepted(self) -> list[Finding]:
+        """What was found besides, and is excused: see accepted.py."""
+        return [finding for finding in self._found() if why_accepted(finding, self.settings)]
+
+    def _found(self) -> Iterator[Finding]:
+        for launch in self.launches:
+            yield from launch.result.findings
 
     def execute(self, kernel: Kernel, shape: libcuda.Shape, params: Any) -> None:
         """Run the launch that the driver was asked for.

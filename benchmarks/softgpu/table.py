@@ -14,9 +14,9 @@ import triton
 
 from benchmarks.measure import commit
 
+from .accepted import ELECTED
 from .counting import KINDS, by_kernel
 from .engine import Settings
-from .trials import ELECTED
 
 if TYPE_CHECKING:
     from .matrix import Cell

@@ -77,7 +77,7 @@ class Outcome:
     findings  of the machine, over all launches
     launches  of the driver, in order
     written   names of inputs that changed
-    accepted  findings of which `why_accepted` says that they are not our kernels'
+    accepted  findings that are neither our kernels' fault nor one on any hardware (accepted.py)
     """
 
     results: list[Tensor]
@@ -134,23 +134,7 @@ def execute(
     for name in written:  # so that the next execution starts from the same
         with torch.no_grad():
             given[name].copy_(before[name])
-    findings = [finding for finding in gpu.findings if not why_accepted(finding, settings)]
-    accepted = [finding for finding in gpu.findings if why_accepted(finding, settings)]
-    return Outcome(results, judged(trial, expected, results), findings, list(gpu.launches), written, accepted)
-
-
-def why_accepted(finding: Finding, settings: Settings) -> str:
-    """What excuses a finding under these settings; "" if nothing does."""
-    if finding.kind == "race: use of an mbarrier after init" and settings.schedule in ("random", "worst"):
-        return ELECTED
-    return ""
-
-
-ELECTED = (
-    "Triton lets the elected lane initialise an mbarrier and thread 0 arrive at it, with nothing in between that "
-    "orders two lanes. Hardware elects the least lane, which is thread 0; the ISA promises no more than some lane, and "
-    "random schedules elect another."
-)
+    return Outcome(results, judged(trial, expected, results), gpu.findings, list(gpu.launches), written, gpu.accepted)
 
 
 def judged(trial: Trial, expected: Expected, results: Sequence[Tensor]) -> list[Verdict]:

@@ -50,7 +50,8 @@ def test_one_key(device, seed, T_q):
     """The only weight is 1, and what reaches dq and dk by way of out is an exact 0: a difference that we round."""
     qkv = random_qkv(device, 1, 1, T_q, 1, 16)
     out, *_ = check(device, qkv, causal=False)
-    torch.testing.assert_close(out, qkv[2].expand_as(out), rtol=2**-22, atol=0.0)
+    division = 2**-22 if COMPILED else 0  # a GPU's may be off by 2 ulp
+    torch.testing.assert_close(out, qkv[2].expand_as(out), rtol=2**-22 + division, atol=0.0)
 
 
 @pytest.mark.parametrize(

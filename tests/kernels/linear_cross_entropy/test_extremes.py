@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fastgpt.kernels import cross_entropy, linear_cross_entropy
+from tests.support.compiled import COMPILED
 
 INT32 = torch.int32
 FAR = (-(2**63), -(2**40), -(2**31) - 1, 2**31, 2**32, 2**32 + 5, 2**40, 2**63 - 1)  # none fits in int32
@@ -30,6 +31,11 @@ def exact_rows(logits: Tensor, target: Tensor, smoothing: float, z_loss: float, 
 def saturation(logits: Tensor, softcap: float) -> Tensor:
     """|z| = |logits| / softcap in float64, as far as cosh² can follow."""
     return (logits.double() / softcap).abs().clamp_max(350.0)
+
+
+def approximations(z: Tensor) -> Tensor | float:
+    """What the ISA lets a GPU be off besides: 2 ulp of z = x / softcap, of exp(-2|z|) and of what it is part of."""
+    return 6 + 4 * z if COMPILED else 0.0
 
 
 PATHS = (
@@ -70,7 +76,7 @@ def check(path: str, logits: Tensor, target: Tensor, *, smoothing=0.0, z_loss=0.
     # p = exp(y - lse) has the absolute error of its exponent, and so has the slope, sech²(z) = 4 exp(-2|z|) / ...
     z = torch.zeros_like(y) if softcap is None else saturation(logits, softcap)
     d_scale = (1.0 + 2.0 * z_loss * lse)[:, None] * z.cosh().square().reciprocal()
-    roundings = 16 * (1.0 + largest[:, None].clamp_max(100.0)) + 2 * z
+    roundings = 16 * (1.0 + largest[:, None].clamp_max(100.0)) + 2 * z + approximations(z)
     error = (gradient.double() - d).abs()
     assert (error <= roundings * u * d_scale + 1e-37).all(), error.max()
 
@@ -148,7 +154,9 @@ def test_a_saturated_softcap_keeps_the_digits_of_its_slope(device, seed, softcap
     target = torch.tensor([3], device=device)
     _, gradient = run("logits", logits, target, softcap=softcap)
     _, expected = exact_rows(logits, target, 0.0, 0.0, softcap, -100)
-    roundings = 8 + 2 * saturation(logits, softcap)  # each of z and of 2|z| costs |z| ulp of exp(-2|z|)
+    # each of z and of 2|z| costs |z| ulp of exp(-2|z|)
+    z = saturation(logits, softcap)
+    roundings = 8 + 2 * z + approximations(z)
     assert ((gradient.double() - expected).abs() <= roundings * torch.finfo(torch.float32).eps * expected.abs()).all()
 
 
