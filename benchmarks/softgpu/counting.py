@@ -28,6 +28,11 @@ KINDS = {
 }
 _FLOAT = re.compile(r"\.b?f(16|32|64)")
 
+# What an instruction does to global memory, by its opcode. Atomics do both; a copy names first where it goes.
+_READ = re.compile(r"(ldu?|atom)\.(.*\.)?global\b|cp\..*\bshared(::\w+)?\.global\b")
+_WRITTEN = re.compile(r"(st|red|atom)\.(.*\.)?global\b|cp\..*\bglobal\.shared\b")
+SECTOR = 32  # bytes: what global memory moves at least
+
 
 @dataclass
 class KernelCounts:
@@ -35,8 +40,9 @@ class KernelCounts:
 
     texts         PTX text (its hash) -> (instructions, indices of those that some warp executed)
     kinds         KINDS' names, and "other" -> instructions executed by warps
-    bytes, transactions, ideal  the same names -> bytes moved; in how many sectors of 32 bytes ("global") or wavefronts
-                  ("shared"), and the least possible
+    requests, bytes, transactions, ideal  what moves, "read" from global memory, "written" to it or "shared" -> the
+                  instructions that ask for it, executed by warps; the bytes that they ask for; in how many sectors of
+                  global memory or wavefronts of shared memory, and the least possible
     """
 
     name: str
@@ -47,6 +53,7 @@ class KernelCounts:
     seconds: float = 0.0
     texts: dict[str, tuple[int, frozenset[int]]] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
     transactions: Counter[str] = field(default_factory=Counter)
     ideal: Counter[str] = field(default_factory=Counter)
@@ -56,7 +63,7 @@ class KernelCounts:
         self.steps, self.seconds = self.steps + other.steps, self.seconds + other.seconds
         for text, (size, reached) in other.texts.items():
             self.texts[text] = (size, self.texts.get(text, (0, frozenset()))[1] | reached)
-        for mine, theirs in ((self.kinds, other.kinds), (self.bytes, other.bytes),
+        for mine, theirs in ((self.kinds, other.kinds), (self.requests, other.requests), (self.bytes, other.bytes),
                              (self.transactions, other.transactions), (self.ideal, other.ideal)):  # fmt: skip
             mine.update(theirs)
         return self
@@ -67,15 +74,43 @@ class KernelCounts:
         total = sum(size for size, _ in self.texts.values())
         return sum(len(reached) for _, reached in self.texts.values()) / total if total else 1.0
 
-    def overhead(self, space: str) -> float:
-        """Transactions over the least possible: 1 is coalesced ("global"), without bank conflicts ("shared")."""
-        return self.transactions[space] / self.ideal[space] if self.ideal[space] else 1.0
+    @property
+    def read(self) -> int:
+        """Bytes of the sectors that were read from global memory."""
+        return SECTOR * self.transactions["read"]
+
+    @property
+    def written(self) -> int:
+        """Bytes of the sectors that were written to global memory."""
+        return SECTOR * self.transactions["written"]
+
+    @property
+    def request(self) -> float:
+        """Bytes of global memory that an instruction of a warp asks for, on average: 512 are 16 bytes a lane."""
+        requests = self.requests["read"] + self.requests["written"]
+        return (self.bytes["read"] + self.bytes["written"]) / requests if requests else 0.0
+
+    def overhead(self, *moves: str) -> float:
+        """Transactions over the least possible: 1 is coalesced, or ("shared") without bank conflicts."""
+        least = sum(self.ideal[move] for move in moves)
+        return sum(self.transactions[move] for move in moves) / least if least else 1.0
 
 
 def kind_of(key: str) -> str:
     """The name in KINDS of an instruction with this opcode; "other": integers, predicates, moves, branches."""
     kind = next((kind for kind, starts in KINDS.items() if key.startswith(starts)), "other")
     return "other" if kind == "float" and not _FLOAT.search(key) else kind
+
+
+def moves_of(key: str) -> list[str]:
+    """What an instruction with this opcode moves: "read", "written", "shared"."""
+    return [
+        move
+        for move, is_moved in (
+            ("read", _READ.match(key)), ("written", _WRITTEN.match(key)), ("shared", key.startswith(KINDS["shared"])),
+        )
+        if is_moved
+    ]  # fmt: skip
 
 
 def counts_of(result: Result) -> KernelCounts:
@@ -90,10 +125,11 @@ def counts_of(result: Result) -> KernelCounts:
     for record, row in zip(program.lowered.records, counts.tolist(), strict=True):
         kind = kind_of(record.key)
         found.kinds[kind] += row[EXECUTED]
-        if row[BYTES] or row[TRANSACTIONS]:
-            found.bytes[kind] += row[BYTES]
-            found.transactions[kind] += row[TRANSACTIONS]
-            found.ideal[kind] += row[IDEAL]
+        for move in moves_of(record.key):
+            found.requests[move] += row[EXECUTED]
+            found.bytes[move] += row[BYTES]
+            found.transactions[move] += row[TRANSACTIONS]
+            found.ideal[move] += row[IDEAL]
     return found
 
 

@@ -51,13 +51,14 @@ class Run:
 
 @dataclass
 class Cell:
-    """A case on one GPU: its executions, and what each kernel did in the first of them."""
+    """A case on one GPU: its executions, what each kernel did in the first of them, the bytes of the call's tensors."""
 
     family: str
     name: str
     capability: int
     runs: list[Run] = field(default_factory=list)
     kernels: list[KernelCounts] = field(default_factory=list)
+    nbytes: int = 0
     error: str = ""
     seconds: float = 0.0
 
@@ -94,6 +95,7 @@ def cell_of(name: str, capability: int, configurations: Sequence[Settings]) -> C
     cell, start = Cell(trial.family, trial.name, capability), time.perf_counter()
     try:
         expected = expect(trial)
+        cell.nbytes = expected.nbytes
         for settings in configurations:
             began = time.perf_counter()
             outcome = execute(trial, expected, capability, settings)

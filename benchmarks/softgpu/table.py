@@ -63,7 +63,9 @@ def _lines(cells: Sequence[Cell], configurations: Sequence[Settings], seconds: f
     yield ""
     yield (
         "error: the largest of all results and runs, in units of what the error budget allows (1 is the limit). "
-        "instructions: of warps, in the first run. ms: machine time per CTA, all checks on."
+        "instructions: of warps, in the first run. read, written: KiB of the sectors of global memory that its kernels "
+        "moved (torch's own products are not counted); tensors: KiB of inputs, upstream gradients and results, each "
+        "once. ms: machine time per CTA, all checks on."
     )
     for family, group in itertools.groupby(cells, lambda cell: cell.family):
         yield from _family(family, list(group))
@@ -72,16 +74,17 @@ def _lines(cells: Sequence[Cell], configurations: Sequence[Settings], seconds: f
 
 def _family(family: str, cells: Sequence[Cell]) -> Iterator[str]:
     yield from ("", f"### {family}", "")
-    yield "| case | GPU | error | findings | races | launches | instructions | ms |"
-    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+    yield "| case | GPU | error | findings | races | launches | instructions | read | written | tensors | ms |"
+    yield "|---|---|" + "---:|" * 9
     for cell in cells:
         findings = sum(len(run.problems) for run in cell.runs) if not cell.error else cell.error.split("\n")[0]
         races = sum(run.races for run in cell.runs)
         steps, ctas = sum(k.steps for k in cell.kernels), sum(k.ctas for k in cell.kernels)
         time = sum(k.seconds for k in cell.kernels) * 1e3 / max(1, ctas)
+        moved = (sum(k.read for k in cell.kernels), sum(k.written for k in cell.kernels), cell.nbytes)
         yield (
             f"| {cell.name} | sm_{cell.capability} | {cell.used:.2f} | {findings} | {races} | {len(cell.kernels)} "
-            f"| {steps:,} | {time:.1f} |"
+            f"| {steps:,} | {' | '.join(f'{n / 1024:,.1f}' for n in moved)} | {time:.1f} |"
         )
 
 
@@ -89,17 +92,21 @@ def _kernels(cells: Sequence[Cell]) -> Iterator[str]:
     yield from ("", "## Kernels", "")
     yield (
         "What the launches of the first run of each case executed. texts: different PTX texts. reached: the part of "
-        "their instructions that some warp executed. Then the instructions of warps, in percent. global: sectors of 32 "
-        "bytes over the least that hold the bytes; shared: wavefronts over the least (1 is without bank conflicts)."
+        "their instructions that some warp executed. Then the instructions of warps, in percent. read, written: KiB of "
+        "the sectors of 32 bytes of global memory that moved; a request: bytes that an instruction asks for there (512 "
+        "are 16 a lane; a bulk copy asks for a whole box); sectors: over the least that would do (1 is coalesced). "
+        "wavefronts: of shared memory, over the least (1 is without bank conflicts)."
     )
     kinds = [*KINDS, "other"]
     yield ""
-    yield f"| kernel | GPU | launches | CTAs | texts | reached | {' | '.join(kinds)} | global | shared | ms a CTA |"
-    yield "|---|---|" + "---:|" * (len(kinds) + 7)
+    moves = "read | written | a request | sectors | wavefronts"
+    yield f"| kernel | GPU | launches | CTAs | texts | reached | {' | '.join(kinds)} | {moves} | ms a CTA |"
+    yield "|---|---|" + "---:|" * (len(kinds) + 10)
     for k in by_kernel(counts for cell in cells for counts in cell.kernels):
         total = max(1, sum(k.kinds.values()))
         mix = " | ".join(f"{100 * k.kinds[kind] / total:.1f}" for kind in kinds)
         yield (
             f"| {k.name} | {k.target} | {k.launches} | {k.ctas} | {len(k.texts)} | {100 * k.coverage:.0f} % | {mix} "
-            f"| {k.overhead('global'):.2f} | {k.overhead('shared'):.2f} | {1e3 * k.seconds / max(1, k.ctas):.1f} |"
+            f"| {k.read / 1024:,.0f} | {k.written / 1024:,.0f} | {k.request:.0f} | {k.overhead('read', 'written'):.2f} "
+            f"| {k.overhead('shared'):.2f} | {1e3 * k.seconds / max(1, k.ctas):.1f} |"
         )

@@ -67,6 +67,12 @@ class Expected:
     torchs: list[Tensor]
     exact: list[Exact]
 
+    @property
+    def nbytes(self) -> int:
+        """Of inputs, upstream gradients and results, each once: what moves at least, where all of it is needed."""
+        tensors = (*self.inputs.values(), *self.upstream, *self.torchs)
+        return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
+
 
 @dataclass
 class Outcome:
