@@ -302,6 +302,7 @@ def attempt(folder: Path, archive: Path, out: Path, jobs: int, tiles: int) -> in
     print(f"archive: {archive.stat().st_size / 2**20:.1f} MiB")
     print("no kernel was compiled" if not missed else "compiled beside the archive:\n" + "\n".join(missed))
     known, others = failures(out)
+    others += broken_steps(out) + broken_steps(out / "study")
     print(*(f"{count} failed, as they must here: {why}" for why, count in known.items()), sep="\n")
     print(*(f"FAILED {test}: {message}" for test, message in others), sep="\n")
     return 1 if missed or others or not traced() else 0
@@ -353,6 +354,21 @@ def failures(out: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         else:
             known[why] = known.get(why, 0) + 1
     return known, others
+
+
+# How a step may end beside 0: without an archive, with tests that failed, with none that was chosen.
+ENDS = {"cache": (1,), "tests": (1,), "peers": (1,), "peers-compiled": (1, 5)}
+
+
+def broken_steps(out: Path) -> list[tuple[str, str]]:
+    """(its name, what steps.txt says of it) of every step that ended in another way, or did not begin."""
+    found = [line.partition(": ") for line in (out / "steps.txt").read_text().splitlines()]
+    codes = [re.match(r"exit (\d+) ", said) for _, _, said in found]
+    return [
+        (name, said)
+        for (name, _, said), code in zip(found, codes)
+        if code is None or int(code[1]) not in (0, *ENDS.get(name, ()))
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,8 +6,8 @@
 `scripts/gpu_session.sh` runs on a GPU that is not there (`fake_cuda.py`), whose kernels benchmarks/softgpu executes:
 the self-check, headline figures, tests, peers and sweep see real values, at tiny sizes. What the dry run
 (`scripts/gpu/cache.py try`) cannot see, this can: a comparison that fails, a NaN in a table, a race. Times mean
-nothing. It fails for a finding of the machine, a verdict of the self-check, and whatever else failed for no reason that
-only this GPU has.
+nothing. It fails for a finding of the machine, a verdict of the self-check, an error over its budget, and whatever
+else failed for no reason that only this GPU has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.report import read_rows
-from scripts.gpu.cache import BUILD, ROOT, failures
+from scripts.gpu.cache import BUILD, ROOT, broken_steps, failures
 
 # Of each family some tests, forward and backward; all of them would take hours.
 TESTS = (
@@ -35,7 +35,6 @@ TESTS = (
 BEYOND_A_CPU = {
     "flex_attention": "flex_attention is not compiled",
     "cudnn": "the CPU has no cuDNN",
-    "arguments from the 'CUDA' backend": "a run with roundings sets modes aside, the fake GPU's too",
     "of the error of rounding": "torch's own products know no TF32 on a CPU",
 }
 
@@ -65,9 +64,13 @@ def said(out: Path) -> list[tuple[str, str]]:
     found += [
         (f"sweep: {r['workload']} {r['tile']}", r["error"]) for r in read_rows(out / "sweep.jsonl") if r.get("error")
     ]
+    found += [
+        (f"error: {row['test']} {row['name']} {row['dtype']} {row['norm']}", f"{row['used']} of its limit")
+        for row in read_rows(out / "errors.jsonl") if not row["ok"]
+    ]  # fmt: skip
     known, others = failures(out)
     print(*(f"{count} failed, as they must here: {why}" for why, count in known.items()), sep="\n")
-    return found + others
+    return found + others + broken_steps(out)
 
 
 def report(out: Path) -> int:

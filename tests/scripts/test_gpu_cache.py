@@ -228,3 +228,13 @@ def test_what_only_the_fake_gpu_fails_is_told_apart(tmp_path):
         ("benchmarks/test_a.py::test[2]", "ValueError: M = 0"),
         ("benchmarks/test_b.py", ""),
     ]
+
+
+def test_steps_that_did_not_end_as_they_may_are_named(tmp_path):
+    ends = {
+        "cache": "exit 1 after 1 s (of 300); kernels: 0", "verify": "exit 1 after 9 s", "tests": "exit 1 after 5 s",
+        "peers": "exit 70 after 5 s", "peers-again": "exit 0 after 5 s", "peers-compiled": "exit 5 after 5 s",
+        "sweep": "no time left",
+    }  # fmt: skip
+    (tmp_path / "steps.txt").write_text("".join(f"{name}: {said}\n" for name, said in ends.items()))
+    assert cache.broken_steps(tmp_path) == [(name, ends[name]) for name in ("verify", "peers", "sweep")]
