@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
         if item.nodeid.split("[")[0] in QUICK or item.nodeid.split("::")[0] in QUICK:
             item.add_marker(pytest.mark.quick)
-        if item.module.__name__ not in BESIDE_THE_POINT and _uses_the_budget(item.module):
+        if not item.module.__name__.startswith(BESIDE_THE_POINT) and _uses_the_budget(item.module):
             item.add_marker(pytest.mark.numeric)
 
 
@@ -104,10 +104,12 @@ QUICK = frozenset(
     )
 )  # fmt: skip
 
-BESIDE_THE_POINT = (
+BESIDE_THE_POINT = (  # no result of a kernel is judged there
+    "tests.benchmarks.",
+    "tests.fastgpt.base.",
     "tests.fastgpt.tools.test_budget",
     "tests.fastgpt.tools.test_rounding",
-)  # nothing of ours is judged there
+)
 JUDGES = {
     "assert_within_budget", "assert_all_within_budget", "assert_results_within_budget",
     "check",  # what folders call their own judge
