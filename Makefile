@@ -54,8 +54,9 @@ test: $(VENV)/.dev  ## the whole CPU test suite (on a GPU machine: on the GPU)
 test-all: $(VENV)/.dev  ## the tests, slow ones included
 	$(PYTEST) -n $(JOBS) --dist worksteal
 
-test-cpus: $(VENV)/.dev  ## the numeric tests, with what libraries have for older CPUs (one: CPUS=default)
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.cpus $(CPUS:%=--only %) -n $(JOBS) --dist worksteal
+test-cpus: $(VENV)/.dev  ## the numeric tests, with what libraries have for older CPUs (one: CPUS=default; one case in four: SAMPLE=4)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.cpus $(CPUS:%=--only %) -n $(JOBS) --dist worksteal \
+	  $(SAMPLE:%=-p tests.support.sampled --one-in %)
 
 test-luck: $(VENV)/.dev  ## the numeric tests, beside a torch whose results are exact but for the last rounding
 	$(PYTEST) -p tests.support.luckiest -n $(JOBS) --dist worksteal -m 'numeric and not slow'

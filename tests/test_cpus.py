@@ -1,12 +1,18 @@
 """Which instruction sets a CPU has, what of them is skipped and why, and which tests are run for each."""
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from fastgpt.tools.budget import REPORT
 from tests import cpus
+from tests.support.sampled import sample
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -50,3 +56,32 @@ def test_files_that_use_the_budget_are_marked():
 
     assert [conftest._uses_the_budget(m) for m in (test_nn_ffn, test_accuracy)] == [True, True]
     assert [conftest._uses_the_budget(m) for m in (test_data, test_traffic)] == [False, False]
+
+
+def test_a_sample_has_some_of_each_test():
+    one, many = ["t.py::one"], [f"t.py::many[{dtype}-{size}]" for dtype in ("fp16", "fp32") for size in range(6)]
+    kept = sample([*one, *many], one_in=4)
+    assert "t.py::one" in kept
+    assert len(kept) == 1 + 3
+    assert kept == sample(reversed([*one, *many]), one_in=4)
+    assert sample([*one, *many], one_in=1) == {*one, *many}
+
+
+FILE = """
+import pytest
+
+@pytest.mark.parametrize("n", range(8))
+def test_many(n): ...
+
+@pytest.mark.parametrize("n", range(4))
+def test_others(n): ...
+"""
+
+
+def test_the_sample_is_of_the_tests_that_were_selected(tmp_path):
+    (tmp_path / "test_file.py").write_text(FILE)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.support.sampled", "--one-in", "4", "-k"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for expression, said in (("many", "2 passed, 10 deselected"), *((f"many and {n}", "1 passed") for n in (0, 7))):
+        done = subprocess.run([*command, expression], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert said in done.stdout, done.stdout

@@ -27,8 +27,11 @@ from scripts.gpu.cache import BUILD, ROOT, broken_steps, failures
 
 # Of each family some tests, forward and backward; all of them would take hours.
 TESTS = (
-    "test_dtypes or test_lengths or test_grouped_queries or test_dropout_is_exact or test_ffn or test_dgelu or "
-    "test_loss_and_gradients or test_cross_entropy_of_logits or test_every_mask or test_equals_the_reference_model"
+    "test_dtypes or test_lengths or test_grouped_queries or test_windows or test_document_ids or test_packed_documents "
+    "or test_strides or test_every_mask or test_dropout_is_exact or test_either_output or test_held_rows "
+    "or test_ffn or test_dgelu or test_tma_path or test_dropout_and_residual or test_loss_and_gradients "
+    "or test_cross_entropy_of_logits or test_any_number_of_chunks or test_self_attention "
+    "or test_equals_the_reference_model"
 )
 
 # What no CPU does, by what a failure says.
