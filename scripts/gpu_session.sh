@@ -167,5 +167,5 @@ tiles=${SWEEP_TILES:-$(cat "$(dirname "$archive")/TILES" 2>/dev/null)}
 step_on sweep "$total" $python -m benchmarks.sweep --out "$out/sweep.jsonl" --seconds ALLOWED \
     ${tiles:+--tiles "$tiles"}
 
-timeout 10 $python scripts/gpu/summary.py "$out"
+timeout $((10 * slower)) $python scripts/gpu/summary.py "$out" || say "summary: exit $?"
 cat "$out/steps.txt"

@@ -327,8 +327,6 @@ def traced() -> bool:
 BEYOND_THE_FAKE = {
     r"cudaGetDeviceCount\(\)|API call is not supported in the installed CUDA driver":
         "torch asks the CUDA runtime, past the fake GPU",
-    r"Expected attn_mask dtype to be bool":
-        "a run with roundings (fastgpt.tools.rounding) sets modes aside, the fake GPU's too",
     r"(is on cpu but|but \w+ is on cpu;)": "pickles, traces and zero tensors lose the fake GPU's mark",
     r"does nothing on a GPU that is not there": "flex_attention is not compiled",
     r"crashed while running '.*(-wrapper\]|::test_fake_(and_meta_)?tensors)":

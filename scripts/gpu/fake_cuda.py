@@ -180,7 +180,7 @@ def _patch_tensor() -> None:
     def converted(t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         args, kwargs = tuple(map(indexed, args)), {k: indexed(v) for k, v in kwargs.items()}
         if CPU in (*args, kwargs.get("device")) or "cpu" in (*args, kwargs.get("device")):
-            return copied(t).to(*(a for a in args if isinstance(a, torch.dtype)))
+            return to(copied(t), *args, **kwargs)
         return to(t, *args, **kwargs)
 
     def copied(t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -383,7 +383,6 @@ def _execute(file: Path) -> None:
         sys.path.append(root)
     from benchmarks.softgpu.driver import Driver, Settings, Simulator, attached
     from benchmarks.softgpu.storages import poisoned_memory
-    from fastgpt.kernels._runtime import Target
 
     class Gpu(Driver):
         def get_active_torch_device(self) -> torch.device:
@@ -395,10 +394,14 @@ def _execute(file: Path) -> None:
             for finding in launch.result.findings:
                 lines.write(json.dumps({"kernel": launch.kernel, "finding": str(finding)}) + "\n")
 
-    target = Target("cuda", f"sm_{10 * CAPABILITY[0] + CAPABILITY[1]}", SMS)
+    def target() -> Any:
+        from fastgpt.kernels._runtime import Target  # not before: it may be what imports torch just now
+
+        return Target("cuda", f"sm_{10 * CAPABILITY[0] + CAPABILITY[1]}", SMS)
+
     simulator = Simulator(Settings(num_sms=SMS))
     simulator.on_launch = tell
-    _for_good.enter_context(attached(simulator, Gpu(lambda: target)))
+    _for_good.enter_context(attached(simulator, Gpu(target)))
     _for_good.enter_context(poisoned_memory())
     _patch_roundings()
 

@@ -65,6 +65,7 @@ def test_a_study_is_folded_in_where_a_gpu_has_made_it(tmp_path, monkeypatch, cap
 
 def test_no_failure_stops_the_steps_after_it(tmp_path):
     steps, calls = session(tmp_path, "exit 3")
+    assert steps.pop() == "summary: exit 3"
     order = ["cache", "verify", "headline", "headline-again", "tests", "peers", "peers-compiled", "sweep"]
     assert [line.split(":")[0] for line in steps] == order
     assert all("exit 3 after" in line for line in steps)

@@ -17,9 +17,9 @@ from scripts.gpu import rehearse
 ROOT = Path(__file__).parents[2]
 
 CODE = """
-import torch
-from fastgpt.kernels import flash_attention, layer_norm
+from fastgpt.kernels import flash_attention, layer_norm  # which imports torch, as the session's summary does
 from fastgpt.tools.rounding import deviations
+import torch
 
 x = torch.randn(64, 768, device="cuda", requires_grad=True)
 y = layer_norm(x, (768,))
@@ -27,6 +27,7 @@ y.square().sum().backward()
 assert y.is_cuda and x.grad.is_cuda
 torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (768,)))
 assert not x.grad.isnan().any()
+assert x.to(device="cpu", dtype=torch.float16).dtype == torch.float16
 few = lambda x: torch.softmax(x * torch.arange(5, device="cuda"), -1)  # noqa: E731
 (moved,) = deviations(few, [x[:, :5].half()], [few(x[:, :5].half().double())])
 assert 2.0**-13 < moved.abs().max() < 2.0**-9
