@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from . import pairs
 from .instructions import Opcode, opcode, type_bytes
 from .ptx import (
     Address,
@@ -126,6 +127,9 @@ class _Lowering:
         self.of_wgmma: set[int] = set()
         self.has_atomics = False
         self.shared_writes, self.shared_reads, self.global_accesses = set[int](), set[int](), set[int]()
+        self.halves = {
+            register: (self._new_half(), self._new_half()) for register in pairs.separable(kernel.instructions)
+        }
         self.params = {param.name: param for param in kernel.params}
         self.offsets, self.shared_static, self.local_bytes = _lay_out(kernel.variables)
 
@@ -135,7 +139,8 @@ class _Lowering:
         for instruction in instructions:
             first.append(len(records))
             try:
-                self._instruction(instruction)
+                for part in pairs.separated(instruction, self.halves, self._new_half):
+                    self._instruction(part)
             except IndexError as error:
                 raise self._error(instruction, "operands are missing") from error
         end = len(instructions)
@@ -307,6 +312,9 @@ class _Lowering:
     def _new(self, size: int) -> int:
         self.bytes.append(size)
         return len(self.bytes) - 1
+
+    def _new_half(self) -> Register:
+        return Register("half", "b32", 4, self._new(4))
 
     def _error(self, instruction: Instruction, why: str) -> Unreadable:
         return Unreadable(self.kernel.name, instruction.line, instruction.text, why)

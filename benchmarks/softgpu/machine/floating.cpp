@@ -147,6 +147,15 @@ template <class T, int OPTIONS, bool GREATEST> T extremum(T a, T b) {
   return canonical(chosen);
 }
 
+// Of two, or three (sm_100).
+template <int OPTIONS, bool GREATEST> float extremum_of_three(float a, float b, float c) {
+  return extremum<float, OPTIONS, GREATEST>(extremum<float, OPTIONS, GREATEST>(a, b), c);
+}
+template <int OPTIONS, bool GREATEST> Step extremum_of_some(Warp &w, const Ins &i, Mask m) {
+  constexpr Handler OF_TWO = each<extremum<float, OPTIONS, GREATEST>>, OF_THREE = each<extremum_of_three<OPTIONS, GREATEST>>;
+  return i.op.size() == 4 ? OF_THREE(w, i, m) : OF_TWO(w, i, m);
+}
+
 template <class T> T copysign(T sign, T magnitude) { return std::copysign(magnitude, sign); }
 
 // ---- directed rounding: the processor's own mode, around the same handlers -------------------------------------------
@@ -198,6 +207,10 @@ template <class T, int OPTIONS> void announce_extrema(const std::string &type) {
     announce("max" + suffix(OPTIONS) + type + "x2", each<both<extremum<T, OPTIONS, true>>>);
   }
 }
+template <int OPTIONS> void announce_extrema_of_some() {
+  announce("min" + suffix(OPTIONS) + ".f32", extremum_of_some<OPTIONS, false>);
+  announce("max" + suffix(OPTIONS) + ".f32", extremum_of_some<OPTIONS, true>);
+}
 template <class T, int OPTIONS> void announce_all_extrema(const std::string &type) {
   announce_extrema<T, OPTIONS>(type);
   announce_extrema<T, OPTIONS | NAN_WINS>(type);
@@ -228,22 +241,12 @@ template <class T, int OPTIONS> void announce_mixed(const std::string &type) {
   on_roundings<sub_mixed<T, OPTIONS>>("sub", rest, true);
   on_roundings<fma_mixed<T, OPTIONS>>("fma", rest, false);
 }
-template <int OPTIONS> void announce_pairs() {
-  const std::string rest = suffix(OPTIONS) + ".f32x2";
-  on_roundings<both<add<float, OPTIONS>>>("add", rest, true);
-  on_roundings<both<sub<float, OPTIONS>>>("sub", rest, true);
-  on_roundings<both<mul<float, OPTIONS>>>("mul", rest, true);
-  on_roundings<both<fma<float, OPTIONS>>>("fma", rest, false);
-}
-
 const bool announced = [] {
   announce_sums<float, 0>(".f32");
   announce_sums<float, FTZ>(".f32");
   announce_sums<float, SAT>(".f32");
   announce_sums<float, FTZ | SAT>(".f32");
   announce_sums<double, 0>(".f64");
-  announce_pairs<0>();
-  announce_pairs<FTZ>();
   announce_mixed<F16, 0>(".f16");
   announce_mixed<F16, SAT>(".f16");
   announce_mixed<BF16, 0>(".bf16");
@@ -271,6 +274,10 @@ const bool announced = [] {
 
   announce_all_extrema<float, 0>(".f32");
   announce_all_extrema<float, FTZ>(".f32");
+  announce_extrema_of_some<0>();
+  announce_extrema_of_some<FTZ>();
+  announce_extrema_of_some<NAN_WINS>();
+  announce_extrema_of_some<FTZ | NAN_WINS>();
   announce_all_extrema<F16, 0>(".f16");
   announce_all_extrema<F16, FTZ>(".f16");
   announce_all_extrema<BF16, 0>(".bf16");

@@ -238,6 +238,19 @@ def test_extrema(kind, name, options):
         np.testing.assert_array_equal(out.view(np.uint16), np.array(wanted, np.uint16))
 
 
+@pytest.mark.parametrize("options", [(), ("NaN",), ("ftz",), ("ftz", "NaN")])
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_extrema_of_three(name, options):
+    (a, b, c), _ = operands(exact.F32, 3, flush="ftz" in options, seed=9)
+    codes = [[flushed(exact.F32, int(x)) if "ftz" in options else int(x) for x in array] for array in (a, b, c)]
+    wanted = []
+    for x, y, z in zip(*codes):
+        values = [exact.F32.decode(code) for code in (x, y, z)]
+        first = extremum(name, options, exact.F32, x, y, *values[:2])
+        wanted.append(extremum(name, options, exact.F32, first, z, exact.F32.decode(first), values[2]))
+    check(".".join((name, *options, "f32")), exact.F32, [a, b, c], wanted)
+
+
 @pytest.mark.parametrize("kind", FORMS)
 def test_signs(kind):
     form = exact.BY_NAME[kind]
