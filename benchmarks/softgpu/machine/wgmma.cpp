@@ -5,17 +5,15 @@
 // warp's engine, whose clock is the group's number, and which the warp learns at the wait: a write before it is a race.
 #include <algorithm>
 #include <deque>
-#include <map>
 #include <string>
 #include "collective.h"
 #include "fragments.h"
+#include "matrix_rows.h"
 
 namespace softgpu {
 namespace {
 
 constexpr int WARPS = 4;  // of a warpgroup
-constexpr uint32_t ROW_BYTES = 16, ADDRESS_SPACE = 1 << 18;  // of descriptors
-constexpr int ROW_WORDS = ADDRESS_SPACE / ROW_BYTES / 64;
 
 constexpr uint64_t ANY = ~uint64_t(0);  // in the place of a descriptor that nobody knows
 
@@ -34,8 +32,7 @@ struct State {  // of a warp
   uint64_t fence = 0;                      // the step of the last wgmma.fence
   uint64_t committed = 0;                  // the step of the last commit_group
   std::vector<uint64_t> accumulated;       // [unit]: the step of the last wgmma that wrote it
-  uint64_t checked[ROW_WORDS] = {};        // rows of shared memory that the open group has read, a bit for each
-  bool any_checked = false;
+  CheckedRows checked;                     // rows of shared memory that the open group has read
   uint64_t num_issued = 0;
   // Of the first warp of a warpgroup: what its warps issued, from number `first_issue` on, until all four have.
   std::deque<Issue> issues;
@@ -83,38 +80,6 @@ Operands operands(Warp &w, const Ins &i, bool has_signs, bool has_transposes) {
   return o;
 }
 
-struct Descriptor {
-  uint32_t start, lead, stride, base;
-  int mode, bits;  // bits: log2 of the rows of 16 bytes that a pattern is wide
-
-  explicit Descriptor(uint64_t d)
-      : start(offset(d)), lead(offset(d >> 16)), stride(offset(d >> 32)), base(uint32_t(d >> 49 & 7)),
-        mode(int(d >> 62)), bits(mode ? 4 - mode : 0) {}
-
-  static uint32_t offset(uint64_t field) { return uint32_t(field & 0x3fff) << 4; }
-  uint32_t mask() const { return (1u << bits) - 1; }
-
-  // Bits 4 and up of an address are exchanged by those that number the lines of 128 bytes in a pattern.
-  uint32_t swizzled(uint32_t at) const { return at ^ (((at >> 7) - base) & mask()) << 4; }
-
-  // A row of 16 bytes along k: number `k` of them, for row or column `mn` of the matrix.
-  uint32_t along_k(int mn, int k) const {
-    const uint32_t at = start + mn / 8 * stride + (uint32_t(mn % 8) << (4 + bits));
-    return mode ? swizzled(at + 16 * k) : at + k * lead;
-  }
-  // A row of 16 bytes along m or n: number `mn` of them, for this k.
-  uint32_t along_mn(int mn, int k) const {
-    const uint32_t at = start + (uint32_t(k % 8) << (4 + bits));
-    if (!mode) return at + mn * stride + k / 8 * lead;
-    return swizzled(at + (mn >> bits) * lead + (mn & int(mask())) * 16 + k / 8 * stride);
-  }
-
-  std::string text() const {
-    return format("start 0x%x, leading offset 0x%x, stride offset 0x%x, base offset %u, swizzle of %d bytes", start,
-                  lead, stride, base, mode ? 16 << bits : 0);
-  }
-};
-
 // The descriptor in an operand; false if there is none, since it is undefined or the lanes do not agree.
 bool get_descriptor(Warp &w, const Ins &i, int operand, uint64_t &bits) {
   Machine &m = *w.machine;
@@ -125,101 +90,21 @@ bool get_descriptor(Warp &w, const Ins &i, int operand, uint64_t &bits) {
       m.add("undefined value", i.pc, name_of(w) + ": a descriptor comes from what nobody wrote, of " + m.where(i.pc));
     return false;
   }
-  const Descriptor d(bits);
   std::string why;
   bool agreed = true;
   for (int lane = 1; lane < LANES && agreed; lane++) agreed = r[lane] == bits;
   if (!agreed)
     why = "lanes have several";
-  else if (bits & 0x3ff1c000c000c000ull)
-    why = format("bits that must be 0 are set in 0x%016llx", static_cast<unsigned long long>(bits));
-  else if (!d.mode && d.base)
-    why = "a base offset without a swizzle";
-  else if ((d.start >> 7 & d.mask()) != (d.base & d.mask()))
-    why = format("it starts in line %u of a pattern of %u lines of 128 bytes", d.start >> 7 & d.mask(), d.mask() + 1);
+  else
+    why = fault_of(bits);
   if (!why.empty() && !m.has("bad descriptor", i.pc))
-    m.add("bad descriptor", i.pc, name_of(w) + ": " + why + " (" + d.text() + "), of " + m.where(i.pc));
+    m.add("bad descriptor", i.pc, name_of(w) + ": " + why + " (" + Descriptor(bits).text() + "), of " + m.where(i.pc));
   return agreed;
 }
 
-// Rows of 16 bytes that an operand consists of, by its descriptor.
-struct Rows {
-  uint64_t descriptor = 0;
-  int shape = -1;                                    // which operand, of which size
-  std::vector<uint32_t> at;                          // addresses, in the order in which they are wanted
-  std::vector<std::pair<uint32_t, uint64_t>> words;  // the same as bits of State::checked, in ascending order
-  bool inside = true;                                // of what a descriptor can address
-};
-
-// Blocks of 8 rows: `num_blocks` along m or n, from `first` on, and 2 along k for each. Kept: few recur often.
-const Rows &rows_of(uint64_t descriptor, bool transposed, int first, int num_blocks) {
-  static thread_local std::vector<Rows> kept(256);
-  const int shape = (first * 64 + num_blocks) * 2 + transposed;
-  Rows &r = kept[((descriptor ^ descriptor >> 32) * 0x9e3779b97f4a7c15ull >> 40 ^ shape) % kept.size()];
-  if (r.shape == shape && r.descriptor == descriptor) return r;
-  r = Rows();
-  r.descriptor = descriptor, r.shape = shape;
-  const Descriptor d(descriptor);
-  std::map<uint32_t, uint64_t> words;
-  for (int block = first; block < first + num_blocks; block++)
-    for (int k = 0; k < 2; k++)
-      for (int line = 0; line < 8; line++) {
-        r.at.push_back(transposed ? d.along_mn(block, 8 * k + line) : d.along_k(8 * block + line, k));
-        const uint32_t row = r.at.back() / ROW_BYTES;
-        if (r.at.back() < ADDRESS_SPACE)
-          words[row / 64] |= uint64_t(1) << row % 64;
-        else
-          r.inside = false;
-      }
-  r.words.assign(words.begin(), words.end());
-  return r;
-}
-
-// Calls f(from, to) for each run of set bits.
-template <class F> void for_runs(uint64_t bits, F f) {
-  while (bits) {
-    const int from = __builtin_ctzll(bits);
-    const uint64_t beyond = ~(bits >> from);
-    const int to = beyond ? std::min(64, from + __builtin_ctzll(beyond)) : 64;
-    f(from, to);
-    bits = to < 64 ? bits & ~uint64_t(0) << to : 0;
-  }
-}
-
-// Reads the rows one after the other to `to`. If some hold what nobody wrote, or cannot be read, `undefined` becomes a
-// flag for each row. A row that the open group has read is not checked again: whoever wrote it meanwhile met that read.
-void read_rows(Warp &w, const Ins &i, const Rows &rows, uint8_t *to, std::vector<bool> &undefined) {
-  Cta &cta = *w.cta;
-  State &s = state(w);
+void read(Warp &w, const Ins &i, const Rows &rows, void *to, std::vector<bool> &undefined) {
   const Agent reader = engine(w, i, WGMMA_COLUMN + w.index, w.wgmma_clock + 1, w.view);
-  bool all_well = rows.inside;
-  for (const auto &[word, bits] : rows.words) {
-    const uint64_t fresh = bits & ~s.checked[word];
-    s.checked[word] |= bits;
-    for_runs(fresh, [&](int from, int end) {
-      bool tainted = false;
-      const uint8_t *data =
-          shared_read(cta, reader, (word * 64 + from) * ROW_BYTES, (end - from) * ROW_BYTES, ROW_BYTES, tainted);
-      all_well &= data && !tainted;
-    });
-  }
-  s.any_checked = true;
-  if (all_well) {
-    const uint8_t *bytes = shared_bytes(cta);
-    for (uint32_t at : rows.at) std::memcpy(to, bytes + at, ROW_BYTES), to += ROW_BYTES;
-    return;
-  }
-  for (uint32_t at : rows.at) {  // which rows are it?
-    bool tainted = false;
-    const uint8_t *data = shared_read(cta, reader, at, ROW_BYTES, ROW_BYTES, tainted);
-    undefined.push_back(tainted || !data);
-    if (undefined.back() && at < ADDRESS_SPACE) s.checked[at / ROW_BYTES / 64] &= ~(uint64_t(1) << at / ROW_BYTES % 64);
-    if (data)
-      std::memcpy(to, data, ROW_BYTES);
-    else
-      std::memset(to, 0, ROW_BYTES);
-    to += ROW_BYTES;
-  }
+  read_rows(*w.cta, reader, state(w).checked, rows, static_cast<uint8_t *>(to), undefined);
 }
 
 void transpose(uint32_t *block) {  // 8x8 of 16 bits
@@ -235,7 +120,7 @@ void read_a(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, uint32_
   std::vector<bool> undefined;
   uint32_t blocks[2][2][LANES];  // [8 rows][16 bytes along k]
   const Rows &source = rows_of(descriptor, transposed, w.index % WARPS * 2, 2);
-  read_rows(w, i, source, reinterpret_cast<uint8_t *>(blocks), undefined);
+  read(w, i, source, blocks, undefined);
   for (int r = 0; r < 4; r++) {
     uint32_t(&block)[LANES] = blocks[r & 1][r >> 1];
     if (transposed) transpose(block);
@@ -249,7 +134,7 @@ void read_a(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, uint32_
 void read_b(Warp &w, const Ins &i, uint64_t descriptor, bool transposed, int num_columns, uint32_t (*words)[LANES],
             Mask *columns) {
   std::vector<bool> undefined;
-  read_rows(w, i, rows_of(descriptor, transposed, 0, num_columns / 8), reinterpret_cast<uint8_t *>(words), undefined);
+  read(w, i, rows_of(descriptor, transposed, 0, num_columns / 8), words, undefined);
   for (size_t k = 0; k < undefined.size(); k++)
     if (undefined[k]) columns[k / 16] |= transposed ? ALL : 15u << (4 * (k % 8));
 }
@@ -424,8 +309,7 @@ Step commit_group(Warp &w, const Ins &i, Mask m) {
   Step step;
   if (!whole_warp(w, i, m, step)) return step;
   State &s = state(w);
-  if (s.any_checked) std::fill_n(s.checked, ROW_WORDS, 0);
-  s.any_checked = false;
+  s.checked.forget();
   s.committed = w.steps;
   w.wgmma_clock++;
   return Step::NEXT;
