@@ -70,7 +70,7 @@ gate: $(VENV)/.dev  ## compile every kernel for every GPU, offline, and rewrite 
 gate-check: $(VENV)/.dev  ## recompile a fixed sample of the gate's rows; fail on any that is worse than its table
 	$(BIN)/python -m benchmarks.gate --check --sample 48 --jobs $(JOBS)
 
-softgpu: $(VENV)/.dev  ## execute every compiled kernel for sm_80 and sm_90 on the CPU, every access checked, under six schedules; write the table
+softgpu: $(VENV)/.dev  ## execute every compiled kernel for sm_80, sm_90 and sm_100 on the CPU, every access checked, under six schedules; write the table
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.softgpu --write --jobs $(JOBS)
 
 softgpu-tests: $(VENV)/.dev  ## the kernels' tests, compiled for sm_80 and for sm_90 (warps in an adversary's order), executed on the CPU

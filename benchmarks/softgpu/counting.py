@@ -16,11 +16,14 @@ EXECUTED, LANES, BYTES, TRANSACTIONS, IDEAL = (
 
 # What the table tells apart; the first that an instruction starts with.
 KINDS = {
-    "tensor": ("mma.", "wgmma.mma_async"),
+    "tensor": ("mma.", "wgmma.mma_async", "tcgen05.mma"),
     "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix", "atom.shared", "red.shared"),
     "global": ("ld.global", "st.global", "atom.global", "red.global"),
     "copy": ("cp.async",),
-    "sync": ("bar.", "barrier.", "mbarrier.", "fence.", "membar", "wgmma.", "elect.", "setmaxnreg"),
+    "sync": (
+        *("bar.", "barrier.", "mbarrier.", "fence.", "membar", "wgmma.", "elect.", "setmaxnreg"),
+        *("tcgen05.wait", "tcgen05.fence", "tcgen05.commit", "tcgen05.alloc", "tcgen05.dealloc", "tcgen05.relinquish"),
+    ),
     "shuffle": ("shfl.", "vote.", "match.", "redux."),
     "special": ("ex2.", "lg2.", "rcp.", "rsqrt.", "sqrt.", "sin.", "cos.", "tanh.", "div."),
     "convert": ("cvt.",),

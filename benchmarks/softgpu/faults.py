@@ -151,6 +151,10 @@ _one_short("wait for bulk copies one group short", "cp.async.bulk.wait_group")
 _removed("wait for bulk copies removed", "cp.async.bulk.wait_group")
 _removed("proxy fence removed", "fence.proxy.async")
 _removed("fence of mbarrier's init removed", "fence.mbarrier_init")
+_removed("commit of tcgen05 removed", "tcgen05.commit")
+_removed("wait for tensor memory removed", "tcgen05.wait")
+_removed("tcgen05's fence removed", "tcgen05.fence")
+_removed("tensor memory not given back", "tcgen05.dealloc")
 _removed("arrival removed", "mbarrier.arrive.shared", "mbarrier.arrive.release")
 
 
@@ -208,27 +212,35 @@ def _(i: Instruction) -> Iterator[str]:
 _OFFSET = re.compile(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\d+)\s*)?\]")
 
 
-def _sixteen_on(i: Instruction, which: int) -> Iterator[str]:
-    """The same instruction, its address number `which` 16 bytes on."""
+def _moved(i: Instruction, which: int, by: int = 16) -> Iterator[str]:
+    """The same instruction, its address number `which` so much further on."""
     addresses = list(_OFFSET.finditer(i.operands))
     if which < len(addresses):
         a = addresses[which]
-        moved = f"[{a[1]}+{int(a[2] or 0) + 16}]"
+        moved = f"[{a[1]}+{int(a[2] or 0) + by}]"
         yield i.rewritten(operands=i.operands[: a.start()] + moved + i.operands[a.end() :])
 
 
 @_kind("shared address 16 bytes off")
 def _(i: Instruction) -> Iterator[str]:
     if _is_shared(i):
-        yield from _sixteen_on(i, 0)
+        yield from _moved(i, 0)
 
 
 @_kind("global address 16 bytes off")
 def _(i: Instruction) -> Iterator[str]:
     if i.opcode.startswith(("ld.global", "st.global")):
-        yield from _sixteen_on(i, 0)
+        yield from _moved(i, 0)
     elif i.opcode.startswith(("cp.async.ca", "cp.async.cg")):
-        yield from _sixteen_on(i, 1)
+        yield from _moved(i, 1)
+
+
+@_kind("tensor memory a column off")
+def _(i: Instruction) -> Iterator[str]:
+    if i.opcode.startswith(("tcgen05.ld", "tcgen05.st", "tcgen05.mma")):
+        yield from _moved(i, 0, by=1)
+    if i.opcode.startswith("tcgen05.mma"):
+        yield from _moved(i, 1, by=1)
 
 
 @_kind("swizzle changed")
@@ -247,7 +259,7 @@ _DESCRIPTOR = re.compile(r"\b\d{19}\b")
 
 @_kind("descriptor's swizzle changed")
 def _(i: Instruction) -> Iterator[str]:
-    """Of a wgmma operand: bits 62 and 63 are 0 for none, then 128, 64, 32 bytes."""
+    """Bits 62 and 63 of a wgmma operand are 0 for none, then 128, 64, 32 bytes; of tcgen05's, 1, 2, 3 from 128 on."""
     if i.opcode == "or.b64" and (found := _DESCRIPTOR.search(i.operands)):
         bits = int(found[0])
         yield i.rewritten(operands=i.operands.replace(found[0], str(bits & ~(3 << 62) | ((bits >> 62) % 3 + 1) << 62)))
@@ -255,7 +267,7 @@ def _(i: Instruction) -> Iterator[str]:
 
 @_kind("descriptor's stride changed")
 def _(i: Instruction) -> Iterator[str]:
-    """Of a wgmma operand: bits 32 to 45, from one group of eight rows to the next, in units of 16 bytes."""
+    """Bits 32 to 45, from one group of eight rows to the next, in units of 16 bytes."""
     if i.opcode == "or.b64" and (found := _DESCRIPTOR.search(i.operands)):
         yield i.rewritten(operands=i.operands.replace(found[0], str(int(found[0]) ^ 0x60 << 32)))
 
@@ -338,6 +350,23 @@ def _(i: Instruction) -> Iterator[str]:
         found = re.search(r", ([01])$", i.operands)
         if found and i.operands.count(",") and ".tf32" not in i.opcode:
             yield i.rewritten(operands=i.operands[: found.start()] + f", {1 - int(found[1])}")
+
+
+@_kind("operand of tcgen05 transposed")
+def _(i: Instruction) -> Iterator[str]:
+    """B: bit 16 of the instruction descriptor."""
+    if i.opcode.startswith("tcgen05.mma"):
+        *operands, instruction, accumulate = i.operands.rsplit(",", 2)
+        product = i.rewritten(operands=f"{operands[0]}, %turned,{accumulate}")
+        yield f"{{ .reg .b32 %turned; xor.b32 %turned, {instruction.strip()}, 65536; {product} }}"
+
+
+@_kind("accumulators of tcgen05 added or not")
+def _(i: Instruction) -> Iterator[str]:
+    if i.opcode.startswith("tcgen05.mma"):
+        *operands, accumulate = i.operands.rsplit(",", 1)
+        product = i.rewritten(operands=f"{operands[0]}, %not")
+        yield f"{{ .reg .pred %not; not.pred %not, {accumulate.strip()}; {product} }}"
 
 
 @_kind("ldmatrix transposes or not")

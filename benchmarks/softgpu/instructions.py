@@ -28,6 +28,10 @@ _NO_RESULT_OF = {
     "wgmma": ("fence", "commit_group", "wait_group"),
     "multimem": ("st", "red"),
     "clusterlaunchcontrol": ("try_cancel",),
+    "tcgen05": (
+        *("alloc", "dealloc", "relinquish_alloc_permit", "st", "mma", "commit", "cp", "shift"),
+        *("wait::ld", "wait::st", "fence::before_thread_sync", "fence::after_thread_sync"),
+    ),
 }
 
 
@@ -93,7 +97,7 @@ def opcode(text: str) -> Opcode:
 
 
 def _literal_type(parts: list[str], types: list[str]) -> str:
-    if parts[0] in ("bar", "barrier", "mbarrier", "cp", "shfl", "wgmma", "fence") or not types:
+    if parts[0] in ("bar", "barrier", "mbarrier", "cp", "shfl", "wgmma", "tcgen05", "fence") or not types:
         return "u32"
     if parts[0] == "slct":
         return types[0]
@@ -125,6 +129,8 @@ def _literal_types(parts: list[str], types: list[str]) -> dict[int, str]:
         return {1: "u32"} if parts[3] in ("box_dim", "global_dim", "global_stride", "element_stride") else {}
     if parts[:2] == ["wgmma", "mma_async"]:
         return {3: "pred"}  # scale-d
+    if parts[:2] == ["tcgen05", "mma"]:
+        return {4: "pred"}  # enable-input-d
     if parts[:3] == ["cp", "async", "bulk"] and "multicast::cluster" in parts:
         return {3: "u16"} if "tensor" in parts else {4: "u16"}
     return {}
@@ -141,8 +147,10 @@ def _access(parts: list[str], types: list[str]) -> Access | None:
         generic = not shared and not is_global
         size = type_bytes(types[-1]) * lanes if types else 1
         return Access(shared or generic, is_global or generic, size, name != "ld" and (shared or generic))
-    if name == "mbarrier":
+    if name == "mbarrier" or parts[:2] == ["tcgen05", "commit"]:
         return Access(True, False, 8, True)
+    if parts[:2] == ["tcgen05", "alloc"]:
+        return Access(True, False, 4, True)
     if name in ("ldmatrix", "stmatrix"):
         return Access(True, False, 16, name == "stmatrix")
     if parts[:3] == ["cp", "async", "bulk"] or parts[:4] == ["cp", "reduce", "async", "bulk"]:

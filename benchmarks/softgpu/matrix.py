@@ -135,7 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.softgpu", description=__doc__.split("\n")[0])
     families = sorted({trial.family for trial in cases.trials()})
     parser.add_argument("--family", default="", choices=["", *families], metavar="|".join(families))
-    parser.add_argument("--arch", default="", choices=["", *(f"sm_{c}" for c in CAPABILITIES)], metavar="sm_80|sm_90")
+    parser.add_argument(
+        "--arch", default="", choices=["", *(f"sm_{c}" for c in CAPABILITIES)], metavar="sm_80|sm_90|sm_100"
+    )
     parser.add_argument("--case", default="", metavar="PART", help="cases whose name has this part")
     parser.add_argument("--schedule", default="", choices=["", *SCHEDULES], metavar="|".join(SCHEDULES))
     parser.add_argument("--quick", action="store_true", help="each case once on each GPU")

@@ -31,6 +31,7 @@ from .lower import Record
 from .trials import CAPABILITIES, Expected, Outcome, Trial, execute, expect
 
 RESULT = Path(__file__).parents[1] / "results" / "softgpu-faults.md"
+TABLE = (80, 90)  # the GPUs that it is about
 
 # The case in which each kernel gets its faults: small, but every loop is gone round more often than it has stages.
 _ATTENTION = "attention bf16 d64 sharp scores, one head of 400"
@@ -191,7 +192,9 @@ def verdicts_of(name: str, capability: int, kind_part: str, per_kind: int) -> li
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.softgpu.planting", description=__doc__.split("\n")[0])
     parser.add_argument("--kernel", default="", metavar="PART", help="kernels whose name has this part")
-    parser.add_argument("--arch", default="", choices=["", *(f"sm_{c}" for c in CAPABILITIES)], metavar="sm_80|sm_90")
+    parser.add_argument(
+        "--arch", default="", choices=["", *(f"sm_{c}" for c in CAPABILITIES)], metavar="sm_80|sm_90|sm_100"
+    )
     parser.add_argument("--kind", default="", metavar="PART", help="kinds of faults whose name has this part")
     parser.add_argument("--per-kind", type=int, default=6, help="faults of a kind in a kernel; 0: all (default: 6)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
@@ -203,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = [
         (name, capability)
         for name in HOMES
-        for capability in CAPABILITIES
+        for capability in (CAPABILITIES if arguments.arch else TABLE)
         if arguments.kernel in name and arguments.arch in ("", f"sm_{capability}")
     ]
     with ProcessPoolExecutor(max(1, arguments.jobs)) as pool:

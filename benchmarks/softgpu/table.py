@@ -14,7 +14,7 @@ import triton
 
 from benchmarks.measure import commit
 
-from .accepted import ELECTED
+from .accepted import REASONS
 from .counting import KINDS, by_kernel
 from .engine import Settings
 
@@ -53,7 +53,7 @@ def _lines(cells: Sequence[Cell], configurations: Sequence[Settings], seconds: f
     )
     if accepted := sum(run.accepted for run in runs):
         yield ""
-        yield f"{accepted} more findings are accepted. {ELECTED}"
+        yield f"{accepted} more findings are accepted. {' '.join(REASONS)}"
     yield ""
     yield "Each case ran under:"
     yield ""

@@ -30,7 +30,7 @@ from fastgpt.tools.verify_cases import Case
 from .driver import Launch, simulate
 from .engine import Finding, Settings
 
-CAPABILITIES = (80, 90)
+CAPABILITIES = (80, 90, 100)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Trial:
     dtype         of the tensors
     tf32          whether float32 products may run in TF32
     num_sms       of the GPU that tile choice sees
-    capabilities  the GPUs that it is for: 80, 90
+    capabilities  the GPUs that it is for: 80, 90, 100
     sample        whether it is one of those that every test run executes
     """
 

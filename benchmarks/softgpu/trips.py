@@ -52,4 +52,4 @@ def _code(program: Program) -> Code:
 
 
 def _is_tensor(instruction: Instruction) -> int:
-    return int(instruction.opcode.startswith(("mma.", "wgmma.mma_async")))
+    return int(instruction.opcode.startswith(("mma.", "wgmma.mma_async", "tcgen05.mma")))

@@ -3,7 +3,7 @@
 Kernels are compiled for a GPU and executed by benchmarks/softgpu, on CPU tensors; tests are the same ones, at the sizes
 that they have on a CPU. A test whose launches gave findings fails with them; a summary by kernel ends the run.
 
-    SOFTGPU_ARCH      sm_80 (default), sm_86, sm_89, sm_90
+    SOFTGPU_ARCH      sm_80 (default), sm_86, sm_89, sm_90, sm_100
     SOFTGPU_SMS       multiprocessors (default: 4)
     SOFTGPU_SCHEDULE  forward (default), backward, turns, random, worst
     SOFTGPU_LANDING   late (default), early, random: when asynchronous copies arrive
@@ -22,7 +22,7 @@ import pytest
 import torch
 
 VARIABLE = "FASTGPT_DEVICE"
-ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90")
+ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 SIMULATORS = pytest.StashKey[list]()
 SUMMARY = "softgpu"  # among a report's user_properties, which travel from xdist's workers
 COLUMNS = ("launches", "CTAs", "seconds", "findings")

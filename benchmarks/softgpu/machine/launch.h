@@ -12,4 +12,7 @@ void run(Machine &m);  // the whole grid; findings, counts and steps are left in
 // For the report of a deadlock: the state of the mbarrier that `i`, a test_wait or try_wait, waits for (mbarrier.cpp).
 std::string describe_mbarrier(Warp &w, const Ins &i);
 
+// When a CTA's last thread has ended: what tensor memory it still holds is a finding (tensor_memory.cpp).
+void end_tensor_memory(Cta &cta);
+
 }  // namespace softgpu

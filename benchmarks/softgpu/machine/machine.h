@@ -9,6 +9,8 @@
 //     convert.cpp      between number formats (formats.h); approximate.cpp: special functions
 //     warp.cpp         shuffles, votes, elect; matrix.cpp: ldmatrix, stmatrix
 //     tensor_core.cpp  mma.sync; wgmma.cpp: wgmma, its descriptors, fences and groups
+//     tensor_memory.cpp  sm_100's tensor memory: allocation, order; tensor_copy.cpp: tcgen05.ld, .st; tcgen05.cpp: products
+//     matrix_rows.cpp  matrices in shared memory by their descriptors, for wgmma and tcgen05
 //     mbarrier.cpp     mbarriers; tma.cpp: bulk and tensor copies; bulk_groups.cpp: their groups;
 //                      tensor_map.cpp: descriptors; cluster.cpp: clusters, setmaxnreg
 //
@@ -107,8 +109,8 @@ enum SpecialRegister : int32_t {
 
 // ---- order -----------------------------------------------------------------------------------------------------------
 
-// Columns of a CTA's part of a vector clock: its warps; the wgmma engine of each warp (it reads shared memory until the
-// warp waits); the bulk engine of each warp, what it reads (shared memory) and what it writes (global memory) apart, for
+// Columns of a CTA's part of a vector clock: its warps; the wgmma or tcgen05 engine of each warp (it reads shared memory
+// until that is waited for); the bulk engine of each warp, what it reads (shared memory) and what it writes (global memory) apart, for
 // a wait may cover the reads only; a copy engine for each mbarrier.
 constexpr int MAX_WARPS = 32, MAX_COPY_ENGINES = 64;
 constexpr int WARP_COLUMN = 0, WGMMA_COLUMN = MAX_WARPS, BULK_COLUMN = 2 * MAX_WARPS, BULK_WRITE_COLUMN = 3 * MAX_WARPS,
@@ -207,8 +209,9 @@ struct Warp {
   bool has_pending = false;
   int32_t registers = 0;            // of each thread; setmaxnreg moves it
   std::vector<uint8_t> local;       // .local memory, for all lanes
-  // State of cp.async, wgmma and bulk groups and of what was written to local memory: owned by their files.
+  // State of cp.async, wgmma (or tcgen05) and bulk groups and of what was written to local memory: owned by their files.
   std::shared_ptr<void> copies, wgmmas, bulks, locals;
+  std::shared_ptr<void> tensor_uses;  // owned by tensor_memory.cpp
 
   template <class T> T *reg(int32_t unit) { return reinterpret_cast<T *>(file.data() + size_t(unit) * UNIT); }
   Mask &pred(int32_t unit) { return *reg<Mask>(unit); }
@@ -250,6 +253,7 @@ struct Cta {
   uint32_t column_base() const { return rank * COLUMNS; }
   std::shared_ptr<void> mbarriers; // owned by mbarrier.cpp
   std::shared_ptr<void> cluster_barrier;  // of a cluster's first CTA: owned by cluster.cpp
+  std::shared_ptr<void> tensor_memory;    // owned by tensor_memory.cpp
   uint32_t copy_clock[MAX_COPY_ENGINES] = {};
 };
 

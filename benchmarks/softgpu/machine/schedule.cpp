@@ -260,6 +260,7 @@ void run(Machine &m) {
           late->land(m);
         }
       const std::vector<Cta *> members = w->cta->cluster;
+      for (Cta *member : members) end_tensor_memory(*member);
       m.ctas.erase(std::remove_if(m.ctas.begin(), m.ctas.end(),
                                   [&](const auto &c) { return std::find(members.begin(), members.end(), c.get()) != members.end(); }),
                    m.ctas.end());

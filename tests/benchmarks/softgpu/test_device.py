@@ -27,7 +27,7 @@ def test_what_is_chosen():
     ("name", "value", "said"),
     [
         ("FASTGPT_DEVICE", "cuda", "FASTGPT_DEVICE=cuda is none of softgpu"),
-        ("SOFTGPU_ARCH", "sm_100", "SOFTGPU_ARCH=sm_100 is none of sm_80, sm_86, sm_89, sm_90"),
+        ("SOFTGPU_ARCH", "sm_120", "SOFTGPU_ARCH=sm_120 is none of sm_80, sm_86, sm_89, sm_90, sm_100"),
         ("SOFTGPU_SCHEDULE", "lockstep", "SOFTGPU_SCHEDULE=lockstep is none of forward, backward,"),
         ("SOFTGPU_LANDING", "never", "SOFTGPU_LANDING=never is none of late,"),
         ("SOFTGPU_APPROX", "3", "SOFTGPU_APPROX=3 is none of 0, 1, -1, 2"),
@@ -95,4 +95,4 @@ def test_a_bad_value_ends_the_run(pytester, monkeypatch):
     pytester.makepyfile(TESTS)
     result = pytester.runpytest_subprocess("-p", "tests.conftest")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert result.errlines == ["ERROR: SOFTGPU_ARCH=sm_91 is none of sm_80, sm_86, sm_89, sm_90", ""]
+    assert result.errlines == ["ERROR: SOFTGPU_ARCH=sm_91 is none of sm_80, sm_86, sm_89, sm_90, sm_100", ""]

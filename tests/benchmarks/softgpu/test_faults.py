@@ -35,6 +35,13 @@ SAMPLE = {
         "wait for wgmma one group short": NAMED, "wgmma's fence removed": NAMED, "operands of wgmma swapped": ANY,
         "operand of wgmma transposed": ANY, "descriptor's swizzle changed": ANY, "descriptor's stride changed": ANY,
     },
+    ("attention_forward_kernel", 100): {
+        "commit of tcgen05 removed": NAMED, "wait for tensor memory removed": NAMED,
+        "wait at an mbarrier removed": NAMED, "mbarrier's phase flipped": NAMED, "barrier removed": NAMED,
+        "tensor memory not given back": NAMED, "tensor memory a column off": ANY, "proxy fence removed": NAMED,
+        "descriptor's swizzle changed": ANY, "descriptor's stride changed": ANY, "operand of tcgen05 transposed": ANY,
+        "accumulators of tcgen05 added or not": ANY,
+    },
     ("up_kernel", 90): {
         "wait for bulk copies removed": NAMED, "wait for bulk copies one group short": NAMED,
         "commit of bulk copies removed": NAMED, "predicate removed": NAMED,
@@ -66,10 +73,10 @@ def test_a_fault_of_this_kind_is_found(name, capability, kind):
 
 
 def test_every_kind_of_our_kernels_is_in_the_sample():
-    """The others need what our kernels have not: warps with roles of their own."""
+    """The others need what our kernels have not: warps with roles of their own, tcgen05's fences."""
     roles = {
         "warp's barrier removed", "barrier's number changed", "registers not released", "arrival removed",
-        "fence of mbarrier's init removed",
+        "fence of mbarrier's init removed", "tcgen05's fence removed",
     }  # fmt: skip
     assert {kind for kinds in SAMPLE.values() for kind in kinds} | roles == set(KINDS)
 
@@ -95,6 +102,7 @@ TEXT = """\
 	shfl.sync.bfly.b32 	%r10, %r11, 16, 31, -1;  // a comment
 	fence.mbarrier_init.release.cluster;
 	bar.warp.sync 	-1;
+	@%p3 tcgen05.mma.cta_group::1.kind::f16 [ %r12 + 0 ], [ %r13 + 8 ], %rd4, %r14, %p4;
 """
 
 
@@ -118,6 +126,12 @@ def test_what_stands_in_an_instructions_place():
     assert found["shuffle's lane changed", 10] == "shfl.sync.bfly.b32 %r10, %r11, 8, 31, -1;"
     assert found["fence of mbarrier's init removed", 11] == ""
     assert found["warp's barrier removed", 12] == ""
+    opcode = "@%p3 tcgen05.mma.cta_group::1.kind::f16"
+    assert found["tensor memory a column off", 13] == f"{opcode} [ %r12 + 0 ], [%r13+9], %rd4, %r14, %p4;"
+    turned = f"xor.b32 %turned, %r14, 65536; {opcode} [ %r12 + 0 ], [ %r13 + 8 ], %rd4, %turned, %p4; }}"
+    assert found["operand of tcgen05 transposed", 13].endswith(turned)
+    added = f"not.pred %not, %p4; {opcode} [ %r12 + 0 ], [ %r13 + 8 ], %rd4, %r14, %not; }}"
+    assert found["accumulators of tcgen05 added or not", 13].endswith(added)
 
 
 def test_a_fault_is_planted_in_its_line_alone():
