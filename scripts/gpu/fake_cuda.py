@@ -59,6 +59,8 @@ def install() -> None:
     warnings.filterwarnings("ignore", message="CUDA initialization")  # autograd counts GPUs by way of the runtime
     mode, _, where = os.environ.get("FASTGPT_FAKE_GPU", "").partition(":")
     FakeGpu(EXECUTED if mode == "execute" else COMPUTED).__enter__()
+    if mode != "execute":
+        _let_tokens_be_drawn()
     if mode == "record":
         _record(Path(where))
     elif mode == "execute":
@@ -326,6 +328,16 @@ def _patch_tracers() -> None:
     torch.export.export = lambda module, *_, **__: types.SimpleNamespace(module=lambda: module, graph=None)
     flex.flex_attention = no_flex
     CausalBias.__new__ = lambda cls, *_, **__: torch.Tensor._make_subclass(cls, torch.empty(0))
+
+
+def _let_tokens_be_drawn() -> None:
+    """Where no kernel computes, logits are what memory holds; generate would refuse them, and launch nothing more."""
+    from sitecustomize import AfterImport
+
+    def patch(sampling: Any) -> None:
+        sampling._refuse = lambda undrawable: None
+
+    sys.meta_path.insert(0, AfterImport("fastgpt.model.sampling", patch))
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------

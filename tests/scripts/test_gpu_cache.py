@@ -59,6 +59,22 @@ print(driver.softgpu_launches(), driver.softgpu_tensor_maps())
 """
 
 
+GENERATES = """
+import torch
+from fastgpt import GPT, GPTConfig
+
+model = GPT(GPTConfig(vocab_size=61, max_len=32, n_layers=1, n_heads=2, d_model=32)).to("cuda").eval()
+torch.nn.init.constant_(model.token_emb.weight, float("nan"))
+print(model.generate(torch.zeros(1, 4, dtype=torch.int64, device="cuda"), 8, temperature=0.0).shape[1])
+"""
+
+
+@needs_gcc
+def test_generation_goes_on_where_no_kernel_computes(tmp_path):
+    """Each step of it launches: keys of other lengths are other kernels."""
+    assert on_fake_gpu(GENERATES, f"record:{tmp_path / 'specs'}", tmp_path / "unused") == "12\n"
+
+
 @needs_gcc
 @pytest.mark.timeout(1200)  # three processes that import torch and one C compiler: 15 s of a core, if one is free
 def test_what_was_noted_and_compiled_is_all_that_a_launch_needs(tmp_path):
