@@ -2,7 +2,7 @@
 // made where something is touched, so that a tensor of many GiB of which a few rows are read costs little.
 //
 // An access is remembered as the number of a record: who, when, by which instruction. A cell (shadow.h) has the last
-// weak write and the accesses since. In a program without atomics CTAs of different clusters are never ordered, so one
+// weak write that changed it and the accesses since, stores of the value that was there already among them. In a program without atomics CTAs of different clusters are never ordered, so one
 // access each of two clusters stands for all: whoever writes races with one of the two. Else all that are not ordered
 // are kept.
 #include <sys/mman.h>
@@ -22,7 +22,6 @@ struct Record {
   int32_t pc;
   int16_t column;
   Kind kind;
-  bool stored;  // a weak store of the value that was there already
   Proxy proxy;
 };
 
@@ -36,7 +35,8 @@ struct Cell {
   // those in Global::more.
   uint32_t write = 0, first = 0, second = 0;
   uint8_t write_lane = 0, first_lane = 0, second_lane = 0;
-  bool more = false;
+  bool more : 1, written_since : 1;  // there is a write among the accesses since
+  Cell() : more(false), written_since(false) {}
 };
 
 struct Page {
@@ -142,19 +142,19 @@ void renew(Page &page, const Global &g) {
 }
 
 // The number of the record of what `who` does.
-uint32_t record_of(Global &g, Machine &m, const Agent &who, Kind kind, bool stored) {
+uint32_t record_of(Global &g, Machine &m, const Agent &who, Kind kind) {
   const uint32_t cta = who.cta->linear + 1;
   if (g.record_step == m.steps) {  // one instruction's lanes, and its few kinds, share records
     const size_t n = g.records.size();
     for (size_t k = n - 1; k > 0 && k + 4 > n; k--) {
       const Record &r = g.records[k];
       if (r.clock == who.clock && r.pc == who.pc && r.column == who.column && r.cta == cta && r.kind == kind &&
-          r.stored == stored && r.proxy == who.proxy)
+          r.proxy == who.proxy)
         return uint32_t(k);
     }
   }
   g.record_step = m.steps;
-  g.records.push_back({who.clock, cta, who.cta->cluster[0]->linear, who.pc, who.column, kind, stored, who.proxy});
+  g.records.push_back({who.clock, cta, who.cta->cluster[0]->linear, who.pc, who.column, kind, who.proxy});
   return uint32_t(g.records.size() - 1);
 }
 
@@ -212,7 +212,7 @@ struct Visit {
 
   Visit(Machine &machine, const Agent &agent, Kind access)
       : g(*machine.global), m(machine), who(agent), kind(access),
-        me(machine.check ? record_of(g, machine, agent, access, false) : 0), cluster(agent.cta->cluster[0]->linear) {}
+        me(machine.check ? record_of(g, machine, agent, access) : 0), cluster(agent.cta->cluster[0]->linear) {}
 
   std::string place(uint64_t at) const { return global_name(m, at); }
   const Record &record(uint32_t k) const { return g.records[k]; }
@@ -240,8 +240,7 @@ struct Visit {
       return;
     }
     if (!ordered(before, who)) {
-      if (writes(kind) || !stored_by_known(c))
-        report_pair(m, before, true, who, writes(kind), false, [&] { return place(at); });
+      report_pair(m, before, true, who, writes(kind), false, [&] { return place(at); });
     } else if (who.proxy == Proxy::ASYNC && !visible_to_async(before, who)) {
       report_pair(m, before, true, who, writes(kind), true, [&] { return place(at); });
     } else if (!same_agent(record(c.write))) {
@@ -249,79 +248,75 @@ struct Visit {
     }
   }
 
-  // Did somebody whom the reader knows of, or the reader itself, store the value that the last write stored?
-  bool stored_by_known(const Cell &c) const {
-    bool found = false;
+  // `same_value`: this is a store of what is there already. It needs no order with other stores that changed nothing.
+  void check_entries(const Cell &c, uint64_t at, bool same_value = false) {
     for_entries(c, [&](Entry e) {
       const Record &r = record(e.record);
-      found |= r.stored && (same_agent(r) || ordered(stamp(e.record, e.lane), who));
-    });
-    return found;
-  }
-
-  void check_entries(const Cell &c, uint64_t at, Kind now) {
-    for_entries(c, [&](Entry e) {
-      const Record &r = record(e.record);
-      const bool stored = r.stored && writes(now);
-      if (!need_order(stored ? kind_of(true) : r.kind, now, r.cta == who.cta->linear + 1, r.cluster == cluster)) return;
+      const bool stored = r.kind == kind_of(true);
+      if (stored && same_value) return;
+      if (!need_order(r.kind, kind, r.cta == who.cta->linear + 1, r.cluster == cluster)) return;
       if (same_operation(e.record)) return;
       const Stamp before = stamp(e.record, e.lane);
-      if (ordered(before, who)) return;
-      if (stored && same_agent(r) && who.column < WGMMA_COLUMN && r.pc == who.pc)
+      if (ordered(before, who)) {
+        if (stored && who.proxy == Proxy::ASYNC && !visible_to_async(before, who))
+          report_pair(m, before, true, who, writes(kind), true, [&] { return place(at); });
+      } else if (stored && same_agent(r) && who.column < WGMMA_COLUMN && r.pc == who.pc) {
         report_conflict(m, e.lane, who, [&] { return place(at); });
-      else
-        report_pair(m, before, stored || writes(r.kind), who, writes(now), false, [&] { return place(at); });
+      } else {
+        report_pair(m, before, writes(r.kind), who, writes(kind), false, [&] { return place(at); });
+      }
     });
   }
 
-  // True if `mine`, by the same agent or one that knows of it, makes the entry needless.
-  bool replaces(uint32_t &entry, uint8_t &lane, uint32_t mine) const {
-    const Record &r = record(entry), &now = record(mine);
-    if (r.kind != now.kind || r.stored != now.stored) return false;
+  // True if this access, by the same agent or one that knows of it, makes the entry needless.
+  bool replaces(uint32_t &entry, uint8_t &lane) const {
+    const Record &r = record(entry), &now = record(me);
+    if (r.kind != now.kind) return false;
     if (same_agent(r)) {
       const bool other_lane = r.clock == now.clock && lane != who.lane;
-      entry = mine;
+      entry = me;
       lane = uint8_t(other_lane ? SEVERAL : who.lane);
       return true;
     }
     if (!ordered(stamp(entry, lane), who)) return false;
-    entry = mine, lane = uint8_t(who.lane);
+    entry = me, lane = uint8_t(who.lane);
     return true;
   }
 
-  void note(Cell &c, uint32_t mine) {
+  void note(Cell &c) {
+    c.written_since |= writes(kind);
     if (!c.first) {
-      c.first = mine, c.first_lane = uint8_t(who.lane);
+      c.first = me, c.first_lane = uint8_t(who.lane);
       return;
     }
-    if (c.second || (c.first == mine && c.first_lane == who.lane)) return;
+    if (c.second || (c.first == me && c.first_lane == who.lane)) return;
     if (!g.keep_all && record(c.first).cluster != cluster) {
-      c.second = mine, c.second_lane = uint8_t(who.lane);
+      c.second = me, c.second_lane = uint8_t(who.lane);
       return;
     }
-    if (replaces(c.first, c.first_lane, mine)) return;
+    if (replaces(c.first, c.first_lane)) return;
     std::vector<Entry> &others = g.more[&c];
     if (!c.more) others.clear(), c.more = true;
     for (Entry &e : others)
-      if (replaces(e.record, e.lane, mine)) return;
-    others.push_back({mine, uint8_t(who.lane)});
+      if (replaces(e.record, e.lane)) return;
+    others.push_back({me, uint8_t(who.lane)});
   }
 
   bool read(Cell &c, uint64_t at) {
     if (c.write) check_write(c, at);
-    if (g.keep_all) check_entries(c, at, kind);
-    note(c, me);
+    if (c.written_since) check_entries(c, at);
+    note(c);
     return false;
   }
 
   bool write(Cell &c, uint64_t at, uint32_t bytes, bool was_written) {
     if (value && was_written && !std::memcmp(reinterpret_cast<const void *>(at), value + (at - start), bytes)) {
-      if (g.keep_all) check_entries(c, at, kind_of(false));
-      note(c, record_of(g, m, who, kind_of(false), true));
+      if (c.first) check_entries(c, at, true);
+      note(c);
       return false;
     }
     if (c.write) check_write(c, at);
-    if (c.first) check_entries(c, at, kind);
+    if (c.first) check_entries(c, at);
     c = Cell();
     c.write = me, c.write_lane = uint8_t(who.lane);
     return true;
@@ -329,8 +324,8 @@ struct Visit {
 
   bool touch_strong(Cell &c, uint64_t at) {
     if (c.write) check_write(c, at);
-    check_entries(c, at, kind);
-    note(c, me);
+    check_entries(c, at);
+    note(c);
     return false;
   }
 

@@ -31,7 +31,7 @@ struct Visit {
   const uint32_t me;       // the agent's number in the cluster
   const bool by_warp, by_async;
   const uint32_t own_limit;  // a warp's lanes know each other's accesses up to the clock before
-  const int slot;
+  int slot = -1;             // made when it is first needed
   const uint8_t *value = nullptr;  // of the access that runs, which starts at `start`
   uint32_t start = 0;
   bool undefined = false;  // the value stored; or (a read) found
@@ -39,8 +39,7 @@ struct Visit {
   Visit(Cta &cta, const Agent &agent, Kind access)
       : owner(cta), space(*cta.shared), m(*cta.machine), who(agent), kind(access),
         me(agent.cta->rank * COLUMNS + agent.column), by_warp(agent.column < WGMMA_COLUMN),
-        by_async(agent.proxy == Proxy::ASYNC), own_limit(by_warp ? agent.clock - 1 : known(me)),
-        slot(space.slot(me, kind == kind_of(true) ? kind_of(false) : kind)) {}
+        by_async(agent.proxy == Proxy::ASYNC), own_limit(by_warp ? agent.clock - 1 : known(me)) {}
 
   uint32_t known(uint32_t agent) const { return agent < who.view->known.size() ? who.view->known[agent] : 0; }
   uint32_t proxied(uint32_t agent) const { return agent < who.view->proxied.size() ? who.view->proxied[agent] : 0; }
@@ -57,20 +56,14 @@ struct Visit {
     return stamp(c.agent, c.clock, c.lane, c.flags & BY_ASYNC ? Proxy::ASYNC : Proxy::GENERIC, c.pc);
   }
   Stamp stamp(Mark &c, size_t k) const {
-    const uint32_t info = infos(c)[k];
-    return stamp(space.slots[k].agent, clocks(c)[k], int(info & LANE_BITS), Proxy::GENERIC, int32_t(info >> PC_SHIFT));
+    const uint32_t info = infos(c)[k], agent = space.slots[k].agent;
+    const Proxy proxy = agent % COLUMNS < WGMMA_COLUMN ? Proxy::GENERIC : Proxy::ASYNC;
+    return stamp(agent, clocks(c)[k], int(info & LANE_BITS), proxy, int32_t(info >> PC_SHIFT));
   }
 
   // An agent's own operation meets itself where it touches a place twice.
   bool same_operation(const Stamp &s) const {
     return !by_warp && s.cta == who.cta->linear + 1 && s.column == who.column && s.clock == who.clock;
-  }
-
-  // Did somebody whom the reader knows of, or the reader itself, store the value that the last write stored?
-  bool stored_by_known(Mark &c) const {
-    for (size_t k = 0; k < space.slots.size(); k++)
-      if (clocks(c)[k] && infos(c)[k] & HELD && (space.slots[k].agent == me || ordered(stamp(c, k), who))) return true;
-    return false;
   }
 
   void check_mark(Mark &c, uint32_t at) {
@@ -81,27 +74,42 @@ struct Visit {
       return;
     }
     if (!ordered(before, who)) {
-      if (writes(kind) || !stored_by_known(c))
-        report_pair(m, before, true, who, writes(kind), false, [&] { return place(at); });
+      report_pair(m, before, true, who, writes(kind), false, [&] { return place(at); });
     } else if (by_async && !visible_to_async(before, who)) {
       report_pair(m, before, true, who, writes(kind), true, [&] { return place(at); });
     }
   }
 
-  void check_slots(Mark &c, uint32_t at, Kind now) {
+  // `same_value`: this is a store of what is there already. It needs no order with other stores that changed nothing.
+  void check_slots(Mark &c, uint32_t at, bool same_value = false) {
     for (size_t k = 0; k < space.slots.size(); k++) {
       const auto slot_k = space.slots[k];
-      if (!clocks(c)[k] || clocks(c)[k] <= limit(slot_k.agent)) continue;
-      const bool stored = writes(now) && infos(c)[k] & STORED;
-      if (!need_order(stored ? kind_of(true) : slot_k.kind, now, slot_k.agent / COLUMNS == me / COLUMNS, true))
-        continue;
+      const bool stored = slot_k.kind == kind_of(true);
+      const uint32_t clock = clocks(c)[k];
+      if (!clock || (stored && same_value)) continue;
+      const bool unseen = by_async && stored && clock > proxied(slot_k.agent);
+      if (clock <= limit(slot_k.agent) && !unseen) continue;
+      if (!need_order(slot_k.kind, kind, slot_k.agent / COLUMNS == me / COLUMNS, true)) continue;
       const Stamp before = stamp(c, k);
-      if (same_operation(before) || ordered(before, who)) continue;
-      if (stored && by_warp && slot_k.agent == me && before.pc == who.pc)
+      if (same_operation(before)) continue;
+      if (ordered(before, who)) {
+        if (unseen && !visible_to_async(before, who))
+          report_pair(m, before, true, who, writes(kind), true, [&] { return place(at); });
+      } else if (stored && by_warp && slot_k.agent == me && before.pc == who.pc) {
         report_conflict(m, before.lane, who, [&] { return place(at); });
-      else
-        report_pair(m, before, stored || writes(slot_k.kind), who, writes(now), false, [&] { return place(at); });
+      } else {
+        report_pair(m, before, writes(slot_k.kind), who, writes(kind), false, [&] { return place(at); });
+      }
     }
+  }
+
+  // The clocks alone say whether the accesses since the last write are well; true if they are worth a closer look.
+  bool suspicious_slots(Mark &c) {
+    if (c.flags & WRITTEN_SINCE) return true;
+    const uint32_t *clock = clocks(c), *known_of = limits();
+    bool unknown = false;
+    for (size_t k = 0; k < space.slots.size(); k++) unknown |= clock[k] > known_of[k];
+    return unknown;
   }
 
   // The mark alone says whether a weak read is well; true if it is worth a closer look.
@@ -110,11 +118,14 @@ struct Visit {
     return by_async && !(c.flags & BY_ASYNC) && c.clock > proxied(c.agent);
   }
 
-  void note(Mark &c, uint32_t stored = 0) {
+  void note(uint32_t cell) {
+    if (slot < 0) slot = space.slot(me, kind);  // may move all cells
+    Mark &c = mark(space, cell);
+    c.flags |= writes(kind) ? WRITTEN_SINCE : 0;
     uint32_t &clock = clocks(c)[slot], &info = infos(c)[slot];
     uint32_t lane = uint32_t(who.lane);
     if (clock == who.clock && (info & LANE_BITS) != lane) lane = SEVERAL;
-    info = uint32_t(who.pc) << PC_SHIFT | (clock ? info & HELD : 0) | stored | lane;
+    info = uint32_t(who.pc) << PC_SHIFT | lane;
     clock = who.clock;
   }
 
@@ -158,14 +169,15 @@ struct Visit {
     c.flags = (all ? c.flags & ~TAINTED : c.flags) | (undefined ? TAINTED : 0);
   }
 
-  void read(Mark &c, uint32_t at, uint32_t bytes) {
+  void read(uint32_t cell, uint32_t at, uint32_t bytes) {
+    Mark &c = mark(space, cell);
     if ((c.flags & (WRITTEN | TAINTED | IN_FLIGHT | OBJECT)) != WRITTEN) {
       if (c.flags & (IN_FLIGHT | OBJECT) && report_foreign(c, at)) return;
       look_closer(c, at, bytes);
     }
     if (suspicious(c)) check_mark(c, at);
-    if (space.strong_writers) check_slots(c, at, kind);
-    note(c);
+    if (c.flags & WRITTEN_SINCE) check_slots(c, at);
+    note(cell);
   }
 
   bool holds_value_already(const Mark &c, uint32_t at, uint32_t bytes) const {
@@ -173,12 +185,13 @@ struct Visit {
   }
 
   // Returns whether the cell forgot what was before.
-  bool write(Mark &c, uint32_t at, uint32_t bytes) {
+  bool write(uint32_t cell, uint32_t at, uint32_t bytes) {
+    Mark &c = mark(space, cell);
     if (c.flags & (IN_FLIGHT | OBJECT)) report_foreign(c, at);
     taint(c, at, bytes);
     if (holds_value_already(c, at, bytes)) {
-      if (space.strong_writers) check_slots(c, at, kind_of(false));
-      note(c, STORED | HELD);
+      if (suspicious_slots(c)) check_slots(c, at, true);
+      note(cell);
       return false;
     }
     if (suspicious(c)) check_mark(c, at);
@@ -189,22 +202,18 @@ struct Visit {
   }
 
   void forget_slots(Mark &c, uint32_t at) {
-    uint32_t *clock = clocks(c);
-    const uint32_t *known_of = limits();
-    const size_t n = space.slots.size();
-    bool unknown = false;
-    for (size_t k = 0; k < n; k++) unknown |= clock[k] > known_of[k];
-    if (unknown) check_slots(c, at, kind);
-    std::fill_n(clock, n, 0u);
+    if (suspicious_slots(c)) check_slots(c, at);
+    std::fill_n(clocks(c), space.slots.size(), 0u);
   }
 
-  void write_strong(Mark &c, uint32_t at, uint32_t bytes) {
+  void write_strong(uint32_t cell, uint32_t at, uint32_t bytes) {
+    Mark &c = mark(space, cell);
     if (c.flags & (IN_FLIGHT | OBJECT)) report_foreign(c, at);
     if (suspicious(c)) check_mark(c, at);
-    check_slots(c, at, kind);
+    check_slots(c, at);
     taint(c, at, bytes);
     c.flags |= WRITTEN;
-    note(c);
+    note(cell);
   }
 
   void launch(uint32_t at, uint32_t bytes) {
@@ -226,7 +235,7 @@ struct Visit {
     value = nullptr, start = at, undefined = false;
     for_cells(space, at, bytes, true, [&](uint32_t cell, uint32_t from, uint32_t count) {
       mark(space, cell).flags &= ~IN_FLIGHT;
-      return write(mark(space, cell), from, count);
+      return write(cell, from, count);
     });
   }
 
@@ -250,18 +259,18 @@ struct Visit {
     switch (kind) {
     case kind_of(false):
       for_cells(space, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t count) {
-        read(mark(space, cell), from, count);
+        read(cell, from, count);
         return false;
       });
       break;
     case kind_of(true):
       for_cells(space, at, bytes, true, [&](uint32_t cell, uint32_t from, uint32_t count) {
-        return write(mark(space, cell), from, count);
+        return write(cell, from, count);
       });
       break;
     default:
       for_cells(space, at, bytes, false, [&](uint32_t cell, uint32_t from, uint32_t count) {
-        writes(kind) ? write_strong(mark(space, cell), from, count) : read(mark(space, cell), from, count);
+        writes(kind) ? write_strong(cell, from, count) : read(cell, from, count);
         return false;
       });
     }

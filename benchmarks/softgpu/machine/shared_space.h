@@ -1,5 +1,5 @@
-// What a CTA's shared memory is kept in: its bytes, and for each cell (shadow.h) the last weak write and, of every agent,
-// the last access since then. An agent and a kind of access have a slot, and a cell a clock for each slot, so that a
+// What a CTA's shared memory is kept in: its bytes, and for each cell (shadow.h) the last weak write that changed it and,
+// of every agent, the last access since then, stores of the value that was there already among them. An agent and a kind of access have a slot, and a cell a clock for each slot, so that a
 // write compares them all at once with what its agent knows.
 #pragma once
 #include <algorithm>
@@ -16,6 +16,7 @@ enum CellFlags : uint8_t {
   IN_FLIGHT = 4,  // by an asynchronous copy
   OBJECT = 8,     // an mbarrier
   BY_ASYNC = 16,  // the last write came through the asynchronous proxy
+  WRITTEN_SINCE = 32,  // there is a write among the accesses since
 };
 
 struct Mark {  // the last weak write; clock 0: none
@@ -28,9 +29,8 @@ struct Mark {  // the last weak write; clock 0: none
 };
 constexpr uint32_t MARK_WORDS = sizeof(Mark) / 4;
 
-// What else a slot says: the lane, whether the access stored the value that was there already, whether an access since
-// the last write did, the pc.
-constexpr uint32_t LANE_BITS = 63, STORED = 64, HELD = 128, PC_SHIFT = 8;
+// What else a slot says: the lane, the pc.
+constexpr uint32_t LANE_BITS = 63, PC_SHIFT = 8;
 
 struct Space {
   std::vector<uint8_t> bytes;
@@ -43,7 +43,6 @@ struct Space {
   struct Slot { uint16_t agent; Kind kind; };
   std::vector<Slot> slots;
   std::vector<int16_t> slot_of;      // [kind * num_agents + agent]
-  uint32_t strong_writers = 0;       // slots of strong writes
   struct Object { uint32_t bytes; int32_t pc; };
   std::map<uint32_t, Object> objects;
 
@@ -91,7 +90,6 @@ struct Space {
     std::fill(slot_of.begin(), slot_of.end(), -1);
     slots.clear();
     objects.clear();
-    strong_writers = 0;
     limit_view = nullptr;
   }
 
@@ -101,7 +99,6 @@ struct Space {
       if (slots.size() == stride) widen();
       at = int16_t(slots.size());
       slots.push_back({uint16_t(agent), kind});
-      strong_writers += writes(kind);
       limit_view = nullptr;
     }
     return at;

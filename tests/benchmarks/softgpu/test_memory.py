@@ -218,9 +218,8 @@ def test_races_between_warps(first: str, second: str, racy: bool) -> None:
                 assert str(finding.other_line) in finding.text
 
 
-def test_a_race_needs_a_change() -> None:
-    same = START + "st.shared.u32 [%s0], 5; ld.shared.u32 %r0, [%s0];"
-    assert found(same, threads=96, shared=256) == set()
+def test_a_race_of_stores_needs_a_change() -> None:
+    assert found(START + "st.shared.u32 [%s0], 5;", threads=96, shared=256) == set()
     assert "race: write after write" in found(START + "st.shared.u32 [%s0], %s4;", threads=96, shared=256)
     # Whoever stores the same value is there all the same for those who change it.
     later = START + """
@@ -230,21 +229,79 @@ def test_a_race_needs_a_change() -> None:
     assert "race: write after write" in kinds(run(later, threads=64, shared=256, schedule="backward"))
 
 
-def test_a_reader_that_knows_one_of_two_equal_stores() -> None:
-    body = START + """
-        setp.eq.u32 %p3, %s4, 2; @!%p3 st.shared.u32 [%s0], 5;
-        @%p0 bar.arrive 1, 64; @%p3 bar.sync 1, 64; @%p3 ld.shared.u32 %r0, [%s0];
-    """  # fmt: skip
+SPACES = pytest.mark.parametrize(("space", "at"), [("shared", "%s0"), ("global", "%g0")])
+
+
+@SPACES
+def test_a_reader_must_know_all_of_several_equal_stores(space: str, at: str) -> None:
+    """Warps 0 and 1 store the same; warp 2 waits for one of them, or for both, and reads."""
+    body = f"""{START}
+        setp.eq.u32 %p3, %s4, 2; @!%p3 st.{space}.u32 [{at}], 5;
+        @{{who}} bar.arrive 1, {{count}}; @%p3 bar.sync 1, {{count}}; @%p3 ld.{space}.u32 %r0, [{at}];
+    """
     for schedule in SCHEDULES:
-        assert kinds(run(body, threads=96, shared=256, schedule=schedule)) <= set()
+        for who in ("%p0", "%p1"):
+            x = np.zeros(4, np.uint32)
+            got = run(body.format(who=who, count=64), x, threads=96, shared=256, schedule=schedule)
+            assert kinds(got) <= {"race: read after write", "race: write after read"}
+            assert got.findings
+        x = np.zeros(4, np.uint32)
+        assert kinds(run(body.format(who="!%p3", count=96), x, threads=96, shared=256, schedule=schedule)) == set()
 
 
-@pytest.mark.parametrize(("space", "at"), [("shared", "%s0"), ("global", "%g0")])
-def test_who_stored_a_value_may_read_it(space: str, at: str) -> None:
-    """Two warps store the same and do not wait for each other; each reads what it stored, also some time later."""
-    body = f"{START} st.{space}.u32 [{at}], 5; SYNC ld.{space}.u32 %r0, [{at}]; ld.{space}.u32 %r0, [{at}];"
+@SPACES
+@pytest.mark.parametrize("value", [0, 5])
+def test_a_store_that_changes_nothing_races_with_readers(space: str, at: str, value: int) -> None:
+    """Whoever stores the same must still wait for whoever reads, and be waited for: lanes, warps, and CTAs."""
+    first = "@%p0 st.shared.u32 [%s0], 5; bar.sync 0;" if space == "shared" else ""
+    store, load = f"st.{space}.u32 [{at}], 5;", f"ld.{space}.u32 %r0, [{at}];"
+    lanes = f"setp.eq.u32 %p3, %s5, 3; @%p3 {store} {{sync}} @!%p3 {load}"
+    warps = f"@%p1 {store} {{sync}} @%p0 {load}"
+    read_first = f"@%p0 {load} {{sync}} @%p1 {store}"
+    for body, threads, sync in (
+        (lanes, 32, "bar.warp.sync -1;"),
+        (warps, 64, "bar.sync 0;"),
+        (read_first, 64, "bar.sync 0;"),
+    ):
+        for schedule in SCHEDULES:
+            for between in (sync, ""):
+                x = np.full(4, value, np.uint32)
+                text = START + first + body.format(sync=between)
+                got = kinds(run(text, x, threads=threads, shared=256, schedule=schedule))
+                assert got <= {"race: read after write", "race: write after read"}
+                assert bool(got) == (between == "")
+    if space == "global":
+        for writer in range(3):
+            for resident in (1, 3):
+                x = np.full(4, value, np.uint32)
+                ctas = f"setp.eq.u32 %p3, %ctaid, {writer}; @%p3 {store} @!%p3 {load}"
+                got = kinds(run(START + ctas, x, threads=32, shared=64, grid=(3,), resident=resident))
+                assert got
+                assert got <= {"race: read after write", "race: write after read"}
+
+
+@SPACES
+def test_who_reads_what_several_store(space: str, at: str) -> None:
+    """Two warps store the same and do not wait for each other: neither may read it, though it finds its own value."""
+    body = f"{START} st.{space}.u32 [{at}], 5; SYNC ld.{space}.u32 %r0, [{at}];"
+    assert found(body.replace("SYNC", "bar.sync 0;"), np.zeros(4, np.uint32), threads=64, shared=64) == set()
     for sync in ("", "bar.warp.sync -1;"):
-        assert found(body.replace("SYNC", sync), np.zeros(4, np.uint32), threads=64, shared=64) == set()
+        got = found(body.replace("SYNC", sync), np.zeros(4, np.uint32), threads=64, shared=64)
+        assert got <= {"race: read after write", "race: write after read"}
+        assert got
+
+
+def test_an_equal_store_wants_a_proxy_fence_too() -> None:
+    """The bytes are there and fenced; who stores them once more before a bulk copy reads them must fence again."""
+    x = np.zeros(4, np.uint32)
+    body = START + """
+        @%p2 st.shared.v4.u32 [%s0], {1, 1, 1, 1}; fence.proxy.async; bar.warp.sync -1;
+        @%p2 st.shared.v4.u32 [%s0], {1, 1, 1, 1}; FENCE
+        @%p2 cp.async.bulk.global.shared::cta.bulk_group [%g0], [%s0], 16;
+        cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;
+    """  # fmt: skip
+    assert found(body.replace("FENCE", "fence.proxy.async;"), x, shared=64) == set()
+    assert found(body.replace("FENCE", ""), x, shared=64) == {"no proxy fence"}
 
 
 @pytest.mark.parametrize(("space", "at"), [("shared", "%s0"), ("global", "%g0")])
@@ -416,7 +473,8 @@ def test_races_of_a_cta_that_reads_first() -> None:
         assert {f.kind for f in findings} == {"race: write after read"}
         assert f"CTA {writer} " in findings[0].text
         assert "lane 0 read by PTX line" in findings[0].text or "several lanes read by" in findings[0].text
-        assert not run(body.format(writer), np.full(4, 7, np.uint32), shared=64, grid=(4,), schedule="turns").findings
+        same = run(body.format(writer), np.full(4, 7, np.uint32), shared=64, grid=(4,), schedule="turns").findings
+        assert {f.kind for f in same} == {"race: write after read"}
 
 
 def test_races_between_lanes_in_global_memory() -> None:
