@@ -203,7 +203,8 @@ def machine() -> ctypes.CDLL:
     pointer, i32, u64, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64, ctypes.c_char_p
     for name, result, *args in (
         ("sg_program_new", pointer, text, pointer, pointer), ("sg_program_delete", None, pointer),
-        ("sg_program_add", i32, pointer, text, text, pointer, pointer, pointer, i32, pointer, i32),
+        ("sg_program_add", i32, pointer, text, text, pointer, pointer, pointer, i32, pointer, i32, u64),
+        ("sg_program_pointer", None, pointer, i32),
         ("sg_program_constant", None, pointer, i32, i32, u64), ("sg_program_special", None, pointer, i32, i32),
         ("sg_memory_new", pointer), ("sg_memory_delete", None, pointer),
         ("sg_memory_register", i32, pointer, u64, u64, text, i32), ("sg_memory_forget", None, pointer, i32),
@@ -254,13 +255,15 @@ def load(text: str, entry: str | None = None) -> Program:
         op, width, imm = _array(r.operands, np.int32), _array(r.widths, np.uint8), _array(r.imms, np.int64)
         known = lib.sg_program_add(
             handle, r.key.encode(), r.text.encode(), numbers.ctypes.data, op.ctypes.data, width.ctypes.data, len(op),
-            imm.ctypes.data, len(imm),
+            imm.ctypes.data, len(imm), r.origins,
         )  # fmt: skip
         if not known:
             lib.sg_program_delete(handle)
             raise Unsupported(f"softgpu: {kernel.name}, PTX line {r.line}: no such instruction is known: {r.text}")
     for c in lowered.constants:
         lib.sg_program_constant(handle, c.unit, c.bytes, c.value)
+    for offset in lowered.pointers:
+        lib.sg_program_pointer(handle, offset)
     for unit, which in lowered.specials:
         lib.sg_program_special(handle, unit, which)
     return Program(kernel.name, text, kernel, lowered, handle)

@@ -67,6 +67,7 @@ class Opcode:
     type: str  # of literals, where `types` names none
     types: dict[int, str]  # of the operand at a position
     access: Access | None
+    address: int | None  # behind the results: the operand with the address of what it touches in global memory
     is_atomic: bool  # may order CTAs
 
 
@@ -92,6 +93,7 @@ def opcode(text: str) -> Opcode:
         type=_literal_type(parts, types),
         types=_literal_types(parts, types),
         access=_access(parts, types),
+        address=_address(parts),
         is_atomic=_is_atomic(parts),
     )
 
@@ -163,6 +165,16 @@ def _access(parts: list[str], types: list[str]) -> Access | None:
     if name == "tensormap":
         return Access(shared, is_global, 4, shared)
     return None
+
+
+def _address(parts: list[str]) -> int | None:
+    shared = any(part.startswith("shared") for part in parts)
+    if parts[0] in ("ld", "st", "atom", "red"):
+        return None if shared or {"param", "local", "const"} & set(parts) else 0
+    if parts[0] != "cp" or "global" not in parts or "tensor" in parts or not shared:
+        return None  # (a tensor map has its own bounds)
+    spaces = [part for part in parts if part == "global" or part.startswith("shared")]
+    return spaces.index("global")
 
 
 def _is_atomic(parts: list[str]) -> bool:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from . import pairs
 from .instructions import Opcode, opcode, type_bytes
+from .origins import origins
 from .ptx import (
     Address,
     Instruction,
@@ -72,6 +73,7 @@ class Record:
     imms: list[int]
     text: str
     source: str  # "attention/forward.py:123"
+    origins: int = 0  # of an address in global memory: bits of Lowered.pointers that it comes from; 0: unknown
 
 
 class Constant(NamedTuple):
@@ -91,6 +93,7 @@ class Lowered:
     local_bytes: int
     shared_granule: int
     global_granule: int
+    pointers: list[int]  # offsets of the parameters that addresses come from
     uses_wgmma: bool
     has_atomics: bool
 
@@ -124,6 +127,9 @@ class _Lowering:
         self.specials: dict[str, int] = {}
         self.records: list[Record] = []  # with registers, targets in instructions; both are replaced in the end
         self.steps: list[Step] = []
+        # Of each record: the offset of the 8-byte parameter that it loads; the register of its global address.
+        self.loaded_params: list[int | None] = []
+        self.addresses: list[int | None] = []
         self.of_wgmma: set[int] = set()
         self.has_atomics = False
         self.shared_writes, self.shared_reads, self.global_accesses = set[int](), set[int](), set[int]()
@@ -144,7 +150,7 @@ class _Lowering:
             except IndexError as error:
                 raise self._error(instruction, "operands are missing") from error
         end = len(instructions)
-        falls_off = not self.steps or self.steps[-1].successors is None
+        falls_off = not self.steps or self.steps[-1].successors is None or self.steps[-1].is_guarded
         if falls_off or any(end in instruction.targets for instruction in instructions):  # a kernel's end is a return
             first.append(len(records))
             line = instructions[-1].line if instructions else 0
@@ -159,11 +165,14 @@ class _Lowering:
 
     def _placed(self) -> Lowered:
         """Registers get their places."""
+        pointers, origins_of = origins(
+            [record.key for record in self.records], self.steps, self.loaded_params, self.addresses, self.bytes
+        )
         # What a wgmma names is read and written until the wait, and must not have been written after the fence.
         alone = [*self.constants.values(), *self.specials.values(), *sorted(self.of_wgmma)]
         place, num_units = allocate(self.steps, [units(size) for size in self.bytes], alone)
         place[-1] = -1
-        for record in self.records:
+        for record, record.origins in zip(self.records, origins_of):
             record.operands = [place[register] for register in record.operands]
             if record.pred >= 0:
                 record.pred = place[record.pred]
@@ -178,6 +187,7 @@ class _Lowering:
             # A narrower read shares its granule with no other write: writes decide, if there are any.
             shared_granule=min(self.shared_writes or self.shared_reads, default=16),
             global_granule=min(self.global_accesses, default=16),
+            pointers=pointers,
             uses_wgmma=bool(self.of_wgmma),
             has_atomics=self.has_atomics,
         )
@@ -235,6 +245,9 @@ class _Lowering:
         successors: tuple[int, ...] | None = None
         if facts.parts[0] in ("bra", "brx") or (facts.parts[0] in ("ret", "exit", "trap") and guard is None):
             successors = ()  # a branch's are filled in when all records are there
+        loads_param = facts.parts[:2] == ("ld", "param") and self.bytes[registers[0]] == 8
+        self.loaded_params.append(imms[0] if loads_param else None)
+        self.addresses.append(registers[num_dst + facts.address] if facts.address is not None else None)
         self.steps.append(Step(reads, writes, guard is not None, successors))
         widths = [0 if register < 0 else self.bytes[register] for register in registers]
         self.records.append(

@@ -30,7 +30,7 @@ void sg_program_delete(Program *p) { delete p; }
 
 // 0 if nobody has announced the key.
 int32_t sg_program_add(Program *p, const char *key, const char *text, const int32_t *numbers, const int32_t *op,
-                       const uint8_t *width, int32_t num_op, const int64_t *imm, int32_t num_imm) {
+                       const uint8_t *width, int32_t num_op, const int64_t *imm, int32_t num_imm, uint64_t origins) {
   const auto found = handlers().find(key);
   if (found == handlers().end()) return 0;
   Ins i;
@@ -40,6 +40,7 @@ int32_t sg_program_add(Program *p, const char *key, const char *text, const int3
   i.op.assign(op, op + num_op);
   i.width.assign(width, width + num_op);
   i.imm.assign(imm, imm + num_imm);
+  i.origins = origins;
   i.text = text, i.key = key;
   p->code.push_back(std::move(i));
   return 1;
@@ -50,6 +51,8 @@ void sg_program_constant(Program *p, int32_t unit, int32_t bytes, uint64_t value
 }
 
 void sg_program_special(Program *p, int32_t unit, int32_t which) { p->specials.push_back({unit, which}); }
+
+void sg_program_pointer(Program *p, int32_t offset) { p->pointers.push_back(offset); }
 
 Global *sg_memory_new() { return global_create(); }
 void sg_memory_delete(Global *g) { global_destroy(g); }
@@ -72,7 +75,7 @@ Machine *sg_run(const Program *p, Global *g, const uint8_t *params, uint64_t num
   m->approx = s->approx, m->resident = s->resident, m->num_sms = s->num_sms;
   m->check = s->check != 0, m->check_lanes = s->check_lanes != 0;
   m->seed = s->seed, m->max_steps = s->max_steps;
-  global_begin_launch(*g, *p, allowed, num_allowed);
+  global_begin_launch(*g, *p, m->params, allowed, num_allowed);
   run(*m);
   return m;
 }

@@ -103,6 +103,19 @@ struct Global {
   std::vector<Record> records;
   uint64_t record_step = 0;
   std::unordered_map<const Cell *, std::vector<Entry>> more;
+  Allocation *home[64] = {};  // of each of Program::pointers: what this launch's value points into
+
+  // Where an instruction's bytes lie. If its address is known to come from some parameters, in what they point into.
+  Allocation *find(uint64_t at, uint64_t bytes, uint64_t origins) {
+    bool bound = false;
+    if (!(origins & ANYWHERE))
+      for (uint64_t left = origins; left; left &= left - 1) {
+        Allocation *a = home[__builtin_ctzll(left)];
+        if (a && a->holds(at, bytes)) return a;
+        bound |= a != nullptr;
+      }
+    return bound ? nullptr : find(at, bytes);
+  }
 
   Allocation *find(uint64_t at, uint64_t bytes) {
     if (last && last->holds(at, bytes)) return last;
@@ -119,7 +132,7 @@ namespace {
 struct PageCells {  // for for_cells
   Global &global;
   Page &page;
-  const uint32_t shift;
+  const uint32_t shift = page.shift;
   uint8_t &split(uint32_t line) { return page.split_lines[line]; }
   void spread(uint32_t line) {
     const uint32_t n = LINE >> shift;
@@ -139,6 +152,18 @@ void renew(Page &page, const Global &g) {
     for (uint32_t line = 0; line < PAGE / LINE; line++) page.cells[line * of_line] = Cell();  // the others are made of it
   std::fill(std::begin(page.split_lines), std::end(page.split_lines), uint8_t(0));
   page.shift = g.shift, page.launch = g.launch;
+}
+
+// Makes the page's cells narrower: a tensor map's box may end inside the granule of the program's instructions.
+void refine(Page &page, Global &g, uint32_t shift) {
+  const std::unique_ptr<Cell[]> wide = std::move(page.cells);
+  page.cells.reset(new Cell[PAGE >> shift]);
+  for (uint32_t k = 0; k < PAGE >> shift; k++) {
+    const Cell &from = wide[k >> (page.shift - shift)];
+    page.cells[k] = from;
+    if (from.more) g.more[&page.cells[k]] = std::vector<Entry>(g.more[&from]);
+  }
+  page.shift = shift;
 }
 
 // The number of the record of what `who` does.
@@ -187,13 +212,24 @@ bool was_written(Allocation &a, Page &page, uint64_t page_start, uint32_t from, 
   return all;
 }
 
+// "`q`, `k`": what the parameters point into that an address comes from.
+std::string names_of(const Global &g, uint64_t origins) {
+  std::string text;
+  for (uint64_t left = origins; left; left &= left - 1)
+    if (const Allocation *a = g.home[__builtin_ctzll(left)]) text += (text.empty() ? "`" : ", `") + a->name + "`";
+  return text;
+}
+
 uint8_t *refuse(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind,
                 bool outside) {
   const char *what = outside ? "out of bounds" : "misaligned";
   if (m.has(what, who.pc)) return nullptr;
   std::string text = name_of(who) + (writes(kind) ? " writes " : " reads ") + format("%u bytes at ", bytes) +
                      global_name(m, at) + " by " + m.where(who.pc);
-  if (!outside) text += format("; the address is no multiple of %u", alignment);
+  if (!outside)
+    text += format("; the address is no multiple of %u", alignment);
+  else if (m.global->find(at, bytes))
+    text += "; its address comes from a pointer into " + names_of(*m.global, m.program->code[who.pc].origins);
   m.add(what, who.pc, text);
   return nullptr;
 }
@@ -330,7 +366,7 @@ struct Visit {
   }
 
   uint8_t *access(uint64_t at, uint32_t bytes, uint32_t alignment, const uint8_t *stored) {
-    Allocation *a = g.find(at, bytes);
+    Allocation *a = g.find(at, bytes, m.program->code[who.pc].origins);
     if (!a || at & (alignment - 1)) return refuse(m, who, at, bytes, alignment, kind, !a);
     if (m.check || a->tracked != Tracked::NO) {
       value = stored, start = at;
@@ -353,7 +389,9 @@ struct Visit {
             place(page_start + from) + ": " + name_of(who) + " reads by " + m.where(who.pc) + " what nobody wrote");
     if (m.check) {
       if (page.launch != g.launch) renew(page, g);
-      PageCells cells{g, page, g.shift};
+      const uint32_t ends = from | (from + count);
+      if (ends & ((1u << page.shift) - 1)) refine(page, g, uint32_t(__builtin_ctz(ends)));
+      PageCells cells{g, page};
       for_cells(cells, from, count, kind == kind_of(true), [&](uint32_t k, uint32_t cell_at, uint32_t cell_bytes) {
         Cell &c = page.cells[k];
         const uint64_t address = page_start + cell_at;
@@ -410,7 +448,8 @@ void global_forget(Global &g, int32_t id) {
     }
 }
 
-void global_begin_launch(Global &g, const Program &p, const int32_t *ids, size_t num_ids) {
+void global_begin_launch(Global &g, const Program &p, const std::vector<uint8_t> &params, const int32_t *ids,
+                         size_t num_ids) {
   g.launch++;
   g.last = nullptr;
   g.shift = uint32_t(__builtin_ctz(std::min<uint32_t>(p.global_granule, LINE)));
@@ -420,6 +459,11 @@ void global_begin_launch(Global &g, const Program &p, const int32_t *ids, size_t
   g.more.clear();
   for (const auto &[start, a] : g.allocations)
     if (std::find(ids, ids + num_ids, a->id) != ids + num_ids) a->launch = g.launch;
+  for (size_t k = 0; k < p.pointers.size(); k++) {
+    uint64_t at = 0;
+    if (p.pointers[k] + sizeof at <= params.size()) std::memcpy(&at, params.data() + p.pointers[k], sizeof at);
+    g.home[k] = g.find(at, 1);
+  }
 }
 
 uint8_t *global_access(Machine &m, const Agent &who, uint64_t at, uint32_t bytes, uint32_t alignment, Kind kind,

@@ -68,8 +68,11 @@ struct Ins {
   std::vector<int32_t> op;
   std::vector<uint8_t> width;  // of each operand: bytes of its register (2, 4, 8, 16); 0: a predicate
   std::vector<int64_t> imm;  // what the key does not say: offsets, immediate lanes, targets (their pc), sizes
+  uint64_t origins;     // of an address in global memory: bits of Program::pointers that it comes from; 0: unknown
   std::string text, key;
 };
+
+constexpr uint64_t ANYWHERE = 1ull << 63;  // in Ins::origins: or from a pointer that was found in memory
 
 // Handlers announce themselves under an instruction's key: its opcode as PTX spells it ("add.rn.f32", "ld.shared.v4.b32")
 // without cache hints (.L1::..., .L2::..., .ca, .cg, ...). An opcode that nobody announced stops the program when it is loaded.
@@ -92,6 +95,7 @@ struct Program {
   int32_t shared_granule = 4, global_granule = 4;  // bytes: the least access, powers of two; races are told apart by it
   bool uses_wgmma = false, has_atomics = false;
   int32_t cluster[3] = {1, 1, 1};
+  std::vector<int32_t> pointers;  // offsets of the parameters that addresses come from; at most 63
   struct Constant { int32_t unit, bytes; uint64_t value; };
   struct Special { int32_t unit; int32_t which; };  // enum SpecialRegister
   std::vector<Constant> constants;
@@ -185,6 +189,7 @@ struct Fragment {
   Mask mask;
   uint64_t tried = 0;    // Machine::events when it last failed: no retry before something happened. 0: runnable
   bool asleep = false;   // until `wake`
+  bool expired = false;  // a try_wait here may give up
 };
 
 struct Warp {

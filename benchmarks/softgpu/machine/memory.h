@@ -16,7 +16,8 @@ Global *global_create();
 void global_destroy(Global *g);
 int32_t global_register(Global &g, uint64_t start, uint64_t bytes, const char *name, Tracked tracked);  // its id
 void global_forget(Global &g, int32_t id);
-void global_begin_launch(Global &g, const Program &p, const int32_t *ids, size_t num_ids);
+void global_begin_launch(Global &g, const Program &p, const std::vector<uint8_t> &params, const int32_t *ids,
+                         size_t num_ids);
 // "`x` + 0x40", or how far it lies from what it is nearest to.
 std::string global_name(Machine &m, uint64_t at);
 

@@ -1,6 +1,7 @@
 """A sample of all kernels, compiled and executed: right values, and nothing that a GPU forbids."""
 
 import ast
+import mmap
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 import fastgpt.kernels
 from benchmarks.softgpu.cases import trials
+from benchmarks.softgpu.driver import simulate
 from benchmarks.softgpu.engine import SCHEDULES, Settings
 from benchmarks.softgpu.trials import CAPABILITIES, execute, expect
 from fastgpt.kernels import _runtime
@@ -33,6 +35,24 @@ def test_a_sample_of_all_kernels(number, capability):
     outcome = execute(SAMPLE[number], expect(SAMPLE[number]), capability, settings)
     assert outcome.launches
     assert not outcome.problems, "\n".join([str(settings), *outcome.problems])
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_rows_that_lie_beyond_2_to_the_31_elements(capability):
+    """LayerNorm of three rows of a memory of 8 GiB, whose other pages are never touched."""
+    n, stride, torch_norm = 520, (1 << 31) + 8, torch.nn.functional.layer_norm
+    block = mmap.mmap(-1, 2 * (2 * stride + n), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    x = torch.frombuffer(block, dtype=torch.bfloat16).as_strided((3, n), (stride, 1))
+    x.copy_(torch.randn(3, n)).requires_grad_()
+    weight, dy = torch.randn(n), torch.randn(3, n).bfloat16()
+    with simulate(capability) as gpu:
+        y = fastgpt.kernels.layer_norm(x, n, weight)
+        (dx,) = torch.autograd.grad(y, x, dy)
+    assert not gpu.findings, "\n".join(map(str, gpu.findings))
+    wide = x.detach().double().requires_grad_()
+    exact = torch_norm(wide, (n,), weight.double())
+    torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(dx.double(), *torch.autograd.grad(exact, wide, dy.double()), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -61,6 +61,45 @@ def test_bounds_of_global_memory(op: str) -> None:
     assert "inside `other`, which this launch was not given" in finding.text
 
 
+def test_an_access_belongs_to_the_tensor_that_its_address_comes_from() -> None:
+    """Two arguments without a gap: who leaves one for the other is told, though the launch was given both."""
+    block = np.arange(64, dtype=np.uint32)
+    x, y = block[:32], block[32:]
+    for op in ("ld.global.u32 %r0, [%a0+4];", "st.global.u32 [%a0+4], %tid;", "st.u32 [%a0+4], %tid;",
+               "red.relaxed.gpu.global.add.u32 [%a0+4], 1;", "atom.global.add.u32 %r0, [%a0+4], 1;",
+               "cp.async.ca.shared.global [%s1], [%a0+4], 4;"):  # fmt: skip
+        (finding,) = run(START + "mad.wide.u32 %a0, %tid, 4, %g0;" + op, x, y, shared=256, check_lanes=False).findings
+        assert finding.kind == "out of bounds"
+        assert finding.count == 1
+        assert "`g1` + 0x0" in finding.text
+        assert "its address comes from a pointer into `g0`" in finding.text
+    bulk = START + """
+        @%p2 mbarrier.init.shared.b64 [%s0+64], 1; fence.proxy.async; bar.warp.sync -1;
+        @%p2 mbarrier.arrive.expect_tx.shared.b64 _, [%s0+64], 32;
+        @%p2 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%s0], [%g0+{}], 32, [%s0+64];
+    """  # fmt: skip
+    assert "out of bounds" in kinds(run(bulk.format(112), x, y, shared=128))
+    assert "out of bounds" not in kinds(run(bulk.format(96), x, y, shared=128))
+
+
+def test_an_address_may_come_from_either_of_two_tensors_or_from_memory() -> None:
+    block = np.zeros(64, np.uint32)
+    x, y = block[:32], block[32:]
+    address = "setp.lt.u32 %p0, %tid, 16; selp.b64 %a0, %g0, %g1, %p0; mad.wide.u32 %a0, %tid, 4, %a0;"
+    assert found(address + "st.global.u32 [%a0], %tid;", x, y) == set()
+    (finding,) = run(address + "st.global.u32 [%a0+4], %tid;", x, y).findings
+    assert "0 bytes behind the end of `g1`" in finding.text
+    # A pointer that lies in memory leads wherever the launch may go; an index from there does not.
+    table = np.array([y.ctypes.data], np.uint64)
+    assert found("ld.global.u64 %a0, [%g2]; st.global.u32 [%a0+-4], 1;", x, y, table, threads=1) == set()
+    either = "setp.eq.u32 %p0, %tid, 0; ld.global.u64 %a0, [%g2]; selp.b64 %a0, %g0, %a0, %p0;"
+    assert found(either + "mad.wide.u32 %a0, %tid, 4, %a0; st.global.u32 [%a0], 1;", x, y, table) == set()
+    index = np.array([128], np.uint64)
+    body = "ld.global.u64 %a1, [%g2]; add.s64 %a0, %g0, %a1; ld.global.u32 %r0, [%a0{}];"
+    assert found(body.format("+-4"), x, y, index, threads=1) == set()
+    assert found(body.format(""), x, y, index, threads=1) == {"out of bounds"}
+
+
 def test_addresses_that_wrap_around() -> None:
     x = np.zeros(32, np.uint32)
     assert found("mov.b64 %a0, -4; ld.global.u32 %r0, [%a0];", x) == {"out of bounds"}

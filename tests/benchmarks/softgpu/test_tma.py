@@ -7,7 +7,7 @@ import pytest
 
 from tests.benchmarks.softgpu.support import kernel, kinds
 
-FLOAT32, FLOAT16 = 7, 6
+TYPES = {1: 0, 2: 6, 4: 7}  # bytes of an element: uint8, float16, float32
 THREADS = 128
 
 
@@ -24,7 +24,7 @@ def tensor_map(x: np.ndarray, box: tuple[int, ...], swizzle: int = 0, fill: int 
         return [*values, *[0] * (n - len(values))]
 
     fields = struct.pack(
-        "<I6B5BxQ4Q5I5H", 0x50414D54, FLOAT32 if x.itemsize == 4 else FLOAT16, rank - 1, 0, swizzle, 0, fill,
+        "<I6B5BxQ4Q5I5H", 0x50414D54, TYPES[x.itemsize], rank - 1, 0, swizzle, 0, fill,
         *pad([1] * rank, 5), x.ctypes.data, *pad(x.strides[-2::-1] if rank > 1 else [], 4), *pad(x.shape[::-1], 5),
         *pad(box[::-1], 5),
     )  # fmt: skip
@@ -151,6 +151,26 @@ def test_a_store_writes_the_box():
     want = np.full((16, 32), 0.5, np.float32)
     want[4:12, 8:24] = np.arange(128).reshape(8, 16)
     np.testing.assert_array_equal(x, want)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
+def test_boxes_may_meet_inside_16_bytes(dtype):
+    """Two CTAs store boxes of 16 bytes, side by side but for the `overlap`; the second begins inside a line of 16."""
+    count = 16 // np.dtype(dtype).itemsize
+    body = f"""
+    mad.lo.u32 %x0, %ctaid, STEP, -1; add.u32 %x1, %ctaid, 1; mad.lo.u32 %x1, %x1, 0x01010101, 0;
+    mad.lo.u32 %at, %tid, 4, %s; setp.lt.u32 %p, %tid, 4; @%p st.shared.b32 [%at], %x1; {PUBLISH} {BARRIER}
+    @%one cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%g0, {{%x0, 0}}], [%s]; {COMMIT} {WAIT_READ}
+    """
+    for resident in (1, 2):
+        for overlap, wanted in ((0, set()), (1, {"race: write after write"})):
+            x = np.zeros((1, 32), dtype)
+            result = kernel(SETUP + body.replace("STEP", str(count - overlap)), tensor_map(x, (1, count)),
+                            x.view(np.uint8).reshape(-1), threads=THREADS, grid=(2,), shared=1024,
+                            declarations=DECLARATIONS, resident=resident)  # fmt: skip
+            assert kinds(result) == wanted, "\n".join(map(str, result.findings))
+            assert (x.view(np.uint8)[0, : (2 * count - overlap - 1) * x.itemsize] > 0).all()
+            assert not x[0, 2 * count - overlap - 1 :].any()
 
 
 REDUCTIONS = {
