@@ -1,4 +1,6 @@
 // Clusters: addresses in other CTAs' shared memory, their barrier; the hand-over of registers; dependent launches.
+#include <algorithm>
+#include <array>
 #include "asynchronous.h"
 #include "machine.h"
 
@@ -38,10 +40,10 @@ template <class T> Step on_getctarank(Warp &w, const Ins &i, Mask m) {
 
 // ---- the cluster's barrier -------------------------------------------------------------------------------------------
 
-// Kept by the CTA of rank 0. Warps that have ended count as arrived.
+// Kept by the CTA of rank 0. Lanes that have ended count as arrived.
 struct ClusterBarrier {
   uint64_t phase = 0;
-  std::unordered_map<const Warp *, uint64_t> arrived;  // the phase that each warp has arrived at last, plus 1
+  std::unordered_map<const Warp *, std::array<uint64_t, LANES>> arrived;  // the phase of each lane's last arrival, plus 1
   Knowledge met, open;                                 // of the phase that is over; of the one under way
 };
 
@@ -53,20 +55,26 @@ ClusterBarrier &barrier_of(Cta &cta) {
 
 void settle(Warp &w, ClusterBarrier &b) {
   for (const Cta *cta : w.cta->cluster)
-    for (const auto &other : cta->warps)
-      if (other->alive && b.arrived[other.get()] != b.phase + 1) return;
+    for (const auto &other : cta->warps) {
+      const auto &arrived = b.arrived[other.get()];
+      SG_FOR_LANES(lane, other->alive) if (arrived[lane] != b.phase + 1) return;
+    }
   b.phase++;
   b.met = std::move(b.open);
   b.open = Knowledge();
   w.machine->happened();
 }
 
-template <bool RELEASES> Step on_arrive(Warp &w, const Ins &i, Mask) {
-  if (!gathered(w, ALL)) return Step::RETRY;
+template <bool ALIGNED, bool RELEASES> Step on_arrive(Warp &w, const Ins &i, Mask m) {
+  if (ALIGNED && !gathered(w, ALL)) return Step::RETRY;
   ClusterBarrier &b = barrier_of(*w.cta);
-  if (b.arrived[&w] == b.phase + 1)
-    w.machine->add("bad barrier", i.pc, format("%s arrives twice at one phase of the cluster's barrier", name_of(w, 0).c_str()));
-  b.arrived[&w] = b.phase + 1;
+  SG_FOR_LANES(lane, m) {
+    uint64_t &arrived = b.arrived[&w][lane];
+    if (arrived == b.phase + 1 && !w.machine->has("bad barrier", i.pc))
+      w.machine->add("bad barrier", i.pc,
+                     format("%s arrives twice at one phase of the cluster's barrier", name_of(w, lane).c_str()));
+    arrived = b.phase + 1;
+  }
   if (RELEASES)
     b.open.join(w.view);
   else if (w.has_released)  // what a fence released, that of mbarriers' inits among them
@@ -76,19 +84,32 @@ template <bool RELEASES> Step on_arrive(Warp &w, const Ins &i, Mask) {
   return Step::NEXT;
 }
 
-Step on_wait(Warp &w, const Ins &i, Mask) {
-  if (!gathered(w, ALL)) return Step::RETRY;
+template <bool ALIGNED> Step on_wait(Warp &w, const Ins &i, Mask m) {
+  if (ALIGNED && !gathered(w, ALL)) return Step::RETRY;
   ClusterBarrier &b = barrier_of(*w.cta);
-  const uint64_t waited = b.arrived[&w];
-  if (!waited) {
-    w.machine->add("bad barrier", i.pc, format("%s waits at the cluster's barrier, where it has not arrived", name_of(w, 0).c_str()));
-    return Step::STOP;
+  uint64_t waited = 0;
+  SG_FOR_LANES(lane, m) {
+    const uint64_t arrived = b.arrived[&w][lane];
+    if (!arrived) {
+      w.machine->add("bad barrier", i.pc,
+                     format("%s waits at the cluster's barrier, where it has not arrived", name_of(w, lane).c_str()));
+      return Step::STOP;
+    }
+    waited = std::max(waited, arrived);
   }
   settle(w, b);  // others may have ended since
   if (b.phase < waited) return Step::RETRY;
   w.view.join(b.met);
   tick(w);
   return Step::NEXT;
+}
+
+template <bool ALIGNED> void announce_barrier(const std::string &tail) {
+  announce("barrier.cluster.arrive" + tail, on_arrive<ALIGNED, true>);
+  announce("barrier.cluster.arrive.release" + tail, on_arrive<ALIGNED, true>);
+  announce("barrier.cluster.arrive.relaxed" + tail, on_arrive<ALIGNED, false>);
+  announce("barrier.cluster.wait" + tail, on_wait<ALIGNED>);
+  announce("barrier.cluster.wait.acquire" + tail, on_wait<ALIGNED>);
 }
 
 // ---- registers -------------------------------------------------------------------------------------------------------
@@ -121,14 +142,8 @@ const bool announced = [] {
   announce("getctarank.u64", on_getctarank<uint64_t>);
   announce("getctarank.shared::cluster.u32", on_getctarank<uint32_t>);
   announce("getctarank.shared::cluster.u64", on_getctarank<uint64_t>);
-  for (const char *aligned : {"", ".aligned"}) {
-    const std::string head = "barrier.cluster.", tail = aligned;
-    announce(head + "arrive" + tail, on_arrive<true>);
-    announce(head + "arrive.release" + tail, on_arrive<true>);
-    announce(head + "arrive.relaxed" + tail, on_arrive<false>);
-    announce(head + "wait" + tail, on_wait);
-    announce(head + "wait.acquire" + tail, on_wait);
-  }
+  announce_barrier<false>("");
+  announce_barrier<true>(".aligned");
   announce("setmaxnreg.inc.sync.aligned.u32", on_setmaxnreg<true>);
   announce("setmaxnreg.dec.sync.aligned.u32", on_setmaxnreg<false>);
   // Launches follow each other here; the next one never begins early.

@@ -9,6 +9,8 @@ void start_cluster(Machine &m, uint32_t first_x, uint32_t first_y, uint32_t firs
 void advance_clocks(Warp &w);  // %clock and its kin, whenever the schedule turns to a warp
 void run(Machine &m);  // the whole grid; findings, counts and steps are left in m
 
+void report_missing_wgmmas(Cta &cta);  // at its end: those that not all warps of a warpgroup issued (wgmma.cpp)
+
 // For the report of a deadlock: the state of the mbarrier that `i`, a test_wait or try_wait, waits for (mbarrier.cpp).
 std::string describe_mbarrier(Warp &w, const Ins &i);
 

@@ -4,6 +4,7 @@
 // learns that, and only that: nothing of the phase under way.
 #include "asynchronous.h"
 #include <algorithm>
+#include <utility>
 #include "launch.h"
 
 namespace softgpu {
@@ -291,7 +292,10 @@ template <int KIND> Step on_wait(Warp &w, const Ins &i, Mask m) {
       w.view.join(b->completed);
     }
   }
-  if (!done && KIND & TRY) return Step::RETRY;
+  if (KIND & TRY) {
+    const bool expired = std::exchange(w.now().expired, false);
+    if (!done && !expired) return Step::RETRY;
+  }
   Mask &p = w.pred(i.op[0]);
   p = (p & ~m) | done;
   return Step::NEXT;

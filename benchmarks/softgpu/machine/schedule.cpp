@@ -202,6 +202,22 @@ bool land_one(Machine &m, bool any) {
   return true;
 }
 
+// Nobody can run, so time passes: each try_wait gives up once, and its lanes may do something else. Who only comes back to
+// wait again changes nothing, however often; after so many times it will not.
+constexpr int PATIENCE = 256;
+
+bool expire_waits(Machine &m) {
+  bool any = false;
+  for (const auto &cta : m.ctas)
+    for (const auto &w : cta->warps)
+      for (Fragment &f : w->fragments)
+        if (!f.asleep && m.program->code[f.pc].key.rfind("mbarrier.try_wait", 0) == 0) {
+          f.expired = true, f.tried = 0;
+          any = true;
+        }
+  return any;
+}
+
 void report_deadlock(Machine &m, const char *why) {
   std::string text = why;
   int32_t pc = -1, shown = 0;
@@ -233,6 +249,8 @@ void run(Machine &m) {
   const uint32_t across[2] = {m.grid[0] / p.cluster[0], m.grid[1] / p.cluster[1]};
   uint64_t next = 0;
   Scheduler scheduler{m, {}, {}, {}, 0};
+  uint64_t events = 0;  // when waits expired last
+  int times = 0;        // that they have since something happened
   while (!m.stopped) {
     const bool room = int32_t(m.ctas.size()) < std::max(m.resident, p.cluster[0] * p.cluster[1] * p.cluster[2]);
     if (room && next < clusters) {
@@ -247,6 +265,9 @@ void run(Machine &m) {
     Warp *w = scheduler.pick();
     if (!w) {
       if (land_one(m, m.landing == Landing::RANDOM)) continue;
+      times = m.events == events ? times + 1 : 0;
+      events = m.events;
+      if (times < PATIENCE && expire_waits(m)) continue;
       report_deadlock(m, "nobody can run:");
       break;
     }
@@ -260,7 +281,10 @@ void run(Machine &m) {
           late->land(m);
         }
       const std::vector<Cta *> members = w->cta->cluster;
-      for (Cta *member : members) end_tensor_memory(*member);
+      for (Cta *member : members) {
+        end_tensor_memory(*member);
+        if (p.uses_wgmma) report_missing_wgmmas(*member);
+      }
       m.ctas.erase(std::remove_if(m.ctas.begin(), m.ctas.end(),
                                   [&](const auto &c) { return std::find(members.begin(), members.end(), c.get()) != members.end(); }),
                    m.ctas.end());

@@ -8,6 +8,7 @@
 #include <string>
 #include "collective.h"
 #include "fragments.h"
+#include "launch.h"
 #include "matrix_rows.h"
 
 namespace softgpu {
@@ -368,4 +369,21 @@ const bool announced = [] {
 }();
 
 }  // namespace
+
+void report_missing_wgmmas(Cta &cta) {
+  for (size_t first = 0; first < cta.warps.size(); first += WARPS) {
+    const State &of_group = state(*cta.warps[first]);
+    if (of_group.issues.empty()) continue;
+    const Issue &issue = of_group.issues.front();
+    if (cta.machine->has("partial warpgroup", issue.pc)) continue;
+    std::string missing;
+    for (size_t k = first; k < first + WARPS; k++)
+      if (state(*cta.warps[k]).num_issued <= of_group.first_issue) missing += (missing.empty() ? "" : ", ") + name_of(*cta.warps[k]);
+    cta.machine->add("partial warpgroup", issue.pc,
+                     missing + format(" ended after %llu wgmmas, and never came to number %llu of the warpgroup, ",
+                                      static_cast<unsigned long long>(of_group.first_issue),
+                                      static_cast<unsigned long long>(of_group.first_issue)) + cta.machine->where(issue.pc));
+  }
+}
+
 }  // namespace softgpu

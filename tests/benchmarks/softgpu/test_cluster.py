@@ -106,6 +106,30 @@ def test_threads_that_have_ended_count_as_arrived():
     assert not out[:, 32:].any()
 
 
+APART = f"""
+{PUT} and.b32 %x4, %tid, 31; setp.lt.u32 %p, %x4, 9; @%p bra SOME;
+barrier.cluster.arrive; barrier.cluster.wait; {GET} bra END;
+SOME: barrier.cluster.arrive; barrier.cluster.wait; {GET}
+END: {BARRIER}
+"""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_lanes_of_a_warp_may_arrive_apart(schedule):
+    result, out = run(APART, schedule=schedule, seed=4)
+    assert not result.findings, "\n".join(map(str, result.findings))
+    np.testing.assert_array_equal(out, 1000 * next_in_cluster(2, 2)[:, None] + np.arange(THREADS))
+
+
+def test_a_lane_that_never_arrives_is_waited_for():
+    some = "SOME: barrier.cluster.arrive; barrier.cluster.wait;"
+    for instead, wanted in ((f"SOME: setp.eq.u32 %p, %x4, 3; @%p bra END; {some[6:]}", "deadlock"),
+                            (some.replace("arrive;", "arrive; barrier.cluster.arrive;"), "bad barrier"),
+                            (some.replace("barrier.cluster.arrive;", ""), "bad barrier"),
+                            (some.replace("arrive;", "arrive.aligned;"), "deadlock")):  # fmt: skip
+        assert wanted in kinds(run(APART.replace(some, instead))[0])
+
+
 # ---- mbarriers and copies between CTAs
 
 INIT = "@%one mbarrier.init.shared::cta.b64 [%bar], 1;"

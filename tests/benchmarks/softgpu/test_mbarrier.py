@@ -90,6 +90,38 @@ def test_a_deadlock_says_what_the_mbarrier_awaits():
     assert "1 of 33 arrivals are to come" in text
 
 
+PEEK = """
+@%one mbarrier.init.shared::cta.b64 [%full], 1; bar.sync 0;
+setp.eq.u32 %p, %w, 0; @!%p bra AWAIT; mov.b32 %i, 0;
+AGAIN: mbarrier.try_wait.parity.shared::cta.b64 %q, [%full], 0; @%q bra DONE;
+add.u32 %i, %i, 1; setp.lt.u32 %q, %i, TRIES; @%q bra AGAIN;
+@%one mbarrier.arrive.shared::cta.b64 _, [%full];
+AWAIT: mbarrier.try_wait.parity.shared::cta.b64 %q, [%full], 0; @!%q bra AWAIT;
+DONE: st.global.b32 [%to], 7;
+"""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("tries", [1, 20])
+def test_who_only_looks_may_do_something_else(schedule, tries):
+    """Warp 0 tries some times, gives up, and arrives itself; nobody else would have."""
+    result, out = run(PEEK.replace("TRIES", str(tries)), schedule=schedule, seed=2)
+    assert not result.findings, "\n".join(map(str, result.findings))
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_who_looks_for_ever_is_a_deadlock(schedule):
+    """Whatever else the loop counts: every warp's place is told."""
+    result, _ = run(PEEK.replace("TRIES", "0xffffffff"), schedule=schedule, max_steps=10**6)
+    (finding,) = result.findings
+    assert finding.kind == "deadlock"
+    assert "nobody can run" in finding.text
+    for warp in (0, 1):
+        assert f"CTA 0 warp {warp} lanes ffffffff at" in finding.text
+    assert finding.text.count("1 of 1 arrivals are to come") == 2
+
+
 def test_a_state_waits_for_its_own_phase():
     body = """
     @%one mbarrier.init.shared::cta.b64 [%full], 64; bar.sync 0;

@@ -277,9 +277,12 @@ FAULTS = {
     "A's last rows beyond it": (f"{DESC_A}", f"{A_IMAGE.descriptor(0, len(IMAGE) - 4096)}", {"out of bounds"}),
     "a sign of 2": (ISSUE, ISSUE.replace("1, 1, 1, 0;", "1, 2, 1, 0;"), {"bad operand"}),
     "scale-d of some lanes": (ISSUE, f"{FIRST_WARP[:-3]} 70; {ISSUE.replace('%db, 1', '%db, %q')}", {"bad operand"}),
+    "one warp issues none": (
+        ISSUE_SHARED, f"setp.ge.u32 %q, %tid, 96; @%q bra NONE; {ISSUE_SHARED} NONE:", {"partial warpgroup"},
+    ),
     "a part of a warp": (
         ISSUE, f"setp.ne.u32 %q, %tid, 70; @%q {ISSUE}",
-        {"partial warp", "undefined value", "warpgroup disagrees"},
+        {"partial warp", "undefined value", "warpgroup disagrees", "partial warpgroup"},
     ),
 }  # fmt: skip
 
@@ -310,6 +313,13 @@ def test_shared_memory_that_nobody_wrote():
 
 def test_half_a_warpgroup():
     assert "partial warpgroup" in kinds(run(CLEAN, threads=64)[0])
+
+
+def test_who_never_issues_is_named():
+    none = f"shr.u32 %x0, %tid, 5; setp.eq.u32 %q, %x0, 2; @%q bra NONE; {ISSUE_SHARED} NONE:"
+    (finding,) = run(replaced((ISSUE_SHARED, none)))[0].findings
+    assert "CTA 0 warp 2 ended after 1 wgmmas" in finding.text
+    assert ISSUE_SHARED.removesuffix(";") in finding.text
 
 
 def test_the_last_warp_overwrites_what_it_still_reads():
