@@ -41,7 +41,8 @@ def test_a_sample_of_all_kernels(number, capability):
 def test_rows_that_lie_beyond_2_to_the_31_elements(capability):
     """LayerNorm of three rows of a memory of 8 GiB, whose other pages are never touched."""
     n, stride, torch_norm = 520, (1 << 31) + 8, torch.nn.functional.layer_norm
-    block = mmap.mmap(-1, 2 * (2 * stride + n), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)
+    block = mmap.mmap(-1, 2 * (2 * stride + n), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
     x = torch.frombuffer(block, dtype=torch.bfloat16).as_strided((3, n), (stride, 1))
     x.copy_(torch.randn(3, n)).requires_grad_()
     weight, dy = torch.randn(n), torch.randn(3, n).bfloat16()
