@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -57,6 +57,7 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
     yield trial("bf16", "d256 long", T=300, D=256, H=1)
     yield trial("bf16", "d80 long, in two parts", T=300, D=80)
     yield trial("bf16", "d64 sharp scores, one head of 400", T=400, H=1, sms=1, sharp=4.0)
+    yield trial("bf16", "d64 sharp scores, 560 queries of 400 keys", T=560, T_k=400, H=1, sms=1, sharp=4.0)
     yield trial("bf16", "d64 long, small tiles", T=300, sms=132)
     yield trial("bf16", "d128 long, small tiles", T=270, D=128, sms=132)
     for group in (2, 3, 5):
@@ -303,6 +304,8 @@ def _linear_cross_entropy(family: str = "linear_cross_entropy") -> Iterator[Tria
     yield linear("bf16", "GPT-2's vocabulary", V=50257, N=5)
     yield linear("fp32", "GPT-2's vocabulary", V=50257, N=3)
     yield linear("bf16", "GPT-2's vocabulary, each row", V=50257, N=5, reduction="none")
+    peaks = [3, 8191, 20001, 32766, 50256]
+    yield linear("bf16", "GPT-2's vocabulary, each row, peaks", V=50257, N=5, reduction="none", peaks=peaks)
     yield linear("bf16", "a row in registers, 8192 classes", V=8100, N=5)
     for dtype in ("bf16", "fp32"):
         yield logits(dtype, "512 classes", V=512, sample=dtype == "fp32")
@@ -324,8 +327,14 @@ def _linear_cross_entropy(family: str = "linear_cross_entropy") -> Iterator[Tria
     yield logits("fp32", "1200 rows of 3 classes", V=3, N=1200)
 
 
-def _linear_loss_case(label: str, *, N: int = 9, d: int = 64, V: int = 500, bias: bool = False, **options: Any) -> Case:
+def _linear_loss_case(
+    label: str, *, N: int = 9, d: int = 64, V: int = 500, bias: bool = False, peaks: Sequence[int] = (), **options: Any
+) -> Case:
+    """peaks: for each row a class whose logit, about 20, is the only one that counts in its sum."""
     floats = {"x": _normal(N, d), "weight": _normal(V, d) / d**0.5} | ({"bias": _normal(V)} if bias else {})
+    for row, column in enumerate(peaks):
+        x = floats["x"][row]
+        floats["weight"][column] = 20 * x / x.square().sum()
     ignored = options.get("ignore_index", -100)
     return Case("linear_cross_entropy", label, floats | _targets(N, V, ignored), tuple(floats), options)
 

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,28 +33,35 @@ from .trials import CAPABILITIES, Expected, Outcome, Trial, execute, expect
 RESULT = Path(__file__).parents[1] / "results" / "softgpu-faults.md"
 TABLE = (80, 90)  # the GPUs that it is about
 
-# The case in which each kernel gets its faults: small, but every loop is gone round more often than it has stages.
-_ATTENTION = "attention bf16 d64 sharp scores, one head of 400"
-_LOSS = "linear_cross_entropy bf16 mean"
-_LOSS_AGAIN = "linear_cross_entropy bf16 GPT-2's vocabulary, each row"
-HOMES = {
+# The cases in which each kernel gets its faults. The first is small, but goes round every loop more often than that has
+# stages; the others launch the same text, and are for what the first does not see: other branches, other values.
+_ATTENTION = (
+    "attention bf16 d64 sharp scores, one head of 400",
+    "attention bf16 d64 sharp scores, 560 queries of 400 keys",
+)
+_LOSS = ("linear_cross_entropy bf16 mean",)
+_LOSS_AGAIN = (
+    "linear_cross_entropy bf16 GPT-2's vocabulary, each row",
+    "linear_cross_entropy bf16 GPT-2's vocabulary, each row, peaks",
+)
+HOMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((f"attention_{part}_kernel" for part in ("forward", "delta", "dkdv", "dq")), _ATTENTION),
-    "document_ranges_kernel": "attention bf16 d64 documents that overlap, long",
-    "online_softmax_kernel": "ladder bf16 triton_forward",
-    "causal_tiles_kernel": "ladder bf16 tile_skipping",
-    "attention_weights_kernel": "attention_weights bf16 d128 heads and rows, window",
-    "layer_norm_forward_kernel": "layer_norm fp32 37 x 768",
-    "layer_norm_forward_held_kernel": "layer_norm fp32 2 x 33001, forward holds its rows",
-    "layer_norm_forward_long_kernel": "add_layer_norm fp32 2 x 16500, dropout, long rows",
-    "layer_norm_backward_kernel": "layer_norm fp32 19000 x 24, three tiles of rows a program",
-    "layer_norm_backward_held_kernel": "add_layer_norm fp32 200 x 4500, backward holds its rows, three a program",
-    "layer_norm_dh_long_kernel": "add_layer_norm fp32 2 x 16500, dropout, long rows",
-    "layer_norm_dweight_long_kernel": "layer_norm fp32 70 x 13000, weight's sums apart",
-    "sum_partials_kernel": "layer_norm fp32 37 x 768",
-    **dict.fromkeys(("up_kernel", "dgelu_kernel"), "ffn bf16 d320, several tiles a program"),
-    **dict.fromkeys(("finish_kernel", "prepare_grad_kernel"), "ffn bf16 d64 tanh, residual, dropout"),
-    **dict.fromkeys(("gelu_kernel", "dgelu_pass_kernel"), "ffn bf16 d128 by cuBLAS"),
-    "count_targets_kernel": "cross_entropy fp32 1200 rows of 3 classes",
+    "document_ranges_kernel": ("attention bf16 d64 documents that overlap, long",),
+    "online_softmax_kernel": ("ladder bf16 triton_forward",),
+    "causal_tiles_kernel": ("ladder bf16 tile_skipping",),
+    "attention_weights_kernel": ("attention_weights bf16 d128 heads and rows, window",),
+    "layer_norm_forward_kernel": ("layer_norm fp32 37 x 768",),
+    "layer_norm_forward_held_kernel": ("layer_norm fp32 2 x 33001, forward holds its rows",),
+    "layer_norm_forward_long_kernel": ("add_layer_norm fp32 2 x 16500, dropout, long rows",),
+    "layer_norm_backward_kernel": ("layer_norm fp32 19000 x 24, three tiles of rows a program",),
+    "layer_norm_backward_held_kernel": ("add_layer_norm fp32 200 x 4500, backward holds its rows, three a program",),
+    "layer_norm_dh_long_kernel": ("add_layer_norm fp32 2 x 16500, dropout, long rows",),
+    "layer_norm_dweight_long_kernel": ("layer_norm fp32 70 x 13000, weight's sums apart",),
+    "sum_partials_kernel": ("layer_norm fp32 37 x 768",),
+    **dict.fromkeys(("up_kernel", "dgelu_kernel"), ("ffn bf16 d320, several tiles a program",)),
+    **dict.fromkeys(("finish_kernel", "prepare_grad_kernel"), ("ffn bf16 d64 tanh, residual, dropout",)),
+    **dict.fromkeys(("gelu_kernel", "dgelu_pass_kernel"), ("ffn bf16 d128 by cuBLAS",)),
+    "count_targets_kernel": ("cross_entropy fp32 1200 rows of 3 classes",),
     **dict.fromkeys(("loss_and_gradient_kernel", "scale_kernel"), _LOSS),
     **dict.fromkeys(("loss_kernel", "gradient_kernel"), _LOSS_AGAIN),
 }
@@ -83,21 +90,35 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A kernel of a case as it was compiled.
+class Home:
+    """A case that launches the kernel with the text that faults are planted in, and what it finds without any.
 
+    steps  instructions of all warps
+    """
+
+    trial: Trial
+    expected: Expected
+    known: frozenset[tuple[str, int]]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as its first home has it compiled.
+
+    homes    the cases that launch this text, the first one first
     reached  lines that some warp executed
     guarded  those of them whose predicate was false for some lane
-    known    what is found without faults, and where
-    steps    instructions of all warps
+    one_way  conditional branches that all lanes took, or none
     """
 
     name: str
+    capability: int
     text: str
+    homes: tuple[Home, ...]
     reached: frozenset[int]
     guarded: frozenset[int]
-    known: frozenset[tuple[str, int]]
-    steps: int
+    one_way: frozenset[int]
 
     def faults(self) -> list[Fault]:
         return [
@@ -107,25 +128,47 @@ class Kernel:
         ]
 
 
-def compiled(trial: Trial, expected: Expected, capability: int, name: str) -> Kernel:
-    """The kernel of this name as the case launches it; of two texts, the longer one."""
-    outcome = execute(trial, expected, capability, SETTINGS[0])
-    results = [launch.result for launch in outcome.launches if launch.kernel == name]
-    if not results:
-        raise ValueError(f"{trial.name} does not launch {name} on sm_{capability}")
-    text = max((result.program.text for result in results), key=len)
-    results = [result for result in results if result.program.text == text]
+def compiled(name: str, capability: int) -> Kernel:
+    """The kernel of this name as its homes launch it; of two texts of the first home, the longer one.
+
+    Reached lines and predicates are those of the first: the others tell of branches.
+    """
+    text, homes = "", []
     reached: set[int] = set()
     guarded: set[int] = set()
-    for result in results:
-        for block in _blocks(result.program):
-            rows = [(record, result.counts[record.pc].tolist()) for record in block]
-            came = {row[LANES] for record, row in rows if record.pred < 0}  # lanes that came to this block
-            reached |= {record.line for record, row in rows if row[EXECUTED]}
-            guarded |= {record.line for record, row in rows if record.pred >= 0 and {row[LANES]} != came}
-    known = {(finding.kind, finding.line) for result in results for finding in result.findings}
-    steps = sum(result.steps for result in results)
-    return Kernel(name, text, frozenset(reached), frozenset(guarded & reached), frozenset(known), steps)
+    ways: dict[int, set[bool]] = defaultdict(set)
+    for trial in _trials(HOMES[name]):
+        expected = expect(trial)
+        outcome = execute(trial, expected, capability, SETTINGS[0])
+        results = [launch.result for launch in outcome.launches if launch.kernel == name]
+        if not homes:
+            if not results:
+                raise ValueError(f"{trial.name} does not launch {name} on sm_{capability}")
+            text = max((result.program.text for result in results), key=len)
+        results = [result for result in results if result.program.text == text]
+        for result in results:
+            for block in _blocks(result.program):
+                rows = [(record, result.counts[record.pc].tolist()) for record in block]
+                came = {row[LANES] for record, row in rows if record.pred < 0}  # lanes that came to this block
+                if not homes:
+                    reached |= {record.line for record, row in rows if row[EXECUTED]}
+                    guarded |= {record.line for record, row in rows if record.pred >= 0 and {row[LANES]} != came}
+                for record, row in rows:
+                    if record.key.startswith("bra") and record.pred >= 0:
+                        ways[record.line] |= {True} if row[LANES] else set()
+                        ways[record.line] |= {False} if any(lanes > row[LANES] for lanes in came) else set()
+        if results:
+            known = {(finding.kind, finding.line) for result in results for finding in result.findings}
+            homes.append(Home(trial, expected, frozenset(known), sum(result.steps for result in results)))
+    one_way = {line for line, seen in ways.items() if len(seen) == 1}
+    return Kernel(
+        name, capability, text, tuple(homes), frozenset(reached), frozenset(guarded & reached), frozenset(one_way)
+    )
+
+
+def _trials(names: Iterable[str]) -> list[Trial]:
+    known = {trial.name: trial for trial in cases.trials()}
+    return [known[name] for name in names]
 
 
 def _blocks(program: Program) -> Iterator[list[Record]]:
@@ -140,25 +183,29 @@ def _blocks(program: Program) -> Iterator[list[Record]]:
     yield block
 
 
-def plant(trial: Trial, expected: Expected, capability: int, kernel: Kernel, fault: Fault) -> Verdict:
-    """Run the case with this fault in it, under one setting after the other."""
+def plant(kernel: Kernel, fault: Fault) -> Verdict:
+    """Run the kernel's cases with this fault in it, one after the other, each under one setting after the other."""
     planted = fault.planted(kernel.text)
-    wrong = ""
-    for settings in SETTINGS:
-        settings = replace(settings, max_steps=10 * kernel.steps + 1_000_000)  # what hangs is not waited for
-        outcome = execute(
-            trial, expected, capability, settings,
-            lambda name, text: planted if name == kernel.name and text == kernel.text else text,
-        )  # fmt: skip
-        new = [f for f in outcome.findings if (f.kind, f.line) not in kernel.known]
-        if new:
-            return Verdict(kernel.name, capability, trial.name, fault, "found", f"{new[0].kind}: {new[0].text}")
-        wrong = wrong or _wrong_values(outcome)
-    if wrong:
-        return Verdict(kernel.name, capability, trial.name, fault, "wrong", wrong)
-    argument = redundant.argument(kernel.name, capability, fault, kernel.text)
-    verdict = "redundant" if argument else "survives"
-    return Verdict(kernel.name, capability, trial.name, fault, verdict, argument or "no finding, right values")
+
+    def verdict(home: Home, outcome: str, how: str) -> Verdict:
+        return Verdict(kernel.name, kernel.capability, home.trial.name, fault, outcome, how)
+
+    for home in kernel.homes:
+        wrong = ""
+        for settings in SETTINGS:
+            settings = replace(settings, max_steps=10 * home.steps + 1_000_000)  # what hangs is not waited for
+            outcome = execute(
+                home.trial, home.expected, kernel.capability, settings,
+                lambda name, text: planted if name == kernel.name and text == kernel.text else text,
+            )  # fmt: skip
+            new = [f for f in outcome.findings if (f.kind, f.line) not in home.known]
+            if new:
+                return verdict(home, "found", f"{new[0].kind}: {new[0].text}")
+            wrong = wrong or _wrong_values(outcome)
+        if wrong:
+            return verdict(home, "wrong", wrong)
+    why = redundant.argument(kernel.name, fault, kernel.text, kernel.one_way)
+    return verdict(kernel.homes[0], "redundant" if why else "survives", why or "no finding, right values")
 
 
 def _wrong_values(outcome: Outcome) -> str:
@@ -179,14 +226,12 @@ def spread(faults: Sequence[Fault], per_kind: int) -> list[Fault]:
     ]
 
 
-def verdicts_of(name: str, capability: int, kind_part: str, per_kind: int) -> list[Verdict]:
+def verdicts_of(name: str, capability: int, kinds: Sequence[str], per_kind: int) -> list[Verdict]:
     """Of one kernel on one GPU."""
     torch.set_num_threads(1)
-    trial = next(trial for trial in cases.trials() if trial.name == HOMES[name])
-    expected = expect(trial)
-    kernel = compiled(trial, expected, capability, name)
-    faults = [fault for fault in spread(kernel.faults(), per_kind) if kind_part in fault.kind]
-    return [plant(trial, expected, capability, kernel, fault) for fault in faults]
+    kernel = compiled(name, capability)
+    faults = [fault for fault in kernel.faults() if not kinds or any(part in fault.kind for part in kinds)]
+    return [plant(kernel, fault) for fault in spread(faults, per_kind)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,7 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--arch", default="", choices=["", *(f"sm_{c}" for c in CAPABILITIES)], metavar="sm_80|sm_90|sm_100"
     )
-    parser.add_argument("--kind", default="", metavar="PART", help="kinds of faults whose name has this part")
+    parser.add_argument(
+        "--kind", nargs="*", default=[], metavar="PART", help="kinds whose names have one of these parts"
+    )
     parser.add_argument("--per-kind", type=int, default=6, help="faults of a kind in a kernel; 0: all (default: 6)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .faults import Fault
+from .paths import branches_around
 
 
 class Argument(NamedTuple):
@@ -22,13 +23,37 @@ class Argument(NamedTuple):
     holds: Callable[[str, Fault], bool] = lambda text, fault: True
 
 
-def argument(kernel: str, capability: int, fault: Fault, text: str) -> str:
-    """Why this fault changes nothing; "" if nobody has said so."""
+def argument(kernel: str, fault: Fault, text: str, one_way: frozenset[int]) -> str:
+    """Why this fault changes nothing; "" if nobody has said so. `one_way`: branches that were seen to go one way."""
+    bounds = BOUNDS.get(fault.kind)
+    if bounds is not None and not branches_around(text, fault.line, bounds) & one_way:
+        return ORDERED
     for one in ARGUMENTS:
         named = one.kind == fault.kind and re.search(one.kernel, kernel) and re.search(one.text, fault.before)
         if named and one.holds(text, fault):
             return one.why
     return ""
+
+
+# Whether accesses are ordered, and whether a copy or a product has been waited for, the machine judges on the path that
+# is taken, whatever the values and whoever runs first. So what it does not miss on any path is not needed. The kinds of
+# which that is true, and how far a path goes: up to what does the same.
+ORDERED = (
+    "On every path around it the accesses that it orders are ordered without it: the machine, which judges order and "
+    "not values, misses nothing, and each branch there was taken both ways."
+)
+_CP_ASYNC, _WGMMA = r"cp\.async\.wait_(group\s+0|all)", r"wgmma\.wait_group\S*\s+0"
+BOUNDS = {
+    "barrier removed": r"(bar|barrier)\.(cta\.)?(sync|red)",
+    "commit of cp.async removed": _CP_ASYNC,
+    "wait for cp.async one group short": _CP_ASYNC,
+    "wait for cp.async removed": _CP_ASYNC,
+    "commit of wgmma removed": _WGMMA,
+    "wait for wgmma one group short": _WGMMA,
+    "wait for wgmma removed": _WGMMA,
+    "wgmma's fence removed": r"wgmma\.fence",
+    "proxy fence removed": r"fence\.proxy",
+}
 
 
 # ---- what the arguments ask of the text ------------------------------------------------------------------------------

@@ -11,11 +11,9 @@ import triton.language as tl
 
 import fastgpt.kernels
 from benchmarks.softgpu import faults, planting
-from benchmarks.softgpu.cases import trials
 from benchmarks.softgpu.driver import simulate
 from benchmarks.softgpu.engine import Settings
 from benchmarks.softgpu.faults import KINDS, faults_of
-from benchmarks.softgpu.trials import expect
 
 # Kinds that the machine itself must name in this kernel, and those that it may leave to the comparison with float64.
 NAMED, ANY = {"found"}, {"found", "wrong"}
@@ -50,23 +48,19 @@ SAMPLE = {
 CASES = [(*kernel, kind) for kernel, kinds in SAMPLE.items() for kind in kinds]
 
 
-@functools.cache
-def planted_in(name, capability):
-    trial = next(trial for trial in trials() if trial.name == planting.HOMES[name])
-    expected = expect(trial)
-    return trial, expected, planting.compiled(trial, expected, capability, name)
+compiled = functools.cache(planting.compiled)
 
 
 @pytest.mark.parametrize(("name", "capability", "kind"), CASES)
 def test_a_fault_of_this_kind_is_found(name, capability, kind):
     """One of three, from the first to the last in the text: some change nothing, as redundant.py argues."""
-    trial, expected, kernel = planted_in(name, capability)
+    kernel = compiled(name, capability)
     of_kind = planting.spread([fault for fault in kernel.faults() if fault.kind == kind], 3)
     assert of_kind, f"{name} has no place for it"
     wanted = SAMPLE[name, capability][kind]
     verdicts = []
     for fault in of_kind:
-        verdicts.append(planting.plant(trial, expected, capability, kernel, fault))
+        verdicts.append(planting.plant(kernel, fault))
         if verdicts[-1].outcome in wanted:
             return
     pytest.fail("\n".join(map(str, verdicts)))
@@ -82,11 +76,12 @@ def test_every_kind_of_our_kernels_is_in_the_sample():
 
 
 def test_a_text_without_faults_gives_none():
-    trial, expected, kernel = planted_in("attention_forward_kernel", 80)
-    outcome = planting.execute(trial, expected, 80, planting.SETTINGS[0], lambda name, text: text)
-    assert not outcome.problems
+    kernel = compiled("attention_forward_kernel", 80)
     assert kernel.reached
-    assert kernel.known == frozenset()
+    for home in kernel.homes:
+        outcome = planting.execute(home.trial, home.expected, 80, planting.SETTINGS[0], lambda name, text: text)
+        assert not outcome.problems
+        assert home.known == frozenset()
 
 
 TEXT = """\
