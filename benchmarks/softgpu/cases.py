@@ -58,6 +58,7 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
     yield trial("bf16", "d80 long, in two parts", T=300, D=80)
     yield trial("bf16", "d64 sharp scores, one head of 400", T=400, H=1, sms=1, sharp=4.0)
     yield trial("bf16", "d64 sharp scores, 560 queries of 400 keys", T=560, T_k=400, H=1, sms=1, sharp=4.0)
+    yield trial("bf16", "d64 sharp scores, 384 queries of 560 keys", T=384, T_k=560, H=1, sms=1, sharp=4.0)
     yield trial("bf16", "d64 long, small tiles", T=300, sms=132)
     yield trial("bf16", "d128 long, small tiles", T=270, D=128, sms=132)
     for group in (2, 3, 5):
@@ -75,6 +76,7 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
     )
     yield trial("bf16", "d64 documents by id, long", T=300, documents=90)
     yield trial("bf16", "d64 documents that overlap, long", T=300, documents=30, overlap=60)
+    yield trial("bf16", "d64 documents that overlap, longer", T=1100, H=1, documents=30, overlap=60)
     yield trial("bf16", "d64 one query", T=1, T_k=200, H=4, H_kv=2)
     yield trial("bf16", "d64 one query and one key", T=1)
     yield trial("fp16", "d64 few queries, many keys", T=9, T_k=300)

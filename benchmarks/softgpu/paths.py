@@ -1,4 +1,4 @@
-"""The flow of control in PTX text: which branches lie on the paths around a line."""
+"""The flow of control in PTX text: the ways that branches take on the paths around a line."""
 
 from __future__ import annotations
 
@@ -6,40 +6,49 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+Way = tuple[int, bool]  # a conditional branch's line; whether it is taken
+
 _GUARD = re.compile(r"^@!?%?\w+\s+")
-_MOVES = re.compile(r"(ldu?|st|atom|red|bar|barrier|bra|cp|fence|mbarrier|wgmma|ldmatrix|stmatrix|shfl|tcgen05)\b")
 _TARGET = re.compile(r"^bra(?:\.uni)?\s+(\$L__BB\w+);")
+_MOVES = re.compile(r"(ldu?|st|atom|red|bar|barrier|bra|cp|fence|mbarrier|wgmma|ldmatrix|stmatrix|shfl|tcgen05)\b")
 
 
-def branches_around(text: str, line: int, bounds: str) -> set[int]:
-    """Lines of the conditional branches that control may pass on its way to this line, or from it.
+def ways_around(text: str, line: int, bounds: str) -> set[Way]:
+    """What conditional branches do on the paths to this line and from it.
 
-    Either way only as far as the first instruction that `bounds`, a regular expression, matches. Branches that make no
+    Paths end at the first instruction, either way, that `bounds`, a regular expression, matches. Branches that make no
     difference to memory do not count: those that skip arithmetic alone, and loops that poll an mbarrier.
     """
     lines = [""] + [part.split("//")[0].strip() for part in text.split("\n")]  # the first line is 1
-    labels = {
-        part[:-1]: number for number, part in enumerate(lines) if part.startswith("$L__BB") and part.endswith(":")
-    }
+    labels = {part[:-1]: number for number, part in enumerate(lines) if re.fullmatch(r"\$L__BB\w+:", part)}
     following: dict[int, list[int]] = {}
-    conditional = set()
+    conditional: dict[int, int] = {}  # branch -> where it leads
     for number, part in enumerate(lines):
         instruction = _GUARD.sub("", part)
         target = _TARGET.match(instruction)
-        falls_through = number + 1 < len(lines) and not (target or instruction.startswith(("ret;", "exit;", "trap;")))
-        if target and instruction != part:
-            skipped = lines[number + 1 : labels[target[1]]]  # none if it leads back
-            if labels[target[1]] < number or any(_MOVES.match(_GUARD.sub("", other)) for other in skipped):
-                conditional.add(number)
-            falls_through = True
-        following[number] = [*([labels[target[1]]] if target else []), *([number + 1] if falls_through else [])]
+        goes_on = [number + 1] if number + 1 < len(lines) else []
+        if target:
+            to = labels[target[1]]
+            is_conditional = instruction != part
+            skipped = lines[number + 1 : to]  # nothing if it leads back
+            if is_conditional and (to < number or any(_MOVES.match(_GUARD.sub("", other)) for other in skipped)):
+                conditional[number] = to
+            following[number] = [to, *(goes_on if is_conditional else [])]
+        else:
+            following[number] = [] if instruction.startswith(("ret;", "exit;", "trap;")) else goes_on
     preceding = defaultdict(list)
     for number, others in following.items():
         for other in others:
             preceding[other].append(number)
     bound = {number for number, part in enumerate(lines) if re.match(bounds, _GUARD.sub("", part))}
-    passed = _reached(line, following, bound) | _reached(line, preceding, bound)
-    return passed & conditional
+    before, behind = _reached(line, preceding, bound), _reached(line, following, bound)
+    ways: set[Way] = set()
+    for branch, to in conditional.items():
+        for taken, end in ((True, to), (False, branch + 1)):
+            leads_here = branch in before and (end == line or end in before - bound)
+            if leads_here or branch in behind - bound | {line}:
+                ways.add((branch, taken))
+    return ways
 
 
 def _reached(start: int, edges: Mapping[int, Iterable[int]], bound: set[int]) -> set[int]:

@@ -28,6 +28,7 @@ from .counting import EXECUTED, LANES
 from .engine import Program, Settings, machine
 from .faults import KINDS, Fault, faults_of
 from .lower import Record
+from .paths import Way
 from .trials import CAPABILITIES, Expected, Outcome, Trial, execute, expect
 
 RESULT = Path(__file__).parents[1] / "results" / "softgpu-faults.md"
@@ -38,6 +39,7 @@ TABLE = (80, 90)  # the GPUs that it is about
 _ATTENTION = (
     "attention bf16 d64 sharp scores, one head of 400",
     "attention bf16 d64 sharp scores, 560 queries of 400 keys",
+    "attention bf16 d64 sharp scores, 384 queries of 560 keys",
 )
 _LOSS = ("linear_cross_entropy bf16 mean",)
 _LOSS_AGAIN = (
@@ -46,7 +48,10 @@ _LOSS_AGAIN = (
 )
 HOMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((f"attention_{part}_kernel" for part in ("forward", "delta", "dkdv", "dq")), _ATTENTION),
-    "document_ranges_kernel": ("attention bf16 d64 documents that overlap, long",),
+    "document_ranges_kernel": (
+        "attention bf16 d64 documents that overlap, long",
+        "attention bf16 d64 documents that overlap, longer",
+    ),
     "online_softmax_kernel": ("ladder bf16 triton_forward",),
     "causal_tiles_kernel": ("ladder bf16 tile_skipping",),
     "attention_weights_kernel": ("attention_weights bf16 d128 heads and rows, window",),
@@ -109,7 +114,7 @@ class Kernel:
     homes    the cases that launch this text, the first one first
     reached  lines that some warp executed
     guarded  those of them whose predicate was false for some lane
-    one_way  conditional branches that all lanes took, or none
+    taken    the ways that some lane went at conditional branches
     """
 
     name: str
@@ -118,7 +123,7 @@ class Kernel:
     homes: tuple[Home, ...]
     reached: frozenset[int]
     guarded: frozenset[int]
-    one_way: frozenset[int]
+    taken: frozenset[Way]
 
     def faults(self) -> list[Fault]:
         return [
@@ -136,7 +141,7 @@ def compiled(name: str, capability: int) -> Kernel:
     text, homes = "", []
     reached: set[int] = set()
     guarded: set[int] = set()
-    ways: dict[int, set[bool]] = defaultdict(set)
+    taken: set[Way] = set()
     for trial in _trials(HOMES[name]):
         expected = expect(trial)
         outcome = execute(trial, expected, capability, SETTINGS[0])
@@ -155,15 +160,15 @@ def compiled(name: str, capability: int) -> Kernel:
                     guarded |= {record.line for record, row in rows if record.pred >= 0 and {row[LANES]} != came}
                 for record, row in rows:
                     if record.key.startswith("bra") and record.pred >= 0:
-                        ways[record.line] |= {True} if row[LANES] else set()
-                        ways[record.line] |= {False} if any(lanes > row[LANES] for lanes in came) else set()
+                        if row[LANES]:
+                            taken.add((record.line, True))
+                        if any(lanes > row[LANES] for lanes in came):
+                            taken.add((record.line, False))
         if results:
             known = {(finding.kind, finding.line) for result in results for finding in result.findings}
             homes.append(Home(trial, expected, frozenset(known), sum(result.steps for result in results)))
-    one_way = {line for line, seen in ways.items() if len(seen) == 1}
-    return Kernel(
-        name, capability, text, tuple(homes), frozenset(reached), frozenset(guarded & reached), frozenset(one_way)
-    )
+    guarded &= reached
+    return Kernel(name, capability, text, tuple(homes), frozenset(reached), frozenset(guarded), frozenset(taken))
 
 
 def _trials(names: Iterable[str]) -> list[Trial]:
@@ -204,7 +209,7 @@ def plant(kernel: Kernel, fault: Fault) -> Verdict:
             wrong = wrong or _wrong_values(outcome)
         if wrong:
             return verdict(home, "wrong", wrong)
-    why = redundant.argument(kernel.name, fault, kernel.text, kernel.one_way)
+    why = redundant.argument(kernel.name, fault, kernel.text, kernel.taken)
     return verdict(kernel.homes[0], "redundant" if why else "survives", why or "no finding, right values")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .faults import Fault
-from .paths import branches_around
+from .paths import Way, ways_around
 
 
 class Argument(NamedTuple):
@@ -23,10 +23,10 @@ class Argument(NamedTuple):
     holds: Callable[[str, Fault], bool] = lambda text, fault: True
 
 
-def argument(kernel: str, fault: Fault, text: str, one_way: frozenset[int]) -> str:
-    """Why this fault changes nothing; "" if nobody has said so. `one_way`: branches that were seen to go one way."""
+def argument(kernel: str, fault: Fault, text: str, taken: frozenset[Way]) -> str:
+    """Why this fault changes nothing; "" if nobody has said so. `taken`: the ways that branches were seen to go."""
     bounds = BOUNDS.get(fault.kind)
-    if bounds is not None and not branches_around(text, fault.line, bounds) & one_way:
+    if bounds is not None and ways_around(text, fault.line, bounds) <= taken:
         return ORDERED
     for one in ARGUMENTS:
         named = one.kind == fault.kind and re.search(one.kernel, kernel) and re.search(one.text, fault.before)
@@ -40,7 +40,7 @@ def argument(kernel: str, fault: Fault, text: str, one_way: frozenset[int]) -> s
 # which that is true, and how far a path goes: up to what does the same.
 ORDERED = (
     "On every path around it the accesses that it orders are ordered without it: the machine, which judges order and "
-    "not values, misses nothing, and each branch there was taken both ways."
+    "not values, misses nothing, and all of these paths were taken."
 )
 _CP_ASYNC, _WGMMA = r"cp\.async\.wait_(group\s+0|all)", r"wgmma\.wait_group\S*\s+0"
 BOUNDS = {
