@@ -211,6 +211,33 @@ def moves_zeros(text: str, fault: Fault) -> bool:
     )
 
 
+def is_zero(text: str, fault: Fault) -> bool:
+    """Whether what is shuffled is 0 in every lane: made of zeros, or loaded from where zeros were stored last."""
+    return _is_zero(text, fault.line, re.findall(r"%\w+", fault.before)[1])
+
+
+_MADE = re.compile(
+    r"(mov\.b32|shfl\.sync\.bfly\.b32|add\.f32|ld\.shared\.b32)\s+\{?\s*%\w+\s*\}?, ([^,;]+)(?:, ([^,;]+))?.*;"
+)
+
+
+def _is_zero(text: str, line: int, value: str) -> bool:
+    if value in ("0", "0x0", "0f00000000"):
+        return True
+    made = _MADE.fullmatch(re.sub(r"^@!?%\w+\s+", "", _definition(text, line, value)))
+    if made is None:
+        return False
+    if made[1] == "ld.shared.b32":
+        stored = [i for number, i in _lines(re.sub(r"(?m)^\s*@!?%\w+\s+", "", text), "st.shared") if number < line]
+        return bool(stored) and _is_zero(text, line, re.findall(r"%\w+", stored[-1])[-1])
+    return all(_is_zero(text, line, operand) for operand in (made.groups()[1:] if made[1] == "add.f32" else (made[2],)))
+
+
+def copies_half_a_key(text: str, fault: Fault) -> bool:
+    """Whether 4 of 8 bytes are copied: of dropout's seed, or its offset."""
+    return fault.after.rstrip(";").endswith("0x8, 4")
+
+
 def is_uniform(text: str, fault: Fault) -> bool:
     """Whether what is shuffled is the number of the warp."""
     made = _definition(text, fault.line, re.findall(r"%\w+", fault.before)[1])
@@ -332,6 +359,13 @@ ARGUMENTS: tuple[Argument, ...] = (
         "shuffle's lane changed", "", r"shfl\.sync\.idx",
         "It broadcasts the number of the warp, which every lane has computed.",
         is_uniform,
+    ),
+    Argument("shuffle's lane changed", "", "", "A sum of zeros: there is no label smoothing.", is_zero),
+    Argument(
+        "copy's size changed", "^layer_norm_forward_long", r"cp\.async\.ca",
+        "The upper half of dropout's seed and of its offset is 0: `new_seed` draws them below 2^31. What is not read is "
+        "filled with zeros.",
+        copies_half_a_key,
     ),
     Argument(
         "wgmma's fence removed", "", "",
