@@ -363,8 +363,8 @@ ARGUMENTS: tuple[Argument, ...] = (
     Argument("shuffle's lane changed", "", "", "A sum of zeros: there is no label smoothing.", is_zero),
     Argument(
         "copy's size changed", "^layer_norm_forward_long", r"cp\.async\.ca",
-        "The upper half of dropout's seed and of its offset is 0: `new_seed` draws them below 2^31. What is not read is "
-        "filled with zeros.",
+        "The upper half of dropout's seed and of its offset is 0: `new_seed` draws them below 2^31. Zeros fill what is "
+        "not read.",
         copies_half_a_key,
     ),
     Argument(
