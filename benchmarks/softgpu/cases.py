@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from fastgpt.kernels import reference
 from fastgpt.kernels.attention.ladder import attention_of
+from fastgpt.kernels.attention.launch import document_ranges
+from fastgpt.kernels.linear_cross_entropy.launch import check_targets
 from fastgpt.tools.verify_cases import Case
 
 from .trials import Trial
@@ -76,7 +78,6 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
     )
     yield trial("bf16", "d64 documents by id, long", T=300, documents=90)
     yield trial("bf16", "d64 documents that overlap, long", T=300, documents=30, overlap=60)
-    yield trial("bf16", "d64 documents that overlap, longer", T=1100, H=1, documents=30, overlap=60)
     yield trial("bf16", "d64 one query", T=1, T_k=200, H=4, H_kv=2)
     yield trial("bf16", "d64 one query and one key", T=1)
     yield trial("fp16", "d64 few queries, many keys", T=9, T_k=300)
@@ -86,6 +87,7 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
         yield trial(dtype, "d64 dropout", T=140, dropout_p=0.2)
     yield trial("bf16", "d64 dropout, 2 query heads a key head, long", T=300, H_kv=1, dropout_p=0.2)
     yield trial("bf16", "d128 dropout", T=100, D=128, dropout_p=0.2)
+    yield _trial(family, "document_ranges", "fp32", "of queries", _ranges_case)
     for rung in ("triton_forward", "tile_skipping"):
         ladder = functools.partial(_ladder_case, rung)
         yield _trial(family, "ladder", "bf16", rung, ladder, sample=True)
@@ -106,10 +108,46 @@ def _attention_case(
     integers = {"key_starts": starts, "key_lengths": lengths, "cu_seqlens": ends}
     tensors |= {name: torch.tensor(x, dtype=torch.int32) for name, x in integers.items() if x is not None}
     if documents is not None:
-        places = torch.arange(T_k or T) + torch.randint(overlap + 1, (T_k or T,))
-        tensors["document_ids"] = (places // documents).to(torch.int32).expand(B, -1)
+        tensors["document_ids"] = _document_ids(T_k or T, documents, overlap).expand(B, -1)
     dropped = (B, H, T, T_k or T) if dropout_p else None
     return Case("flash_attention", label, tensors, ("q", "k", "v"), options, dropped=dropped, dropout_p=dropout_p)
+
+
+def _document_ids(T: int, tokens: int, overlap: int) -> Tensor:
+    return ((torch.arange(T) + torch.randint(overlap + 1, (T,))) // tokens).to(torch.int32)
+
+
+def _ranges_case(block: int = 128) -> Case:
+    """What each tile is told of documents, by itself: attention is right with ranges that are too wide, too."""
+
+    def call(functions: ModuleType, document_ids: Tensor, one: Tensor) -> Tensor:
+        T = document_ids.shape[1]
+        if functions is not reference:
+            return document_ranges(document_ids, T, T, block, of_keys=False) * one
+        ranges = [torch.stack([_range_of(tile, ids) for tile in ids.split(block)]) for ids in document_ids]
+        return torch.stack(ranges) * one
+
+    T = 3 * block - 1  # odd, so that neighbouring columns go to neighbouring threads
+    sequences = [_document_ids(T, 30, 60)]
+    for place in range(0, block - 1, 3):  # a row has a document of its own, which a column of another tile belongs to
+        for own in (3, 9):
+            ids = torch.full((T,), 7)
+            ids[: block - 1], ids[place], ids[block + 2 * place] = 5, own, own
+            sequences += [ids, ids.flip(0)]
+    for tokens in range(block, block + 32):
+        sequences.append((torch.arange(T) >= tokens).int())
+    ids = torch.stack([ids.to(torch.int32) for ids in sequences])
+    return Case("document_ranges", "", {"document_ids": ids} | _ONE, (), call=call)
+
+
+_ONE = {"one": torch.ones((), dtype=torch.float64)}  # the budget asks what real numbers the results are made of
+
+
+def _range_of(tile: Tensor, ids: Tensor) -> Tensor:
+    """(first column, one past the last, whether all is one document) of those between the tile's least and greatest."""
+    inside = ((ids >= tile.min()) & (ids <= tile.max())).nonzero()
+    first, end = int(inside.min()), int(inside.max()) + 1
+    return torch.tensor([first, end, tile.min() == tile.max() and len(inside) == end - first])
 
 
 def _qkv(B: int, H: int, H_kv: int, T: int, T_k: int, D: int) -> dict[str, Tensor]:
@@ -306,8 +344,11 @@ def _linear_cross_entropy(family: str = "linear_cross_entropy") -> Iterator[Tria
     yield linear("bf16", "GPT-2's vocabulary", V=50257, N=5)
     yield linear("fp32", "GPT-2's vocabulary", V=50257, N=3)
     yield linear("bf16", "GPT-2's vocabulary, each row", V=50257, N=5, reduction="none")
-    peaks = [3, 8191, 20001, 32766, 50256]
-    yield linear("bf16", "GPT-2's vocabulary, each row, peaks", V=50257, N=5, reduction="none", peaks=peaks)
+    yield linear("bf16", "one great logit a row", peaks=(0, 0, 499, 255, 256, 248, 31, 128, 480))
+    yield linear(
+        "bf16", "GPT-2's vocabulary, each row, one great logit", V=50257, N=5, reduction="none",
+        peaks=(0, 0, 8191, 4224, 50256),
+    )  # fmt: skip
     yield linear("bf16", "a row in registers, 8192 classes", V=8100, N=5)
     for dtype in ("bf16", "fp32"):
         yield logits(dtype, "512 classes", V=512, sample=dtype == "fp32")
@@ -327,16 +368,23 @@ def _linear_cross_entropy(family: str = "linear_cross_entropy") -> Iterator[Tria
     )
     yield logits("bf16", "one class", V=1, N=3)
     yield logits("fp32", "1200 rows of 3 classes", V=3, N=1200)
+    yield _trial(family, "check_targets", "fp32", "in range or not", _check_targets_case)
 
 
 def _linear_loss_case(
-    label: str, *, N: int = 9, d: int = 64, V: int = 500, bias: bool = False, peaks: Sequence[int] = (), **options: Any
+    label: str,
+    *,
+    N: int = 9,
+    d: int = 64,
+    V: int = 500,
+    bias: bool = False,
+    peaks: tuple[int, ...] = (),
+    **options: Any,
 ) -> Case:
-    """peaks: for each row a class whose logit, about 20, is the only one that counts in its sum."""
+    """peaks: of each row, the class whose logit is 200: without it a maximum is too small, and exp overflows."""
     floats = {"x": _normal(N, d), "weight": _normal(V, d) / d**0.5} | ({"bias": _normal(V)} if bias else {})
-    for row, column in enumerate(peaks):
-        x = floats["x"][row]
-        floats["weight"][column] = 20 * x / x.square().sum()
+    for row, peak in zip(floats["x"], peaks, strict=False):
+        floats["weight"][peak] = row * (200 / row.square().sum())
     ignored = options.get("ignore_index", -100)
     return Case("linear_cross_entropy", label, floats | _targets(N, V, ignored), tuple(floats), options)
 
@@ -351,6 +399,26 @@ def _loss_case(label: str, *, N: int = 9, V: int, inplace: bool = False, **optio
         return functions.cross_entropy(logits * 1.0 if inplace else logits, target, inplace=inplace, **options)
 
     return Case("cross_entropy", label, {"logits": logits} | target, ("logits",), call=call)
+
+
+def _check_targets_case(N: int = 1200, V: int = 3) -> Case:
+    """How many targets count, and whether all are in range: they are, or one, now here, now there, is not."""
+    places = [*range(1, N, 62), 511, 512, 513, 1024]
+
+    def call(functions: ModuleType, target: Tensor, one: Tensor) -> Tensor:
+        if functions is reference:
+            return torch.tensor([((target != -100).sum(), 1), *((-1, 0) for place in places)]) * one
+        spoilt = [target.index_fill(0, torch.tensor(place), V) for place in places]
+        return torch.tensor([_counts(target, V) for target in [target, *spoilt]]) * one
+
+    return Case("check_targets", "", _targets(N, V, -100) | _ONE, (), call=call)
+
+
+def _counts(target: Tensor, V: int) -> list[int]:
+    try:
+        return check_targets(target, V, -100).tolist()
+    except IndexError:
+        return [-1, 0]
 
 
 def _targets(rows: int, vocab: int, ignored: int) -> dict[str, Tensor]:

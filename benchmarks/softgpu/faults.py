@@ -207,6 +207,8 @@ def _(i: Instruction) -> Iterator[str]:
         yield ""
 
 
+ORDER = frozenset(KINDS)  # all of those above
+
 # ---- addresses -------------------------------------------------------------------------------------------------------
 
 _OFFSET = re.compile(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\d+)\s*)?\]")

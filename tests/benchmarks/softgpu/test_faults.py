@@ -84,6 +84,14 @@ def test_a_text_without_faults_gives_none():
         assert home.known == frozenset()
 
 
+def test_no_launch_of_a_home_is_too_long_without_faults():
+    """Its longest one may be another kernel's, which would be told for a deadlock in place of the fault."""
+    home = compiled("attention_delta_kernel", 80).homes[0]
+    launches = planting.execute(home.trial, home.expected, 80, planting.SETTINGS[0]).launches
+    assert home.steps == max(launch.result.steps for launch in launches)
+    assert home.steps > max(launch.result.steps for launch in launches if launch.kernel == "attention_delta_kernel")
+
+
 TEXT = """\
 	bar.sync 	1, 128;
 	@%p1 mbarrier.arrive.shared::cta.b64 _, [%r1];

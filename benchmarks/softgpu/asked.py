@@ -1,0 +1,131 @@
+"""What the arguments of `redundant.py` ask of a PTX text: whether what they say of a fault is so of this one in it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from .faults import Fault
+
+
+def _lines(text: str, opcode: str) -> list[tuple[int, str]]:
+    """(line, instruction) of those whose opcode starts so."""
+    return [
+        (number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip().startswith(opcode)
+    ]
+
+
+def _definition(text: str, line: int, register: str) -> str:
+    """The last instruction before this line whose first operand is this register."""
+    pattern = re.compile(rf"(?:@!?%\w+\s+)?[a-z][\w.:]*\s+{re.escape(register)}\b")
+    return next((i.strip() for i in reversed(text.split("\n")[: line - 1]) if pattern.match(i.strip())), "")
+
+
+def _stored(fault: Fault) -> str:
+    return re.findall(r"%\w+", fault.before)[-1]
+
+
+def is_reduced(text: str, fault: Fault) -> bool:
+    """Whether the stored value is the last step of a butterfly, or redux': each lane of it holds the same."""
+    made = _definition(text, fault.line, _stored(fault))
+    if made.startswith("redux.sync"):
+        return True
+    makers = [_definition(text, fault.line, register) for register in re.findall(r"%\w+", made)[1:]]
+    for maker in makers:  # the halves of a 64-bit number are shuffled apart
+        if maker.startswith(("mov.b64", "or.b64", "shl.b64", "cvt.u64")):
+            makers += [_definition(text, fault.line, register) for register in re.findall(r"%\w+", maker)[1:]]
+    return any(maker.startswith("shfl.sync.bfly") for maker in makers)
+
+
+def reads_all_of_it(text: str, fault: Fault) -> bool:
+    """Whether the copy loses its count of bytes to read, before the first wait of the pipeline."""
+    waits = [line for line, _ in _lines(text, "cp.async.wait_group")]
+    return fault.after.count(",") < fault.before.count(",") and fault.line < min(waits, default=0)
+
+
+def is_unused(text: str, fault: Fault) -> bool:
+    """Whether nobody reads the register that is loaded."""
+    register = re.escape(re.findall(r"%\w+", fault.before.split("[")[0])[-1])
+    pattern = re.compile(rf"[a-z][\w.:]*\s+\{{?\s*{register}\b")
+    return all(
+        pattern.search(re.sub(r"^@!?%\w+\s+", "", line.strip())) for line in text.split("\n")
+        if re.search(rf"{register}\b", line) and not line.strip().startswith(("//", ".reg"))
+    )  # fmt: skip
+
+
+def is_of_an_upper_half(text: str, fault: Fault) -> bool:
+    """Whether what is shuffled is the upper half of a 64-bit number."""
+    register = re.escape(re.findall(r"%\w+", fault.before)[1])
+    return re.search(rf"mov\.b64\s+\{{(%\w+|_), {register}\}},", text) is not None
+
+
+def is_uniform(text: str, fault: Fault) -> bool:
+    """Whether what is shuffled is the number of the warp."""
+    made = _definition(text, fault.line, re.findall(r"%\w+", fault.before)[1])
+    return re.fullmatch(r"(shr|bfe)\.u32\s+%\w+, %\w+, 5(, \d+)?;", made) is not None
+
+
+def _next(text: str, opcode: str, line: int) -> int:
+    return next((number for number, _ in _lines(text, opcode) if number > line), 0)
+
+
+def is_of_the_first_sum(text: str, fault: Fault) -> bool:
+    """Whether a butterfly for a later line of the source follows: a second sum, which this one's result goes into."""
+    later = [line for line, _ in _lines(text, "shfl.sync.bfly") if line > fault.line]
+    return any(_source(text, line) > _source(text, fault.line) for line in later)
+
+
+def _source(text: str, line: int) -> int:
+    """The line of the kernel's own file that this one comes of."""
+    at = next((i for i in reversed(text.split("\n")[:line]) if i.startswith("\t.loc")), "")
+    places = re.findall(r"forward\.py:(\d+)", at)
+    return int(places[-1]) if places else 0
+
+
+def all_wait_for_bulk_copies(text: str, fault: Fault) -> bool:
+    """Whether the next wait for bulk copies has no guard."""
+    return bool(_next(text, "cp.async.bulk.wait_group", fault.line))
+
+
+def is_summed_by_the_first_lanes(text: str, fault: Fault) -> bool:
+    """Whether what is loaded goes next into a butterfly that joins fewer than all lanes."""
+    register = re.escape(re.findall(r"%\w+", fault.after.split("[")[0])[-1])
+    for _, shuffle in _lines(text, "shfl.sync.bfly"):
+        if found := re.search(rf", {register}, (\d+), 31", shuffle):
+            return int(found[1]) < 16
+    return False
+
+
+def is_shuffled_for_nothing(text: str, fault: Fault) -> bool:
+    """Whether every lane holds the same of what is shuffled."""
+    return _is_the_same_in_all(text, re.findall(r"%\w+", fault.before)[1])
+
+
+def is_stored_by_any(text: str, fault: Fault) -> bool:
+    """Whether every thread of the CTA holds the same address and the same number."""
+    place, stored = fault.before.split("]", 1)
+    registers = re.findall(r"%\w+", place.split("[", 1)[1] + stored)
+    return all(_is_the_same_in_all(text, register) for register in registers)
+
+
+def _is_the_same_in_all(text: str, register: str) -> bool:
+    """Whether the number of the thread has no part in it: of all that it is computed from, wherever that is set."""
+    made_of: dict[str, list[str]] = defaultdict(list)
+    for line in text.split("\n"):
+        if found := re.match(r"\s+(?:@!?%\w+\s+)?[a-z][\w.:]*\s+(\{[^}]*\}|%\w+(?:\|%\w+)?)(.*)", line.split("//")[0]):
+            for result in re.findall(r"%\w+", found[1]):
+                made_of[result].append(line)
+    wanted, seen = [register], {register}
+    while wanted:
+        for line in made_of[wanted.pop()]:
+            if re.search(r"%(tid|laneid)\b|elect\.sync|shfl\.sync\.(up|down|idx)|atom\.|ldmatrix|mma", line):
+                return False
+            more = {r for r in re.findall(r"%\w+", line) if r in made_of} - seen
+            seen |= more
+            wanted += more
+    return True
+
+
+def copies_a_lower_half(text: str, fault: Fault) -> bool:
+    """Whether four of eight bytes are read."""
+    return fault.after.endswith(", 4;")
