@@ -1,6 +1,4 @@
 // Clusters: addresses in other CTAs' shared memory, their barrier; the hand-over of registers; dependent launches.
-#include <algorithm>
-#include <array>
 #include "asynchronous.h"
 #include "machine.h"
 
@@ -40,11 +38,14 @@ template <class T> Step on_getctarank(Warp &w, const Ins &i, Mask m) {
 
 // ---- the cluster's barrier -------------------------------------------------------------------------------------------
 
-// Kept by the CTA of rank 0. Lanes that have ended count as arrived.
+// Kept by the CTA of rank 0. Threads that have ended count as arrived.
 struct ClusterBarrier {
-  uint64_t phase = 0;
-  std::unordered_map<const Warp *, std::array<uint64_t, LANES>> arrived;  // the phase of each lane's last arrival, plus 1
-  Knowledge met, open;                                 // of the phase that is over; of the one under way
+  struct Lanes {
+    Mask arrived = 0;  // in the phase under way
+    Mask owe = 0;      // have arrived and not waited since
+  };
+  std::unordered_map<const Warp *, Lanes> lanes;
+  Knowledge met, open;  // of the phase that is over; of the one under way
 };
 
 ClusterBarrier &barrier_of(Cta &cta) {
@@ -55,26 +56,32 @@ ClusterBarrier &barrier_of(Cta &cta) {
 
 void settle(Warp &w, ClusterBarrier &b) {
   for (const Cta *cta : w.cta->cluster)
-    for (const auto &other : cta->warps) {
-      const auto &arrived = b.arrived[other.get()];
-      SG_FOR_LANES(lane, other->alive) if (arrived[lane] != b.phase + 1) return;
-    }
-  b.phase++;
+    for (const auto &other : cta->warps)
+      if (other->alive & ~b.lanes[other.get()].arrived) return;
+  for (auto &of_warp : b.lanes) of_warp.second.arrived = 0;
   b.met = std::move(b.open);
   b.open = Knowledge();
   w.machine->happened();
 }
 
-template <bool ALIGNED, bool RELEASES> Step on_arrive(Warp &w, const Ins &i, Mask m) {
-  if (ALIGNED && !gathered(w, ALL)) return Step::RETRY;
+// Lanes may come apart, but for an .aligned instruction, which waits for the whole warp.
+template <bool ALIGNED> bool come(Warp &w, const Ins &i, Mask m) {
+  if (!ALIGNED) return true;
+  if (!gathered(w, ALL)) return false;
+  if (m != w.alive && !w.machine->has("partial warp", i.pc))
+    w.machine->add("partial warp", i.pc,
+                   name_of(w) + format(" lanes %08x alone execute, of a whole warp, ", m) + w.machine->where(i.pc));
+  return true;
+}
+
+template <bool RELEASES, bool ALIGNED> Step on_arrive(Warp &w, const Ins &i, Mask m) {
+  if (!come<ALIGNED>(w, i, m)) return Step::RETRY;
   ClusterBarrier &b = barrier_of(*w.cta);
-  SG_FOR_LANES(lane, m) {
-    uint64_t &arrived = b.arrived[&w][lane];
-    if (arrived == b.phase + 1 && !w.machine->has("bad barrier", i.pc))
-      w.machine->add("bad barrier", i.pc,
-                     format("%s arrives twice at one phase of the cluster's barrier", name_of(w, lane).c_str()));
-    arrived = b.phase + 1;
-  }
+  ClusterBarrier::Lanes &lanes = b.lanes[&w];
+  if (lanes.owe & m)
+    w.machine->add("bad barrier", i.pc, format("%s arrives twice at the cluster's barrier, with no wait between",
+                                               name_of(w, __builtin_ctz(lanes.owe & m)).c_str()));
+  lanes.arrived |= m, lanes.owe |= m;
   if (RELEASES)
     b.open.join(w.view);
   else if (w.has_released)  // what a fence released, that of mbarriers' inits among them
@@ -85,31 +92,26 @@ template <bool ALIGNED, bool RELEASES> Step on_arrive(Warp &w, const Ins &i, Mas
 }
 
 template <bool ALIGNED> Step on_wait(Warp &w, const Ins &i, Mask m) {
-  if (ALIGNED && !gathered(w, ALL)) return Step::RETRY;
+  if (!come<ALIGNED>(w, i, m)) return Step::RETRY;
   ClusterBarrier &b = barrier_of(*w.cta);
-  uint64_t waited = 0;
-  SG_FOR_LANES(lane, m) {
-    const uint64_t arrived = b.arrived[&w][lane];
-    if (!arrived) {
-      w.machine->add("bad barrier", i.pc,
-                     format("%s waits at the cluster's barrier, where it has not arrived", name_of(w, lane).c_str()));
-      return Step::STOP;
-    }
-    waited = std::max(waited, arrived);
+  ClusterBarrier::Lanes &lanes = b.lanes[&w];
+  if (const Mask strangers = m & ~lanes.owe) {
+    w.machine->add("bad barrier", i.pc, format("%s waits at the cluster's barrier, where it has not arrived",
+                                               name_of(w, __builtin_ctz(strangers)).c_str()));
+    return Step::STOP;
   }
   settle(w, b);  // others may have ended since
-  if (b.phase < waited) return Step::RETRY;
-  w.view.join(b.met);
+  Fragment &f = w.now();
+  const Mask held = m & lanes.arrived, free = f.mask & ~held;
+  if (!free) return Step::RETRY;
+  if (free & m) w.view.join(b.met);
+  lanes.owe &= ~(free & m);
   tick(w);
-  return Step::NEXT;
-}
-
-template <bool ALIGNED> void announce_barrier(const std::string &tail) {
-  announce("barrier.cluster.arrive" + tail, on_arrive<ALIGNED, true>);
-  announce("barrier.cluster.arrive.release" + tail, on_arrive<ALIGNED, true>);
-  announce("barrier.cluster.arrive.relaxed" + tail, on_arrive<ALIGNED, false>);
-  announce("barrier.cluster.wait" + tail, on_wait<ALIGNED>);
-  announce("barrier.cluster.wait.acquire" + tail, on_wait<ALIGNED>);
+  if (!held) return Step::NEXT;
+  const int32_t next = f.pc + 1;
+  f.mask = held;
+  w.fragments.push_back({next, free});
+  return Step::JUMP;
 }
 
 // ---- registers -------------------------------------------------------------------------------------------------------
@@ -133,6 +135,15 @@ template <bool MORE> Step on_setmaxnreg(Warp &w, const Ins &i, Mask) {
   return Step::NEXT;
 }
 
+template <bool ALIGNED> void announce_barrier(const std::string &aligned) {
+  const std::string head = "barrier.cluster.";
+  announce(head + "arrive" + aligned, on_arrive<true, ALIGNED>);
+  announce(head + "arrive.release" + aligned, on_arrive<true, ALIGNED>);
+  announce(head + "arrive.relaxed" + aligned, on_arrive<false, ALIGNED>);
+  announce(head + "wait" + aligned, on_wait<ALIGNED>);
+  announce(head + "wait.acquire" + aligned, on_wait<ALIGNED>);
+}
+
 const bool announced = [] {
   announce("mapa.u32", on_mapa<uint32_t, true>);
   announce("mapa.u64", on_mapa<uint64_t, true>);
@@ -142,8 +153,7 @@ const bool announced = [] {
   announce("getctarank.u64", on_getctarank<uint64_t>);
   announce("getctarank.shared::cluster.u32", on_getctarank<uint32_t>);
   announce("getctarank.shared::cluster.u64", on_getctarank<uint64_t>);
-  announce_barrier<false>("");
-  announce_barrier<true>(".aligned");
+  announce_barrier<false>(""), announce_barrier<true>(".aligned");
   announce("setmaxnreg.inc.sync.aligned.u32", on_setmaxnreg<true>);
   announce("setmaxnreg.dec.sync.aligned.u32", on_setmaxnreg<false>);
   // Launches follow each other here; the next one never begins early.

@@ -189,7 +189,7 @@ struct Fragment {
   Mask mask;
   uint64_t tried = 0;    // Machine::events when it last failed: no retry before something happened. 0: runnable
   bool asleep = false;   // until `wake`
-  bool expired = false;  // a try_wait here may give up
+  bool expired = false;  // a wait at an mbarrier here may fail
 };
 
 struct Warp {
@@ -206,6 +206,7 @@ struct Warp {
   std::vector<uint64_t> wrote;      // [unit]: `steps` of the last write; kept if the program uses wgmma
   int32_t num_busy = 0;
   uint64_t steps = 0;               // instructions executed
+  uint64_t polled = 0;              // Machine::events when it last asked an mbarrier in vain
   uint32_t clock = 1, wgmma_clock = 0, bulk_clock = 0;
   Knowledge view;
   Knowledge released;               // what it knew at its last fence.acq_rel or membar; published by relaxed writes
@@ -214,8 +215,8 @@ struct Warp {
   bool has_pending = false;
   int32_t registers = 0;            // of each thread; setmaxnreg moves it
   std::vector<uint8_t> local;       // .local memory, for all lanes
-  // State of cp.async, wgmma (or tcgen05) and bulk groups and of what was written to local memory: owned by their files.
-  std::shared_ptr<void> copies, wgmmas, bulks, locals;
+  // State of cp.async, wgmma, tcgen05 and bulk groups and of what was written to local memory: owned by their files.
+  std::shared_ptr<void> copies, wgmmas, tcgen05s, bulks, locals;
   std::shared_ptr<void> tensor_uses;  // owned by tensor_memory.cpp
 
   template <class T> T *reg(int32_t unit) { return reinterpret_cast<T *>(file.data() + size_t(unit) * UNIT); }

@@ -292,9 +292,12 @@ template <int KIND> Step on_wait(Warp &w, const Ins &i, Mask m) {
       w.view.join(b->completed);
     }
   }
-  if (KIND & TRY) {
-    const bool expired = std::exchange(w.now().expired, false);
-    if (!done && !expired) return Step::RETRY;
+  // try_wait suspends its thread for a time. test_wait does not, but to ask again before anything has happened is no
+  // better than to be suspended.
+  const bool expired = std::exchange(w.now().expired, false);
+  if (!done) {
+    if ((KIND & TRY || w.polled == machine.events) && !expired) return Step::RETRY;
+    w.polled = machine.events;
   }
   Mask &p = w.pred(i.op[0]);
   p = (p & ~m) | done;

@@ -9,6 +9,10 @@ namespace softgpu {
 
 namespace {
 
+constexpr uint64_t LONGEST_WAIT = 1 << 20;  // instructions of all warps
+
+bool is_wait(const Ins &i) { return i.key.rfind("mbarrier.t", 0) == 0; }  // test_wait, try_wait
+
 bool can_run(const Fragment &f, uint64_t events) { return !f.asleep && f.tried < events; }
 
 bool can_run(const Warp &w, uint64_t events) {
@@ -202,21 +206,53 @@ bool land_one(Machine &m, bool any) {
   return true;
 }
 
-// Nobody can run, so time passes: each try_wait gives up once, and its lanes may do something else. Who only comes back to
-// wait again changes nothing, however often; after so many times it will not.
-constexpr int PATIENCE = 256;
-
+// Time passes: whoever waits at an mbarrier hears once that the phase is not over, and may do something else.
 bool expire_waits(Machine &m) {
   bool any = false;
   for (const auto &cta : m.ctas)
     for (const auto &w : cta->warps)
       for (Fragment &f : w->fragments)
-        if (!f.asleep && m.program->code[f.pc].key.rfind("mbarrier.try_wait", 0) == 0) {
-          f.expired = true, f.tried = 0;
-          any = true;
-        }
+        if (!f.asleep && is_wait(m.program->code[f.pc])) f.expired = any = true, f.tried = 0;
   return any;
 }
+
+// How long waits expire when nobody can run. Who only asks again comes back to where it was: if nothing happened and all
+// warps are in a state in which they have been before, they will be for ever.
+class Patience {
+ public:
+  // Is there hope? Then the waits have expired.
+  bool lasts(Machine &m) {
+    if (events_ != m.events) events_ = m.events, rounds_ = 0;
+    const uint64_t now = state(m);
+    if ((rounds_ && now == kept_) || ++rounds_ > MOST) return false;
+    if (!(rounds_ & (rounds_ - 1))) kept_ = now;  // Brent: a cycle of any length is found
+    return expire_waits(m);
+  }
+
+ private:
+  static constexpr uint64_t MOST = 1 << 14;  // of those who count how often they asked
+  uint64_t events_ = 0, rounds_ = 0, kept_ = 0;
+
+  // A hash of the lanes' places and of all registers.
+  static uint64_t state(const Machine &m) {
+    uint64_t hash = 0;
+    const auto mix = [&](uint64_t x) { hash = (hash ^ x ^ hash >> 29) * 0xbf58476d1ce4e5b9ull; };
+    const auto mix_all = [&](const std::vector<uint8_t> &bytes) {
+      for (size_t k = 0; k + 8 <= bytes.size(); k += 8) {
+        uint64_t word;
+        std::memcpy(&word, bytes.data() + k, 8);
+        mix(word);
+      }
+    };
+    for (const auto &cta : m.ctas)
+      for (const auto &w : cta->warps) {
+        for (const Fragment &f : w->fragments) mix(uint64_t(f.pc) << 32 | f.mask);
+        mix_all(w->file);
+        mix_all(w->local);
+      }
+    return hash;
+  }
+};
 
 void report_deadlock(Machine &m, const char *why) {
   std::string text = why;
@@ -228,7 +264,7 @@ void report_deadlock(Machine &m, const char *why) {
         if (pc < 0 || f.asleep) pc = f.pc;
         if (++shown > 64) continue;
         text += "\n  " + name_of(*w) + format(" lanes %08x at ", f.mask) + m.where(f.pc);
-        if (i.key.rfind("mbarrier.t", 0) == 0) text += ": " + describe_mbarrier(*w, i);  // test_wait, try_wait
+        if (is_wait(i)) text += ": " + describe_mbarrier(*w, i);
       }
   if (shown > 64) text += format("\n  and %d more", shown - 64);
   m.add("deadlock", pc, text);
@@ -249,8 +285,8 @@ void run(Machine &m) {
   const uint32_t across[2] = {m.grid[0] / p.cluster[0], m.grid[1] / p.cluster[1]};
   uint64_t next = 0;
   Scheduler scheduler{m, {}, {}, {}, 0};
-  uint64_t events = 0;  // when waits expired last
-  int times = 0;        // that they have since something happened
+  Patience patience;
+  uint64_t overdue = LONGEST_WAIT;
   while (!m.stopped) {
     const bool room = int32_t(m.ctas.size()) < std::max(m.resident, p.cluster[0] * p.cluster[1] * p.cluster[2]);
     if (room && next < clusters) {
@@ -265,11 +301,13 @@ void run(Machine &m) {
     Warp *w = scheduler.pick();
     if (!w) {
       if (land_one(m, m.landing == Landing::RANDOM)) continue;
-      times = m.events == events ? times + 1 : 0;
-      events = m.events;
-      if (times < PATIENCE && expire_waits(m)) continue;
+      if (patience.lasts(m)) continue;
       report_deadlock(m, "nobody can run:");
       break;
+    }
+    if (m.steps > overdue) {  // somebody may poll memory for what only a copy, or who waits, will write
+      overdue = m.steps + LONGEST_WAIT;
+      if (!land_one(m, m.landing == Landing::RANDOM)) expire_waits(m);
     }
     const int32_t living = w->cta->living;
     if (!run_warp(m, *w, scheduler.quantum())) scheduler.cut[scheduler.last] = true;

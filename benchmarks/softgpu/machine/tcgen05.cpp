@@ -21,8 +21,8 @@ struct State {  // of a warp
 };
 
 State &state(Warp &w) {
-  if (!w.wgmmas) w.wgmmas = std::make_shared<State>();
-  return *static_cast<State *>(w.wgmmas.get());
+  if (!w.tcgen05s) w.tcgen05s = std::make_shared<State>();
+  return *static_cast<State *>(w.tcgen05s.get());
 }
 
 // ---- descriptors -----------------------------------------------------------------------------------------------------

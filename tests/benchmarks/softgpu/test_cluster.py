@@ -106,28 +106,48 @@ def test_threads_that_have_ended_count_as_arrived():
     assert not out[:, 32:].any()
 
 
-APART = f"""
-{PUT} and.b32 %x4, %tid, 31; setp.lt.u32 %p, %x4, 9; @%p bra SOME;
-barrier.cluster.arrive; barrier.cluster.wait; {GET} bra END;
-SOME: barrier.cluster.arrive; barrier.cluster.wait; {GET}
-END: {BARRIER}
-"""
+APART = "and.b32 %x3, %tid, 1; setp.eq.u32 %p, %x3, 0; @%p bra EVEN; {odd} bra MEET; EVEN: {even} MEET:"
+UNALIGNED = {word: word.replace(".aligned", "") for word in (ARRIVE, AWAIT)}
+TOGETHER = f"{UNALIGNED[ARRIVE]} {UNALIGNED[AWAIT]}"
+
+
+def apart(even: str, odd: str) -> str:
+    return APART.format(even=even, odd=odd)
+
+
+LANES = {
+    "both barriers apart": f"{PUT} {apart(TOGETHER, TOGETHER)} {GET} {BARRIER}",
+    "the second one's arrivals apart": f"{PUT} {BARRIER} {GET} {apart(UNALIGNED[ARRIVE], UNALIGNED[ARRIVE])} {AWAIT}",
+    "half of the lanes first": f"{PUT} {apart(UNALIGNED[ARRIVE], '')} @!%p {TOGETHER} {GET} {BARRIER}",
+    "some are a phase ahead": f"{PUT} {UNALIGNED[ARRIVE]} {apart(UNALIGNED[AWAIT] + UNALIGNED[ARRIVE], '')}"
+                              f" {UNALIGNED[AWAIT]} {GET} @!%p {UNALIGNED[ARRIVE]} @!%p {UNALIGNED[AWAIT]} {BARRIER}",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_lanes_of_a_warp_may_arrive_apart(schedule):
-    result, out = run(APART, schedule=schedule, seed=4)
+@pytest.mark.parametrize("lanes", LANES)
+def test_lanes_come_apart(lanes, schedule):
+    result, out = run(LANES[lanes], schedule=schedule, seed=4)
     assert not result.findings, "\n".join(map(str, result.findings))
     np.testing.assert_array_equal(out, 1000 * next_in_cluster(2, 2)[:, None] + np.arange(THREADS))
 
 
-def test_a_lane_that_never_arrives_is_waited_for():
-    some = "SOME: barrier.cluster.arrive; barrier.cluster.wait;"
-    for instead, wanted in ((f"SOME: setp.eq.u32 %p, %x4, 3; @%p bra END; {some[6:]}", "deadlock"),
-                            (some.replace("arrive;", "arrive; barrier.cluster.arrive;"), "bad barrier"),
-                            (some.replace("barrier.cluster.arrive;", ""), "bad barrier"),
-                            (some.replace("arrive;", "arrive.aligned;"), "deadlock")):  # fmt: skip
-        assert wanted in kinds(run(APART.replace(some, instead))[0])
+LANE_FAULTS = {
+    "only the even lanes arrive": (apart(UNALIGNED[ARRIVE], "") + UNALIGNED[AWAIT], "bad barrier"),
+    "one lane arrives twice": (f"@%one {UNALIGNED[ARRIVE]} {TOGETHER}", "bad barrier"),
+    "one lane waits for those who wait for it": (
+        f"@!%one {UNALIGNED[ARRIVE]} @!%one {UNALIGNED[AWAIT]} bar.warp.sync 0xffffffff; {TOGETHER}", "deadlock",
+    ),
+    "a part of an aligned one": (f"@!%one {ARRIVE} @!%one {AWAIT}", "partial warp"),
+    "aligned ones apart": (apart(BARRIER, BARRIER), "deadlock"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", LANE_FAULTS)
+def test_faults_of_lanes(fault):
+    body, wanted = LANE_FAULTS[fault]
+    result, _ = run(body)
+    assert wanted in kinds(result), "\n".join(map(str, result.findings))
 
 
 # ---- mbarriers and copies between CTAs

@@ -56,6 +56,31 @@ def test_rows_that_lie_beyond_2_to_the_31_elements(capability):
     torch.testing.assert_close(dx.double(), *torch.autograd.grad(exact, wide, dy.double()), rtol=2e-2, atol=2e-2)
 
 
+def far_apart(x, stride):
+    """A copy of `x` whose dimension 1 has this stride, in memory that is reserved and never touched in between."""
+    strides = (0, stride, *x.stride()[2:])
+    elements = 1 + sum(step * (n - 1) for step, n in zip(strides, x.shape))
+    storage = torch.UntypedStorage(elements * x.element_size())
+    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, strides).copy_(x)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_heads_that_lie_beyond_2_to_the_31_elements(capability):
+    """Of 300 rows, so that on sm_90 the tensor maps of k and v have such strides, too."""
+
+    def run(q, k, v, dout):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = fastgpt.kernels.flash_attention(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+    torch.manual_seed(0)
+    near = [torch.randn(1, 2, 300, 64, dtype=torch.bfloat16) for _ in range(4)]
+    with simulate(capability) as gpu:
+        wanted, got = run(*near), run(*(far_apart(x, 2**31 + 16) for x in near))
+    assert not gpu.findings, "\n".join(map(str, gpu.findings))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_sample_reaches_every_kernel(capability):
     launched = launches(SAMPLE, capability)

@@ -90,36 +90,64 @@ def test_a_deadlock_says_what_the_mbarrier_awaits():
     assert "1 of 33 arrivals are to come" in text
 
 
-PEEK = """
-@%one mbarrier.init.shared::cta.b64 [%full], 1; bar.sync 0;
-setp.eq.u32 %p, %w, 0; @!%p bra AWAIT; mov.b32 %i, 0;
-AGAIN: mbarrier.try_wait.parity.shared::cta.b64 %q, [%full], 0; @%q bra DONE;
-add.u32 %i, %i, 1; setp.lt.u32 %q, %i, TRIES; @%q bra AGAIN;
-@%one mbarrier.arrive.shared::cta.b64 _, [%full];
-AWAIT: mbarrier.try_wait.parity.shared::cta.b64 %q, [%full], 0; @!%q bra AWAIT;
-DONE: st.global.b32 [%to], 7;
-"""
+PEEK = "mbarrier.try_wait.parity.shared::cta.b64 %q, [%full], 0;"
+DONE = "st.global.b32 [%to], 1;"
+ARRIVE_ALL = "@%one mbarrier.init.shared::cta.b64 [%full], 64; bar.sync 0;"
+WORK = {
+    "after one look": f"{PEEK} @%q bra DONE; {ARRIVE_FULL}",
+    "after many looks": f"mov.b32 %i, 0; L: {PEEK} @%q bra DONE; add.u32 %i, %i, 1; setp.lt.u32 %p, %i, 300; @%p bra L;"
+                        f"{ARRIVE_FULL}",
+    "after looks at two": f"{PEEK} @%q bra DONE; {PEEK.replace('%full], 0', '%full], 1')} {PEEK} {ARRIVE_FULL}",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("tries", [1, 20])
-def test_who_only_looks_may_do_something_else(schedule, tries):
-    """Warp 0 tries some times, gives up, and arrives itself; nobody else would have."""
-    result, out = run(PEEK.replace("TRIES", str(tries)), schedule=schedule, seed=2)
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("kind", ["try_wait", "test_wait"])
+def test_who_looks_in_vain_may_do_something_else(kind, work, schedule):
+    """All look whether the phase is over before anyone has arrived."""
+    result, out = run(f"{ARRIVE_ALL} {WORK[work]} {wait('%full', '0', 'W')} DONE: {DONE}".replace("try_wait", kind),
+                      schedule=schedule)  # fmt: skip
     assert not result.findings, "\n".join(map(str, result.findings))
-    assert (out == 7).all()
+    assert (out == 1).all()
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_who_looks_for_ever_is_a_deadlock(schedule):
-    """Whatever else the loop counts: every warp's place is told."""
-    result, _ = run(PEEK.replace("TRIES", "0xffffffff"), schedule=schedule, max_steps=10**6)
+def test_who_looks_in_vain_ends_while_others_poll_memory():
+    """Warp 1 polls a word that warp 0 writes when its wait has given up."""
+    body = f"""
+    {ARRIVE_ALL} setp.eq.u32 %p, %w, 0; @!%p bra POLL;
+    {PEEK} @%one st.release.cta.global.b32 [%g0], 7; bra END;
+    POLL: ld.acquire.cta.global.b32 %x0, [%g0]; setp.ne.u32 %p, %x0, 7; @%p bra POLL; {DONE}
+    END: mov.b32 %x1, 0;
+    """
+    result, out = run(body, max_steps=100_000_000)
+    assert not result.findings, "\n".join(map(str, result.findings))
+    assert (out[32:] == 1).all()
+
+
+TWO = f"L: {PEEK} @%q bra DONE; {PEEK.replace('%full', '%empty')} @!%q bra L; DONE: {DONE}"
+VAIN = {
+    "one loop": wait("%full", "0", "W"),
+    "two in turn": TWO,
+    "counting": f"mov.b32 %i, 0; L: add.u32 %i, %i, 1; {PEEK} @!%q bra L;",
+    "apart": f"and.b32 %x0, %tid, 1; setp.eq.u32 %p, %x0, 0; @%p bra A; {wait('%full', '0', 'V')} bra DONE;"
+             f"A: {wait('%empty', '0', 'W')} DONE: {DONE}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", ["forward", "turns", "worst"])
+@pytest.mark.parametrize("loop", VAIN)
+@pytest.mark.parametrize("kind", ["try_wait", "test_wait"])
+def test_who_only_looks_is_in_a_deadlock(kind, loop, schedule):
+    """Long before the limit of instructions, and every warp's place is told."""
+    result, _ = run(f"{INIT} {VAIN[loop]}".replace("try_wait", kind), schedule=schedule, max_steps=2_000_000)
     (finding,) = result.findings
     assert finding.kind == "deadlock"
     assert "nobody can run" in finding.text
+    lines = finding.text.splitlines()[1:]
+    assert len(lines) == (4 if loop == "apart" else 2)
     for warp in (0, 1):
-        assert f"CTA 0 warp {warp} lanes ffffffff at" in finding.text
-    assert finding.text.count("1 of 1 arrivals are to come") == 2
+        assert any(f"CTA 0 warp {warp} lanes" in line and "32 of 32 arrivals" in line for line in lines), finding.text
 
 
 def test_a_state_waits_for_its_own_phase():

@@ -320,6 +320,17 @@ def test_faults_of_loads(fault, schedule):
     assert found & wanted if wanted else not found, "\n".join(map(str, result.findings))
 
 
+@pytest.mark.parametrize("landing", ["late", "random"])
+def test_a_load_is_polled_for(landing):
+    """Nobody sleeps: the copy must land nevertheless."""
+    x, out = np.ones((16, 32), np.float32), np.zeros(NBYTES, np.uint8)
+    result = kernel(SETUP + LOADING.replace("try_wait", "test_wait"), tensor_map(x, BOX), out,
+                    x.view(np.uint8).reshape(-1), threads=THREADS, shared=1024 + 64, declarations=DECLARATIONS,
+                    landing=landing, max_steps=1_000_000)  # fmt: skip
+    assert not result.findings, "\n".join(map(str, result.findings))
+    assert (out.view(np.float32) == 1).all()
+
+
 def test_a_cta_that_ends_under_a_load():
     x = np.ones((16, 32), np.float32)
     result = kernel(SETUP + LOADING.replace(WAIT, "").replace(copied_out(NBYTES), ""), tensor_map(x, BOX), x[:1].copy(),
