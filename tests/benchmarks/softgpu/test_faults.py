@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 import fastgpt.kernels
-from benchmarks.softgpu import faults, planting
+from benchmarks.softgpu import driver, faults, planting
 from benchmarks.softgpu.driver import simulate
 from benchmarks.softgpu.engine import Settings
 from benchmarks.softgpu.faults import KINDS, faults_of
@@ -146,6 +146,49 @@ def test_a_fault_is_planted_in_its_line_alone():
 def test_a_fault_says_what_it_is():
     fault = faults.Fault("kind", 3, "mma {%a, %b, %c, %d};", "")
     assert str(fault) == "kind, line 3: mma {%a, ..., %d}; -> nothing"
+
+
+# ---- in a tensor map -------------------------------------------------------------------------------------------------
+
+MAPS = {
+    "no swizzle": lambda at, swizzle, *rest: (at, 0, *rest),
+    "half the box": lambda at, swizzle, size, kind, box, *rest: (
+        at, swizzle, size, kind, [*box[:-2], box[-2] // 2, box[-1]], *rest
+    ),
+    "twice the box": lambda at, swizzle, size, kind, box, *rest: (
+        at, swizzle, size, kind, [*box[:-2], box[-2] * 2, box[-1]], *rest
+    ),
+    "16 bytes off": lambda at, *rest: (at + 16, *rest),
+    "rows apart": lambda *a: (*a[:6], [*a[6][:-2], a[6][-2] + 8, a[6][-1]], a[7]),
+    "fewer rows": lambda *a: (*a[:5], [*a[5][:-2], a[5][-2] // 2, a[5][-1]], *a[6:]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", MAPS)
+def test_a_fault_in_a_tensor_map_shows(monkeypatch, fault):
+    """In what the host asks of cuTensorMapEncodeTiled: by the machine, or by the values."""
+    home = compiled("attention_forward_kernel", 90).homes[0]
+    utilities = driver._utilities()
+    encode, encoded = utilities.fill_tma_descriptor_tiled, []
+
+    def faulty(*arguments):
+        changed = MAPS[fault](*arguments)
+        encoded.append(changed != arguments)
+        return encode(*changed)
+
+    monkeypatch.setattr(utilities, "fill_tma_descriptor_tiled", faulty)
+    outcome = planting.execute(home.trial, home.expected, 90, planting.SETTINGS[0])
+    assert encoded
+    assert all(encoded)
+    assert outcome.problems
+
+
+def test_a_swizzle_that_its_box_is_too_wide_for_is_refused(monkeypatch):
+    home, utilities = compiled("attention_forward_kernel", 90).homes[0], driver._utilities()
+    encode = utilities.fill_tma_descriptor_tiled
+    monkeypatch.setattr(utilities, "fill_tma_descriptor_tiled", lambda at, swizzle, *rest: encode(at, 1, *rest))
+    with pytest.raises(RuntimeError, match="invalid argument"):
+        planting.execute(home.trial, home.expected, 90, planting.SETTINGS[0])
 
 
 # ---- in the source: what the interpreter, which runs a program's threads as one, cannot see --------------------------
