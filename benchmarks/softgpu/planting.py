@@ -252,8 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--kind", nargs="*", default=[], metavar="PART", help="kinds whose names have one of these parts"
     )
     parser.add_argument(
-        "--per-kind", type=int, default=6,
-        help="faults of a kind in a kernel; 0: all (default: 6). Of barriers, copies, waits and fences always all",
+        "--per-kind", type=int, default=3,
+        help="faults of a kind in a kernel; 0: all (default: 3). Of barriers, copies, waits and fences always all",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
