@@ -70,16 +70,25 @@ def _next(text: str, opcode: str, line: int) -> int:
 
 
 def is_of_the_first_sum(text: str, fault: Fault) -> bool:
-    """Whether a butterfly for a later line of the source follows: a second sum, which this one's result goes into."""
-    later = [line for line, _ in _lines(text, "shfl.sync.bfly") if line > fault.line]
-    return any(_source(text, line) > _source(text, fault.line) for line in later)
+    """Whether butterflies for two later lines of the source follow: the second look at the mean, and the variance."""
+    later = {_source(text, line) for line, _ in _lines(text, "shfl.sync.bfly") if line > fault.line}
+    return len({place for place in later if place > _source(text, fault.line)}) == 2
 
 
 def _source(text: str, line: int) -> int:
-    """The line of the kernel's own file that this one comes of."""
+    """The line of the family's device.py that this one comes of; 0: none."""
     at = next((i for i in reversed(text.split("\n")[:line]) if i.startswith("\t.loc")), "")
-    places = re.findall(r"forward\.py:(\d+)", at)
-    return int(places[-1]) if places else 0
+    places = re.findall(r"device\.py:(\d+)", at)
+    return int(places[0]) if places else 0
+
+
+def copies_the_same_again(text: str, fault: Fault) -> bool:
+    """Whether the copies before the first wait read from the same address, one to each place of the ring."""
+    source = re.findall(r"%\w+", fault.before.split("],")[1])[0]
+    first_wait = min((line for line, _ in _lines(text, "cp.async.wait_group")), default=0)
+    copies = [line for line, part in enumerate(text.split("\n"), 1) if "cp.async.c" in part and f"[ {source} +" in part]
+    is_set_once = len(re.findall(rf"(?m)^\s*(?:@!?%\w+\s+)?[a-z][\w.:]*\s+{source}\b", text)) == 1
+    return is_set_once and fault.line > first_wait and sum(line < first_wait for line in copies) > 1
 
 
 def all_wait_for_bulk_copies(text: str, fault: Fault) -> bool:

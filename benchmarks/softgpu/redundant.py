@@ -9,6 +9,7 @@ from typing import NamedTuple
 from .asked import (
     all_wait_for_bulk_copies,
     copies_a_lower_half,
+    copies_the_same_again,
     is_of_an_upper_half,
     is_of_the_first_sum,
     is_reduced,
@@ -105,6 +106,11 @@ ARGUMENTS: tuple[Argument, ...] = (
         "copy's size changed", "", r"cp\.async\.ca.* 0x8,",
         "Of a 64-bit seed or offset, which `new_seed` draws below 2^31: its upper half is 0, as is what a copy adds.",
         copies_a_lower_half,
+    ),
+    Argument(
+        "copy not begun", "^layer_norm_forward_long", r"cp\.async\.ca.* 0x8,",
+        "Dropout's seed, or its offset, lies in every place of the ring since the copies before the loop.",
+        copies_the_same_again,
     ),
     Argument(
         "shuffle's lane changed", "", r"shfl\.sync\.idx",
