@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .engine import Finding, Settings
 
 ELECTED = (
@@ -9,18 +11,18 @@ ELECTED = (
     "orders two lanes. Hardware elects the least lane, which is thread 0; the ISA promises no more than some lane, and "
     "random schedules elect another."
 )
-UNFENCED = (
-    "Where a loop has several products on sm_100, Triton leaves out some of the proxy fences between the wait for a "
-    "cp.async and the tcgen05.mma that reads what it copied (the least case is in test_blackwell.py). The copy has "
-    "ended long before, and a barrier of the CTA lies between."
+INVALIDATED = (
+    "Triton invalidates an mbarrier and lets a later bulk copy write where it was, with a barrier of the CTA and no "
+    "proxy fence in between. To invalidate is an ordinary access, which has ended when the copy is issued."
 )
-REASONS = (ELECTED, UNFENCED)
+REASONS = (ELECTED, INVALIDATED)
+_COPY_OVER_MBARRIER = re.compile(r"cp\.async\.bulk\.tensor\S* \[.*wrote by PTX line \d+: `(@%p\d+ )?mbarrier\.inval")
 
 
 def why_accepted(finding: Finding, settings: Settings) -> str:
     """What excuses a finding under these settings; "" if nothing does."""
     if finding.kind == "race: use of an mbarrier after init" and settings.schedule in ("random", "worst"):
         return ELECTED
-    if finding.kind == "no proxy fence" and "tcgen05.mma" in finding.text and "`cp.async.c" in finding.text:
-        return UNFENCED
+    if finding.kind == "no proxy fence" and _COPY_OVER_MBARRIER.search(finding.text):
+        return INVALIDATED
     return ""

@@ -53,7 +53,15 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
         yield trial(dtype, "d64 all keys", T=100, causal=False)
         yield trial(dtype, "d64 long, lse", T=515, return_lse=True, sample=dtype == "bf16")
         yield trial(dtype, "d128 long", T=300, D=128)
-    for dtype, D in (("bf16", 128), ("fp32", 128), ("bf16", 80), ("bf16", 72), ("bf16", 16), ("tf32", 80)):
+    for dtype, D in (
+        ("bf16", 128),
+        ("fp32", 128),
+        ("bf16", 112),
+        ("bf16", 80),
+        ("bf16", 72),
+        ("bf16", 16),
+        ("tf32", 80),
+    ):
         yield trial(dtype, f"d{D} causal", T=140, D=D)
     yield trial("bf16", "d256 causal", T=70, D=256)
     yield trial("bf16", "d256 long", T=300, D=256, H=1)
@@ -233,6 +241,7 @@ def _layer_norm(family: str = "layer_norm") -> Iterator[Trial]:
     yield added("fp32", "dropout, narrow", 9, 25, dropout_p=0.3, sample=True)
     yield added("bf16", "backward holds its rows", 3, 5000, sample=True)
     yield added("fp32", "backward holds its rows, three a program", 200, 4500)
+    yield added("fp32", "backward holds its rows, six a program", 392, 4500)
     yield added("bf16", "dropout, backward holds its rows", 3, 9001, dropout_p=0.3)
     yield added("bf16", "dropout, long rows", 2, 16500, dropout_p=0.3, sample=True)
     yield added("fp32", "dropout, long rows", 2, 16500, dropout_p=0.3)

@@ -157,6 +157,8 @@ def _large_and_small(target: _runtime.Target, itemsize: int, head_dim: int, room
         head_dim = min(2 * head_dim, 256)
     if itemsize == 2 and head_dim > 64 and head_dim % 16:  # masks of the head_dim take registers too
         head_dim = 256
+    if kind == "tcgen05" and split_head_dim(head_dim) == (64, 64):  # two halves need more tensor memory than a whole
+        head_dim = 256
     large = rows[min(d for d in rows if d >= head_dim)]
     if roomy and itemsize == 2:
         large = next((t for d, t in ROOMY.get(kind, {}).items() if d >= head_dim), large)
@@ -171,6 +173,17 @@ def _for_rows(tiles: tuple[Tiles, Tiles], kernel: int, target: _runtime.Target, 
     if kernel != 1 and rows <= 16:  # decoding: one tile of the least height that tensor cores take
         return small._replace(block_m=16, num_warps=4)
     return small if _runtime.cdiv(rows, large[side]) * heads < target.num_sms else large
+
+
+def num_stages(target: _runtime.Target, tile: Tile, head_dim: int, *, by_tma: bool) -> int:
+    """How many of the streamed tiles are on their way at a time.
+
+    On sm_100, where a step has products of both parts of head_dim, Triton leaves out the proxy fence between the wait
+    for a cp.async and the second product (tests/benchmarks/softgpu/test_blackwell.py). So without TMA nothing is
+    prefetched there.
+    """
+    fenced = by_tma or kind_of(target) != "tcgen05" or not split_head_dim(head_dim)[1]
+    return tile.num_stages if fenced else 1
 
 
 @functools.cache
