@@ -32,6 +32,7 @@ def rows() -> Iterator[Row]:
         others = tuple(arch for arch in LIMITS if arch != "sm_120")
         yield row(f"bf16-d{head_dim}-causal", ALL, head_dim=head_dim, arches=others)
         yield row(f"bf16-d{head_dim}-causal-sm_120", LARGE_HEAD, head_dim=head_dim, arches=("sm_120",))
+    yield row("bf16-d112-causal", LARGE_HEAD, head_dim=112, arches=("sm_100",))  # two halves, in tensor memory
     for head_dim in (192, 256):
         yield row(f"bf16-d{head_dim}-causal", LARGE_HEAD, head_dim=head_dim)
     for head_dim in (64, 128):

@@ -31,10 +31,12 @@ class Limits:
     register_granule: int  # a warp's registers are rounded up to a multiple of this
     warp_size: int
     sources: str
+    tensor_memory: int = 0  # columns, of tcgen05
 
 
-def _nvidia(shared_kib: int, warps: int, ctas: int) -> Limits:
-    return Limits((shared_kib - 1) * KiB, shared_kib * KiB, 1 * KiB, warps, ctas, 64 * KiB, 256, 32, "C, T")
+def _nvidia(shared_kib: int, warps: int, ctas: int, tensor_memory: int = 0) -> Limits:
+    shared = (shared_kib - 1) * KiB, shared_kib * KiB, 1 * KiB
+    return Limits(*shared, warps, ctas, 64 * KiB, 256, 32, "C, T", tensor_memory)
 
 
 def _amd(lds_kib: int) -> Limits:
@@ -47,7 +49,7 @@ LIMITS = {
     "sm_86": _nvidia(100, warps=48, ctas=16),
     "sm_89": _nvidia(100, warps=48, ctas=24),
     "sm_90": _nvidia(228, warps=64, ctas=32),
-    "sm_100": _nvidia(228, warps=64, ctas=32),
+    "sm_100": _nvidia(228, warps=64, ctas=32, tensor_memory=512),
     "sm_120": _nvidia(100, warps=48, ctas=24),
     "gfx942": _amd(64),
     "gfx950": _amd(160),

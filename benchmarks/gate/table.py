@@ -178,6 +178,8 @@ def problems(result: Result, *, spill: int = 0) -> list[str]:
             found.append(f"{at}: {u.shared_bytes} bytes of shared memory, {limits.shared_per_cta} is the most")
         elif u.ctas_per_sm == 0:
             found.append(f"{at}: not one CTA of {u.warps} warps x {u.registers} registers fits on an SM")
+        if u.tensor_memory > limits.tensor_memory:
+            found.append(f"{at}: {u.tensor_memory} columns of tensor memory, {limits.tensor_memory} is the most")
         if u.wgmma_serialized:
             found.append(f"{at}: wgmma are serialized ({', '.join(u.warnings) or 'a wait after each one'})")
         if u.contracted_sums:

@@ -64,6 +64,7 @@ class Usage:
     has_dot: bool
     contracted_sums: int  # sums over lanes whose result differs between the lanes that hold it: contraction.py
     unconditional_copies: tuple[str, ...]  # places in the source; see prefetch.py
+    tensor_memory: int  # columns for each CTA (tcgen05); 0: none
 
 
 def usage(compiled: Compiled | Any, arch: str) -> Usage:
@@ -109,6 +110,7 @@ def _analyse(kernel: Any, arch: str) -> Usage:
         has_dot=bool(re.search(r"\btt\.dot", kernel.asm.get("ttir", ""))),
         contracted_sums=len(contracted_sums(program)),
         unconditional_copies=tuple(unconditional_copies(kernel.asm.get("ttgir", ""), kernel.asm.get("ptx", ""))),
+        tensor_memory=getattr(kernel.metadata, "tmem_size", None) or 0,
     )
 
 

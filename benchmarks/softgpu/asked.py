@@ -83,12 +83,14 @@ def _source(text: str, line: int) -> int:
 
 
 def copies_the_same_again(text: str, fault: Fault) -> bool:
-    """Whether the copies before the first wait read from the same address, one to each place of the ring."""
-    source = re.findall(r"%\w+", fault.before.split("],")[1])[0]
+    """Whether copies before the first wait read from the same address: into the same place, or all places of a ring."""
+    to, source = re.findall(r"\[\s*(%\w+)", fault.before)[:2]
     first_wait = min((line for line, _ in _lines(text, "cp.async.wait_group")), default=0)
-    copies = [line for line, part in enumerate(text.split("\n"), 1) if "cp.async.c" in part and f"[ {source} +" in part]
+    before = [
+        line for line in text.split("\n")[: max(0, first_wait - 1)] if "cp.async.c" in line and f"[ {source} +" in line
+    ]
     is_set_once = len(re.findall(rf"(?m)^\s*(?:@!?%\w+\s+)?[a-z][\w.:]*\s+{source}\b", text)) == 1
-    return is_set_once and fault.line > first_wait and sum(line < first_wait for line in copies) > 1
+    return is_set_once and fault.line > first_wait and (len(before) > 1 or any(f"[ {to} +" in line for line in before))
 
 
 def all_wait_for_bulk_copies(text: str, fault: Fault) -> bool:

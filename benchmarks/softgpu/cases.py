@@ -241,7 +241,6 @@ def _layer_norm(family: str = "layer_norm") -> Iterator[Trial]:
     yield added("fp32", "dropout, narrow", 9, 25, dropout_p=0.3, sample=True)
     yield added("bf16", "backward holds its rows", 3, 5000, sample=True)
     yield added("fp32", "backward holds its rows, three a program", 200, 4500)
-    yield added("fp32", "backward holds its rows, six a program", 392, 4500)
     yield added("bf16", "dropout, backward holds its rows", 3, 9001, dropout_p=0.3)
     yield added("bf16", "dropout, long rows", 2, 16500, dropout_p=0.3, sample=True)
     yield added("fp32", "dropout, long rows", 2, 16500, dropout_p=0.3)

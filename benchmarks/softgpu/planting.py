@@ -56,10 +56,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "layer_norm_forward_held_kernel": ("layer_norm fp32 2 x 33001, forward holds its rows",),
     "layer_norm_forward_long_kernel": ("add_layer_norm fp32 2 x 16500, dropout, long rows",),
     "layer_norm_backward_kernel": ("layer_norm fp32 19000 x 24, three tiles of rows a program",),
-    "layer_norm_backward_held_kernel": (
-        "add_layer_norm fp32 200 x 4500, backward holds its rows, three a program",
-        "add_layer_norm fp32 392 x 4500, backward holds its rows, six a program",
-    ),
+    "layer_norm_backward_held_kernel": ("add_layer_norm fp32 200 x 4500, backward holds its rows, three a program",),
     "layer_norm_dh_long_kernel": ("add_layer_norm fp32 2 x 16500, dropout, long rows",),
     "layer_norm_dweight_long_kernel": ("layer_norm fp32 70 x 13000, weight's sums apart",),
     "sum_partials_kernel": ("layer_norm fp32 37 x 768",),

@@ -108,8 +108,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         copies_a_lower_half,
     ),
     Argument(
-        "copy not begun", "^layer_norm_forward_long", r"cp\.async\.ca.* 0x8,",
-        "Dropout's seed, or its offset, lies in every place of the ring since the copies before the loop.",
+        "copy not begun", "^layer_norm_(forward_long|backward_held)", "",
+        "What every step copies anew, the weight or dropout's seed, lies there since the copies before the loop.",
         copies_the_same_again,
     ),
     Argument(

@@ -66,6 +66,16 @@ def test_shared_memory_over_the_limit_is_refused():
 
 
 @compiles
+def test_tensor_memory_over_the_limit_is_refused(good):
+    (name, used), *_ = good.kernels.items()
+    (problem,) = table.problems(dataclasses.replace(good, kernels={name: dataclasses.replace(used, tensor_memory=64)}))
+    assert "64 columns of tensor memory, 0 is the most" in problem
+    row = matmul_row("tcgen05", 128, 128, 4, block_k=64, expect=set())
+    (product,) = run.compile_row(row, "sm_100").kernels.values()
+    assert 128 <= product.tensor_memory <= LIMITS["sm_100"].tensor_memory == 512
+
+
+@compiles
 def test_missing_instructions_are_refused():
     no_dot = run.compile_row(row_sum_row("sum", 4096, expect={"tensor_core", "wide_loads"}), "sm_80")
     assert table.problems(no_dot) == ["sample sum sm_80: no kernel uses tensor cores"]

@@ -128,3 +128,22 @@ def test_partial_results_of_the_first_lanes(first, holds):
     text = f"\n\t@%p1 ld.shared.b32 %r1, [ %r2 + 0 ];\n\tshfl.sync.bfly.b32 \t%r3, %r1, {first}, 31, -1;\n"
     fault = faults.Fault("", 2, "@%p1 ld.shared.b32 %r1, [ %r2 + 0 ];", "ld.shared.b32 %r1, [ %r2 + 0 ];")
     assert asked.is_summed_by_the_first_lanes(text, fault) == holds
+
+
+COPIES = """
+	mov.b64 	%rd1, %rd9;
+	cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r3;
+	cp.async.cg.shared.global [ %r2 + 0 ], [ %rd2 + 0 ], 0x10, %r3;
+	cp.async.wait_group 	0;
+	cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r3;
+	cp.async.cg.shared.global [ %r2 + 0 ], [ %rd1 + 0 ], 0x10, %r3;
+	cp.async.cg.shared.global [ %r2 + 0 ], [ %rd2 + 0 ], 0x10, %r3;
+"""
+
+
+def test_a_copy_of_what_lies_there():
+    """From where an earlier one read, whose address was set once, and to the same place."""
+    copies = [fault for fault in faults_of(COPIES) if fault.kind == "copy not begun"]
+    again = [asked.copies_the_same_again(COPIES, fault) for fault in copies]
+    assert again == [False, False, True, False, False]
+    assert not any(asked.copies_the_same_again(COPIES.replace("%rd9", "%rd9;\n\tmov.b64 %rd1, 8"), f) for f in copies)
