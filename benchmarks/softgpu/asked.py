@@ -15,10 +15,16 @@ def _lines(text: str, opcode: str) -> list[tuple[int, str]]:
     ]
 
 
-def _definition(text: str, line: int, register: str) -> str:
-    """The last instruction before this line whose first operand is this register."""
+def _setters(text: str, register: str) -> list[tuple[int, str]]:
+    """(line, instruction) of those whose first operand is this register."""
     pattern = re.compile(rf"(?:@!?%\w+\s+)?[a-z][\w.:]*\s+{re.escape(register)}\b")
-    return next((i.strip() for i in reversed(text.split("\n")[: line - 1]) if pattern.match(i.strip())), "")
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return [(number, line) for number, line in lines if pattern.match(line)]
+
+
+def _definition(text: str, line: int, register: str) -> str:
+    """The last instruction before this line that sets the register."""
+    return next((i for number, i in reversed(_setters(text, register)) if number < line), "")
 
 
 def _stored(fault: Fault) -> str:
@@ -89,7 +95,7 @@ def copies_the_same_again(text: str, fault: Fault) -> bool:
     before = [
         line for line in text.split("\n")[: max(0, first_wait - 1)] if "cp.async.c" in line and f"[ {source} +" in line
     ]
-    is_set_once = len(re.findall(rf"(?m)^\s*(?:@!?%\w+\s+)?[a-z][\w.:]*\s+{source}\b", text)) == 1
+    is_set_once = len(_setters(text, source)) == 1
     return is_set_once and fault.line > first_wait and (len(before) > 1 or any(f"[ {to} +" in line for line in before))
 
 

@@ -54,14 +54,8 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
         yield trial(dtype, "d64 long, lse", T=515, return_lse=True, sample=dtype == "bf16")
         yield trial(dtype, "d128 long", T=300, D=128)
     for dtype, D in (
-        ("bf16", 128),
-        ("fp32", 128),
-        ("bf16", 112),
-        ("bf16", 80),
-        ("bf16", 72),
-        ("bf16", 16),
-        ("tf32", 80),
-    ):
+        ("bf16", 128), ("fp32", 128), ("bf16", 112), ("bf16", 80), ("bf16", 72), ("bf16", 16), ("tf32", 80),
+    ):  # fmt: skip
         yield trial(dtype, f"d{D} causal", T=140, D=D)
     yield trial("bf16", "d256 causal", T=70, D=256)
     yield trial("bf16", "d256 long", T=300, D=256, H=1)
@@ -380,15 +374,9 @@ def _linear_cross_entropy(family: str = "linear_cross_entropy") -> Iterator[Tria
 
 
 def _linear_loss_case(
-    label: str,
-    *,
-    N: int = 9,
-    d: int = 64,
-    V: int = 500,
-    bias: bool = False,
-    peaks: tuple[int, ...] = (),
+    label: str, *, N: int = 9, d: int = 64, V: int = 500, bias: bool = False, peaks: tuple[int, ...] = (),
     **options: Any,
-) -> Case:
+) -> Case:  # fmt: skip
     """peaks: of each row, the class whose logit is 200: without it a maximum is too small, and exp overflows."""
     floats = {"x": _normal(N, d), "weight": _normal(V, d) / d**0.5} | ({"bias": _normal(V)} if bias else {})
     for row, peak in zip(floats["x"], peaks, strict=False):

@@ -69,16 +69,17 @@ class Simulator:
     @property
     def findings(self) -> list[Finding]:
         """What is wrong with the launches."""
-        return [finding for finding in self._found() if not why_accepted(finding, self.settings)]
+        return [finding for launch in self.launches for finding in self.wrong_with(launch)]
 
     @property
     def accepted(self) -> list[Finding]:
         """What was found besides, and is excused: see accepted.py."""
-        return [finding for finding in self._found() if why_accepted(finding, self.settings)]
+        found = (finding for launch in self.launches for finding in launch.result.findings)
+        return [finding for finding in found if why_accepted(finding, self.settings)]
 
-    def _found(self) -> Iterator[Finding]:
-        for launch in self.launches:
-            yield from launch.result.findings
+    def wrong_with(self, launch: Launch) -> list[Finding]:
+        """What was found in one launch and is not excused."""
+        return [finding for finding in launch.result.findings if not why_accepted(finding, self.settings)]
 
     def execute(self, kernel: Kernel, shape: libcuda.Shape, params: Any) -> None:
         """Run the launch that the driver was asked for.

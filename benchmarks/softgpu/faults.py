@@ -116,6 +116,14 @@ def _kind(name: str) -> Callable[[Kind], Kind]:
     return add
 
 
+def _altered(i: Instruction, which: int, name: str, opcode: str, *by: str) -> str:
+    """The same instruction, its last operand but `which` replaced by what `opcode` makes of it in a register %name."""
+    before, operand, *rest = i.operands.rsplit(",", which + 1)
+    declared = f".reg .{opcode.split('.')[1]} %{name};"
+    made = f"{opcode} {', '.join((f'%{name}', operand.strip(), *by))};"
+    return f"{{ {declared} {made} {i.rewritten(operands=','.join((before, f' %{name}', *rest)))} }}"
+
+
 # ---- order: barriers, groups, mbarriers, fences ----------------------------------------------------------------------
 
 
@@ -169,9 +177,7 @@ def _(i: Instruction) -> Iterator[str]:
 @_kind("mbarrier's phase flipped")
 def _(i: Instruction) -> Iterator[str]:
     if i.opcode.startswith("mbarrier.try_wait.parity"):
-        *others, parity = i.operands.rsplit(",", 1)
-        wait = i.rewritten(operands=f"{others[0]}, %flipped")
-        yield f"{{ .reg .b32 %flipped; xor.b32 %flipped, {parity.strip()}, 1; {wait} }}"
+        yield _altered(i, 0, "flipped", "xor.b32", "1")
 
 
 @_kind("wait at an mbarrier removed")
@@ -358,17 +364,13 @@ def _(i: Instruction) -> Iterator[str]:
 def _(i: Instruction) -> Iterator[str]:
     """B: bit 16 of the instruction descriptor."""
     if i.opcode.startswith("tcgen05.mma"):
-        *operands, instruction, accumulate = i.operands.rsplit(",", 2)
-        product = i.rewritten(operands=f"{operands[0]}, %turned,{accumulate}")
-        yield f"{{ .reg .b32 %turned; xor.b32 %turned, {instruction.strip()}, 65536; {product} }}"
+        yield _altered(i, 1, "turned", "xor.b32", "65536")
 
 
 @_kind("accumulators of tcgen05 added or not")
 def _(i: Instruction) -> Iterator[str]:
     if i.opcode.startswith("tcgen05.mma"):
-        *operands, accumulate = i.operands.rsplit(",", 1)
-        product = i.rewritten(operands=f"{operands[0]}, %not")
-        yield f"{{ .reg .pred %not; not.pred %not, {accumulate.strip()}; {product} }}"
+        yield _altered(i, 0, "not", "not.pred")
 
 
 @_kind("ldmatrix transposes or not")

@@ -20,6 +20,7 @@ class Paths:
         lines = [""] + [part.split("//")[0].strip() for part in text.split("\n")]
         self.lines = lines
         self.instructions = [_GUARD.sub("", part) for part in lines]
+        self.accesses = {number for number, instruction in enumerate(self.instructions) if _MOVES.match(instruction)}
         labels = {part[:-1]: number for number, part in enumerate(lines) if re.fullmatch(r"\$L__BB\w+:", part)}
         self.branches: dict[int, int] = {}  # conditional ones -> where they lead
         self.following: dict[int, list[int]] = {}
@@ -91,8 +92,7 @@ class Paths:
     def _next_accesses(self, branch: int, taken: bool) -> set[int]:
         """The accesses to memory, or what orders them, that come first this way."""
         end = self.end(branch, taken)
-        accesses = {number for number, instruction in enumerate(self.instructions) if _MOVES.match(instruction)}
-        return ({end} | (set() if end in accesses else _reached(end, self.following, accesses))) & accesses
+        return {end} & self.accesses or _reached(end, self.following, self.accesses) & self.accesses
 
 
 def _reached(start: int, edges: Mapping[int, Iterable[int]], bound: set[int]) -> set[int]:

@@ -20,12 +20,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from . import cases, redundant
 from .counting import EXECUTED, LANES
-from .engine import Program, Settings, machine
+from .engine import Program, Result, Settings, machine
 from .faults import KINDS, ORDER, Fault, faults_of
 from .lower import Record
 from .paths import Way
@@ -131,6 +132,30 @@ class Kernel:
         ]
 
 
+class Seen(NamedTuple):
+    """Of launches: a Kernel's `reached`, `guarded` and `taken`."""
+
+    reached: set[int]
+    guarded: set[int]
+    taken: set[Way]
+
+
+def _seen(results: Iterable[Result]) -> Seen:
+    seen = Seen(set(), set(), set())
+    for result in results:
+        for block in _blocks(result.program):
+            rows = [(record, result.counts[record.pc].tolist()) for record in block]
+            came = {row[LANES] for record, row in rows if record.pred < 0}  # lanes that came to this block
+            seen.reached.update(record.line for record, row in rows if row[EXECUTED])
+            seen.guarded.update(record.line for record, row in rows if record.pred >= 0 and {row[LANES]} != came)
+            for record, row in rows:
+                if record.key.startswith("bra") and record.pred >= 0:
+                    ways = (True, row[LANES] > 0), (False, any(lanes > row[LANES] for lanes in came))
+                    seen.taken.update((record.line, taken) for taken, was in ways if was)
+    seen.guarded.intersection_update(seen.reached)
+    return seen
+
+
 def compiled(name: str, capability: int) -> Kernel:
     """The kernel of this name as its homes launch it; of two texts of the first home, the longer one.
 
@@ -139,10 +164,7 @@ def compiled(name: str, capability: int) -> Kernel:
     Raises:
         ValueError: the first home does not launch it; a home gives wrong values without any fault.
     """
-    text, homes = "", []
-    reached: set[int] = set()
-    guarded: set[int] = set()
-    taken: set[Way] = set()
+    text, homes, seen = "", [], Seen(set(), set(), set())
     for trial in _trials(HOMES[name]):
         expected = expect(trial)
         outcome = execute(trial, expected, capability, SETTINGS[0])
@@ -154,26 +176,13 @@ def compiled(name: str, capability: int) -> Kernel:
                 raise ValueError(f"{trial.name} does not launch {name} on sm_{capability}")
             text = max((result.program.text for result in results), key=len)
         results = [result for result in results if result.program.text == text]
-        for result in results:
-            for block in _blocks(result.program):
-                rows = [(record, result.counts[record.pc].tolist()) for record in block]
-                came = {row[LANES] for record, row in rows if record.pred < 0}  # lanes that came to this block
-                if not homes:
-                    reached |= {record.line for record, row in rows if row[EXECUTED]}
-                    guarded |= {record.line for record, row in rows if record.pred >= 0 and {row[LANES]} != came}
-                for record, row in rows:
-                    if record.key.startswith("bra") and record.pred >= 0:
-                        if row[LANES]:
-                            taken.add((record.line, True))
-                        if any(lanes > row[LANES] for lanes in came):
-                            taken.add((record.line, False))
         if results:
+            this = _seen(results)
+            seen = Seen(seen.reached, seen.guarded, seen.taken | this.taken) if homes else this
             known = {(finding.kind, finding.line) for result in results for finding in result.findings}
-            homes.append(
-                Home(trial, expected, frozenset(known), max(launch.result.steps for launch in outcome.launches))
-            )
-    guarded &= reached
-    return Kernel(name, capability, text, tuple(homes), frozenset(reached), frozenset(guarded), frozenset(taken))
+            steps = max(launch.result.steps for launch in outcome.launches)
+            homes.append(Home(trial, expected, frozenset(known), steps))
+    return Kernel(name, capability, text, tuple(homes), *map(frozenset, seen))
 
 
 def _trials(names: Iterable[str]) -> list[Trial]:

@@ -100,14 +100,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 def _by_kernel(simulators: list[Any]) -> dict[str, list[float]]:
     """COLUMNS for each kernel."""
-    from benchmarks.softgpu.accepted import why_accepted
-
     table: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0.0, 0])
     for gpu in simulators:
         for launch in gpu.launches:
             result = launch.result
-            found = sum(not why_accepted(finding, gpu.settings) for finding in result.findings)
-            row = (1, result.ctas, result.seconds, found)
+            row = (1, result.ctas, result.seconds, len(gpu.wrong_with(launch)))
             table[launch.kernel] = [a + b for a, b in zip(table[launch.kernel], row)]
     return dict(table)
 
