@@ -49,13 +49,13 @@ def forward(
 
     out, lse = empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
     tensors = structs.ForwardTensors(q, k, v, out)
-    by_tma = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
+    maps = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
     with _runtime.on_device_of(q):
         device_forward.attention_forward_kernel[plan.grid](
-            tensors, _strides(tensors), lse, *by_tma,
+            tensors, _strides(tensors), lse, *maps,
             _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), _dropout(seed, dropout_p),
             T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E, plan.C,
-            num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, by_tma),
+            num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
         )  # fmt: skip
     return out, lse
 
@@ -93,31 +93,31 @@ def backward(
             tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
             plan = _plan(name, tile, *numbers, of_keys=True)
             dkdv_tensors = structs.DKDVTensors(q, k, v, dout, dk, dv)
-            by_tma = *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m)
+            maps = *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m)
             device_backward.attention_dkdv_kernel[plan.grid](
-                dkdv_tensors, _strides(dkdv_tensors), *by_tma, lse2, delta,
+                dkdv_tensors, _strides(dkdv_tensors), *maps, lse2, delta,
                 _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_n, of_keys=True), dropout,
                 T_q, T_k, H_kv, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
-                num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, by_tma),
+                num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
             )  # fmt: skip
         if need_dq:
             is_roomy = has_dropout or document_ids is not None
             tile = tiles.dq(target, itemsize, D, roomy=is_roomy, T_q=T_q, heads=B * H)
             plan = _plan(name, tile, *numbers)
             dq_tensors = structs.DQTensors(q, k, v, dout, dq)
-            by_tma = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
+            maps = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
             device_backward.attention_dq_kernel[plan.grid](
-                dq_tensors, _strides(dq_tensors), *by_tma, lse2, delta,
+                dq_tensors, _strides(dq_tensors), *maps, lse2, delta,
                 _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), dropout,
                 T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
-                num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, by_tma),
+                num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
             )  # fmt: skip
     return dq, dk, dv
 
 
-def _num_stages(target: _runtime.Target, tile: tiles.Tile, head_dim: int, by_tma: tuple[object, ...]) -> int:
-    """by_tma: (low, high) descriptors of both streamed tensors; None where pointers serve, or there is no high part."""
-    return tiles.num_stages(target, tile, head_dim, by_tma=by_tma[0] is not None and by_tma[2] is not None)
+def _num_stages(target: _runtime.Target, tile: tiles.Tile, head_dim: int, maps: tuple[object, ...]) -> int:
+    """maps: (low, high) descriptors of both streamed tensors; None where pointers serve, or there is no high part."""
+    return tiles.num_stages(target, tile, head_dim, by_tma=maps[0] is not None and maps[2] is not None)
 
 
 class Plan(NamedTuple):

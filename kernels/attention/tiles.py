@@ -157,7 +157,8 @@ def _large_and_small(target: _runtime.Target, itemsize: int, head_dim: int, room
         head_dim = min(2 * head_dim, 256)
     if itemsize == 2 and head_dim > 64 and head_dim % 16:  # masks of the head_dim take registers too
         head_dim = 256
-    if kind == "tcgen05" and split_head_dim(head_dim) == (64, 64):  # two halves need more tensor memory than a whole
+    # Two halves need more tensor memory than a whole.
+    if itemsize == 2 and kind == "tcgen05" and split_head_dim(head_dim) == (64, 64):
         head_dim = 256
     large = rows[min(d for d in rows if d >= head_dim)]
     if roomy and itemsize == 2:

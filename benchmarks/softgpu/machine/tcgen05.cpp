@@ -7,6 +7,7 @@
 #include "asynchronous.h"
 #include "collective.h"
 #include "fragments.h"
+#include "lanes.h"
 #include "matrix_rows.h"
 #include "tensor_memory.h"
 
@@ -69,12 +70,6 @@ uint64_t in_wgmma_form(uint64_t bits, std::string &why) {
 
 // ---- operands --------------------------------------------------------------------------------------------------------
 
-inline float from_bits(uint32_t bits) {
-  float f;
-  std::memcpy(&f, &bits, sizeof f);
-  return f;
-}
-
 // Formats: an element as a number; how many are 16 bytes.
 struct Half {
   using Element = _Float16;
@@ -84,12 +79,12 @@ struct Half {
 struct Brain {
   using Element = uint16_t;
   static constexpr int PER_ROW = 8;
-  static float value(Element x) { return from_bits(uint32_t(x) << 16); }
+  static float value(Element x) { return bit_cast<float>(uint32_t(x) << 16); }
 };
 struct Tensor {  // TF32: the 13 lowest bits are not looked at
   using Element = uint32_t;
   static constexpr int PER_ROW = 4;
-  static float value(Element x) { return from_bits(x & 0xffffe000); }
+  static float value(Element x) { return bit_cast<float>(x & 0xffffe000); }
 };
 
 // A matrix as numbers, [k][mn] for B and [mn][k] for A, and which rows (of A) or columns (of B) are undefined.

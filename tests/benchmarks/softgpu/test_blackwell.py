@@ -20,6 +20,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from benchmarks.softgpu.driver import simulate
 from benchmarks.softgpu.engine import SCHEDULES, Settings
+from fastgpt.kernels import flash_attention
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU's driver is in this process")
 SIDE, DEPTH = gl.constexpr(64), gl.constexpr(64)
@@ -132,3 +133,13 @@ def test_a_fence_that_triton_leaves_out():
     assert {finding.kind for finding in gpu.findings} <= {"no proxy fence"}  # nothing, once Triton has mended it
     exact = torch.exp2(q.float() @ k.float().T).bfloat16().float() @ v.float()
     torch.testing.assert_close(out, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_whose_head_dim_is_two_halves():
+    """Its tiles fit into tensor memory, and nothing is prefetched whose fence Triton leaves out."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 140, 112).bfloat16().requires_grad_() for _ in range(3))
+    with simulate(100) as gpu:
+        torch.autograd.grad(flash_attention(q, k, v).sum(), (q, k, v))
+    assert {launch.kernel for launch in gpu.launches} > {"attention_dkdv_kernel", "attention_dq_kernel"}
+    assert not gpu.findings
