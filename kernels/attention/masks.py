@@ -22,18 +22,21 @@ from .structs import Runs
 
 @triton.jit
 def program_tile(num_tiles, heads_per_section):
-    """(tile, head) of this program. head = b * H + h.
+    """(tile, head) of this program. head = b * H + h. Programs start in order of their id."""
+    return tile_of(tl.program_id(0), tl.num_programs(0) // num_tiles, num_tiles, heads_per_section)
 
-    Programs start in order of their id. Heads run fastest, so that the longest tiles of all heads go first and the
-    short ones fill the gaps at the end; but only `heads_per_section` heads at a time, so that K and V of the heads in
-    flight stay in L2.
+
+@triton.jit
+def tile_of(item, num_heads, num_tiles, heads_per_section):
+    """(tile, head) of the item-th of num_tiles · num_heads pieces of work.
+
+    Heads run fastest, so that the longest tiles of all heads go first and the short ones fill the gaps at the end; but
+    only `heads_per_section` heads at a time, so that K and V of the heads in flight stay in L2.
     """
-    pid = tl.program_id(0)
-    num_heads = tl.num_programs(0) // num_tiles
-    section = pid // (heads_per_section * num_tiles)
+    section = item // (heads_per_section * num_tiles)
     first_head = section * heads_per_section
     size = tl.minimum(heads_per_section, num_heads - first_head)  # the last section may be smaller
-    within = pid - first_head * num_tiles
+    within = item - first_head * num_tiles
     return within // size, first_head + within % size
 
 

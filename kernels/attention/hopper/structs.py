@@ -1,0 +1,98 @@
+"""What Hopper's attention kernels hand on together: NamedTuples, made by the launch or at a kernel's head.
+
+A warpgroup (4 warps) that multiplies is a consumer; it holds 64 rows of the CTA's tile. One producer warp loads for all.
+A head_dim that is no power of two lies in two tiles side by side, of d_low and d_high columns: a `Pair` of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Config(NamedTuple):
+    """What a kernel is compiled for, all of it as one constexpr. Plain Python numbers."""
+
+    head_dim: int
+    d_low: int  # columns of the two tiles that hold a row of head_dim numbers,
+    d_high: int  # powers of two; 0: one tile is enough
+    block: int  # rows of a streamed tile: keys, or queries in dK/dV
+    stages: int  # slots of the ring
+    consumers: int  # warpgroups that multiply, of 64 rows each
+    out_apart: bool  # the output is staged in shared memory of its own, not over the tile that is held
+    has_left: bool  # tiles to the left of those without a mask may need one: a window, key_starts, documents
+    group: int  # query heads that share a key head, where a loop divides by it (dK/dV); 0: an argument
+
+
+class Descriptors(NamedTuple):
+    """TMA descriptors of a tensor (B, heads, T, head_dim), one for each tile of a Pair; high is None without one."""
+
+    low: Any
+    high: Any
+
+
+class Held(NamedTuple):
+    """Tiles in shared memory that the CTA holds while it works on an item, 64 rows for each consumer."""
+
+    tiles: Any  # Pair of (consumers, 1, 1, 64, columns)
+    full: Any  # (consumers) mbarriers: they have come
+    empty: Any  # (consumers) mbarriers: they have been read
+
+
+class Ring(NamedTuple):
+    """Slots of shared memory that the producer fills and the consumers empty, in order."""
+
+    a: Any  # Pair of (stages, 1, 1, block, columns)
+    b: Any  # Pair of the same
+    full: Any  # (stages) mbarriers: what the slot holds has come
+    empty: Any  # (stages) mbarriers: every consumer has read it
+
+
+class Slot(NamedTuple):
+    """A place in the ring, and which round it is: the parity that its `full` will have."""
+
+    index: Any
+    phase: Any
+
+
+class Sizes(NamedTuple):
+    """Sizes of a call, int32."""
+
+    T_q: Any
+    T_k: Any
+    H: Any  # query heads
+    group: Any  # query heads that share a key head
+    num_heads: Any  # B · heads, of which each has as many tiles as the grid's kind of item
+    heads_per_section: Any  # see masks.tile_of
+
+
+class Bounds(NamedTuple):
+    """Diagonals of the band that a query sees; None: no bound (masks.py)."""
+
+    lower: Any
+    upper: Any
+
+
+class Flight(NamedTuple):
+    """What a consumer of the forward carries from step to step."""
+
+    acc: Any  # Pair of (64, columns) float32: sum of p v so far, but for the last tile's
+    p: Any  # (64, block) weights of the last tile, an operand in registers
+    m: Any  # (64,) maximum of the scaled scores, in base 2
+    l: Any  # (64,) sum of p
+
+
+class Place(NamedTuple):
+    """Where a consumer is: its slot, whose turn it is, and the tile that it works on."""
+
+    slot: Any  # Slot
+    turn: Any  # parity of its next turn
+    n: Any  # first key of the tile
+
+
+class Rows(NamedTuple):
+    """What decides the weights of a consumer's 64 queries."""
+
+    i: Any  # (64,) query indices
+    mask: Any  # structs.Mask of the portable kernels; `held` are the document ids of the queries, as a column
+    qk_scale: Any  # softmax_scale · log2(e)
+    T_k: Any
