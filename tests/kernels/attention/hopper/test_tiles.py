@@ -1,0 +1,89 @@
+"""Which tile a problem gets: a rule of plain numbers, tried at the sizes where GPT is trained."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastgpt.kernels.attention.hopper import tiles
+from fastgpt.kernels.attention.hopper.tiles import Tile
+from fastgpt.kernels.attention.tiles import split_head_dim
+
+SMS = 132
+SHARED_MEMORY = 232_448  # bytes of a CTA on sm_90
+
+ALL_TILES = [
+    pytest.param(kernel, head_dim, tile, id=f"{kernel}-{head_dim}-{tile.consumers}")
+    for kernel, rows in tiles.TABLE.items()
+    for head_dim, row in rows.items()
+    for tile in row
+]
+
+
+@pytest.mark.parametrize(("kernel", "head_dim", "tile"), ALL_TILES)
+def test_every_tile_fits_into_shared_memory(kernel, head_dim, tile):
+    row = sum(split_head_dim(head_dim)) * 2  # bytes
+    held = tile.rows * row * (1 if kernel == "forward" else 2)
+    staged = tile.rows * row if tile.out_apart else 0
+    statistics = 2 * 4 * tile.block if kernel == "dkdv" else 0
+    barriers = 1024
+    assert held + staged + tile.stages * (2 * tile.block * row + statistics) + barriers <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize(("kernel", "head_dim", "tile"), ALL_TILES)
+def test_what_the_kernels_ask_of_a_tile(kernel, head_dim, tile):
+    assert tile.block in (32, 64, 128, 256)  # a power of two, and no more than a TMA box has rows
+    assert tile.stages >= 2  # a slot is filled while another is read
+    assert tile.consumers in tiles.SLOWNESS
+
+
+@pytest.mark.parametrize("kernel", tiles.TABLE)
+def test_each_head_dim_has_the_least_row_that_serves_it(kernel):
+    for head_dim in range(8, 257, 8):
+        rows = [row for row in tiles.TABLE[kernel] if head_dim <= row]
+        assert tiles.has_tile(kernel, head_dim) == bool(rows)
+        if rows:
+            assert tiles.tile(kernel, head_dim, 4096, 64, SMS) in tiles.TABLE[kernel][min(rows)]
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "rows", "heads", "consumers"),
+    [
+        (64, 128, 8, 1),  # 8 CTAs of 128 queries, or 16 of 64: as many as there can be
+        (64, 1024, 8, 1),  # 128 low tiles are one round
+        (64, 1024, 16, 2),  # 256 would be two
+        (64, 128, 768, 2),  # 192 rows would hold 128
+        (64, 8192, 64, 3),  # enough of everything
+        (128, 8192, 64, 2),
+        (128, 256, 12, 1),
+        (256, 100_000, 1, 2),
+    ],
+)
+def test_the_rule(head_dim, rows, heads, consumers):
+    assert tiles.tile("forward", head_dim, rows, heads, SMS).consumers == consumers
+
+
+def test_a_small_gpu_is_full_sooner():
+    assert tiles.tile("forward", 64, 1024, 8, 132).consumers == 1
+    assert tiles.tile("forward", 64, 1024, 8, 32).consumers == 2
+
+
+@pytest.mark.parametrize("heads", [8, 12, 96, 192, 768])
+@pytest.mark.parametrize("rows", [128, 256, 512, 1024])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_no_other_tile_is_estimated_to_be_faster(head_dim, rows, heads):
+    chosen = tiles.tile("forward", head_dim, rows, heads, SMS)
+    times = [tiles.estimated_time(tile, rows, heads, SMS) for tile in tiles.TABLE["forward"][head_dim]]
+    assert tiles.estimated_time(chosen, rows, heads, SMS) == min(times)
+
+
+def test_estimated_time():
+    tall, low = Tile(128, 2, 2), Tile(128, 2, 1)
+    one_round = tiles.estimated_time(tall, 128, SMS, SMS)
+    assert tiles.estimated_time(tall, 129, SMS, SMS) == 2 * one_round  # a row more is a tile more for every head
+    assert tiles.estimated_time(tall, 128, SMS + 1, SMS) == 2 * one_round
+    assert one_round / 2 < tiles.estimated_time(low, 64, SMS, SMS) < one_round  # half the work, alone
+
+
+@pytest.mark.parametrize(("items", "programs"), [(1, 1), (131, 131), (132, 132), (10_000, 132)])
+def test_a_grid_has_no_more_ctas_than_sms(items, programs):
+    assert tiles.programs(items, SMS) == programs
