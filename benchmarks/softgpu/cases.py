@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fastgpt.kernels import reference
+from fastgpt.kernels.attention.host import document_ranges
 from fastgpt.kernels.attention.ladder import attention_of
-from fastgpt.kernels.attention.launch import document_ranges
 from fastgpt.kernels.linear_cross_entropy.launch import check_targets
 from fastgpt.tools.verify_cases import Case
 

@@ -14,14 +14,12 @@ from .._runtime import cdiv, power_of_two
 from ..device.dropout import Dropout
 from . import backward as device_backward
 from . import forward as device_forward
-from . import masks, structs, tiles
+from . import structs, tiles
 from .descriptors import descriptors
+from .host import band, check_positions, check_steps, grid, hidden_keys
 
 LOG2_E = 1.4426950408889634
-# Positions and bounds are int32 in the kernels, which add at most a tile (1024 columns of document ids) to T_q + T_k.
-MAX_POSITIONS = 2**31 - 2**11
 WIDE_STRIDE = 2**22  # two offsets of at most 256 strides of this size still fit in int32 together
-MAX_PROGRAMS = 2**31 - 1  # CUDA's limit of a grid's first dimension, and what an int32 program id can tell apart
 NO_DROPOUT = Dropout(None, 0, 1.0)
 
 Tensors = TypeVar("Tensors", structs.ForwardTensors, structs.DKDVTensors, structs.DQTensors)
@@ -53,7 +51,7 @@ def forward(
     with _runtime.on_device_of(q):
         device_forward.attention_forward_kernel[plan.grid](
             tensors, _strides(tensors), lse, *maps,
-            _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), _dropout(seed, dropout_p),
+            hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), _dropout(seed, dropout_p),
             T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E, plan.C,
             num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
         )  # fmt: skip
@@ -96,7 +94,7 @@ def backward(
             maps = *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m)
             device_backward.attention_dkdv_kernel[plan.grid](
                 dkdv_tensors, _strides(dkdv_tensors), *maps, lse2, delta,
-                _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_n, of_keys=True), dropout,
+                hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_n, of_keys=True), dropout,
                 T_q, T_k, H_kv, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
                 num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
             )  # fmt: skip
@@ -108,7 +106,7 @@ def backward(
             maps = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
             device_backward.attention_dq_kernel[plan.grid](
                 dq_tensors, _strides(dq_tensors), *maps, lse2, delta,
-                _masks(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), dropout,
+                hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), dropout,
                 T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
                 num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
             )  # fmt: skip
@@ -172,73 +170,10 @@ def _dropout(seed: Tensor | None, dropout_p: float) -> Dropout:
     return Dropout(seed, *threshold_and_scale(dropout_p))
 
 
-def _masks(
-    key_starts: Tensor | None, key_lengths: Tensor | None, document_ids: Tensor | None, T_q: int, T_k: int,
-    block: int, *, of_keys: bool = False,
-) -> structs.Masks:  # fmt: skip
-    """The masks of a kernel whose programs hold tiles of `block` queries, or keys."""
-    if document_ids is None:
-        return structs.Masks(key_starts, key_lengths, None, None)
-    document_ids = document_ids.contiguous()
-    ranges = document_ranges(document_ids, T_q, T_k, block, of_keys=of_keys)
-    return structs.Masks(key_starts, key_lengths, document_ids, ranges)
-
-
-def document_ranges(document_ids: Tensor, T_q: int, T_k: int, block: int, *, of_keys: bool) -> Tensor:
-    """For each tile of `block` queries, the keys that may share a document with it; of keys, the queries."""
-    rows, columns = (T_k, T_q) if of_keys else (T_q, T_k)
-    num_tiles, B = cdiv(rows, block), document_ids.shape[0]
-
-    ranges = document_ids.new_empty((B, num_tiles, 3), dtype=torch.int32)
-    masks.document_ranges_kernel[grid("flash_attention", num_tiles * B)](
-        document_ids, ranges, T_k, T_k - rows, rows, T_k - columns, columns, BLOCK=block, CHUNK=1024, num_warps=4
-    )
-    return ranges
-
-
 def empty_heads_last(like: Tensor) -> Tensor:
     """(B, H, T, D) on (B, T, H, D) memory, so that merging the heads is a view."""
     B, H, T, D = like.shape
     return like.new_empty((B, T, H, D)).transpose(1, 2)
-
-
-def band(T_q: int, T_k: int, causal: bool, left: int, right: int) -> tuple[int | None, int | None]:
-    """(lower, upper): query i sees the keys i + lower <= j <= i + upper; None = no bound."""
-    diagonal = T_k - T_q
-    # A bound that no pair of indices reaches is no bound; leaving it out also keeps the sums inside int32.
-    lower = diagonal - left if left >= 0 and diagonal - left > -T_q else None
-    upper = diagonal + right if right >= 0 and diagonal + right < T_k - 1 else None
-    if causal:
-        upper = diagonal
-    return lower, upper
-
-
-def check_positions(name: str, T_q: int, T_k: int) -> None:
-    """Raise ValueError where positions would not fit the kernels' int32."""
-    if T_q + T_k > MAX_POSITIONS:
-        raise ValueError(
-            f"{name}: positions are int32 numbers, so T_q + T_k may be {MAX_POSITIONS} at most; got T_q = {T_q} and "
-            f"T_k = {T_k}: attend to the keys in parts, and combine them by their lse (return_lse=True)"
-        )
-
-
-def check_steps(name: str, T_q: int, group: int, step: int) -> None:
-    """A program of dK/dV counts its steps, over the queries of a whole group of heads, in int32."""
-    if (cdiv(T_q, step) + 2) * group >= 2**31:
-        raise ValueError(
-            f"{name}: {group} query heads of T_q = {T_q} share one key head, which is too many steps of {step} queries "
-            "to count in int32; pass the query heads in several calls"
-        )
-
-
-def grid(name: str, programs: int) -> tuple[int]:
-    """The grid of a launch of so many programs."""
-    if programs > MAX_PROGRAMS:
-        raise ValueError(
-            f"{name}: {programs} tiles of batch rows, heads and tokens, and one launch takes {MAX_PROGRAMS} at most; "
-            "split the batch"
-        )
-    return (programs,)
 
 
 def has_wide_strides(*tensors: Tensor) -> bool:

@@ -147,7 +147,7 @@ def document_ranges_kernel(Documents, Ranges, T, row_offset, num_rows, column_of
     Ranges (B, num_tiles, 3) int32: first column, one past the last column, and 1 if the tile and all of that range are
     one document; num_columns, 0, 0 where no column is inside. Documents (B, T) any integer, contiguous; row i is token
     row_offset + i and column j is token column_offset + j. Right for ids in any order; tight when each document is
-    contiguous. `launch.document_ranges` calls it, before the kernel whose tiles they are.
+    contiguous. `host.document_ranges` calls it, before the kernel whose tiles they are.
 
     T^2 / BLOCK comparisons, shared by all heads. Grid (B * num_tiles,): a second dimension ends at 65535.
     """

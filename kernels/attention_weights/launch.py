@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _runtime
 from .._runtime import cdiv
-from ..attention.launch import band, check_positions, grid
+from ..attention.host import band, check_positions, grid
 from ..attention.structs import Masks
 from . import tiles
 from .forward import attention_weights_kernel

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastgpt.kernels import _runtime, attention_weights, flash_attention, reference
-from fastgpt.kernels.attention import launch, masks
+from fastgpt.kernels.attention import host, launch, masks
 from fastgpt.kernels.attention.arguments import FARTHEST
 
 from .support import check, random_qkv
@@ -148,7 +148,7 @@ def test_rows_of_weights_at_any_step(device, seed, step, start):
 
 def test_positions_near_the_end_of_int32(interpreter, seed):
     """2^31 keys, one row of memory: the last tiles' positions, bounds and sums must not pass int32."""
-    T_k, D = launch.MAX_POSITIONS - 3, 16
+    T_k, D = host.MAX_POSITIONS - 3, 16
     k, v = (torch.randn(1, 1, 1, D).expand(1, 1, T_k, D) for _ in "kv")
     q = torch.randn(1, 1, 3, D)
     for arguments in (
@@ -307,7 +307,7 @@ def test_strides_of_what_the_backward_is_given(interpreter, seed):
         for g in (dlse, dlse.contiguous())
     ]
     assert all(map(torch.equal, *gradients))
-    assert FARTHEST >= launch.MAX_POSITIONS
+    assert FARTHEST >= host.MAX_POSITIONS
 
 
 def test_weights_without_a_head_dim_are_refused(device):
