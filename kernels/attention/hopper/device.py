@@ -3,6 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -18,6 +19,7 @@ load_by_tma = getattr(tma, "async_load", None) or tma.async_copy_global_to_share
 store_by_tma = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
 ROWS = gl.constexpr(64)  # of a consumer's tile: what one wgmma of a warpgroup multiplies
+FEW = gl.constexpr(32)  # rows of a streamed tile that the rare path looks at together
 LOG2_E = gl.constexpr(1.4426950408889634)
 LN_2 = gl.constexpr(0.6931471805599453)
 
@@ -139,3 +141,97 @@ def start_product(weights, x, acc, C: gl.constexpr):
     if C.d_high > 0:
         high = warpgroup_mma(weights, x.high, acc.high, is_async=True)
     return Pair(low, high)
+
+
+# ---- What is not finite, where a mask makes weights 0: 0 · inf and 0 · NaN are NaN ----
+
+
+@gluon.constexpr_function
+def words_layout(columns):
+    """A warp reads whole rows of `columns` 32-bit words, 16 bytes a thread."""
+    threads = min(columns // 4, 32)
+    return gl.BlockedLayout([1, 4], [32 // threads, threads], [4, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def words_shared_layout(swizzle):
+    """32-bit words where a tile of 16-bit numbers lies."""
+    return gl.NVMMASharedLayout(swizzle, 32, 2)
+
+
+@gluon.jit
+def marks(C: gl.constexpr):
+    """Shared memory for a number of each row of a streamed tile, FEW of them together."""
+    return gl.allocate_shared_memory(gl.int32, [C.block // FEW, FEW], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def either(a, b):
+    return a | b
+
+
+@gluon.jit
+def nonfinite_in_part(tile, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """Not 0 if a number in `tile` (NUM_ROWS, COLUMNS), in shared memory, is inf or NaN: two at a time, by exponents."""
+    WORDS: gl.constexpr = COLUMNS // 2
+    CHUNK: gl.constexpr = min(NUM_ROWS, 2048 // COLUMNS)  # rows at a time: 8 words a thread
+    # An exponent of all ones plus its last bit carries into the sign, and no other does.
+    EXPONENT: gl.constexpr = 0x7F807F80 if tile.dtype == gl.bfloat16 else 0x7C007C00
+    LAST: gl.constexpr = 0x00800080 if tile.dtype == gl.bfloat16 else 0x04000400
+    SHARED: gl.constexpr = words_shared_layout(tile.layout.swizzle_byte_width)
+    LAYOUT: gl.constexpr = words_layout(WORDS)
+    words = tile._reinterpret(gl.int32, [NUM_ROWS, WORDS], SHARED)
+    found = gl.zeros([CHUNK, WORDS], gl.int32, LAYOUT)
+    for row in gl.static_range(0, NUM_ROWS, CHUNK):
+        found = found | ((words.slice(row, CHUNK).load(LAYOUT) & EXPONENT) + LAST)
+    found = gl.reduce(gl.reduce(found, 1, either), 0, either)
+    return (found >> 15) & 0x00010001
+
+
+@gluon.jit
+def nonfinite_in(tiles, NUM_ROWS: gl.constexpr, C: gl.constexpr):
+    """Whether a number in the Pair `tiles`, in shared memory, is inf or NaN. The same for the whole warpgroup."""
+    D_LOW: gl.constexpr = C.d_low
+    D_HIGH: gl.constexpr = C.d_high
+    found = nonfinite_in_part(tiles.low, NUM_ROWS, D_LOW)
+    if C.d_high > 0:
+        found = found | nonfinite_in_part(tiles.high, NUM_ROWS, D_HIGH)
+    return found != 0
+
+
+@gluon.jit
+def clean_part(tile, Marks, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr, IS_FIRST: gl.constexpr):
+    """0 in the place of inf and NaN in `tile`; Marks[row] is not 0 where a row had one, here or (not IS_FIRST) before."""
+    CHUNK: gl.constexpr = min(NUM_ROWS, 1024 // COLUMNS)  # rows at a time: 8 numbers a thread
+    THREADS: gl.constexpr = min(COLUMNS // 8, 32)
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // THREADS, THREADS], [4, 1], [1, 0])
+    for row in gl.static_range(0, NUM_ROWS, CHUNK):
+        part = tile.slice(row, CHUNK)
+        marks = Marks.index(row // FEW).slice(row % FEW, CHUNK)
+        x = part.load(LAYOUT)
+        is_finite = gl.abs(x.to(gl.float32)) < float("inf")
+        part.store(gl.where(is_finite, x, 0.0))
+        mark = gl.reduce((~is_finite).to(gl.int32), 1, either)
+        if not IS_FIRST:
+            mark = mark | marks.load(gl.SliceLayout(1, LAYOUT))
+        marks.store(mark)
+
+
+@gluon.jit
+def contain(tiles, Marks, together, NUM_ROWS: gl.constexpr, GROUP: gl.constexpr, C: gl.constexpr):
+    """0 in the place of inf and NaN in the Pair `tiles`, in shared memory, and marks for the rows that had them.
+
+    Every consumer calls it, having found `nonfinite_in` them: the first one cleans for all. `together` turns when all
+    have arrived, which they do twice here, so its parity is 0 and then 1.
+    """
+    D_LOW: gl.constexpr = C.d_low
+    D_HIGH: gl.constexpr = C.d_high
+    mbarrier.arrive(together, count=1)
+    mbarrier.wait(together, 0)  # all have looked
+    if GROUP == 0:
+        clean_part(tiles.low, Marks, NUM_ROWS, D_LOW, True)
+        if C.d_high > 0:
+            clean_part(tiles.high, Marks, NUM_ROWS, D_HIGH, False)
+        fence_async_shared()
+    mbarrier.arrive(together, count=1)
+    mbarrier.wait(together, 1)

@@ -20,13 +20,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..masks import documents_of_sequence, key_bounds, load_documents, tile_runs, visible
 from ..structs import Band, Mask, Pair, Runs
 from .device import (
+    FEW,
     LN_2,
     ROWS,
     barriers,
+    contain,
+    either,
     item_of,
     load_pair,
+    marks,
     matrices,
     next_slot,
+    nonfinite_in,
     num_items,
     pair_bytes,
     start_product,
@@ -35,7 +40,7 @@ from .device import (
     tiles_like,
     warpgroup_barrier,
 )
-from .structs import Bounds, Descriptors, Flight, Held, Place, Ring, Rows, Sizes, Slot
+from .structs import Bounds, Descriptors, Flight, Held, Place, Poison, Ring, Rows, Sizes, Slot
 
 
 @gluon.jit(do_not_specialize=["T_q", "T_k", "H", "group", "num_heads", "lower", "upper", "heads_per_section"])
@@ -66,27 +71,30 @@ def hopper_forward_kernel(
     out_tiles = queries.tiles
     if OUT_APART:
         out_tiles = tiles_like(out_desc, CONSUMERS, C)
-    turns = barriers(CONSUMERS, 1)
-    mbarrier.arrive(turns.index(0), count=1)  # consumer 0 goes first
+    turns = ring.full
+    if CONSUMERS > 1:
+        turns = barriers(CONSUMERS, 1)
+        mbarrier.arrive(turns.index(0), count=1)  # consumer 0 goes first
+    poison = Poison(marks(C), barriers(1, CONSUMERS).index(0))
     sizes = Sizes(T_q, T_k, H, group, num_heads, heads_per_section)
     bounds = Bounds(lower, upper)
     # The tuples stand here and not in variables: assigning one turns its constexprs into tensors.
     if CONSUMERS == 1:
         gl.warp_specialize([
-            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, C, 0)),
+            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 0)),
             (producer, (q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C)),
         ], [1], [24])  # fmt: skip
     elif CONSUMERS == 2:
         gl.warp_specialize([
-            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, C, 0)),
-            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, C, 1)),
+            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 0)),
+            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 1)),
             (producer, (q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C)),
         ], [4, 1], [240, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, C, 0)),
-            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, C, 1)),
-            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, C, 2)),
+            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 0)),
+            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 1)),
+            (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 2)),
             (producer, (q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C)),
         ], [4, 4, 1], [160, 160, 24])  # fmt: skip
 
@@ -140,7 +148,9 @@ def producer(q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C: gl.
             n -= BLOCK
             is_first = is_first & False
             slot = next_slot(slot, STAGES)
-            if t == 0:  # after the values of the last item's last tile: queries are given back when those have been used
+            if (
+                t == 0
+            ):  # after the values of the last item's last tile: queries are given back when those have been used
                 for g in gl.static_range(CONSUMERS):
                     mbarrier.wait(queries.empty.index(g), 1 - r % 2)
                     mbarrier.expect(queries.full.index(g), QUERY_BYTES)
@@ -152,7 +162,19 @@ def producer(q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C: gl.
 
 @gluon.jit
 def consumer(
-    out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, C: gl.constexpr, GROUP: gl.constexpr
+    out_desc,
+    Lse,
+    masks,
+    sizes,
+    bounds,
+    qk_scale,
+    queries,
+    out_tiles,
+    ring,
+    turns,
+    poison,
+    C: gl.constexpr,
+    GROUP: gl.constexpr,
 ):
     """A warpgroup: rows 64 · GROUP and the 63 after them of each item."""
     BLOCK: gl.constexpr = C.block
@@ -200,19 +222,21 @@ def consumer(
         l = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, S))
         weights, alpha, m, l = softmax(s, m, l, n, rows, True, S, C)
         acc = Pair(gl.zeros([ROWS, D_LOW], gl.float32, LOW), gl.zeros([ROWS, max(D_HIGH, 16)], gl.float32, HIGH))
-        flight = Flight(acc, gl.convert_layout(weights.to(dtype), P), m, l)
+        weights = gl.convert_layout(weights.to(dtype), P)
         slot = next_slot(slot, STAGES)
         mbarrier.wait(ring.full.index(slot.index), slot.phase)
+        weights = contained(weights, matrices(ring.b, slot.index, BLOCK, C), n, rows, poison, GROUP, S, C)
+        flight = Flight(acc, weights, m, l)
         place = Place(slot, turn, n - BLOCK)
 
         # The next ones: masked, full, masked.
         num_right = gl.maximum(runs.num_right - 1, 0)
         num_full = gl.minimum(runs.num_full, count - 1 - num_right)
-        flight, place = steps(flight, place, num_right, q, ring, turns, rows, True, GROUP, S, C)
-        flight, place = steps(flight, place, num_full, q, ring, turns, rows, False, GROUP, S, C)
+        flight, place = steps(flight, place, num_right, q, ring, turns, poison, rows, True, GROUP, S, C)
+        flight, place = steps(flight, place, num_full, q, ring, turns, poison, rows, False, GROUP, S, C)
         if HAS_LEFT:
             num_left = count - 1 - num_right - num_full
-            flight, place = steps(flight, place, num_left, q, ring, turns, rows, True, GROUP, S, C)
+            flight, place = steps(flight, place, num_left, q, ring, turns, poison, rows, True, GROUP, S, C)
         slot, turn = place.slot, place.turn
         if OUT_APART:
             mbarrier.arrive(queries.empty.index(GROUP), count=1)
@@ -238,7 +262,18 @@ def consumer(
 
 @gluon.jit
 def steps(
-    flight, place, count, q, ring, turns, rows, IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr
+    flight,
+    place,
+    count,
+    q,
+    ring,
+    turns,
+    poison,
+    rows,
+    IS_MASKED: gl.constexpr,
+    GROUP: gl.constexpr,
+    S: gl.constexpr,
+    C: gl.constexpr,
 ):
     """`count` tiles of keys from place.n downwards. K of the first is there, beside V of the tile before it."""
     BLOCK: gl.constexpr = C.block
@@ -259,6 +294,9 @@ def steps(
         # ptxas moves the exponentials below the next wait unless a block of code ends here: so the wait for the next
         # slot stands here, and not at the top of the loop.
         mbarrier.wait(ring.full.index(slot_after.index), slot_after.phase)
+        if IS_MASKED:
+            v = matrices(ring.b, slot_after.index, BLOCK, C)
+            weights = contained(weights, v, place.n, rows, poison, GROUP, S, C)
         acc, weights = wait_for_product_beside(acc, weights, C)
         mbarrier.arrive(ring.empty.index(slot.index), count=1)
         flight = Flight(scaled_rows(acc, alpha, C), weights, m, l)
@@ -268,14 +306,10 @@ def steps(
 
 @gluon.jit
 def softmax(s, m, l, n, rows, IS_MASKED: gl.constexpr, S: gl.constexpr, C: gl.constexpr):
-    """One step of the online softmax over the keys n, n + 1, ...: (weights, what earlier sums are multiplied by, m, l)."""
+    """One step of the online softmax over the keys n, n + 1, ...: (p, the factor of what was summed before, m, l)."""
     BLOCK: gl.constexpr = C.block
     if IS_MASKED:
-        j = n + gl.arange(0, BLOCK, gl.SliceLayout(0, S))
-        documents = None
-        if rows.mask.Streamed is not None:
-            documents = gl.expand_dims(load_documents(rows.mask.Streamed, j, (j >= 0) & (j < rows.T_k)), 0)
-        sees = visible(gl.expand_dims(rows.i, 1), gl.expand_dims(j, 0), rows.mask, documents)
+        sees = visible_tile(n + gl.arange(0, BLOCK, gl.SliceLayout(0, S)), rows)
         s = gl.where(sees, s * rows.qk_scale, float("-inf"))
         m_new = gl.maximum(m, gl.max(s, axis=1))
         # A row that has seen no key yet: its maximum is -inf, and -inf - -inf would be NaN.
@@ -287,6 +321,51 @@ def softmax(s, m, l, n, rows, IS_MASKED: gl.constexpr, S: gl.constexpr, C: gl.co
         p = gl.exp2(s * rows.qk_scale - gl.expand_dims(m_safe, 1))
     alpha = gl.exp2(m - m_safe)
     return p, alpha, m_new, l * alpha + gl.sum(p, axis=1)
+
+
+@gluon.jit
+def visible_tile(j, rows):
+    """(64, block) bool: which of the keys j each row sees."""
+    documents = None
+    if rows.mask.Streamed is not None:
+        documents = gl.expand_dims(load_documents(rows.mask.Streamed, j, (j >= 0) & (j < rows.T_k)), 0)
+    return visible(gl.expand_dims(rows.i, 1), gl.expand_dims(j, 0), rows.mask, documents)
+
+
+@gluon.jit
+def contained(weights, v, n, rows, poison, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr):
+    """Weights of a masked tile, and v made ready for them: NaN (or inf) in V reaches the rows that see it, no others."""
+    BLOCK: gl.constexpr = C.block
+    if nonfinite_in(v, BLOCK, C):
+        contain(v, poison.Marks, poison.together, BLOCK, GROUP, C)
+        p = gl.convert_layout(weights, S)
+        p = gl.where(gl.expand_dims(sees_marked(n, rows, poison.Marks, S, C), 1), float("nan"), p)
+        weights = gl.convert_layout(p, weights.type.layout)
+    return weights
+
+
+@gluon.jit
+def sees_marked(n, rows, Marks, S: gl.constexpr, C: gl.constexpr):
+    """(64,) bool: which rows see one of the keys n, n + 1, ... that are marked. Few at a time: registers are held."""
+    W: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, FEW, 16])  # rows lie as in S
+    few_rows = rows_in(rows, W)
+    found = gl.zeros([ROWS], gl.int32, gl.SliceLayout(1, W))
+    for c in range(C.block // FEW):
+        marked = gl.expand_dims(Marks.index(c).load(gl.SliceLayout(0, W)), 0) != 0
+        sees = visible_tile(n + c * FEW + gl.arange(0, FEW, gl.SliceLayout(0, W)), few_rows)
+        found = found | gl.reduce((sees & marked).to(gl.int32), 1, either)
+    return gl.convert_layout(found, gl.SliceLayout(1, S)) != 0
+
+
+@gluon.jit
+def rows_in(rows, W: gl.constexpr):
+    """Rows, laid out for tiles of layout W."""
+    mask = rows.mask
+    held = None
+    if mask.held is not None:
+        held = gl.convert_layout(mask.held, W)
+    mask = Mask(mask.first_key, mask.end_key, mask.band, held, mask.Streamed)
+    return Rows(gl.convert_layout(rows.i, gl.SliceLayout(1, W)), mask, rows.qk_scale, rows.T_k)
 
 
 @gluon.jit

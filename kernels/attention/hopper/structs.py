@@ -96,3 +96,10 @@ class Rows(NamedTuple):
     mask: Any  # structs.Mask of the portable kernels; `held` are the document ids of the queries, as a column
     qk_scale: Any  # softmax_scale · log2(e)
     T_k: Any
+
+
+class Poison(NamedTuple):
+    """Shared memory for keys (queries, in dK/dV) of a masked tile that hold inf or NaN; device.contain."""
+
+    Marks: Any  # (block,) int32, not 0 for those
+    together: Any  # mbarrier at which all consumers arrive
