@@ -225,7 +225,7 @@ def consumer(
         weights = gl.convert_layout(weights.to(dtype), P)
         slot = next_slot(slot, STAGES)
         mbarrier.wait(ring.full.index(slot.index), slot.phase)
-        weights = contained(weights, matrices(ring.b, slot.index, BLOCK, C), n, rows, poison, GROUP, S, C)
+        l = contained(l, matrices(ring.b, slot.index, BLOCK, C), n, rows, poison, GROUP, S, C)
         flight = Flight(acc, weights, m, l)
         place = Place(slot, turn, n - BLOCK)
 
@@ -296,7 +296,7 @@ def steps(
         mbarrier.wait(ring.full.index(slot_after.index), slot_after.phase)
         if IS_MASKED:
             v = matrices(ring.b, slot_after.index, BLOCK, C)
-            weights = contained(weights, v, place.n, rows, poison, GROUP, S, C)
+            l = contained(l, v, place.n, rows, poison, GROUP, S, C)
         acc, weights = wait_for_product_beside(acc, weights, C)
         mbarrier.arrive(ring.empty.index(slot.index), count=1)
         flight = Flight(scaled_rows(acc, alpha, C), weights, m, l)
@@ -333,15 +333,16 @@ def visible_tile(j, rows):
 
 
 @gluon.jit
-def contained(weights, v, n, rows, poison, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr):
-    """Weights of a masked tile, and v made ready for them: NaN (or inf) in V reaches the rows that see it, no others."""
+def contained(l, v, n, rows, poison, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr):
+    """Make v, the values of a masked tile, fit for weights that are 0: inf and NaN must reach only rows that see them.
+
+    They become 0; the sums l of the rows that see them become NaN, and so will their outputs and lse.
+    """
     BLOCK: gl.constexpr = C.block
     if nonfinite_in(v, BLOCK, C):
         contain(v, poison.Marks, poison.together, BLOCK, GROUP, C)
-        p = gl.convert_layout(weights, S)
-        p = gl.where(gl.expand_dims(sees_marked(n, rows, poison.Marks, S, C), 1), float("nan"), p)
-        weights = gl.convert_layout(p, weights.type.layout)
-    return weights
+        l = gl.where(sees_marked(n, rows, poison.Marks, S, C), float("nan"), l)
+    return l
 
 
 @gluon.jit
