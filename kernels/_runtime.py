@@ -118,6 +118,7 @@ def is_interpreting() -> bool:
 
 
 interpreting = False  # what `interpret()` sets
+simulating = False  # what `benchmarks.softgpu.driver.simulate()` sets beside it: CPU tensors, and compiled kernels
 INTERPRETED_PROCESS = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 

@@ -298,7 +298,8 @@ def simulate(
     with contextlib.ExitStack() as undo:
         undo.enter_context(_runtime.pretend(target))
         undo.callback(setattr, _runtime, "interpreting", _runtime.interpreting)
-        _runtime.interpreting = True  # CPU tensors are let through
+        undo.callback(setattr, _runtime, "simulating", _runtime.simulating)
+        _runtime.interpreting = _runtime.simulating = True  # CPU tensors are let through
         undo.enter_context(attached(simulator, Driver(lambda: _pretended(target))))
         if poison:
             undo.enter_context(poisoned_memory())

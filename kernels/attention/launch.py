@@ -16,6 +16,7 @@ from . import backward as device_backward
 from . import forward as device_forward
 from . import structs, tiles
 from .descriptors import descriptors
+from .hopper import choice
 from .host import band, check_positions, check_steps, grid, hidden_keys
 
 LOG2_E = 1.4426950408889634
@@ -38,6 +39,14 @@ def forward(
         return empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
 
     target, itemsize = _runtime.target_of(q), q.element_size()
+    if choice.takes_gluon("forward", target, dropout_p, q, k, v):
+        from .hopper import launch as hopper
+
+        out, lse = empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
+        with _runtime.on_device_of(q):
+            hopper.forward(q, k, v, out, lse, key_starts, key_lengths, document_ids, softmax_scale, causal, left, right)
+        return out, lse
+
     is_wide = H * D >= WIDE_STRIDE or has_wide_strides(q, k, v)  # rows of out are H * D apart
     tile = tiles.forward(target, itemsize, D, roomy=dropout_p > 0.0, T_q=T_q, heads=B * H)
     plan = _plan(

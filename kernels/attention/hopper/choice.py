@@ -64,7 +64,7 @@ def takes_gluon(kernel: str, target: _runtime.Target, dropout_p: float, *tensors
 
 def why_not(kernel: str, target: _runtime.Target, dropout_p: float, *tensors: Tensor) -> str | None:
     """Why Gluon's `kernel` cannot take this call, and what to do; None if it can."""
-    if _runtime.is_interpreting():
+    if _runtime.is_interpreting() and not _runtime.simulating:
         return "Gluon has no interpreter; run on a GPU"
     layouts = []
     for x in tensors:

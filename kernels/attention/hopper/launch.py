@@ -1,0 +1,81 @@
+"""Launch: what Hopper's kernels are called with. Tensors are allocated by the launch above, which calls these functions.
+
+Each takes, after its tensors, what hides keys and the scale, as the operator has them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ... import _runtime
+from ..._runtime import cdiv
+from .. import tiles as portable_tiles
+from ..host import band, check_positions, check_steps, grid, hidden_keys
+from . import forward as device_forward
+from . import structs, tiles
+from .descriptors import descriptors
+
+LOG2_E = 1.4426950408889634
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    key_starts: Tensor | None, key_lengths: Tensor | None, document_ids: Tensor | None,
+    softmax_scale: float, causal: bool, left: int, right: int,
+) -> None:  # fmt: skip
+    """out (B, H, T_q, D) and lse (B, H, T_q)."""
+    H, T_q, T_k = q.shape[1], q.shape[2], k.shape[2]
+    hides = key_starts is not None or document_ids is not None
+    plan = _plan("forward", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
+    tile = plan.tile
+    device_forward.hopper_forward_kernel[plan.grid](
+        *descriptors(q, tiles.ROWS), *descriptors(k, tile.block), *descriptors(v, tile.block),
+        *descriptors(out, tiles.ROWS), lse,
+        hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.rows),
+        T_q, T_k, H, plan.group, plan.heads, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E,
+        plan.C, num_warps=4,
+    )  # fmt: skip
+
+
+class Plan(NamedTuple):
+    """How a kernel is launched, but for its tensors."""
+
+    grid: tuple[int]
+    tile: tiles.Tile
+    lower: int | None  # the band, see masks.py
+    upper: int | None
+    heads: int  # B · H; of dK/dV, B · H_kv
+    heads_per_section: int  # see masks.tile_of
+    group: int  # query heads that share a key head
+    C: structs.Config
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    kernel: str, target: _runtime.Target, q_shape: tuple[int, ...], k_shape: tuple[int, ...],
+    causal: bool, left: int, right: int, hides_first_keys: bool,
+) -> Plan:  # fmt: skip
+    """The Plan of `kernel` (forward, dkdv, dq); every layer asks for the same."""
+    B, H, T_q, D = q_shape
+    H_kv, T_k = k_shape[1:3]
+    group = H // H_kv
+    name = "flash_attention" if kernel == "forward" else "flash_attention's backward"
+    check_positions(name, T_q, T_k)
+    of_keys = kernel == "dkdv"
+    heads, rows = (B * H_kv, T_k) if of_keys else (B * H, T_q)
+    tile = tiles.tile(kernel, D, rows, heads, target.num_sms)
+    if of_keys:
+        check_steps(name, T_q, group, tile.block)
+        section = portable_tiles.heads_per_section(target, 4 * group * T_q * D, 1)
+    else:
+        section = portable_tiles.heads_per_section(target, 4 * T_k * D, group)
+    items = grid(name, cdiv(rows, tile.rows) * heads)[0]
+    lower, upper = band(T_q, T_k, causal, left, right)
+    C = structs.Config(
+        D, *portable_tiles.split_head_dim(D), tile.block, tile.stages, tile.consumers, tile.out_apart,
+        lower is not None or hides_first_keys, group if of_keys else 0,
+    )  # fmt: skip
+    return Plan((tiles.programs(items, target.num_sms),), tile, lower, upper, heads, min(section, heads), group, C)
