@@ -66,7 +66,7 @@ WITH_KERNELS = [
 @pytest.mark.parametrize("path", WITH_KERNELS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_kernel_says_who_launches_it(path):
     module = ast.parse(path.read_text())
-    hosts = [path.with_name("launch.py"), KERNELS / "_partials.py"]
+    hosts = [path.with_name("launch.py"), path.with_name("host.py"), KERNELS / "_partials.py"]
     launching = {
         f"{host.stem}.{node.name}": names_in(node)
         for host in hosts if host.exists()

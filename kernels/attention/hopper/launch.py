@@ -1,4 +1,4 @@
-"""Launch: what Hopper's kernels are called with. Tensors are allocated by the launch above, which calls these functions.
+"""Launch: what Hopper's kernels are called with. The launch above allocates, and calls these functions.
 
 Each takes, after its tensors, what hides keys and the scale, as the operator has them.
 """
@@ -29,7 +29,7 @@ def forward(
     """out (B, H, T_q, D) and lse (B, H, T_q)."""
     H, T_q, T_k = q.shape[1], q.shape[2], k.shape[2]
     hides = key_starts is not None or document_ids is not None
-    plan = _plan("forward", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
+    plan = plan_of("forward", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
     tile = plan.tile
     device_forward.hopper_forward_kernel[plan.grid](
         *descriptors(q, tiles.ROWS), *descriptors(k, tile.block), *descriptors(v, tile.block),
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(
+def plan_of(
     kernel: str, target: _runtime.Target, q_shape: tuple[int, ...], k_shape: tuple[int, ...],
     causal: bool, left: int, right: int, hides_first_keys: bool,
 ) -> Plan:  # fmt: skip

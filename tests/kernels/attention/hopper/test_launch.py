@@ -76,7 +76,7 @@ def test_what_gluon_cannot_take_is_taken_by_the_portable_kernels(hopper, seed, l
 def test_where_gluon_is_asked_for_and_cannot_be_is_an_error(hopper, launched, monkeypatch):
     monkeypatch.setattr(choice, "setting", "gluon")
     q, k, v = random_qkv(hopper, 1, 2, 128, 128, 64)
-    with pytest.raises(ValueError, match="flash_attention: FASTGPT_ATTENTION=gluon, but .*float32"):
+    with pytest.raises(ValueError, match=r"flash_attention: FASTGPT_ATTENTION=gluon, but .*float32"):
         flash_attention(q, k, v)
     assert not launched
 
