@@ -44,7 +44,9 @@ def forward(
 
         out, lse = empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
         with _runtime.on_device_of(q):
-            hopper.forward(q, k, v, out, lse, key_starts, key_lengths, document_ids, softmax_scale, causal, left, right)
+            hopper.run_forward(
+                q, k, v, out, lse, key_starts, key_lengths, document_ids, softmax_scale, causal, left, right
+            )
         return out, lse
 
     is_wide = H * D >= WIDE_STRIDE or has_wide_strides(q, k, v)  # rows of out are H * D apart

@@ -21,7 +21,7 @@ from .descriptors import descriptors
 LOG2_E = 1.4426950408889634
 
 
-def forward(
+def run_forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     key_starts: Tensor | None, key_lengths: Tensor | None, document_ids: Tensor | None,
     softmax_scale: float, causal: bool, left: int, right: int,
