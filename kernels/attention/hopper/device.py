@@ -174,7 +174,7 @@ def either(a, b):
 def nonfinite_in_part(tile, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr):
     """Not 0 if a number in `tile` (NUM_ROWS, COLUMNS), in shared memory, is inf or NaN: two at a time, by exponents."""
     WORDS: gl.constexpr = COLUMNS // 2
-    CHUNK: gl.constexpr = min(NUM_ROWS, 2048 // COLUMNS)  # rows at a time: 8 words a thread
+    CHUNK: gl.constexpr = min(NUM_ROWS, max(8, 1024 // COLUMNS))  # rows at a time: swizzled by eights
     # An exponent of all ones plus its last bit carries into the sign, and no other does.
     EXPONENT: gl.constexpr = 0x7F807F80 if tile.dtype == gl.bfloat16 else 0x7C007C00
     LAST: gl.constexpr = 0x00800080 if tile.dtype == gl.bfloat16 else 0x04000400
@@ -202,7 +202,7 @@ def nonfinite_in(tiles, NUM_ROWS: gl.constexpr, C: gl.constexpr):
 @gluon.jit
 def clean_part(tile, Marks, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr, IS_FIRST: gl.constexpr):
     """0 in the place of inf and NaN in `tile`; Marks[row] is not 0 where a row had one, here or (not IS_FIRST) before."""
-    CHUNK: gl.constexpr = min(NUM_ROWS, 1024 // COLUMNS)  # rows at a time: 8 numbers a thread
+    CHUNK: gl.constexpr = min(NUM_ROWS, max(8, 1024 // COLUMNS))  # rows at a time
     THREADS: gl.constexpr = min(COLUMNS // 8, 32)
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // THREADS, THREADS], [4, 1], [1, 0])
     for row in gl.static_range(0, NUM_ROWS, CHUNK):

@@ -17,8 +17,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..masks import documents_of_sequence, key_bounds, load_documents, tile_runs, visible
-from ..structs import Band, Mask, Pair, Runs
+from ..masks import documents_of_sequence, key_bounds, load_documents, tile_runs
+from ..structs import Band, Pair, Runs
 from .device import (
     FEW,
     LN_2,
@@ -89,14 +89,14 @@ def hopper_forward_kernel(
             (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 0)),
             (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 1)),
             (producer, (q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C)),
-        ], [4, 1], [240, 24])  # fmt: skip
+        ], [4, 1], [232, 40])  # fmt: skip
     else:
         gl.warp_specialize([
             (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 0)),
             (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 1)),
             (consumer, (out_desc, Lse, masks, sizes, bounds, qk_scale, queries, out_tiles, ring, turns, poison, C, 2)),
             (producer, (q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C)),
-        ], [4, 4, 1], [160, 160, 24])  # fmt: skip
+        ], [4, 4, 1], [160, 160, 32])  # fmt: skip
 
 
 @gluon.jit
@@ -203,13 +203,7 @@ def consumer(
         count = runs.num_left + runs.num_full + runs.num_right
         first_row = tile * TALL + GROUP * ROWS
         i = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, S))
-        first_key, end_key = key_bounds(masks, b, sizes.T_k)
-        Documents, documents = None, None
-        if masks.Documents is not None:
-            Documents = documents_of_sequence(masks, b, sizes.T_k)
-            documents = gl.expand_dims(load_documents(Documents, sizes.T_k - sizes.T_q + i, i < sizes.T_q), 1)
-        mask = Mask(first_key, end_key, Band(bounds.lower, bounds.upper), documents, Documents)
-        rows = Rows(i, mask, qk_scale, sizes.T_k)
+        rows = rows_of(i, masks, sizes, bounds, b, qk_scale)
         n = runs.left + (count - 1) * BLOCK
 
         # The first tile, by itself: there is no product of weights yet that could run beside it.
@@ -309,27 +303,47 @@ def softmax(s, m, l, n, rows, IS_MASKED: gl.constexpr, S: gl.constexpr, C: gl.co
     """One step of the online softmax over the keys n, n + 1, ...: (p, the factor of what was summed before, m, l)."""
     BLOCK: gl.constexpr = C.block
     if IS_MASKED:
-        sees = visible_tile(n + gl.arange(0, BLOCK, gl.SliceLayout(0, S)), rows)
-        s = gl.where(sees, s * rows.qk_scale, float("-inf"))
-        m_new = gl.maximum(m, gl.max(s, axis=1))
-        # A row that has seen no key yet: its maximum is -inf, and -inf - -inf would be NaN.
+        sees = visible_tile(n, gl.arange(0, BLOCK, gl.SliceLayout(0, S)), rows)
+        s = gl.where(sees, s, float("-inf"))  # times a scale that is not 0
+    m_new = gl.maximum(m, gl.max(s, axis=1) * rows.qk_scale)
+    m_safe = m_new
+    if IS_MASKED:  # a row that has seen no key yet: its maximum is -inf, and -inf - -inf would be NaN
         m_safe = gl.where(m_new == float("-inf"), 0.0, m_new)
-        p = gl.exp2(s - gl.expand_dims(m_safe, 1))
-    else:
-        m_new = gl.maximum(m, gl.max(s, axis=1) * rows.qk_scale)
-        m_safe = m_new
-        p = gl.exp2(s * rows.qk_scale - gl.expand_dims(m_safe, 1))
+    p = gl.exp2(s * rows.qk_scale - gl.expand_dims(m_safe, 1))
     alpha = gl.exp2(m - m_safe)
     return p, alpha, m_new, l * alpha + gl.sum(p, axis=1)
 
 
 @gluon.jit
-def visible_tile(j, rows):
-    """(64, block) bool: which of the keys j each row sees."""
-    documents = None
-    if rows.mask.Streamed is not None:
-        documents = gl.expand_dims(load_documents(rows.mask.Streamed, j, (j >= 0) & (j < rows.T_k)), 0)
-    return visible(gl.expand_dims(rows.i, 1), gl.expand_dims(j, 0), rows.mask, documents)
+def rows_of(i, masks, sizes, bounds, b, qk_scale):
+    """Rows of the queries i (64,) of sequence b."""
+    first_key, end_key = key_bounds(masks, b, sizes.T_k)
+    last = gl.zeros_like(i) + end_key - 1
+    if bounds.upper is not None:
+        last = gl.minimum(last, i + bounds.upper)
+    first = None
+    if masks.KeyStarts is not None:
+        first = gl.zeros_like(i) + first_key
+    if bounds.lower is not None:
+        first = gl.maximum(i + bounds.lower, first_key)
+    Documents, documents = None, None
+    if masks.Documents is not None:
+        Documents = documents_of_sequence(masks, b, sizes.T_k)
+        documents = gl.expand_dims(load_documents(Documents, sizes.T_k - sizes.T_q + i, i < sizes.T_q), 1)
+    return Rows(first, last, documents, Documents, sizes.T_k, qk_scale)
+
+
+@gluon.jit
+def visible_tile(n, c, rows):
+    """(64, columns) bool: which of the keys n + c, c (columns,), each row sees."""
+    c_row = gl.expand_dims(c, 0)
+    sees = c_row <= gl.expand_dims(rows.last - n, 1)
+    if rows.first is not None:
+        sees = sees & (c_row >= gl.expand_dims(rows.first - n, 1))
+    if rows.documents is not None:
+        j = n + c
+        sees = sees & (rows.documents == gl.expand_dims(load_documents(rows.Documents, j, j < rows.T_k), 0))
+    return sees
 
 
 @gluon.jit
@@ -353,7 +367,7 @@ def sees_marked(n, rows, Marks, S: gl.constexpr, C: gl.constexpr):
     found = gl.zeros([ROWS], gl.int32, gl.SliceLayout(1, W))
     for c in range(C.block // FEW):
         marked = gl.expand_dims(Marks.index(c).load(gl.SliceLayout(0, W)), 0) != 0
-        sees = visible_tile(n + c * FEW + gl.arange(0, FEW, gl.SliceLayout(0, W)), few_rows)
+        sees = visible_tile(n + c * FEW, gl.arange(0, FEW, gl.SliceLayout(0, W)), few_rows)
         found = found | gl.reduce((sees & marked).to(gl.int32), 1, either)
     return gl.convert_layout(found, gl.SliceLayout(1, S)) != 0
 
@@ -361,12 +375,13 @@ def sees_marked(n, rows, Marks, S: gl.constexpr, C: gl.constexpr):
 @gluon.jit
 def rows_in(rows, W: gl.constexpr):
     """Rows, laid out for tiles of layout W."""
-    mask = rows.mask
-    held = None
-    if mask.held is not None:
-        held = gl.convert_layout(mask.held, W)
-    mask = Mask(mask.first_key, mask.end_key, mask.band, held, mask.Streamed)
-    return Rows(gl.convert_layout(rows.i, gl.SliceLayout(1, W)), mask, rows.qk_scale, rows.T_k)
+    first, documents = None, None
+    if rows.first is not None:
+        first = gl.convert_layout(rows.first, gl.SliceLayout(1, W))
+    if rows.documents is not None:
+        documents = gl.convert_layout(rows.documents, W)
+    last = gl.convert_layout(rows.last, gl.SliceLayout(1, W))
+    return Rows(first, last, documents, rows.Documents, rows.T_k, rows.qk_scale)
 
 
 @gluon.jit

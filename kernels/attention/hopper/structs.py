@@ -90,12 +90,14 @@ class Place(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What decides the weights of a consumer's 64 queries."""
+    """What decides the weights of a consumer's 64 queries: each sees the keys from first to last, of its document."""
 
-    i: Any  # (64,) query indices
-    mask: Any  # structs.Mask of the portable kernels; `held` are the document ids of the queries, as a column
-    qk_scale: Any  # softmax_scale · log2(e)
+    first: Any  # (64,) int32; None: 0
+    last: Any  # (64,) int32
+    documents: Any  # (64, 1) document ids of the queries; None: no documents
+    Documents: Any  # pointer to the document ids of the keys
     T_k: Any
+    qk_scale: Any  # softmax_scale · log2(e)
 
 
 class Poison(NamedTuple):
