@@ -201,7 +201,7 @@ def nonfinite_in(tiles, NUM_ROWS: gl.constexpr, C: gl.constexpr):
 
 @gluon.jit
 def clean_part(tile, Marks, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr, IS_FIRST: gl.constexpr):
-    """0 in the place of inf and NaN in `tile`; Marks[row] is not 0 where a row had one, here or (not IS_FIRST) before."""
+    """0 in the place of inf and NaN in `tile`, and a mark, not 0, for its rows: added to others unless IS_FIRST."""
     CHUNK: gl.constexpr = min(NUM_ROWS, max(8, 1024 // COLUMNS))  # rows at a time
     THREADS: gl.constexpr = min(COLUMNS // 8, 32)
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // THREADS, THREADS], [4, 1], [1, 0])

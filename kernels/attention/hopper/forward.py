@@ -1,11 +1,11 @@
 """Device code: the attention forward on Hopper, warp-specialised as in FlashAttention-3 (Shah et al. 2024).
 
-    producer     K(0) | K(1) V(0) | K(2) V(1) | ...        slots of a ring, one after the other, over all of a CTA's items
+    producer     K(0) | K(1) V(0) | K(2) V(1) | ...      slots of a ring, one after the other, over all of a CTA's items
     consumer 0   QK(i) and PV(i-1) issued together, softmax(i) under PV(i-1) and under the other consumers' products
     consumer 1   the same, half a step later: the consumers take turns at issuing
 
-Keys run from the last tile that a query sees to the first: tiles at the diagonal and at the end, which need a mask, then
-the full ones, then those that a window or padding cuts on the left.
+Keys run from the last tile that a query sees to the first: tiles at the diagonal and at the end, which need a mask,
+then the full ones, then those that a window or padding cuts on the left.
 """
 
 from triton.experimental import gluon
@@ -214,7 +214,7 @@ def consumer(
         mbarrier.arrive(ring.empty.index(slot.index), count=1)
         m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
         l = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, S))
-        weights, alpha, m, l = softmax(s, m, l, n, rows, True, S, C)
+        weights, _, m, l = softmax(s, m, l, n, rows, True, S, C)
         acc = Pair(gl.zeros([ROWS, D_LOW], gl.float32, LOW), gl.zeros([ROWS, max(D_HIGH, 16)], gl.float32, HIGH))
         weights = gl.convert_layout(weights.to(dtype), P)
         slot = next_slot(slot, STAGES)
@@ -224,13 +224,10 @@ def consumer(
         place = Place(slot, turn, n - BLOCK)
 
         # The next ones: masked, full, masked.
-        num_right = gl.maximum(runs.num_right - 1, 0)
-        num_full = gl.minimum(runs.num_full, count - 1 - num_right)
-        flight, place = steps(flight, place, num_right, q, ring, turns, poison, rows, True, GROUP, S, C)
-        flight, place = steps(flight, place, num_full, q, ring, turns, poison, rows, False, GROUP, S, C)
+        flight, place = steps(flight, place, runs.right, q, ring, turns, poison, rows, True, GROUP, S, C)
+        flight, place = steps(flight, place, runs.full, q, ring, turns, poison, rows, False, GROUP, S, C)
         if HAS_LEFT:
-            num_left = count - 1 - num_right - num_full
-            flight, place = steps(flight, place, num_left, q, ring, turns, poison, rows, True, GROUP, S, C)
+            flight, place = steps(flight, place, runs.left, q, ring, turns, poison, rows, True, GROUP, S, C)
         slot, turn = place.slot, place.turn
         if OUT_APART:
             mbarrier.arrive(queries.empty.index(GROUP), count=1)
@@ -256,24 +253,14 @@ def consumer(
 
 @gluon.jit
 def steps(
-    flight,
-    place,
-    count,
-    q,
-    ring,
-    turns,
-    poison,
-    rows,
-    IS_MASKED: gl.constexpr,
-    GROUP: gl.constexpr,
-    S: gl.constexpr,
-    C: gl.constexpr,
-):
-    """`count` tiles of keys from place.n downwards. K of the first is there, beside V of the tile before it."""
+    flight, place, stop, q, ring, turns, poison, rows,
+    IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr,
+):  # fmt: skip
+    """Tiles of keys from place.n down to `stop`. K of the first is there, beside V of the tile before it."""
     BLOCK: gl.constexpr = C.block
     STAGES: gl.constexpr = C.stages
     CONSUMERS: gl.constexpr = C.consumers
-    for _ in range(count):
+    while place.n >= stop:
         slot = place.slot
         if CONSUMERS > 1:
             mbarrier.wait(turns.index(GROUP), place.turn)

@@ -1,7 +1,7 @@
 """What Hopper's attention kernels hand on together: NamedTuples, made by the launch or at a kernel's head.
 
-A warpgroup (4 warps) that multiplies is a consumer; it holds 64 rows of the CTA's tile. One producer warp loads for all.
-A head_dim that is no power of two lies in two tiles side by side, of d_low and d_high columns: a `Pair` of them.
+A warpgroup (4 warps) that multiplies is a consumer; it holds 64 rows of the CTA's tile. One producer warp loads for
+all. A head_dim that is no power of two lies in two tiles side by side, of d_low and d_high columns: a `Pair` of them.
 """
 
 from __future__ import annotations
