@@ -54,7 +54,7 @@ def takes_gluon(kernel: str, target: _runtime.Target, dropout_p: float, *tensors
     """
     if setting == "triton" or (setting == "auto" and target.arch != "sm_90"):
         return False
-    reason = why_not(kernel, target, dropout_p, *tensors)
+    reason = gluon_why_not(kernel, target, dropout_p, *tensors)
     if setting == "auto":
         return reason is None and min(tensors[0].shape[2], tensors[1].shape[2]) >= MIN_ROWS
     if reason is not None:
@@ -62,7 +62,7 @@ def takes_gluon(kernel: str, target: _runtime.Target, dropout_p: float, *tensors
     return True
 
 
-def why_not(kernel: str, target: _runtime.Target, dropout_p: float, *tensors: Tensor) -> str | None:
+def gluon_why_not(kernel: str, target: _runtime.Target, dropout_p: float, *tensors: Tensor) -> str | None:
     """Why Gluon's `kernel` cannot take this call, and what to do; None if it can."""
     if _runtime.is_interpreting() and not _runtime.simulating:
         return "Gluon has no interpreter; run on a GPU"
@@ -71,7 +71,7 @@ def why_not(kernel: str, target: _runtime.Target, dropout_p: float, *tensors: Te
         if x.data_ptr() % 16:
             return UNALIGNED
         layouts.append((x.shape, x.stride()))
-    return _why_not(kernel, target, tensors[0].dtype, dropout_p > 0.0, *layouts) or _version_why_not()
+    return _call_why_not(kernel, target, tensors[0].dtype, dropout_p > 0.0, *layouts) or _version_why_not()
 
 
 UNALIGNED = (
@@ -81,11 +81,11 @@ UNALIGNED = (
 
 
 @functools.lru_cache(maxsize=4096)
-def _why_not(
+def _call_why_not(
     kernel: str, target: _runtime.Target, dtype: torch.dtype, has_dropout: bool,
     *layouts: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> str | None:  # fmt: skip
-    """`why_not`, from what calls have in common: every layer of a model asks for the same."""
+    """`gluon_why_not`, from what calls have in common: every layer of a model asks for the same."""
     head_dim = layouts[0][0][3]
     if target.arch != "sm_90":
         return f"these kernels are for Hopper, sm_90, and not for {target.arch}; run on an H100 or H200"
