@@ -202,7 +202,7 @@ def nonfinite_in(tiles, NUM_ROWS: gl.constexpr, C: gl.constexpr):
 @gluon.jit
 def clean_part(tile, Marks, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr, IS_FIRST: gl.constexpr):
     """0 in the place of inf and NaN in `tile`, and a mark, not 0, for its rows: added to others unless IS_FIRST."""
-    CHUNK: gl.constexpr = min(NUM_ROWS, max(8, 1024 // COLUMNS))  # rows at a time
+    CHUNK: gl.constexpr = min(FEW, max(8, 1024 // COLUMNS))  # rows at a time
     THREADS: gl.constexpr = min(COLUMNS // 8, 32)
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // THREADS, THREADS], [4, 1], [1, 0])
     for row in gl.static_range(0, NUM_ROWS, CHUNK):
