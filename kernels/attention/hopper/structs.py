@@ -105,3 +105,31 @@ class Poison(NamedTuple):
 
     Marks: Any  # (block,) int32, not 0 for those
     together: Any  # mbarrier at which all consumers arrive
+
+
+class HeldKeys(NamedTuple):
+    """Tiles in shared memory that a CTA of dK/dV holds while it works on an item, 64 keys for each consumer."""
+
+    k: Any  # Pair of (sets * consumers, 1, 1, 64, columns)
+    v: Any  # Pair of the same
+    full: Any  # (sets * consumers) mbarriers: both have come
+    empty: Any  # (sets * consumers) mbarriers: both have been read, and what was staged over them
+
+
+class QueryRing(NamedTuple):
+    """A `Ring` of queries for dK/dV."""
+
+    q: Any  # Pair of (stages, 1, 1, block, columns)
+    dout: Any  # Pair of the same
+    lse2: Any  # (stages, 1, block) float32
+    delta: Any  # the same
+    full: Any
+    empty: Any
+
+
+class QueryPlace(NamedTuple):
+    """Where a consumer of dK/dV is in the ring."""
+
+    slot: Any  # Slot
+    before: Any  # index of the slot before it
+    left: Any  # how many steps of the item are left, this one included
