@@ -131,5 +131,6 @@ class QueryPlace(NamedTuple):
     """Where a consumer of dK/dV is in the ring."""
 
     slot: Any  # Slot
-    before: Any  # index of the slot before it
+    before: Any  # index of the slot before it, or where that was not read its own
+    is_owed: Any  # whether dK is still to come of the slot before it
     left: Any  # how many steps of the item are left, this one included
