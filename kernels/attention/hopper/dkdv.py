@@ -4,8 +4,8 @@
     consumer 0   a step (dkdv_step.py) on each slot, for the first 64 keys
     consumer 1   the same, for the other 64: it works while consumer 0 waits, and the other way round
 
-An item's queries are those of all heads of the group, in a fixed order: every gradient has one writer, and the same bits
-on every run. Tiles that a mask cuts come first, then the full ones.
+An item's queries are those of all heads of the group, in a fixed order: every gradient has one writer, and the same
+bits on every run. Tiles that a mask cuts come first, then the full ones.
 """
 
 from triton.experimental import gluon
@@ -25,12 +25,11 @@ from .device import (
     next_slot,
     num_items,
     pair_bytes,
-    start_product,
     store_pair,
     tiles_like,
     warpgroup_barrier,
 )
-from .dkdv_step import dk_lags, dkdv_step, skip, unseen_tiles, wait_for_product
+from .dkdv_step import dk_lags, dkdv_step, skip, unseen_tiles, with_owed
 from .structs import Bounds, Descriptors, HeldKeys, QueryPlace, QueryRing, Sizes, Slot
 
 
@@ -230,10 +229,7 @@ def consumer(
         slot = place.slot
         dk, dv = grads.k, grads.v
         if dk_lags(C):
-            if place.is_owed:  # noqa: SIM102 (dk_lags is known at compile time)
-                dk = start_product(ds, matrices(ring.q, place.before, BLOCK, C), dk, C)
-                dk, ds = wait_for_product(dk, ds, C)
-                mbarrier.arrive(ring.empty.index(place.before), count=1)
+            dk = with_owed(dk, ds, place, ring, C)
 
         # A warp has waited for its own quarter of the products; all do, before the tiles that they read are written.
         warpgroup_barrier()

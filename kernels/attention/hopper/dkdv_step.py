@@ -10,9 +10,9 @@ never leave the registers. The step for the tile c of queries:
     wait for dV            give slot c - 1 back
 
 So every product has work of its own warpgroup beside it, and none is in flight from one step to the next, where ptxas
-would serialise all of them. A product that needs what a warp has just computed keeps ptxas from moving that below a wait.
-Where there are no registers for dS to stay in until the next step (`dk_lags`), dK follows it at once, and has the other
-consumer's work beside it.
+would serialise all of them. A product that needs what a warp has just computed keeps ptxas from moving that below the
+wait. Where there are no registers for dS to stay in until the next step (`dk_lags`), dK follows it at once, and has the
+other consumer's work beside it.
 """
 
 from triton.experimental import gluon
@@ -89,6 +89,17 @@ def dkdv_step(
 
 
 @gluon.jit
+def with_owed(dk, ds, place, ring, C: gl.constexpr):
+    """dK, complete, where it lags."""
+    BLOCK: gl.constexpr = C.block
+    if place.is_owed:
+        dk = start_product(ds, matrices(ring.q, place.before, BLOCK, C), dk, C)
+        dk, ds = wait_for_product(dk, ds, C)
+        mbarrier.arrive(ring.empty.index(place.before), count=1)
+    return dk
+
+
+@gluon.jit
 def numbers(rows, index, C: gl.constexpr):
     """(block,) float32 in shared memory: lse2 or delta of a slot."""
     BLOCK: gl.constexpr = C.block
@@ -97,7 +108,7 @@ def numbers(rows, index, C: gl.constexpr):
 
 @gluon.jit
 def wait_beside_dv(dk, dv, dpT, weights, LAGS: gl.constexpr, C: gl.constexpr):
-    """Wait for dpT, and for dK where it lags. dV, which was started last, runs on, and with it its operand `weights`."""
+    """Wait for dpT, and for dK where it lags. dV, which was started last, runs on, as its operand `weights` does."""
     if C.d_high == 0:
         if LAGS:
             dk_low, dv_low, dpT, weights = warpgroup_mma_wait(1, deps=[dk.low, dv.low, dpT, weights])
