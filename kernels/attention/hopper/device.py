@@ -171,20 +171,26 @@ def either(a, b):
 
 
 @gluon.jit
+def exponent_carries(words, dtype: gl.constexpr):
+    """32-bit words of two numbers each, of `dtype`: the sign of each half is set where its exponent is all ones."""
+    # An exponent of all ones plus its last bit carries into the sign, and no other does.
+    EXPONENT: gl.constexpr = 0x7F807F80 if dtype == gl.bfloat16 else 0x7C007C00
+    LAST: gl.constexpr = 0x00800080 if dtype == gl.bfloat16 else 0x04000400
+    return (words & EXPONENT) + LAST
+
+
+@gluon.jit
 def nonfinite_in_part(tile, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr):
     """Not 0 if a number in `tile` (NUM_ROWS, COLUMNS), in shared memory, is inf or NaN: two at a time, by exponents."""
     WORDS: gl.constexpr = COLUMNS // 2
     CHUNK: gl.constexpr = min(NUM_ROWS, max(8, 1024 // COLUMNS))  # rows at a time: swizzled by eights
-    # An exponent of all ones plus its last bit carries into the sign, and no other does.
-    EXPONENT: gl.constexpr = 0x7F807F80 if tile.dtype == gl.bfloat16 else 0x7C007C00
-    LAST: gl.constexpr = 0x00800080 if tile.dtype == gl.bfloat16 else 0x04000400
     SHARED: gl.constexpr = words_shared_layout(tile.layout.swizzle_byte_width)
     LAYOUT: gl.constexpr = words_layout(WORDS)
     words = tile._reinterpret(gl.int32, [NUM_ROWS, WORDS], SHARED)
     found = gl.zeros([CHUNK, WORDS], gl.int32, LAYOUT)
     for row in gl.static_range(0, NUM_ROWS, CHUNK):
-        found = found | ((words.slice(row, CHUNK).load(LAYOUT) & EXPONENT) + LAST)
-    found = gl.reduce(gl.reduce(found, 1, either), 0, either)
+        found = found | exponent_carries(words.slice(row, CHUNK).load(LAYOUT), tile.dtype)
+    found = gl.reduce(gl.reshape(found, [CHUNK * WORDS]), 0, either)
     return (found >> 15) & 0x00010001
 
 

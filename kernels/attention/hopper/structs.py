@@ -134,3 +134,47 @@ class QueryPlace(NamedTuple):
     before: Any  # index of the slot before it, or where that was not read its own
     is_owed: Any  # whether dK is still to come of the slot before it
     left: Any  # how many steps of the item are left, this one included
+
+
+class HeldQueries(NamedTuple):
+    """Tiles in shared memory that a CTA of dQ holds while it works on an item, 64 rows for each consumer."""
+
+    q: Any  # Pair of (consumers, 1, 1, 64, columns)
+    dout: Any  # Pair of the same
+    full: Any  # (consumers) mbarriers: both have come
+    empty: Any  # (consumers) mbarriers: both have been read
+
+
+class Statistics(NamedTuple):
+    """What the backward knows of each query: pointers to (B, H, T_q) float32, rows `row_stride` apart."""
+
+    Lse2: Any
+    Delta: Any
+    row_stride: Any
+
+
+class Reach(NamedTuple):
+    """The tiles of keys that a row of a consumer may see: those with start < n < stop, n being a tile's first key."""
+
+    start: Any
+    stop: Any
+
+
+class DQItem(NamedTuple):
+    """What a consumer of dQ works on: 64 queries of one head."""
+
+    q: Any  # HeldQueries.q
+    dout: Any  # HeldQueries.dout
+    lse2: Any  # (64, 1) lse / ln 2
+    delta: Any  # (64, 1)
+    rows: Rows
+    reach: Reach
+    other: Reach  # of the other consumer
+    last: Any  # first key of the tile that comes last
+
+
+class DQPlace(NamedTuple):
+    """Where a consumer of dQ is."""
+
+    slot: Any  # Slot
+    n: Any  # first key of its tile

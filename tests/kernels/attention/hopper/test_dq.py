@@ -1,0 +1,134 @@
+"""dQ on Hopper, compiled and executed by the simulated GPU: values, races, and keys that are not finite."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from benchmarks.softgpu.driver import simulate
+from benchmarks.softgpu.engine import Settings
+from fastgpt.kernels import reference
+from fastgpt.kernels.attention.hopper.descriptors import descriptors
+from fastgpt.kernels.attention.hopper.dq import hopper_dq_kernel
+from fastgpt.kernels.attention.hopper.structs import Config
+from fastgpt.kernels.attention.host import band, hidden_keys
+from fastgpt.kernels.attention.tiles import split_head_dim
+from tests.support.budget import GRADIENT, assert_all_within_budget, exactly
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU's driver is in this process")
+ADVERSARY = Settings(schedule="worst", landing="random", seed=11)
+
+
+class Problem(NamedTuple):
+    """Tensors (B, heads, T, D) on heads-last memory, and the arguments of flash_attention."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    dout: Tensor
+    arguments: dict[str, Any]
+
+
+def problem(B=1, H=1, H_kv=1, T_q=200, T_k=200, D=64, dtype=torch.bfloat16, causal=False, **arguments) -> Problem:
+    shapes = (B, T_q, H, D), (B, T_k, H_kv, D), (B, T_k, H_kv, D), (B, T_q, H, D)
+    return Problem(*(torch.randn(s).to(dtype).transpose(1, 2) for s in shapes), {"causal": causal, **arguments})
+
+
+def with_gradient(q, k, v, dout, arguments):
+    """(out, lse, dq) of the reference."""
+    out, lse = reference.flash_attention(q, k, v, return_lse=True, **arguments)
+    return out, lse, torch.autograd.grad(out, q, dout)[0]
+
+
+def results(x: Problem):
+    """Those of the reference, in the dtype of the inputs and in float64."""
+    leaves = [t.clone().requires_grad_() for t in (x.q, x.k, x.v)]
+    return with_gradient(*leaves, x.dout, x.arguments), exactly(with_gradient, *leaves, x.dout, x.arguments)
+
+
+def run(x: Problem, exact, settings=ADVERSARY, tile=(64, 4, 2), apart=True, grid=3, poisoned=()) -> Tensor:
+    """dq of the kernel, on `grid` CTAs. `poisoned`: keys that hold NaN, and so make lse NaN for who sees them."""
+    (B, H, T_q, D), T_k = x.q.shape, x.k.shape[2]
+    block, stages, consumers = tile
+    out, lse = exact[0].value, exact[1].value
+    delta = (out * x.dout.double()).sum(-1)
+    rows = torch.full((2, B, H, T_q + -T_q % 4), torch.nan)  # what lies between T_q and the end is nobody's
+    rows[0, ..., :T_q] = torch.where(lse == -torch.inf, torch.inf, lse * 1.4426950408889634)
+    rows[1, ..., :T_q] = delta
+    rows[0][..., list(poisoned)] = torch.nan
+    causal, window = x.arguments["causal"], x.arguments.get("window")
+    left, right = window or (-1, -1)
+    lower, upper = band(T_q, T_k, causal, left, right)
+    masks = [x.arguments.get(name) for name in ("key_starts", "key_lengths", "document_ids")]
+    has_left = lower is not None or masks[0] is not None or masks[2] is not None
+    C = Config(D, *split_head_dim(D), block, stages, consumers, apart, has_left, 0)
+    dq = torch.empty_like(x.q)
+    with simulate(90, settings=settings) as gpu:
+        hopper_dq_kernel[(grid,)](
+            *(d for t in (x.q, x.dout) for d in descriptors(t, 64)),
+            *(d for t in (x.k, x.v) for d in descriptors(t, block)),
+            *descriptors(dq, 64), rows[0], rows[1], hidden_keys(*masks, T_q, T_k, 64 * consumers),
+            T_q, T_k, H, H // x.k.shape[1], B * H, lower, upper, B * H, rows.stride(2), D**-0.5, C, num_warps=4,
+        )  # fmt: skip
+    assert not gpu.findings, "\n".join(map(str, gpu.findings))
+    return dq
+
+
+DOCUMENTS = torch.arange(2 * 230).reshape(2, 230) // 70
+CASES = {
+    "causal, three query heads a key head": (
+        {"B": 2, "H": 3, "T_q": 137, "T_k": 290, "causal": True},
+        {"grid": 4},
+    ),
+    "more queries than keys, float16": (
+        {"T_q": 290, "T_k": 70, "dtype": torch.float16, "causal": True},
+        {},
+    ),
+    "one query": ({"T_q": 1, "T_k": 200, "D": 128}, {"tile": (64, 3, 2)}),
+    "window, padding, head_dim in two parts": (
+        {
+            "B": 2, "T_q": 201, "T_k": 201, "D": 96, "window": (90, 20),
+            "key_starts": torch.tensor([0, 37]), "key_lengths": torch.tensor([0, 170]),
+        },
+        {},
+    ),
+    "documents, one consumer": (
+        {"B": 2, "T_q": 200, "T_k": 230, "causal": True, "document_ids": DOCUMENTS},
+        {"tile": (64, 3, 1)},
+    ),
+    "results staged over q, head_dim 192": ({"H": 2, "D": 192, "causal": True}, {"tile": (64, 2, 2), "apart": False}),
+    "head_dim 256": ({"D": 256, "T_k": 100}, {"tile": (32, 3, 2), "apart": False}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_of_queries(seed, name):
+    arguments, options = CASES[name]
+    x = problem(**arguments)
+    torchs, exact = results(x)
+    assert_all_within_budget(("dq",), [run(x, exact, **options)], torchs[2:], exact[2:], factor=GRADIENT)
+
+
+def test_the_same_bits_in_any_order_of_warps_and_on_any_number_of_ctas(seed):
+    x = problem(H=2, T_q=150, T_k=333, causal=True)
+    exact = results(x)[1]
+    first = run(x, exact)
+    for settings, grid in ((Settings(schedule="forward"), 1), (Settings(schedule="random", seed=3), 4)):
+        assert torch.equal(first, run(x, exact, settings, grid=grid))
+
+
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_a_key_that_is_not_finite_reaches_the_queries_that_see_it_alone(seed, consumers):
+    """Key 100 is in tiles that both consumers of a CTA see, key 201 in one that the second sees alone."""
+    x = problem(T_q=300, T_k=300, causal=True)
+    exact = results(x)[1]
+    clean = run(x, exact, tile=(64, 4, consumers))
+    x.k[0, 0, 100, 3], x.k[0, 0, 201, 60] = torch.nan, -torch.inf
+    found = run(x, exact, tile=(64, 4, consumers), poisoned=range(100, 300))
+    assert found[0, 0, 100:].isnan().all()
+    assert torch.equal(found[0, 0, :100], clean[0, 0, :100])
