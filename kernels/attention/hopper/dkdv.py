@@ -5,20 +5,20 @@
     consumer 1   the same, for the other 64: it works while consumer 0 waits, and the other way round
 
 An item's queries are those of all heads of the group, in a fixed order: every gradient has one writer, and the same
-bits on every run. Tiles that a mask cuts come first, then the full ones.
+bits on every run. Tiles that a mask cuts come first, then the full ones. Where head_dim is so large that the accumulators
+of dK and dV are too many for a warpgroup, two share the 64 keys of an item: dkdv_wide.py.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from ..masks import documents_of_sequence, key_bounds, load_documents, num_steps, tile_runs, tile_start
-from ..structs import Band, KeyValue, Mask, Pair, Scores
+from ..masks import documents_of_sequence, key_bounds, load_documents, num_steps, tile_start
+from ..structs import Band, KeyValue, Mask, Scores
 from .device import (
     LOG2_E,
     ROWS,
     barriers,
-    item_of,
     load_by_tma,
     load_pair,
     matrices,
@@ -29,7 +29,9 @@ from .device import (
     tiles_like,
     warpgroup_barrier,
 )
+from .dkdv_items import is_wide, num_sets, num_warpgroups, query_tiles, store_rows, tile_and_head, zeros
 from .dkdv_step import dk_lags, dkdv_step, skip, unseen_tiles, with_owed
+from .dkdv_wide import handover, keys_consumer, values_consumer
 from .structs import Bounds, Descriptors, HeldKeys, QueryPlace, QueryRing, Sizes, Slot
 
 
@@ -53,24 +55,32 @@ def hopper_dkdv_kernel(
     STAGES: gl.constexpr = C.stages
     CONSUMERS: gl.constexpr = C.consumers
     SETS: gl.constexpr = num_sets(C)
+    GROUPS: gl.constexpr = num_warpgroups(C)
     q_desc, dout_desc = Descriptors(QLow, QHigh), Descriptors(DOutLow, DOutHigh)
     k_desc, v_desc = Descriptors(KLow, KHigh), Descriptors(VLow, VHigh)
     dk_desc, dv_desc = Descriptors(DKLow, DKHigh), Descriptors(DVLow, DVHigh)
     keys = HeldKeys(
         tiles_like(k_desc, SETS * CONSUMERS, C), tiles_like(v_desc, SETS * CONSUMERS, C),
-        barriers(SETS * CONSUMERS, 1), barriers(SETS * CONSUMERS, 1),
+        barriers(SETS * GROUPS, 1), barriers(SETS * GROUPS, 1),
     )  # fmt: skip
     ring = QueryRing(
         tiles_like(q_desc, STAGES, C), tiles_like(dout_desc, STAGES, C),
         gl.allocate_shared_memory(gl.float32, [STAGES, 1, C.block], Lse2.layout),
         gl.allocate_shared_memory(gl.float32, [STAGES, 1, C.block], Delta.layout),
-        barriers(STAGES, 1), barriers(STAGES, CONSUMERS),
+        barriers(STAGES, 1), barriers(STAGES, GROUPS),
     )  # fmt: skip
-    together = barriers(1, CONSUMERS)
+    together = barriers(1, GROUPS)
     sizes = Sizes(T_q, T_k, H_kv, C.group, num_heads, heads_per_section)
     bounds = Bounds(lower, upper)
     # The tuples stand here and not in variables: assigning one turns its constexprs into tensors.
-    if CONSUMERS == 1:
+    if is_wide(C):
+        hand = handover(C)
+        gl.warp_specialize([
+            (values_consumer, (dv_desc, masks, sizes, bounds, softmax_scale, keys, ring, hand, together, C)),
+            (keys_consumer, (dk_desc, masks, sizes, bounds, softmax_scale, keys, ring, hand, together, C)),
+            (producer, (q_desc, dout_desc, Lse2, Delta, k_desc, v_desc, masks, sizes, bounds, keys, ring, C)),
+        ], [4, 1], [240, 24])  # fmt: skip
+    elif CONSUMERS == 1:
         gl.warp_specialize([
             (consumer, (dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, ring, together, C, 0)),
             (producer, (q_desc, dout_desc, Lse2, Delta, k_desc, v_desc, masks, sizes, bounds, keys, ring, C)),
@@ -81,41 +91,6 @@ def hopper_dkdv_kernel(
             (consumer, (dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, ring, together, C, 1)),
             (producer, (q_desc, dout_desc, Lse2, Delta, k_desc, v_desc, masks, sizes, bounds, keys, ring, C)),
         ], [4, 1], [240, 24])  # fmt: skip
-
-
-@gluon.constexpr_function
-def num_sets(C):
-    """How many items' keys there is room for."""
-    return 2 if C.out_apart else 1
-
-
-@gluon.jit
-def tile_and_head(r, sizes, bounds, C: gl.constexpr):
-    """(tile, key head) of this CTA's r-th item; those that most queries see go first."""
-    num_tiles = gl.cdiv(sizes.T_k, ROWS * C.consumers)
-    tile, head = item_of(r, num_tiles, sizes)
-    if bounds.lower is not None and bounds.upper is None:
-        tile = num_tiles - 1 - tile
-    return tile, head
-
-
-@gluon.jit
-def query_tiles(masks, sizes, bounds, tile, b, C: gl.constexpr):
-    """The tiles of queries that see keys of an item, as Runs."""
-    BLOCK: gl.constexpr = C.block
-    TALL: gl.constexpr = ROWS * C.consumers
-    num_tiles = gl.cdiv(sizes.T_k, TALL)
-    column = tile * TALL
-    first_key, end_key = key_bounds(masks, b, sizes.T_k)
-    # A tile whose keys are all padding has nothing to do. Rows past the last query are zeros, which add nothing: the
-    # tile that holds them needs no mask on their account.
-    some_key = (column < end_key) & (column + TALL > first_key)
-    end = gl.where(some_key, gl.cdiv(sizes.T_q, BLOCK) * BLOCK, 0)
-    # Key j is seen by the queries j - upper <= i <= j - lower.
-    band = Band(None if bounds.upper is None else -bounds.upper, None if bounds.lower is None else -bounds.lower)
-    return tile_runs(
-        column, gl.minimum(column + TALL, sizes.T_k) - 1, band, 0, end, masks.Ranges, b * num_tiles + tile, BLOCK, BLOCK
-    )
 
 
 @gluon.jit
@@ -162,14 +137,19 @@ def load_keys(k_desc, v_desc, b, h_kv, tile, keys, r, C: gl.constexpr):
     """Start to load the keys and values of the r-th item."""
     CONSUMERS: gl.constexpr = C.consumers
     SETS: gl.constexpr = num_sets(C)
-    BYTES: gl.constexpr = 2 * pair_bytes(ROWS, C)
+    BYTES: gl.constexpr = pair_bytes(ROWS, C)
+    IS_WIDE: gl.constexpr = is_wide(C)
     for g in gl.static_range(CONSUMERS):
         row = (tile * CONSUMERS + g) * ROWS
         held = r % SETS * CONSUMERS + g
         full = keys.full.index(held)
         mbarrier.wait(keys.empty.index(held), 1 - r // SETS % 2)
-        mbarrier.expect(full, BYTES)
+        mbarrier.expect(full, BYTES if IS_WIDE else 2 * BYTES)
         load_pair(k_desc, b, h_kv, row, full, keys.k, held, True, C)
+        if IS_WIDE:  # one warpgroup has the keys, the other the values
+            full = keys.full.index(1)
+            mbarrier.wait(keys.empty.index(1), 1 - r % 2)
+            mbarrier.expect(full, BYTES)
         load_pair(v_desc, b, h_kv, row, full, keys.v, held, True, C)
 
 
@@ -243,27 +223,3 @@ def consumer(
             tma.store_wait(0)
             mbarrier.arrive(keys.empty.index(GROUP), count=1)
     tma.store_wait(0)
-
-
-@gluon.jit
-def zeros(LOW: gl.constexpr, HIGH: gl.constexpr):
-    """A Pair of accumulators of 64 rows, in these layouts."""
-    WIDTH_LOW: gl.constexpr = LOW.instr_shape[1]
-    WIDTH_HIGH: gl.constexpr = HIGH.instr_shape[1]
-    return Pair(gl.zeros([ROWS, WIDTH_LOW], gl.float32, LOW), gl.zeros([ROWS, WIDTH_HIGH], gl.float32, HIGH))
-
-
-@gluon.jit
-def store_rows(tiles, acc, factor, first, first_key, end_key, LOW: gl.constexpr, HIGH: gl.constexpr, C: gl.constexpr):
-    """acc · factor into the Pair `tiles` in shared memory, 0 for padding keys."""
-    store_part(tiles.low, acc.low, factor, first, first_key, end_key, LOW)
-    if C.d_high > 0:
-        store_part(tiles.high, acc.high, factor, first, first_key, end_key, HIGH)
-
-
-@gluon.jit
-def store_part(tile, acc, factor, first, first_key, end_key, LAYOUT: gl.constexpr):
-    """One tile of `store_rows`."""
-    j = first + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
-    is_key = gl.expand_dims((j >= first_key) & (j < end_key), 1)
-    tile.store(gl.where(is_key, acc * factor, 0.0).to(tile.dtype))

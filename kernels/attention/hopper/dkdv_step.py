@@ -45,7 +45,6 @@ def dkdv_step(
     LAGS: gl.constexpr = dk_lags(C)
     PARTS: gl.constexpr = 1 if C.d_high == 0 else 2  # of a product
     QUERIES: gl.constexpr = gl.SliceLayout(0, S)
-    ONE_A_THREAD: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     index = place.slot.index
     q, dout = matrices(ring.q, index, BLOCK, C), matrices(ring.dout, index, BLOCK, C)
     dk = grads.k
@@ -55,19 +54,10 @@ def dkdv_step(
     if LAGS:
         dk = start_product(ds, matrices(ring.q, place.before, BLOCK, C), dk, C)
     dpT = start_scores(held.v, dout, S, BLOCK, C)  # (64, block)
-    documents = None
-    if IS_MASKED and scores.mask.Streamed is not None:
-        # From memory each is read once; the 16 that a thread compares come through shared memory, when they are needed.
-        i = m + gl.arange(0, BLOCK, ONE_A_THREAD)
-        documents = load_documents(scores.mask.Streamed, i, i < scores.num_streamed)
+    documents = streamed_documents(m, scores, IS_MASKED, C)
     lse2 = numbers(ring.lse2, index, C).load(QUERIES)
     sT = warpgroup_mma_wait(PARTS * (2 if LAGS else 1), deps=[sT])
-    pT = gl.exp2(sT * scores.qk_scale - gl.expand_dims(lse2, 0))
-    if IS_MASKED:
-        if scores.mask.Streamed is not None:
-            documents = gl.expand_dims(gl.convert_layout(documents, QUERIES), 0)
-        i = m + gl.arange(0, BLOCK, QUERIES)
-        pT = gl.where(visible(gl.expand_dims(i, 0), scores.held, scores.mask, documents), pT, 0.0)
+    pT = weights_of(sT, lse2, m, documents, scores, IS_MASKED, S, C)
     weights = gl.convert_layout(pT.to(ds.dtype), ds.type.layout)
     dv = start_product(weights, dout, grads.v, C)
     dk, dv, dpT = wait_beside_dv(dk, dv, dpT, weights, LAGS, C)
@@ -104,6 +94,37 @@ def numbers(rows, index, C: gl.constexpr):
     """(block,) float32 in shared memory: lse2 or delta of a slot."""
     BLOCK: gl.constexpr = C.block
     return rows.index(index).reshape([BLOCK])
+
+
+@gluon.jit
+def streamed_documents(m, scores, IS_MASKED: gl.constexpr, C: gl.constexpr):
+    """Document ids of the queries m, m + 1, ..., one a thread, where they are needed.
+
+    From memory each is read once; the 16 that a thread compares come through shared memory, in `weights_of`.
+    """
+    BLOCK: gl.constexpr = C.block
+    i = m + gl.arange(0, BLOCK, gl.BlockedLayout([1], [32], [4], [0]))
+    if IS_MASKED and scores.mask.Streamed is not None:
+        return load_documents(scores.mask.Streamed, i, i < scores.num_streamed)
+    else:
+        return i
+
+
+@gluon.jit
+def weights_of(sT, lse2, m, documents, scores, IS_MASKED: gl.constexpr, S: gl.constexpr, C: gl.constexpr):
+    """(64, block) weights of the queries m, m + 1, ..., whose `streamed_documents` these are."""
+    BLOCK: gl.constexpr = C.block
+    QUERIES: gl.constexpr = gl.SliceLayout(0, S)
+    pT = gl.exp2(sT * scores.qk_scale - gl.expand_dims(lse2, 0))
+    if IS_MASKED:
+        i = gl.expand_dims(m + gl.arange(0, BLOCK, QUERIES), 0)
+        if scores.mask.Streamed is None:
+            sees = visible(i, scores.held, scores.mask, None)
+        else:
+            documents = gl.expand_dims(gl.convert_layout(documents, QUERIES), 0)
+            sees = visible(i, scores.held, scores.mask, documents)
+        pT = gl.where(sees, pT, 0.0)
+    return pT
 
 
 @gluon.jit

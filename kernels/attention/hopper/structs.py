@@ -112,8 +112,8 @@ class HeldKeys(NamedTuple):
 
     k: Any  # Pair of (sets * consumers, 1, 1, 64, columns)
     v: Any  # Pair of the same
-    full: Any  # (sets * consumers) mbarriers: both have come
-    empty: Any  # (sets * consumers) mbarriers: both have been read, and what was staged over them
+    full: Any  # (sets * consumers) mbarriers: both have come; or two where two warpgroups share them, for k and for v
+    empty: Any  # as many: they have been read, and what was staged over them
 
 
 class QueryRing(NamedTuple):
@@ -133,6 +133,22 @@ class QueryPlace(NamedTuple):
     slot: Any  # Slot
     before: Any  # index of the slot before it, or where that was not read its own
     is_owed: Any  # whether dK is still to come of the slot before it
+    left: Any  # how many steps of the item are left, this one included
+
+
+class Handover(NamedTuple):
+    """Weights that one warpgroup computes and another one needs too, in shared memory."""
+
+    p: Any  # (64, block) float32
+    full: Any  # mbarrier: they are there
+    empty: Any  # mbarrier: they have been read
+
+
+class HandoverPlace(NamedTuple):
+    """Where one of those warpgroups is in the ring."""
+
+    slot: Any  # Slot
+    turn: Any  # parity of the handover
     left: Any  # how many steps of the item are left, this one included
 
 
