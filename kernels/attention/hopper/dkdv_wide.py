@@ -169,7 +169,7 @@ def end_of_step(acc, operand, place, ring, C: gl.constexpr):
 def store_item(
     desc, acc, factor, tiles, masks, sizes, tile, head, LOW: gl.constexpr, HIGH: gl.constexpr, C: gl.constexpr
 ):
-    """Store an item's gradient, acc · factor, by way of the tile that this warpgroup alone has read, and wait for it."""
+    """Store an item's gradient, acc · factor, by way of the tile that this warpgroup alone has read; and wait."""
     b = head // sizes.H
     first_key, end_key = key_bounds(masks, b, sizes.T_k)
     # A warp has waited for its own quarter of the products; all do, before the tile that they read is written.

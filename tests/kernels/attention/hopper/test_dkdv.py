@@ -21,7 +21,7 @@ from fastgpt.kernels.attention.tiles import split_head_dim
 from tests.support.budget import GRADIENT, assert_all_within_budget, exactly
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU's driver is in this process")
-BLOCK, CONSUMERS = 64, 2
+BLOCK = 64
 ADVERSARY = Settings(schedule="worst", landing="random", seed=5)
 
 
@@ -71,20 +71,20 @@ def statistics(x: Call, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return padded[0], padded[1]
 
 
-def run(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, apart=True, grid=2):
+def run(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, consumers=2, apart=True, grid=2):
     """(dk, dv) of the kernel, on `grid` CTAs."""
     (B, H, T_q, D), (H_kv, T_k) = x.q.shape, x.k.shape[1:3]
     dk, dv = torch.empty_like(x.k), torch.empty_like(x.v)
     left, right = x.window or (-1, -1)
     lower, upper = band(T_q, T_k, x.causal, left, right)
-    C = Config(D, *split_head_dim(D), BLOCK, stages, CONSUMERS, apart, True, H // H_kv)
+    C = Config(D, *split_head_dim(D), BLOCK, stages, consumers, apart, True, H // H_kv)
     masks = [x.masks.get(name) for name in ("key_starts", "key_lengths", "document_ids")]
     with simulate(90, settings=settings) as gpu:
         hopper_dkdv_kernel[(grid,)](
             *descriptors(x.q, BLOCK), *descriptors(x.dout, BLOCK),
             *(d for t in (x.k, x.v, dk, dv) for d in descriptors(t, 64)),
             row_descriptor(lse2, T_q, BLOCK), row_descriptor(delta, T_q, BLOCK),
-            hidden_keys(*masks, T_q, T_k, 64 * CONSUMERS, of_keys=True),
+            hidden_keys(*masks, T_q, T_k, 64 * consumers, of_keys=True),
             T_q, T_k, H_kv, B * H_kv, lower, upper, B * H_kv, D**-0.5, C, num_warps=4,
         )  # fmt: skip
     assert not gpu.findings, "\n".join(map(str, gpu.findings))
@@ -112,6 +112,14 @@ CASES = {
         },
         {"stages": 3, "apart": False},
     ),
+    "one consumer": ({"B": 2, "T_q": 90, "T_k": 130}, {"consumers": 1}),
+    "two warpgroups for the same keys, documents": (
+        {
+            "H": 2, "T_q": 130, "T_k": 200, "D": 192,
+            "masks": {"document_ids": torch.arange(200).reshape(1, 200) // 70},
+        },
+        {"stages": 3, "consumers": 1, "apart": False},
+    ),
 }  # fmt: skip
 
 
@@ -134,20 +142,28 @@ def test_the_same_bits_in_any_order_of_warps_and_on_any_number_of_ctas():
         assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
-@pytest.mark.parametrize("window", [(40, 0), None])
-def test_what_is_not_finite_reaches_the_keys_that_see_it_alone(window):
+@pytest.mark.parametrize(
+    ("window", "options"),
+    [
+        ((40, 0), {}),
+        (None, {}),
+        (None, {"D": 256, "stages": 2, "consumers": 1, "apart": False}),
+    ],
+)
+def test_what_is_not_finite_reaches_the_keys_that_see_it_alone(window, options):
     """Rows 70 of q and 100 of dout hold NaN; those before 50 see no key, and one of them holds inf."""
-    x = call(T_q=200, T_k=150, window=window)
+    options = dict(options)
+    x = call(T_q=200, T_k=150, D=options.pop("D", 64), window=window)
     _, exact = expected(x)
     lse2, delta = statistics(x, exact[0].value, exact[1].value)
-    clean = run(x, lse2, delta)
+    clean = run(x, lse2, delta, **options)
     x.q[0, 0, 70, 3] = x.dout[0, 0, 100, 5] = torch.nan
     x.q[0, 0, 20, 1] = x.dout[0, 0, 21, 1] = torch.inf
     delta[0, 0, [70, 100]] = lse2[0, 0, [70, 100]] = torch.nan
     key = torch.arange(150)
     least = -1 if window is None else 20 - window[0]
     hit = (key <= 20) & (key >= least) | (key <= 50) & (key >= (least + 30 if window else least))
-    for found, without in zip(run(x, lse2, delta), clean):
+    for found, without in zip(run(x, lse2, delta, **options), clean):
         assert found[0, 0, hit].isnan().all()
         # Keys that see none of the bad rows are as before; what the rows before gave them is theirs.
         assert torch.equal(found[0, 0, ~hit], without[0, 0, ~hit])
