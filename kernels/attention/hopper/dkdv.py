@@ -5,8 +5,8 @@
     consumer 1   the same, for the other 64: it works while consumer 0 waits, and the other way round
 
 An item's queries are those of all heads of the group, in a fixed order: every gradient has one writer, and the same
-bits on every run. Tiles that a mask cuts come first, then the full ones. Where head_dim is so large that a warpgroup has
-no room for dK and dV, two share the 64 keys of an item: dkdv_wide.py.
+bits on every run. Tiles that a mask cuts come first, then the full ones. Where head_dim is so large that a warpgroup
+has no room for both dK and dV, two share the 64 keys of an item: dkdv_wide.py.
 """
 
 from triton.experimental import gluon

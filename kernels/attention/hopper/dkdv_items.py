@@ -8,16 +8,19 @@ from ..structs import Band, Pair
 from .device import ROWS, item_of
 
 
+ONE_WARPGROUP = 128  # the largest head_dim that one warpgroup has registers for, in dK and dV of 64 keys
+
+
 @gluon.constexpr_function
 def is_wide(C):
-    """Whether the accumulators of dK and dV are too many for one warpgroup: two share 64 keys (dkdv_wide.py)."""
-    return C.d_low + C.d_high > 128
+    """Whether two warpgroups share 64 keys (dkdv_wide.py)."""
+    return C.d_low + C.d_high > ONE_WARPGROUP
 
 
 @gluon.constexpr_function
 def num_warpgroups(C):
     """How many warpgroups read each slot of the ring."""
-    return 2 if is_wide(C) else C.consumers
+    return 2 if C.d_low + C.d_high > ONE_WARPGROUP else C.consumers
 
 
 @gluon.constexpr_function
