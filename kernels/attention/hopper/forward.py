@@ -182,6 +182,7 @@ def consumer(
     D_LOW: gl.constexpr = C.d_low
     D_HIGH: gl.constexpr = C.d_high
     OUT_APART: gl.constexpr = C.out_apart
+    OVERLAPS: gl.constexpr = C.overlaps
     HAS_LEFT: gl.constexpr = C.has_left
     TALL: gl.constexpr = ROWS * C.consumers
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK, 16])
@@ -206,7 +207,6 @@ def consumer(
         rows = rows_of(i, masks, sizes, bounds, b, qk_scale)
         n = runs.left + (count - 1) * BLOCK
 
-        # The first tile, by itself: there is no product of weights yet that could run beside it.
         mbarrier.wait(queries.full.index(GROUP), r % 2)
         mbarrier.wait(ring.full.index(slot.index), slot.phase)
         s = start_scores(q, matrices(ring.a, slot.index, BLOCK, C), S, BLOCK, C)
@@ -214,20 +214,25 @@ def consumer(
         mbarrier.arrive(ring.empty.index(slot.index), count=1)
         m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
         l = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, S))
-        weights, _, m, l = softmax(s, m, l, n, rows, True, S, C)
         acc = Pair(gl.zeros([ROWS, D_LOW], gl.float32, LOW), gl.zeros([ROWS, max(D_HIGH, 16)], gl.float32, HIGH))
-        weights = gl.convert_layout(weights.to(dtype), P)
         slot = next_slot(slot, STAGES)
-        mbarrier.wait(ring.full.index(slot.index), slot.phase)
-        l = contained(l, matrices(ring.b, slot.index, BLOCK, C), n, rows, poison, GROUP, S, C)
-        flight = Flight(acc, weights, m, l)
-        place = Place(slot, turn, n - BLOCK)
-
-        # The next ones: masked, full, masked.
-        flight, place = steps(flight, place, runs.right, q, ring, turns, poison, rows, True, GROUP, S, C)
-        flight, place = steps(flight, place, runs.full, q, ring, turns, poison, rows, False, GROUP, S, C)
-        if HAS_LEFT:
-            flight, place = steps(flight, place, runs.left, q, ring, turns, poison, rows, True, GROUP, S, C)
+        place = Place(slot, turn, n)
+        if OVERLAPS:
+            flight = Flight(acc, s, m, l)
+            flight = weigh(flight, place, q, ring, poison, rows, True, GROUP, S, P, C)
+            place = Place(slot, turn, n - BLOCK)
+            flight, place = steps_over(flight, place, runs.right, q, ring, turns, poison, rows, True, GROUP, S, C)
+            flight, place = steps_over(flight, place, runs.full, q, ring, turns, poison, rows, False, GROUP, S, C)
+            if HAS_LEFT:
+                flight, place = steps_over(flight, place, runs.left, q, ring, turns, poison, rows, True, GROUP, S, C)
+        else:
+            flight = Flight(acc, s, m, l)
+            last = runs.left + BLOCK  # the last tile is for afterwards
+            flight, place = steps_apart(flight, place, gl.maximum(runs.right, last), q, ring, turns, poison, rows, True, GROUP, S, P, C)
+            flight, place = steps_apart(flight, place, gl.maximum(runs.full, last), q, ring, turns, poison, rows, False, GROUP, S, P, C)
+            if HAS_LEFT:
+                flight, place = steps_apart(flight, place, last, q, ring, turns, poison, rows, True, GROUP, S, P, C)
+            flight = weigh(flight, place, q, ring, poison, rows, True, GROUP, S, P, C)
         slot, turn = place.slot, place.turn
         if OUT_APART:
             mbarrier.arrive(queries.empty.index(GROUP), count=1)
@@ -252,7 +257,45 @@ def consumer(
 
 
 @gluon.jit
-def steps(
+def weigh(flight, place, q, ring, poison, rows, IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, P: gl.constexpr, C: gl.constexpr):
+    """Flight with weights in the place of scores, of the tile place.n, whose V is in the slot to come."""
+    weights, alpha, m, l = softmax(flight.p, flight.m, flight.l, place.n, rows, IS_MASKED, S, C)
+    weights = gl.convert_layout(weights.to(q.low.dtype), P)
+    acc = scaled_rows(flight.acc, alpha, C)
+    mbarrier.wait(ring.full.index(place.slot.index), place.slot.phase)
+    if IS_MASKED:
+        v = matrices(ring.b, place.slot.index, C.block, C)
+        l = contained(l, v, place.n, rows, poison, GROUP, S, C)
+    return Flight(acc, weights, m, l)
+
+
+@gluon.jit
+def steps_apart(
+    flight, place, stop, q, ring, turns, poison, rows,
+    IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, P: gl.constexpr, C: gl.constexpr,
+):  # fmt: skip
+    """Tiles of keys from place.n down to `stop`, whose scores are there; and the scores of the tile after them."""
+    BLOCK: gl.constexpr = C.block
+    STAGES: gl.constexpr = C.stages
+    CONSUMERS: gl.constexpr = C.consumers
+    while place.n >= stop:
+        slot = place.slot
+        flight = weigh(flight, place, q, ring, poison, rows, IS_MASKED, GROUP, S, P, C)
+        if CONSUMERS > 1:
+            mbarrier.wait(turns.index(GROUP), place.turn)
+        acc = start_product(flight.p, matrices(ring.b, slot.index, BLOCK, C), flight.acc, C)
+        s = start_scores(q, matrices(ring.a, slot.index, BLOCK, C), S, BLOCK, C)
+        if CONSUMERS > 1:
+            mbarrier.arrive(turns.index((GROUP + 1) % CONSUMERS), count=1)
+        acc, s = wait_for_product_beside(acc, s, C)
+        mbarrier.arrive(ring.empty.index(slot.index), count=1)
+        flight = Flight(acc, s, flight.m, flight.l)
+        place = Place(next_slot(slot, STAGES), 1 - place.turn, place.n - BLOCK)
+    return flight, place
+
+
+@gluon.jit
+def steps_over(
     flight, place, stop, q, ring, turns, poison, rows,
     IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr,
 ):  # fmt: skip

@@ -18,6 +18,7 @@ class Config(NamedTuple):
     block: int  # rows of a streamed tile: keys, or queries in dK/dV
     stages: int  # slots of the ring
     consumers: int  # warpgroups that multiply, of 64 rows each
+    overlaps: bool  # a consumer's softmax runs under its own products too, for which it holds a tile's weights longer
     out_apart: bool  # the output is staged in shared memory of its own, not over the tile that is held
     has_left: bool  # tiles to the left of those without a mask may need one: a window, key_starts, documents
     group: int  # query heads that share a key head, where a loop divides by it (dK/dV); 0: an argument
