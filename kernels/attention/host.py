@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._runtime import cdiv
+from .._runtime import cdiv, power_of_two
 from . import masks, structs
 
 # Positions and bounds are int32 in the kernels, which add at most a tile (1024 columns of document ids) to T_q + T_k.
@@ -71,6 +71,7 @@ def document_ranges(document_ids: Tensor, T_q: int, T_k: int, block: int, *, of_
 
     ranges = document_ids.new_empty((B, num_tiles, 3), dtype=torch.int32)
     masks.document_ranges_kernel[grid("flash_attention", num_tiles * B)](
-        document_ids, ranges, T_k, T_k - rows, rows, T_k - columns, columns, BLOCK=block, CHUNK=1024, num_warps=4
-    )
+        document_ids, ranges, T_k, T_k - rows, rows, T_k - columns, columns,
+        ROWS=block, BLOCK=power_of_two(block), CHUNK=1024, num_warps=4,
+    )  # fmt: skip
     return ranges

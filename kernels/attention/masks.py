@@ -141,21 +141,22 @@ def tile_start(step, runs, BLOCK: tl.constexpr, EDGE: tl.constexpr, IS_MASKED: t
 
 @triton.jit
 def document_ranges_kernel(Documents, Ranges, T, row_offset, num_rows, column_offset, num_columns,
-                    BLOCK: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
-    """For each tile of BLOCK rows: the range of columns whose document lies between the tile's least and greatest.
+                    ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+    """For each tile of ROWS rows: the range of columns whose document lies between the tile's least and greatest.
 
     Ranges (B, num_tiles, 3) int32: first column, one past the last column, and 1 if the tile and all of that range are
     one document; num_columns, 0, 0 where no column is inside. Documents (B, T) any integer, contiguous; row i is token
     row_offset + i and column j is token column_offset + j. Right for ids in any order; tight when each document is
     contiguous. `host.document_ranges` calls it, before the kernel whose tiles they are.
 
-    T^2 / BLOCK comparisons, shared by all heads. Grid (B * num_tiles,): a second dimension ends at 65535.
+    T^2 / ROWS comparisons, shared by all heads. Grid (B * num_tiles,): a second dimension ends at 65535. BLOCK: the
+    power of two that is at least ROWS.
     """
-    num_tiles = tl.cdiv(num_rows, BLOCK)
+    num_tiles = tl.cdiv(num_rows, ROWS)
     tile, b = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
     Documents += b.to(tl.int64) * T
-    i = tile * BLOCK + tl.arange(0, BLOCK)
-    i = tl.minimum(i, num_rows - 1)  # the last tile repeats its last row
+    i = tile * ROWS + tl.arange(0, BLOCK)
+    i = tl.minimum(i, tl.minimum((tile + 1) * ROWS, num_rows) - 1)  # a tile repeats its last row
     ids = tl.load(Documents + row_offset + i)
     least, greatest = tl.min(ids, 0), tl.max(ids, 0)
     first = tl.zeros((CHUNK,), tl.int32) + num_columns

@@ -1,8 +1,9 @@
 """Device code: the attention forward on Hopper, warp-specialised as in FlashAttention-3 (Shah et al. 2024).
 
     producer     K(0) | K(1) V(0) | K(2) V(1) | ...      slots of a ring, one after the other, over all of a CTA's items
-    consumer 0   QK(i) and PV(i-1) issued together, softmax(i) under PV(i-1) and under the other consumers' products
-    consumer 1   the same, half a step later: the consumers take turns at issuing
+    consumer 0   QK(i) and PV(i-1) issued together, softmax(i) under PV(i-1) and under the other consumers' products;
+                 or (in turn) PV(i) and QK(i+1) together, softmax under the other consumers' products only
+    consumer 1   the same, a little later: the consumers take turns at issuing
 
 Keys run from the last tile that a query sees to the first: tiles at the diagonal and at the end, which need a mask,
 then the full ones, then those that a window or padding cuts on the left.
@@ -17,21 +18,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..masks import documents_of_sequence, key_bounds, load_documents, tile_runs
+from ..masks import key_bounds, tile_runs
 from ..structs import Band, Pair, Runs
 from .device import (
-    FEW,
     LN_2,
     ROWS,
     barriers,
-    contain,
-    either,
     item_of,
     load_pair,
     marks,
     matrices,
     next_slot,
-    nonfinite_in,
     num_items,
     pair_bytes,
     start_product,
@@ -40,7 +37,8 @@ from .device import (
     tiles_like,
     warpgroup_barrier,
 )
-from .structs import Bounds, Descriptors, Flight, Held, Place, Poison, Ring, Rows, Sizes, Slot
+from .softmax import contained, rows_of, softmax
+from .structs import Bounds, Descriptors, Flight, Held, Place, Poison, Ring, Sizes, Slot
 
 
 @gluon.jit(do_not_specialize=["T_q", "T_k", "H", "group", "num_heads", "lower", "upper", "heads_per_section"])
@@ -100,6 +98,16 @@ def hopper_forward_kernel(
 
 
 @gluon.jit
+def tile_and_head(r, sizes, bounds, C: gl.constexpr):
+    """(tile, head) of this CTA's r-th item."""
+    num_tiles = gl.cdiv(sizes.T_q, ROWS * C.consumers)
+    tile, head = item_of(r, num_tiles, sizes)
+    if bounds.upper is not None:  # causal: the last queries see most keys
+        tile = num_tiles - 1 - tile
+    return tile, head
+
+
+@gluon.jit
 def key_tiles(masks, sizes, bounds, tile, b, C: gl.constexpr):
     """The tiles of keys that an item's queries see, as Runs; at least one, be it masked whole."""
     BLOCK: gl.constexpr = C.block
@@ -131,7 +139,7 @@ def producer(q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C: gl.
     is_first = zero == 0
     v_b, v_h, v_n = zero, zero, zero  # the tile whose V comes next
     for r in range(num_items(num_tiles, sizes)):
-        tile, head = item_of(r, num_tiles, sizes)
+        tile, head = tile_and_head(r, sizes, bounds, C)
         b, h = head // sizes.H, head % sizes.H
         h_kv = h // sizes.group
         runs = key_tiles(masks, sizes, bounds, tile, b, C)
@@ -197,9 +205,8 @@ def consumer(
     q = matrices(queries.tiles, GROUP, ROWS, C)
     out = matrices(out_tiles, GROUP, ROWS, C)
     for r in range(num_items(num_tiles, sizes)):
-        tile, head = item_of(r, num_tiles, sizes)
-        b = head // sizes.H
-        h = head % sizes.H
+        tile, head = tile_and_head(r, sizes, bounds, C)
+        b, h = head // sizes.H, head % sizes.H
         runs = key_tiles(masks, sizes, bounds, tile, b, C)
         count = runs.num_left + runs.num_full + runs.num_right
         first_row = tile * TALL + GROUP * ROWS
@@ -212,27 +219,39 @@ def consumer(
         s = start_scores(q, matrices(ring.a, slot.index, BLOCK, C), S, BLOCK, C)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(ring.empty.index(slot.index), count=1)
+        acc = Pair(gl.zeros([ROWS, D_LOW], gl.float32, LOW), gl.zeros([ROWS, max(D_HIGH, 16)], gl.float32, HIGH))
         m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
         l = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, S))
-        acc = Pair(gl.zeros([ROWS, D_LOW], gl.float32, LOW), gl.zeros([ROWS, max(D_HIGH, 16)], gl.float32, HIGH))
-        slot = next_slot(slot, STAGES)
-        place = Place(slot, turn, n)
+        flight = Flight(acc, s, m, l)
+        place = Place(next_slot(slot, STAGES), turn, n)
+        # One tile, the first or the last, is by itself: it may have a mask, and need none. The others: masked, full,
+        # masked.
         if OVERLAPS:
-            flight = Flight(acc, s, m, l)
-            flight = weigh(flight, place, q, ring, poison, rows, True, GROUP, S, P, C)
-            place = Place(slot, turn, n - BLOCK)
-            flight, place = steps_over(flight, place, runs.right, q, ring, turns, poison, rows, True, GROUP, S, C)
-            flight, place = steps_over(flight, place, runs.full, q, ring, turns, poison, rows, False, GROUP, S, C)
+            p, _, m, l = weigh(flight, s, place, dtype, ring, poison, rows, True, GROUP, S, P, C)
+            flight = Flight(acc, p, m, l)
+            place = Place(place.slot, turn, n - BLOCK)
+            flight, place = steps_overlapped(
+                flight, place, runs.right, q, ring, turns, poison, rows, True, GROUP, S, P, C
+            )
+            flight, place = steps_overlapped(
+                flight, place, runs.full, q, ring, turns, poison, rows, False, GROUP, S, P, C
+            )
             if HAS_LEFT:
-                flight, place = steps_over(flight, place, runs.left, q, ring, turns, poison, rows, True, GROUP, S, C)
+                flight, place = steps_overlapped(
+                    flight, place, runs.left, q, ring, turns, poison, rows, True, GROUP, S, P, C
+                )
         else:
-            flight = Flight(acc, s, m, l)
-            last = runs.left + BLOCK  # the last tile is for afterwards
-            flight, place = steps_apart(flight, place, gl.maximum(runs.right, last), q, ring, turns, poison, rows, True, GROUP, S, P, C)
-            flight, place = steps_apart(flight, place, gl.maximum(runs.full, last), q, ring, turns, poison, rows, False, GROUP, S, P, C)
+            stop = runs.left + BLOCK
+            flight, place = steps_in_turn(
+                flight, place, gl.maximum(runs.right, stop), q, ring, turns, poison, rows, True, GROUP, S, P, C
+            )
+            flight, place = steps_in_turn(
+                flight, place, gl.maximum(runs.full, stop), q, ring, turns, poison, rows, False, GROUP, S, P, C
+            )
             if HAS_LEFT:
-                flight, place = steps_apart(flight, place, last, q, ring, turns, poison, rows, True, GROUP, S, P, C)
-            flight = weigh(flight, place, q, ring, poison, rows, True, GROUP, S, P, C)
+                flight, place = steps_in_turn(flight, place, stop, q, ring, turns, poison, rows, True, GROUP, S, P, C)
+            p, alpha, m, l = weigh(flight, flight.p, place, dtype, ring, poison, rows, True, GROUP, S, P, C)
+            flight = Flight(scaled_rows(flight.acc, alpha, C), p, m, l)
         slot, turn = place.slot, place.turn
         if OUT_APART:
             mbarrier.arrive(queries.empty.index(GROUP), count=1)
@@ -243,11 +262,10 @@ def consumer(
         l = gl.where(flight.l == 0.0, 1.0, flight.l)
         offs = head.to(gl.int64) * sizes.T_q + i
         gl.store(Lse + offs, (flight.m + gl.log2(l)) * LN_2, mask=i < sizes.T_q)
-        inverse = 1.0 / l
-        acc = wait_for_product(acc, C)
+        acc, inverse = wait_for_product(acc, 1.0 / l, C)
         tma.store_wait(0)  # of the item before: its output has been read
         warpgroup_barrier()
-        store_scaled(acc, inverse, out, dtype, LOW, HIGH, C)
+        store_rows(scaled_rows(acc, inverse, C), out, C)
         fence_async_shared()
         store_pair(out_desc, b, h, first_row, out_tiles, GROUP, C)
         if not OUT_APART:
@@ -257,161 +275,88 @@ def consumer(
 
 
 @gluon.jit
-def weigh(flight, place, q, ring, poison, rows, IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, P: gl.constexpr, C: gl.constexpr):
-    """Flight with weights in the place of scores, of the tile place.n, whose V is in the slot to come."""
-    weights, alpha, m, l = softmax(flight.p, flight.m, flight.l, place.n, rows, IS_MASKED, S, C)
-    weights = gl.convert_layout(weights.to(q.low.dtype), P)
-    acc = scaled_rows(flight.acc, alpha, C)
+def weigh(
+    flight, s, place, dtype: gl.constexpr, ring, poison, rows,
+    IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, P: gl.constexpr, C: gl.constexpr,
+):  # fmt: skip
+    """The scores s of the tile place.n become weights; its V comes with the slot of `place`, which is waited for."""
+    weights, alpha, m, l = softmax(s, flight.m, flight.l, place.n, rows, IS_MASKED, S, C)
+    weights = gl.convert_layout(weights.to(dtype), P)
+    # ptxas moves exponentials below the next wait for products unless a block of code ends here: so this wait, whose
+    # slot nobody needs yet, comes before that one.
     mbarrier.wait(ring.full.index(place.slot.index), place.slot.phase)
     if IS_MASKED:
-        v = matrices(ring.b, place.slot.index, C.block, C)
-        l = contained(l, v, place.n, rows, poison, GROUP, S, C)
-    return Flight(acc, weights, m, l)
+        l = contained(l, matrices(ring.b, place.slot.index, C.block, C), place.n, rows, poison, GROUP, S, C)
+    return weights, alpha, m, l
 
 
 @gluon.jit
-def steps_apart(
+def steps_overlapped(
     flight, place, stop, q, ring, turns, poison, rows,
     IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, P: gl.constexpr, C: gl.constexpr,
 ):  # fmt: skip
-    """Tiles of keys from place.n down to `stop`, whose scores are there; and the scores of the tile after them."""
+    """Tiles of keys from place.n down to `stop`; flight.p are the weights of the tile before.
+
+    place.slot holds K of the first beside V of the tile before. A softmax runs under that tile's product: its weights
+    are held for as long.
+    """
     BLOCK: gl.constexpr = C.block
     STAGES: gl.constexpr = C.stages
-    CONSUMERS: gl.constexpr = C.consumers
     while place.n >= stop:
         slot = place.slot
-        flight = weigh(flight, place, q, ring, poison, rows, IS_MASKED, GROUP, S, P, C)
-        if CONSUMERS > 1:
-            mbarrier.wait(turns.index(GROUP), place.turn)
-        acc = start_product(flight.p, matrices(ring.b, slot.index, BLOCK, C), flight.acc, C)
+        take_turn(turns, place.turn, GROUP, C)
         s = start_scores(q, matrices(ring.a, slot.index, BLOCK, C), S, BLOCK, C)
-        if CONSUMERS > 1:
-            mbarrier.arrive(turns.index((GROUP + 1) % CONSUMERS), count=1)
-        acc, s = wait_for_product_beside(acc, s, C)
+        acc = start_product(flight.p, matrices(ring.b, slot.index, BLOCK, C), flight.acc, C)
+        give_turn(turns, GROUP, C)
+        s, acc, p = wait_for_scores(s, acc, flight.p, C)  # the product of p and V runs on
+        place = Place(next_slot(slot, STAGES), 1 - place.turn, place.n)
+        weights, alpha, m, l = weigh(flight, s, place, p.dtype, ring, poison, rows, IS_MASKED, GROUP, S, P, C)
+        acc, weights = wait_for_product(acc, weights, C)
         mbarrier.arrive(ring.empty.index(slot.index), count=1)
-        flight = Flight(acc, s, flight.m, flight.l)
+        flight = Flight(scaled_rows(acc, alpha, C), weights, m, l)
+        place = Place(place.slot, place.turn, place.n - BLOCK)
+    return flight, place
+
+
+@gluon.jit
+def steps_in_turn(
+    flight, place, stop, q, ring, turns, poison, rows,
+    IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, P: gl.constexpr, C: gl.constexpr,
+):  # fmt: skip
+    """Tiles of keys from place.n down to `stop`; flight.p are the scores of the first, and then of the one after them.
+
+    place.slot holds V of the first beside K of the next. A softmax runs under the other consumers' products only.
+    """
+    BLOCK: gl.constexpr = C.block
+    STAGES: gl.constexpr = C.stages
+    dtype: gl.constexpr = q.low.dtype
+    while place.n >= stop:
+        slot = place.slot
+        weights, alpha, m, l = weigh(flight, flight.p, place, dtype, ring, poison, rows, IS_MASKED, GROUP, S, P, C)
+        acc = scaled_rows(flight.acc, alpha, C)
+        take_turn(turns, place.turn, GROUP, C)
+        acc = start_product(weights, matrices(ring.b, slot.index, BLOCK, C), acc, C)
+        s = start_scores(q, matrices(ring.a, slot.index, BLOCK, C), S, BLOCK, C)
+        give_turn(turns, GROUP, C)
+        acc, s = wait_for_product(acc, s, C)
+        mbarrier.arrive(ring.empty.index(slot.index), count=1)
+        flight = Flight(acc, s, m, l)
         place = Place(next_slot(slot, STAGES), 1 - place.turn, place.n - BLOCK)
     return flight, place
 
 
 @gluon.jit
-def steps_over(
-    flight, place, stop, q, ring, turns, poison, rows,
-    IS_MASKED: gl.constexpr, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr,
-):  # fmt: skip
-    """Tiles of keys from place.n down to `stop`. K of the first is there, beside V of the tile before it."""
-    BLOCK: gl.constexpr = C.block
-    STAGES: gl.constexpr = C.stages
-    CONSUMERS: gl.constexpr = C.consumers
-    while place.n >= stop:
-        slot = place.slot
-        if CONSUMERS > 1:
-            mbarrier.wait(turns.index(GROUP), place.turn)
-        s = start_scores(q, matrices(ring.a, slot.index, BLOCK, C), S, BLOCK, C)
-        acc = start_product(flight.p, matrices(ring.b, slot.index, BLOCK, C), flight.acc, C)
-        if CONSUMERS > 1:
-            mbarrier.arrive(turns.index((GROUP + 1) % CONSUMERS), count=1)
-        s, acc, p = wait_for_scores(s, acc, flight.p, C)  # the product of p and V runs on
-        weights, alpha, m, l = softmax(s, flight.m, flight.l, place.n, rows, IS_MASKED, S, C)
-        weights = gl.convert_layout(weights.to(p.dtype), p.type.layout)
-        slot_after = next_slot(slot, STAGES)
-        # ptxas moves the exponentials below the next wait unless a block of code ends here: so the wait for the next
-        # slot stands here, and not at the top of the loop.
-        mbarrier.wait(ring.full.index(slot_after.index), slot_after.phase)
-        if IS_MASKED:
-            v = matrices(ring.b, slot_after.index, BLOCK, C)
-            l = contained(l, v, place.n, rows, poison, GROUP, S, C)
-        acc, weights = wait_for_product_beside(acc, weights, C)
-        mbarrier.arrive(ring.empty.index(slot.index), count=1)
-        flight = Flight(scaled_rows(acc, alpha, C), weights, m, l)
-        place = Place(slot_after, 1 - place.turn, place.n - BLOCK)
-    return flight, place
+def take_turn(turns, turn, GROUP: gl.constexpr, C: gl.constexpr):
+    """Wait until the consumer before this one has started its products."""
+    if C.consumers > 1:
+        mbarrier.wait(turns.index(GROUP), turn)
 
 
 @gluon.jit
-def softmax(s, m, l, n, rows, IS_MASKED: gl.constexpr, S: gl.constexpr, C: gl.constexpr):
-    """One step of the online softmax over the keys n, n + 1, ...: (p, the factor of what was summed before, m, l)."""
-    BLOCK: gl.constexpr = C.block
-    if IS_MASKED:
-        sees = visible_tile(n, gl.arange(0, BLOCK, gl.SliceLayout(0, S)), rows)
-        s = gl.where(sees, s, float("-inf"))  # times a scale that is not 0
-    m_new = gl.maximum(m, gl.max(s, axis=1) * rows.qk_scale)
-    m_safe = m_new
-    if IS_MASKED:  # a row that has seen no key yet: its maximum is -inf, and -inf - -inf would be NaN
-        m_safe = gl.where(m_new == float("-inf"), 0.0, m_new)
-    p = gl.exp2(s * rows.qk_scale - gl.expand_dims(m_safe, 1))
-    alpha = gl.exp2(m - m_safe)
-    return p, alpha, m_new, l * alpha + gl.sum(p, axis=1)
-
-
-@gluon.jit
-def rows_of(i, masks, sizes, bounds, b, qk_scale):
-    """Rows of the queries i (64,) of sequence b."""
-    first_key, end_key = key_bounds(masks, b, sizes.T_k)
-    last = gl.zeros_like(i) + end_key - 1
-    if bounds.upper is not None:
-        last = gl.minimum(last, i + bounds.upper)
-    first = None
-    if masks.KeyStarts is not None:
-        first = gl.zeros_like(i) + first_key
-    if bounds.lower is not None:
-        first = gl.maximum(i + bounds.lower, first_key)
-    Documents, documents = None, None
-    if masks.Documents is not None:
-        Documents = documents_of_sequence(masks, b, sizes.T_k)
-        documents = gl.expand_dims(load_documents(Documents, sizes.T_k - sizes.T_q + i, i < sizes.T_q), 1)
-    return Rows(first, last, documents, Documents, sizes.T_k, qk_scale)
-
-
-@gluon.jit
-def visible_tile(n, c, rows):
-    """(64, columns) bool: which of the keys n + c, c (columns,), each row sees."""
-    c_row = gl.expand_dims(c, 0)
-    sees = c_row <= gl.expand_dims(rows.last - n, 1)
-    if rows.first is not None:
-        sees = sees & (c_row >= gl.expand_dims(rows.first - n, 1))
-    if rows.documents is not None:
-        j = n + c
-        sees = sees & (rows.documents == gl.expand_dims(load_documents(rows.Documents, j, j < rows.T_k), 0))
-    return sees
-
-
-@gluon.jit
-def contained(l, v, n, rows, poison, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr):
-    """Make v, the values of a masked tile, fit for weights that are 0: inf and NaN must reach only rows that see them.
-
-    They become 0; the sums l of the rows that see them become NaN, and so will their outputs and lse.
-    """
-    BLOCK: gl.constexpr = C.block
-    if nonfinite_in(v, BLOCK, C):
-        contain(v, poison.Marks, poison.together, BLOCK, GROUP, C)
-        l = gl.where(sees_marked(n, rows, poison.Marks, S, C), float("nan"), l)
-    return l
-
-
-@gluon.jit
-def sees_marked(n, rows, Marks, S: gl.constexpr, C: gl.constexpr):
-    """(64,) bool: which rows see one of the keys n, n + 1, ... that are marked. Few at a time: registers are held."""
-    W: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, FEW, 16])  # rows lie as in S
-    few_rows = rows_in(rows, W)
-    found = gl.zeros([ROWS], gl.int32, gl.SliceLayout(1, W))
-    for c in range(C.block // FEW):
-        marked = gl.expand_dims(Marks.index(c).load(gl.SliceLayout(0, W)), 0) != 0
-        sees = visible_tile(n + c * FEW, gl.arange(0, FEW, gl.SliceLayout(0, W)), few_rows)
-        found = found | gl.reduce((sees & marked).to(gl.int32), 1, either)
-    return gl.convert_layout(found, gl.SliceLayout(1, S)) != 0
-
-
-@gluon.jit
-def rows_in(rows, W: gl.constexpr):
-    """Rows, laid out for tiles of layout W."""
-    first, documents = None, None
-    if rows.first is not None:
-        first = gl.convert_layout(rows.first, gl.SliceLayout(1, W))
-    if rows.documents is not None:
-        documents = gl.convert_layout(rows.documents, W)
-    last = gl.convert_layout(rows.last, gl.SliceLayout(1, W))
-    return Rows(first, last, documents, rows.Documents, rows.T_k, rows.qk_scale)
+def give_turn(turns, GROUP: gl.constexpr, C: gl.constexpr):
+    """Let the next consumer start its products."""
+    if C.consumers > 1:
+        mbarrier.arrive(turns.index((GROUP + 1) % C.consumers), count=1)
 
 
 @gluon.jit
@@ -426,25 +371,14 @@ def wait_for_scores(s, acc, p, C: gl.constexpr):
 
 
 @gluon.jit
-def wait_for_product_beside(acc, weights, C: gl.constexpr):
-    """Wait for the product; `weights`, the next one's, are there by then."""
+def wait_for_product(acc, beside, C: gl.constexpr):
+    """Wait for all products that are in flight; `beside` is there by then too."""
     if C.d_high > 0:
-        low, high, weights = warpgroup_mma_wait(0, deps=[acc.low, acc.high, weights])
-        return Pair(low, high), weights
+        low, high, beside = warpgroup_mma_wait(0, deps=[acc.low, acc.high, beside])
+        return Pair(low, high), beside
     else:
-        low, weights = warpgroup_mma_wait(0, deps=[acc.low, weights])
-        return Pair(low, acc.high), weights
-
-
-@gluon.jit
-def wait_for_product(acc, C: gl.constexpr):
-    """Wait for the product."""
-    if C.d_high > 0:
-        low, high = warpgroup_mma_wait(0, deps=[acc.low, acc.high])
-        return Pair(low, high)
-    else:
-        low = warpgroup_mma_wait(0, deps=[acc.low])
-        return Pair(low, acc.high)
+        low, beside = warpgroup_mma_wait(0, deps=[acc.low, beside])
+        return Pair(low, acc.high), beside
 
 
 @gluon.jit
@@ -458,9 +392,8 @@ def scaled_rows(acc, factor, C: gl.constexpr):
 
 
 @gluon.jit
-def store_scaled(acc, factor, out, dtype: gl.constexpr, LOW: gl.constexpr, HIGH: gl.constexpr, C: gl.constexpr):
-    """acc, its rows times `factor`, into the Pair `out` in shared memory."""
-    acc = scaled_rows(acc, factor, C)
-    out.low.store(acc.low.to(dtype))
+def store_rows(acc, tiles, C: gl.constexpr):
+    """acc into the Pair `tiles` in shared memory, in its type."""
+    tiles.low.store(acc.low.to(tiles.low.dtype))
     if C.d_high > 0:
-        out.high.store(acc.high.to(dtype))
+        tiles.high.store(acc.high.to(tiles.high.dtype))

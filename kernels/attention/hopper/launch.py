@@ -75,7 +75,7 @@ def plan_of(
     items = grid(name, cdiv(rows, tile.rows) * heads)[0]
     lower, upper = band(T_q, T_k, causal, left, right)
     C = structs.Config(
-        D, *portable_tiles.split_head_dim(D), tile.block, tile.stages, tile.consumers, tile.out_apart,
+        D, *portable_tiles.split_head_dim(D), tile.block, tile.stages, tile.consumers, tile.overlaps, tile.out_apart,
         lower is not None or hides_first_keys, group if of_keys else 0,
     )  # fmt: skip
     return Plan((tiles.programs(items, target.num_sms),), tile, lower, upper, heads, min(section, heads), group, C)

@@ -77,7 +77,7 @@ class Flight(NamedTuple):
     """What a consumer of the forward carries from step to step."""
 
     acc: Any  # Pair of (64, columns) float32: sum of p v so far, but for the last tile's
-    p: Any  # (64, block) weights of the last tile, an operand in registers
+    p: Any  # (64, block) weights of the last tile, an operand in registers; or its scores, float32
     m: Any  # (64,) maximum of the scaled scores, in base 2
     l: Any  # (64,) sum of p
 

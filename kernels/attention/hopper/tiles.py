@@ -20,6 +20,9 @@ class Tile(NamedTuple):
     block: int  # rows of a streamed tile: keys, or queries in dK/dV
     stages: int  # slots of the ring through which they come
     consumers: int
+    overlaps: bool = (
+        True  # a consumer's softmax runs under its own products too, for registers; else it takes turns only
+    )
     out_apart: bool = False  # results are staged beside what is held, not over it: the next item's may come meanwhile
 
     @property
@@ -31,11 +34,11 @@ class Tile(NamedTuple):
 # kernel -> largest head_dim -> tiles that the rule below chooses from
 TABLE: dict[str, dict[int, tuple[Tile, ...]]] = {
     "forward": {
-        64: (Tile(128, 2, 3), Tile(128, 2, 2), Tile(128, 2, 1)),
-        96: (Tile(128, 2, 2), Tile(128, 2, 1)),
-        128: (Tile(128, 2, 2), Tile(128, 2, 1)),
-        192: (Tile(64, 3, 2), Tile(64, 3, 1)),
-        256: (Tile(64, 2, 2), Tile(64, 2, 1)),
+        64: (Tile(128, 3, 3, False, True), Tile(128, 3, 2, False, True), Tile(128, 3, 1, True, True)),
+        96: (Tile(128, 2, 2, False, True), Tile(128, 2, 1, True, True)),
+        128: (Tile(128, 2, 2, True, True), Tile(128, 2, 1, True, True)),
+        192: (Tile(64, 2, 2, False, True), Tile(64, 3, 1, True, True)),
+        256: (Tile(64, 2, 2, False), Tile(64, 2, 1)),
     },
     "dkdv": {
         64: (Tile(64, 3, 2), Tile(64, 3, 1)),

@@ -219,20 +219,22 @@ def test_documents_of_more_sequences_than_a_second_grid_dimension_holds(recorded
     B, T = 2**17, 300
     ids = torch.empty(B, T, dtype=torch.int32, device="meta")
     arguments, grid = launched(recorded, B, 1, 1, T, T, 1, document_ids=ids)["document_ranges_kernel"]
-    assert grid == (B * -(-T // arguments["BLOCK"]),)
+    assert grid == (B * -(-T // arguments["ROWS"]),)
 
 
-def test_document_ranges(interpreter, seed):
+@pytest.mark.parametrize("height", [64, 48])
+def test_document_ranges(interpreter, seed, height):
     """Against a loop; rows without any column say (num_columns, 0, 0)."""
     ids = torch.tensor([[0] * 40 + [1] * 24 + [1] * 64 + [2] * 22 + [3] * 10, [5] * 160])  # (B, T_k)
     for rows, columns in ((160, 160), (20, 160), (160, 20)):
-        ranges = torch.full((2, -(-rows // 64), 3), -7, dtype=torch.int32)
+        ranges = torch.full((2, -(-rows // height), 3), -7, dtype=torch.int32)
         masks.document_ranges_kernel[(ranges.shape[0] * ranges.shape[1],)](
-            ids, ranges, ids.stride(0), 160 - rows, rows, 160 - columns, columns, BLOCK=64, CHUNK=64
-        )
+            ids, ranges, ids.stride(0), 160 - rows, rows, 160 - columns, columns,
+            ROWS=height, BLOCK=64, CHUNK=64,
+        )  # fmt: skip
         for b in range(2):
             for tile in range(ranges.shape[1]):
-                mine = ids[b, 160 - rows :][tile * 64 : tile * 64 + 64]
+                mine = ids[b, 160 - rows :][tile * height : (tile + 1) * height]
                 other = ids[b, 160 - columns :]
                 inside = ((other >= mine.min()) & (other <= mine.max())).nonzero().flatten().tolist()
                 first, end = (inside[0], inside[-1] + 1) if inside else (columns, 0)
