@@ -241,9 +241,9 @@ def step(
     q, dout = held_rows(item, n, GROUP, C)
     k = matrices(ring.a, slot.index, BLOCK, C)
     s = start_scores(q, k, S, BLOCK, C)
-    dp = start_scores(dout, matrices(ring.b, slot.index, BLOCK, C), S, BLOCK, C)
     if IS_MASKED:
         is_bad = nonfinite_in(k, BLOCK, C)
+    dp = start_scores(dout, matrices(ring.b, slot.index, BLOCK, C), S, BLOCK, C)
     s = warpgroup_mma_wait(PARTS, deps=[s])
     p = gl.exp2(s * rows.qk_scale - item.lse2)
     # ptxas moves the exponentials below the next wait unless a block of code ends here: so the wait for the next slot
@@ -312,8 +312,8 @@ def held_rows(item, n, GROUP: gl.constexpr, C: gl.constexpr):
     """q and dout of a consumer, as operands of products. n: the first key of a tile."""
     index: gl.constexpr = GROUP
     if C.d_low + C.d_high > 64:
-        # n is below T_k, which the compiler does not know: so it computes in each step where they lie. Else it keeps the
-        # descriptors of all products in registers, of which there are too few.
+        # n is below T_k, which the compiler does not know: so it computes in each step where they lie. Else it keeps
+        # the descriptors of all products in registers, of which there are too few.
         index = GROUP + (n >= item.rows.T_k).to(gl.int32)
     return matrices(item.q, index, ROWS, C), matrices(item.dout, index, ROWS, C)
 
