@@ -20,14 +20,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma_wait
 
-from ..masks import key_bounds
+from ..masks import documents_of_sequence, key_bounds
 from ..structs import Pair
 from .device import (
     LOG2_E,
     ROWS,
     barriers,
     exponent_carries,
-    item_of,
     load_pair,
     matrices,
     next_slot,
@@ -42,8 +41,9 @@ from .device import (
     words_layout,
     words_shared_layout,
 )
-from .forward import key_tiles, rows_of, visible_tile
-from .structs import Bounds, Descriptors, DQItem, DQPlace, HeldQueries, Reach, Ring, Sizes, Slot, Statistics
+from .forward import key_tiles, tile_and_head
+from .softmax import first_keys, last_keys, query_documents, visible_tile
+from .structs import Bounds, Descriptors, DQItem, DQPlace, HeldQueries, Reach, Ring, Rows, Sizes, Slot, Statistics
 
 
 @gluon.jit(
@@ -109,7 +109,7 @@ def producer(q_desc, dout_desc, k_desc, v_desc, masks, sizes, bounds, held, ring
     zero = num_tiles * 0
     slot = Slot(zero, zero)
     for r in range(num_items(num_tiles, sizes)):
-        tile, head = queries_of(r, num_tiles, sizes, bounds)
+        tile, head = tile_and_head(r, sizes, bounds, C)
         b, h = head // sizes.H, head % sizes.H
         h_kv = h // sizes.group
         runs = key_tiles(masks, sizes, bounds, tile, b, C)
@@ -140,6 +140,7 @@ def consumer(
     D_LOW: gl.constexpr = C.d_low
     D_HIGH: gl.constexpr = C.d_high
     OUT_APART: gl.constexpr = C.out_apart
+    OVERLAPS: gl.constexpr = C.overlaps
     HAS_LEFT: gl.constexpr = C.has_left
     CONSUMERS: gl.constexpr = C.consumers
     TALL: gl.constexpr = ROWS * C.consumers
@@ -150,7 +151,7 @@ def consumer(
     zero = num_tiles * 0
     slot = Slot(zero, zero)
     for r in range(num_items(num_tiles, sizes)):
-        tile, head = queries_of(r, num_tiles, sizes, bounds)
+        tile, head = tile_and_head(r, sizes, bounds, C)
         b, h = head // sizes.H, head % sizes.H
         runs = key_tiles(masks, sizes, bounds, tile, b, C)
         count = runs.num_left + runs.num_full + runs.num_right
@@ -160,9 +161,16 @@ def consumer(
         offs = head.to(gl.int64) * stats.row_stride + i
         lse2 = gl.load(stats.Lse2 + offs, mask=i_ok, other=0.0)
         delta = gl.load(stats.Delta + offs, mask=i_ok, other=0.0)
+        rows = Rows(
+            None if masks.KeyStarts is None and bounds.lower is None else first_keys(i, masks, sizes, bounds, b),
+            last_keys(i, masks, sizes, bounds, b),
+            None if masks.Documents is None else query_documents(i, masks, sizes, b),
+            None if masks.Documents is None else documents_of_sequence(masks, b, sizes.T_k),
+            sizes.T_k, softmax_scale * LOG2_E,
+        )  # fmt: skip
         item = DQItem(
             held.q, held.dout, gl.expand_dims(lse2, 1), gl.expand_dims(delta, 1),
-            rows_of(i, masks, sizes, bounds, b, softmax_scale * LOG2_E),
+            rows,
             reach_of(first_row, masks, sizes, bounds, b, C),
             reach_of(tile * TALL + (CONSUMERS - 1 - GROUP) * ROWS, masks, sizes, bounds, b, C),
             runs.left,
@@ -173,7 +181,7 @@ def consumer(
         mbarrier.wait(ring.full.index(slot.index), slot.phase)
         place = DQPlace(slot, runs.left + (count - 1) * BLOCK)
         dq, place = steps(dq, place, runs.right, item, ring, together, True, GROUP, S, C)
-        if not overlaps(C):
+        if not OVERLAPS:
             dq, place = steps(dq, place, runs.full, item, ring, together, False, GROUP, S, C)
         elif place.n >= runs.full:
             dq, place = overlapped_steps(dq, place, runs.full, item, ring, GROUP, S, C)
@@ -196,15 +204,6 @@ def consumer(
             tma.store_wait(0)
             mbarrier.arrive(held.empty.index(GROUP), count=1)
     tma.store_wait(0)
-
-
-@gluon.jit
-def queries_of(r, num_tiles, sizes, bounds):
-    """(tile, head) of this CTA's r-th item: those that see most keys come first."""
-    tile, head = item_of(r, num_tiles, sizes)
-    if bounds.upper is not None:
-        tile = num_tiles - 1 - tile
-    return tile, head
 
 
 @gluon.jit
@@ -299,12 +298,6 @@ def overlapped_steps(dq, place, stop, item, ring, GROUP: gl.constexpr, S: gl.con
     dq = wait_for_dq(start_product(ds, matrices(ring.a, slot.index, BLOCK, C), dq, C), ds, C)
     mbarrier.arrive(ring.empty.index(slot.index), count=1)
     return dq, DQPlace(after, n)
-
-
-@gluon.constexpr_function
-def overlaps(C):
-    """Whether a thread's registers hold what overlapping steps do: s, p and dp, ds in 16 bits, and dq."""
-    return 3 * C.block // 2 + C.block // 4 + (C.d_low + C.d_high) // 2 <= 180
 
 
 @gluon.jit

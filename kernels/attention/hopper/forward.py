@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..masks import key_bounds, tile_runs
+from ..masks import documents_of_sequence, key_bounds, tile_runs
 from ..structs import Band, Pair, Runs
 from .device import (
     LN_2,
@@ -37,8 +37,8 @@ from .device import (
     tiles_like,
     warpgroup_barrier,
 )
-from .softmax import contained, rows_of, softmax
-from .structs import Bounds, Descriptors, Flight, Held, Place, Poison, Ring, Sizes, Slot
+from .softmax import contained, first_keys, last_keys, query_documents, softmax
+from .structs import Bounds, Descriptors, Flight, Held, Place, Poison, Ring, Rows, Sizes, Slot
 
 
 @gluon.jit(do_not_specialize=["T_q", "T_k", "H", "group", "num_heads", "lower", "upper", "heads_per_section"])
@@ -211,7 +211,13 @@ def consumer(
         count = runs.num_left + runs.num_full + runs.num_right
         first_row = tile * TALL + GROUP * ROWS
         i = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, S))
-        rows = rows_of(i, masks, sizes, bounds, b, qk_scale)
+        rows = Rows(
+            None if masks.KeyStarts is None and bounds.lower is None else first_keys(i, masks, sizes, bounds, b),
+            last_keys(i, masks, sizes, bounds, b),
+            None if masks.Documents is None else query_documents(i, masks, sizes, b),
+            None if masks.Documents is None else documents_of_sequence(masks, b, sizes.T_k),
+            sizes.T_k, qk_scale,
+        )  # fmt: skip
         n = runs.left + (count - 1) * BLOCK
 
         mbarrier.wait(queries.full.index(GROUP), r % 2)

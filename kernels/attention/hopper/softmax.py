@@ -25,22 +25,30 @@ def softmax(s, m, l, n, rows, IS_MASKED: gl.constexpr, S: gl.constexpr, C: gl.co
 
 
 @gluon.jit
-def rows_of(i, masks, sizes, bounds, b, qk_scale):
-    """Rows of the queries i (64,) of sequence b."""
-    first_key, end_key = key_bounds(masks, b, sizes.T_k)
+def first_keys(i, masks, sizes, bounds, b):
+    """The first key that each of the queries i (64,) of sequence b sees, but for documents."""
+    first_key, _ = key_bounds(masks, b, sizes.T_k)
+    first = gl.zeros_like(i) + first_key
+    if bounds.lower is not None:
+        first = gl.maximum(i + bounds.lower, first)
+    return first
+
+
+@gluon.jit
+def last_keys(i, masks, sizes, bounds, b):
+    """The last key that each of the queries i (64,) of sequence b sees, but for documents."""
+    _, end_key = key_bounds(masks, b, sizes.T_k)
     last = gl.zeros_like(i) + end_key - 1
     if bounds.upper is not None:
         last = gl.minimum(last, i + bounds.upper)
-    first = None
-    if masks.KeyStarts is not None:
-        first = gl.zeros_like(i) + first_key
-    if bounds.lower is not None:
-        first = gl.maximum(i + bounds.lower, first_key)
-    Documents, documents = None, None
-    if masks.Documents is not None:
-        Documents = documents_of_sequence(masks, b, sizes.T_k)
-        documents = gl.expand_dims(load_documents(Documents, sizes.T_k - sizes.T_q + i, i < sizes.T_q), 1)
-    return Rows(first, last, documents, Documents, sizes.T_k, qk_scale)
+    return last
+
+
+@gluon.jit
+def query_documents(i, masks, sizes, b):
+    """(64, 1) document ids of the queries i (64,) of sequence b."""
+    Documents = documents_of_sequence(masks, b, sizes.T_k)
+    return gl.expand_dims(load_documents(Documents, sizes.T_k - sizes.T_q + i, i < sizes.T_q), 1)
 
 
 @gluon.jit
@@ -73,22 +81,15 @@ def contained(l, v, n, rows, poison, GROUP: gl.constexpr, S: gl.constexpr, C: gl
 def sees_marked(n, rows, Marks, S: gl.constexpr, C: gl.constexpr):
     """(64,) bool: which rows see one of the keys n, n + 1, ... that are marked. Few at a time: registers are held."""
     W: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, FEW, 16])  # rows lie as in S
-    few_rows = rows_in(rows, W)
+    few_rows = Rows(
+        None if rows.first is None else gl.convert_layout(rows.first, gl.SliceLayout(1, W)),
+        gl.convert_layout(rows.last, gl.SliceLayout(1, W)),
+        None if rows.documents is None else gl.convert_layout(rows.documents, W),
+        rows.Documents, rows.T_k, rows.qk_scale,
+    )  # fmt: skip
     found = gl.zeros([ROWS], gl.int32, gl.SliceLayout(1, W))
     for c in range(C.block // FEW):
         marked = gl.expand_dims(Marks.index(c).load(gl.SliceLayout(0, W)), 0) != 0
         sees = visible_tile(n + c * FEW, gl.arange(0, FEW, gl.SliceLayout(0, W)), few_rows)
         found = found | gl.reduce((sees & marked).to(gl.int32), 1, either)
     return gl.convert_layout(found, gl.SliceLayout(1, S)) != 0
-
-
-@gluon.jit
-def rows_in(rows, W: gl.constexpr):
-    """Rows, laid out for tiles of layout W."""
-    first, documents = None, None
-    if rows.first is not None:
-        first = gl.convert_layout(rows.first, gl.SliceLayout(1, W))
-    if rows.documents is not None:
-        documents = gl.convert_layout(rows.documents, W)
-    last = gl.convert_layout(rows.last, gl.SliceLayout(1, W))
-    return Rows(first, last, documents, rows.Documents, rows.T_k, rows.qk_scale)

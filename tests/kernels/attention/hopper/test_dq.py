@@ -51,10 +51,12 @@ def results(x: Problem):
     return with_gradient(*leaves, x.dout, x.arguments), exactly(with_gradient, *leaves, x.dout, x.arguments)
 
 
-def run(x: Problem, exact, settings=ADVERSARY, tile=(64, 4, 2), apart=True, grid=3, poisoned=()) -> Tensor:
+def run(
+    x: Problem, exact, settings=ADVERSARY, tile=(64, 4, 2), overlaps=True, apart=True, grid=3, poisoned=()
+) -> Tensor:
     """dq of the kernel, on `grid` CTAs. `poisoned`: keys that hold NaN, and so make lse NaN for who sees them."""
     (B, H, T_q, D), T_k = x.q.shape, x.k.shape[2]
-    block, stages, consumers = tile
+    block, _, consumers = tile
     out, lse = exact[0].value, exact[1].value
     delta = (out * x.dout.double()).sum(-1)
     rows = torch.full((2, B, H, T_q + -T_q % 4), torch.nan)  # what lies between T_q and the end is nobody's
@@ -66,7 +68,7 @@ def run(x: Problem, exact, settings=ADVERSARY, tile=(64, 4, 2), apart=True, grid
     lower, upper = band(T_q, T_k, causal, left, right)
     masks = [x.arguments.get(name) for name in ("key_starts", "key_lengths", "document_ids")]
     has_left = lower is not None or masks[0] is not None or masks[2] is not None
-    C = Config(D, *split_head_dim(D), block, stages, consumers, apart, has_left, 0)
+    C = Config(D, *split_head_dim(D), *tile, overlaps, apart, has_left, 0)
     dq = torch.empty_like(x.q)
     with simulate(90, settings=settings) as gpu:
         hopper_dq_kernel[(grid,)](
@@ -101,8 +103,11 @@ CASES = {
         {"B": 2, "T_q": 200, "T_k": 230, "causal": True, "document_ids": DOCUMENTS},
         {"tile": (64, 3, 1)},
     ),
-    "results staged over q, head_dim 192": ({"H": 2, "D": 192, "causal": True}, {"tile": (64, 2, 2), "apart": False}),
-    "head_dim 256": ({"D": 256, "T_k": 100}, {"tile": (32, 3, 2), "apart": False}),
+    "results staged over q, head_dim 192": (
+        {"H": 2, "D": 192, "causal": True},
+        {"tile": (64, 2, 2), "overlaps": False, "apart": False},
+    ),
+    "head_dim 256": ({"D": 256, "T_k": 100}, {"tile": (32, 3, 2), "overlaps": False, "apart": False}),
 }  # fmt: skip
 
 
