@@ -7,7 +7,6 @@ from ..masks import key_bounds, tile_runs
 from ..structs import Band, Pair
 from .device import ROWS, item_of
 
-
 ONE_WARPGROUP = 128  # the largest head_dim that one warpgroup has registers for, in dK and dV of 64 keys
 
 
