@@ -197,14 +197,14 @@ def consumer(
         num_skipped = unseen_tiles(runs, first, bounds, C) * HEADS
         for _ in range(num_skipped):
             place = skip(place, ring, together, GROUP, S, C)
-        for step in range(num_skipped, num_masked):
-            m = tile_start(step // HEADS, runs, BLOCK, BLOCK, True)
+        while place.left > num_full:
+            m = tile_start((num_masked + num_full - place.left) // HEADS, runs, BLOCK, BLOCK, True)
             grads, ds, place = dkdv_step(grads, ds, place, m, held, ring, scores, together, True, GROUP, S, C)
         if OUT_APART:
             # By now the last item's gradients have left its set of tiles.
             tma.store_wait(0)
             mbarrier.arrive(keys.empty.index((r + 1) % SETS * CONSUMERS + GROUP), count=1, pred=r > 0)
-        for _ in range(num_full):
+        while place.left > 0:
             grads, ds, place = dkdv_step(grads, ds, place, 0, held, ring, scores, together, False, GROUP, S, C)
         slot = place.slot
         dk, dv = grads.k, grads.v
