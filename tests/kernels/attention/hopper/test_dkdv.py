@@ -77,7 +77,11 @@ def run(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, cons
     dk, dv = torch.empty_like(x.k), torch.empty_like(x.v)
     left, right = x.window or (-1, -1)
     lower, upper = band(T_q, T_k, x.causal, left, right)
-    C = Config(D, *split_head_dim(D), BLOCK, stages, consumers, apart, True, H // H_kv)
+    d_low, d_high = split_head_dim(D)
+    C = Config(
+        head_dim=D, d_low=d_low, d_high=d_high, block=BLOCK, stages=stages, consumers=consumers, overlaps=True,
+        out_apart=apart, has_left=True, group=H // H_kv,
+    )  # fmt: skip
     masks = [x.masks.get(name) for name in ("key_starts", "key_lengths", "document_ids")]
     with simulate(90, settings=settings) as gpu:
         hopper_dkdv_kernel[(grid,)](
