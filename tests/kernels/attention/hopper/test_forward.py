@@ -1,4 +1,4 @@
-"""The forward for Hopper in itself: tiles that the launch would not take here, CTAs with many items, NaN in masked tiles."""
+"""The forward for Hopper by itself: tiles that the launch would not take here, CTAs with many items, NaN under masks."""
 
 from __future__ import annotations
 
