@@ -1,4 +1,4 @@
-"""The forward for Hopper by itself: tiles that the launch would not take here, CTAs with many items, NaN under masks."""
+"""The forward for Hopper by itself: tiles that no rule takes here, CTAs with many items, NaN under masks."""
 
 from __future__ import annotations
 
