@@ -41,9 +41,9 @@ from .masks import (
 from .structs import Band, KeyValue, Mask, Matrix, Pair, QueryRows, Scores, Stream
 
 
-@triton.jit(do_not_specialize=["T_q", "H"])
+@triton.jit(do_not_specialize=["stride_row", "T_q", "H"])
 def attention_delta_kernel(
-    Out, DOut, DLse, Lse, Lse2, Delta, stride_out, stride_dout, T_q, H,
+    Out, DOut, DLse, Lse, Lse2, Delta, stride_out, stride_dout, stride_row, T_q, H,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, IS_WIDE: tl.constexpr,
 ):  # fmt: skip
     """delta_i = Σ_d dout_id out_id - dlse_i and lse2_i = lse_i / ln 2. launch.backward calls it.
@@ -51,7 +51,8 @@ def attention_delta_kernel(
     Out, DOut         (B, H, T_q, head_dim); their strides come after all pointers, as in structs.py: with each pointer
                       before its strides, one CTA in nine is lost (float32, sm_90)
     DLse              Matrix (B, H, T_q) of any float type, or None
-    Lse, Lse2, Delta  (B, H, T_q) float32, contiguous
+    Lse               (B, H, T_q) float32, contiguous
+    Lse2, Delta       (B, H, T_q) float32, rows stride_row apart
 
     A row that saw no key has delta 0 and lse2 +inf, so that its weights, exp(s - lse), are 0. Where dout is not finite,
     delta is NaN and makes lse2 NaN too: through it the gradients of exactly those keys that the row sees become NaN.
@@ -70,19 +71,19 @@ def attention_delta_kernel(
     out = load_tile(Out, rows, columns, stride_out[2], stride_out[3], i_ok, column_ok)
     dout = load_tile(DOut, rows, columns, stride_dout[2], stride_dout[3], i_ok, column_ok)
     delta = sum_of_products(out.to(tl.float32), dout.to(tl.float32), 1)
-    offs = head.to(tl.int64) * T_q + i
+    offs = head.to(tl.int64) * stride_row + i
     if DLse is not None:
         delta -= tl.load(at_row(DLse, b, h, row) + rows * DLse.stride[2], mask=i_ok, other=0.0).to(tl.float32)
-    lse = tl.load(Lse + offs, mask=i_ok, other=0.0)
+    lse = tl.load(Lse + head.to(tl.int64) * T_q + i, mask=i_ok, other=0.0)
     empty = lse == -float("inf")
     tl.store(Delta + offs, tl.where(empty, 0.0, delta), mask=i_ok)
     tl.store(Lse2 + offs, tl.where(empty, float("inf"), lse * 1.4426950408889634 + delta * 0.0), mask=i_ok)
 
 
-@triton.jit(do_not_specialize=["T_q", "T_k", "H_kv", "lower", "upper", "heads_per_section"])
+@triton.jit(do_not_specialize=["stride_row", "T_q", "T_k", "H_kv", "lower", "upper", "heads_per_section"])
 def attention_dkdv_kernel(
     tensors, stride, QLow, QHigh, DOutLow, DOutHigh, Lse2, Delta, masks, dropout,
-    T_q, T_k, H_kv, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
+    stride_row, T_q, T_k, H_kv, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
     """dv = pᵀ dout and dk = scale · dsᵀ q, summed over the heads of a group. launch.backward calls it.
 
@@ -90,7 +91,7 @@ def attention_dkdv_kernel(
                         (B, H / group, T_k, head_dim)
     stride              DKDVTensors: the four strides of each
     QLow ... DOutHigh   TMA descriptors of Q and DOut, boxes of block_m rows; or None
-    Lse2, Delta         (B, H, T_q) float32, of attention_delta_kernel
+    Lse2, Delta         (B, H, T_q) float32 of attention_delta_kernel, rows stride_row apart
     masks, lower, upper, dropout    as in the forward; masks.Ranges of tiles of keys
 
     One program: block_n keys of one key head, over the queries of all heads of its group that see them.
@@ -112,8 +113,8 @@ def attention_dkdv_kernel(
     K, V = Matrix(tensors.K, stride.K), Matrix(tensors.V, stride.V)
     Q = at_head(Matrix(tensors.Q, stride.Q), b, first_h)
     DOut = at_head(Matrix(tensors.DOut, stride.DOut), b, first_h)
-    Lse2 += first_head.to(tl.int64) * T_q
-    Delta += first_head.to(tl.int64) * T_q
+    Lse2 += first_head.to(tl.int64) * stride_row
+    Delta += first_head.to(tl.int64) * stride_row
     first_key, end_key = key_bounds(masks, b, T_k)
     key_ok = (j >= first_key) & (j < end_key)
     k, v = load_two_pairs(K, V, b, h_kv, column, j_ok, C)
@@ -149,7 +150,7 @@ def attention_dkdv_kernel(
             queries = QueryRows(
                 Stream(Q + g64 * stride.Q[1], stride.Q, QLow, QHigh, b, first_h + g),
                 Stream(DOut + g64 * stride.DOut[1], stride.DOut, DOutLow, DOutHigh, b, first_h + g),
-                Lse2 + g64 * T_q, Delta + g64 * T_q,
+                Lse2 + g64 * stride_row, Delta + g64 * stride_row,
             )  # fmt: skip
             i = m + (queries_of_edge if IS_MASKED else queries_of_tile)
             grads = dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED, C)
@@ -205,17 +206,17 @@ def dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED: tl.constexpr, C:
     return KeyValue(add_product(grads.k, dot_operand(dsT.to(q.low.dtype), PRECISION), q, C), Pair(dv_low, dv_high))
 
 
-@triton.jit(do_not_specialize=["T_q", "T_k", "H", "group", "lower", "upper", "heads_per_section"])
+@triton.jit(do_not_specialize=["stride_row", "T_q", "T_k", "H", "group", "lower", "upper", "heads_per_section"])
 def attention_dq_kernel(
     tensors, stride, KLow, KHigh, VLow, VHigh, Lse2, Delta, masks, dropout,
-    T_q, T_k, H, group, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
+    stride_row, T_q, T_k, H, group, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
     """dq = scale · ds k. launch.backward calls it.
 
     tensors           DQTensors: pointers to Q, DOut and DQ (B, H, T_q, head_dim), K and V (B, H / group, T_k, head_dim)
     stride            DQTensors: the four strides of each
     KLow ... VHigh    TMA descriptors of K and V, boxes of block_n rows; or None
-    Lse2, Delta       (B, H, T_q) float32, of attention_delta_kernel
+    Lse2, Delta       (B, H, T_q) float32 of attention_delta_kernel, rows stride_row apart
     masks, lower, upper, dropout    as in the forward
 
     One program: block_m queries of one head, over all the keys that they see.
@@ -234,7 +235,7 @@ def attention_dq_kernel(
 
     Q, DOut = Matrix(tensors.Q, stride.Q), Matrix(tensors.DOut, stride.DOut)
     K, V = Matrix(tensors.K, stride.K), Matrix(tensors.V, stride.V)
-    offs = head.to(tl.int64) * T_q + i
+    offs = head.to(tl.int64) * stride_row + i
     q, dout = load_two_pairs(Q, DOut, b, h, row, i_ok, C)
     lse2, delta = tl.load(Lse2 + offs, mask=i_ok, other=0.0), tl.load(Delta + offs, mask=i_ok, other=0.0)
     held = QueryRows(q, dout, lse2, delta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -39,12 +40,10 @@ def forward(
         return empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
 
     target, itemsize = _runtime.target_of(q), q.element_size()
-    if choice.takes_gluon("forward", target, dropout_p, q, k, v):
-        from .hopper import launch as hopper
-
+    if choice.takes_gluon(target, dropout_p, q, k, v):
         out, lse = empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
         with _runtime.on_device_of(q):
-            hopper.run_forward(
+            _hopper().run_forward(
                 q, k, v, out, lse, key_starts, key_lengths, document_ids, softmax_scale, causal, left, right
             )
         return out, lse
@@ -82,6 +81,7 @@ def backward(
         return _gradient(q, need_dq).zero_(), _gradient(k, need_dkdv).zero_(), _gradient(v, need_dkdv).zero_()
 
     target, itemsize, has_dropout = _runtime.target_of(q), q.element_size(), dropout_p > 0.0
+    takes_gluon = choice.takes_gluon(target, dropout_p, q, k, v, dout)
     # dq, dk and dv have the strides of `out` or smaller ones: k has no more heads than q.
     is_wide = has_wide_strides(q, k, v, dout, out)
     numbers = (target, itemsize, q.shape, k.shape, causal, left, right, is_wide, _runtime.dot_precision(q))
@@ -89,16 +89,24 @@ def backward(
     is_wide_dlse = dlse is not None and dlse.stride(2) >= WIDE_STRIDE
 
     dq, dk, dv = _gradient(q, need_dq), _gradient(k, need_dkdv), _gradient(v, need_dkdv)
-    lse2, delta = torch.empty_like(lse), torch.empty_like(lse)
+    # lse2 and delta, in rows of whole 16 bytes: kernels may load them by TMA.
+    stride_row = cdiv(T_q, 4) * 4
+    statistics = lse.new_empty((2, B, H, stride_row))
+    lse2, delta = statistics.unbind()
 
     dropout = _dropout(seed, dropout_p)
     with _runtime.on_device_of(q):
         device_backward.attention_delta_kernel[grid(name, cdiv(T_q, block_m) * B * H)](
             out, dout, None if dlse is None else structs.Matrix(dlse, dlse.stride()), lse, lse2, delta,
-            out.stride(), dout.stride(), T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=power_of_two(D),
+            out.stride(), dout.stride(), stride_row, T_q, H, HEAD_DIM=D, BLOCK_M=block_m, BLOCK_D=power_of_two(D),
             IS_WIDE=is_wide or is_wide_dlse, num_warps=4,
         )  # fmt: skip
-        if need_dkdv:
+        if need_dkdv and takes_gluon:
+            _hopper().run_dkdv(
+                dout, q, k, v, lse2, delta, dk, dv,
+                key_starts, key_lengths, document_ids, softmax_scale, causal, left, right,
+            )  # fmt: skip
+        elif need_dkdv:
             tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
             plan = _plan(name, tile, *numbers, of_keys=True)
             dkdv_tensors = structs.DKDVTensors(q, k, v, dout, dk, dv)
@@ -106,10 +114,15 @@ def backward(
             device_backward.attention_dkdv_kernel[plan.grid](
                 dkdv_tensors, _strides(dkdv_tensors), *maps, lse2, delta,
                 hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_n, of_keys=True), dropout,
-                T_q, T_k, H_kv, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
+                stride_row, T_q, T_k, H_kv, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
                 num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
             )  # fmt: skip
-        if need_dq:
+        if need_dq and takes_gluon:
+            _hopper().run_dq(
+                dout, q, k, v, lse2, delta, dq,
+                key_starts, key_lengths, document_ids, softmax_scale, causal, left, right,
+            )  # fmt: skip
+        elif need_dq:
             is_roomy = has_dropout or document_ids is not None
             tile = tiles.dq(target, itemsize, D, roomy=is_roomy, T_q=T_q, heads=B * H)
             plan = _plan(name, tile, *numbers)
@@ -118,10 +131,19 @@ def backward(
             device_backward.attention_dq_kernel[plan.grid](
                 dq_tensors, _strides(dq_tensors), *maps, lse2, delta,
                 hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), dropout,
-                T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
+                stride_row, T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale,
+                plan.C,
                 num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
             )  # fmt: skip
     return dq, dk, dv
+
+
+@functools.cache
+def _hopper() -> ModuleType:
+    """The launch of Hopper's kernels. It imports Gluon: so not before a call takes them."""
+    from .hopper import launch
+
+    return launch
 
 
 def _num_stages(target: _runtime.Target, tile: tiles.Tile, head_dim: int, maps: tuple[object, ...]) -> int:

@@ -4,7 +4,6 @@ FASTGPT_ATTENTION=auto     Gluon's where they can run and there are rows enough,
                   triton   the portable ones
                   gluon    Gluon's, and ValueError where they cannot run
 
-One of the three kernels (forward, dkdv, dq) may have a tile where another has none: each is asked about by itself.
 Nothing here imports Gluon: what does not take it does not pay for it.
 """
 
@@ -44,17 +43,17 @@ def setting_in(environment: Mapping[str, str]) -> str:
 setting = setting_in(os.environ)
 
 
-def takes_gluon(kernel: str, target: _runtime.Target, dropout_p: float, *tensors: Tensor) -> bool:
-    """Whether `kernel` (forward, dkdv, dq) of this call is Gluon's.
+def takes_gluon(target: _runtime.Target, dropout_p: float, *tensors: Tensor) -> bool:
+    """Whether this call takes Gluon's kernels.
 
-    tensors: what it loads, (B, heads, T, head_dim) each, q and k first.
+    tensors: what they load, (B, heads, T, head_dim) each, q and k first.
 
     Raises:
         ValueError: FASTGPT_ATTENTION=gluon, and it cannot be.
     """
     if setting == "triton" or (setting == "auto" and target.arch != "sm_90"):
         return False
-    reason = gluon_why_not(kernel, target, dropout_p, *tensors)
+    reason = gluon_why_not(target, dropout_p, *tensors)
     if setting == "auto":
         return reason is None and min(tensors[0].shape[2], tensors[1].shape[2]) >= MIN_ROWS
     if reason is not None:
@@ -62,8 +61,8 @@ def takes_gluon(kernel: str, target: _runtime.Target, dropout_p: float, *tensors
     return True
 
 
-def gluon_why_not(kernel: str, target: _runtime.Target, dropout_p: float, *tensors: Tensor) -> str | None:
-    """Why Gluon's `kernel` cannot take this call, and what to do; None if it can."""
+def gluon_why_not(target: _runtime.Target, dropout_p: float, *tensors: Tensor) -> str | None:
+    """Why Gluon's kernels cannot take this call, and what to do; None if it can."""
     if _runtime.is_interpreting() and not _runtime.simulating:
         return "Gluon has no interpreter; run on a GPU"
     layouts = []
@@ -71,7 +70,7 @@ def gluon_why_not(kernel: str, target: _runtime.Target, dropout_p: float, *tenso
         if x.data_ptr() % 16:
             return UNALIGNED
         layouts.append((x.shape, x.stride()))
-    return _call_why_not(kernel, target, tensors[0].dtype, dropout_p > 0.0, *layouts) or _version_why_not()
+    return _call_why_not(target, tensors[0].dtype, dropout_p > 0.0, *layouts) or _version_why_not()
 
 
 UNALIGNED = (
@@ -82,7 +81,7 @@ UNALIGNED = (
 
 @functools.lru_cache(maxsize=4096)
 def _call_why_not(
-    kernel: str, target: _runtime.Target, dtype: torch.dtype, has_dropout: bool,
+    target: _runtime.Target, dtype: torch.dtype, has_dropout: bool,
     *layouts: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> str | None:  # fmt: skip
     """`gluon_why_not`, from what calls have in common: every layer of a model asks for the same."""
@@ -93,8 +92,6 @@ def _call_why_not(
         return f"these kernels take float16 and bfloat16, not {str(dtype).removeprefix('torch.')}; convert by .to()"
     if has_dropout:
         return "these kernels have no dropout; set dropout_p=0"
-    if not tiles.has_tile(kernel, head_dim):
-        return f"their {kernel} kernel has no tile for head_dim {head_dim}; choose another model"
     # Results are rows of head_dim numbers, head beside head, and the copy engine stores them.
     if head_dim * dtype.itemsize % 16 or not all(_can_be_copied(dtype.itemsize, *layout) for layout in layouts):
         return UNALIGNED

@@ -14,9 +14,12 @@ from ... import _runtime
 from ..._runtime import cdiv
 from .. import tiles as portable_tiles
 from ..host import band, check_positions, check_steps, grid, hidden_keys
+from . import dkdv as device_dkdv
+from . import dq as device_dq
 from . import forward as device_forward
 from . import structs, tiles
-from .descriptors import descriptors
+from .descriptors import descriptors, row_descriptor
+from .tiles import ROWS
 
 LOG2_E = 1.4426950408889634
 
@@ -30,13 +33,50 @@ def run_forward(
     H, T_q, T_k = q.shape[1], q.shape[2], k.shape[2]
     hides = key_starts is not None or document_ids is not None
     plan = plan_of("forward", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
-    tile = plan.tile
+    block = plan.tile.block
     device_forward.hopper_forward_kernel[plan.grid](
-        *descriptors(q, tiles.ROWS), *descriptors(k, tile.block), *descriptors(v, tile.block),
-        *descriptors(out, tiles.ROWS), lse,
-        hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.rows),
+        *descriptors(q, ROWS), *descriptors(k, block), *descriptors(v, block), *descriptors(out, ROWS), lse,
+        hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, plan.tile.rows),
         T_q, T_k, H, plan.group, plan.heads, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E,
         plan.C, num_warps=4,
+    )  # fmt: skip
+
+
+def run_dkdv(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse2: Tensor, delta: Tensor, dk: Tensor, dv: Tensor,
+    key_starts: Tensor | None, key_lengths: Tensor | None, document_ids: Tensor | None,
+    softmax_scale: float, causal: bool, left: int, right: int,
+) -> None:  # fmt: skip
+    """dk and dv (B, H_kv, T_k, D). lse2, delta (B, H, T_q or more) float32, of attention_delta_kernel."""
+    T_q, H_kv, T_k = q.shape[2], *k.shape[1:3]
+    hides = key_starts is not None or document_ids is not None
+    plan = plan_of("dkdv", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
+    block = plan.tile.block
+    device_dkdv.hopper_dkdv_kernel[plan.grid](
+        *descriptors(q, block), *descriptors(dout, block), *descriptors(k, ROWS), *descriptors(v, ROWS),
+        *descriptors(dk, ROWS), *descriptors(dv, ROWS), row_descriptor(lse2, T_q, block),
+        row_descriptor(delta, T_q, block),
+        hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, plan.tile.rows, of_keys=True),
+        T_q, T_k, H_kv, plan.heads, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C, num_warps=4,
+    )  # fmt: skip
+
+
+def run_dq(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse2: Tensor, delta: Tensor, dq: Tensor,
+    key_starts: Tensor | None, key_lengths: Tensor | None, document_ids: Tensor | None,
+    softmax_scale: float, causal: bool, left: int, right: int,
+) -> None:  # fmt: skip
+    """dq (B, H, T_q, D). lse2, delta as in `run_dkdv`."""
+    H, T_q, T_k = q.shape[1], q.shape[2], k.shape[2]
+    hides = key_starts is not None or document_ids is not None
+    plan = plan_of("dq", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
+    block = plan.tile.block
+    device_dq.hopper_dq_kernel[plan.grid](
+        *descriptors(q, ROWS), *descriptors(dout, ROWS), *descriptors(k, block), *descriptors(v, block),
+        *descriptors(dq, ROWS), lse2, delta,
+        hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, plan.tile.rows),
+        T_q, T_k, H, plan.group, plan.heads, plan.lower, plan.upper, plan.heads_per_section, lse2.stride(1),
+        softmax_scale, plan.C, num_warps=4,
     )  # fmt: skip
 
 

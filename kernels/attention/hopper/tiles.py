@@ -20,10 +20,8 @@ class Tile(NamedTuple):
     block: int  # rows of a streamed tile: keys, or queries in dK/dV
     stages: int  # slots of the ring through which they come
     consumers: int
-    overlaps: bool = (
-        True  # a consumer's softmax runs under its own products too, for registers; else it takes turns only
-    )
-    out_apart: bool = False  # results are staged beside what is held, not over it: the next item's may come meanwhile
+    overlaps: bool  # the forward's softmax runs under its consumer's own products too, for registers; or by turns only
+    out_apart: bool  # results have memory of their own (dK/dV: the next item's keys), and the next item comes meanwhile
 
     @property
     def rows(self) -> int:
@@ -38,29 +36,27 @@ TABLE: dict[str, dict[int, tuple[Tile, ...]]] = {
         96: (Tile(128, 2, 2, False, True), Tile(128, 2, 1, True, True)),
         128: (Tile(128, 2, 2, True, True), Tile(128, 2, 1, True, True)),
         192: (Tile(64, 2, 2, False, True), Tile(64, 3, 1, True, True)),
-        256: (Tile(64, 2, 2, False), Tile(64, 2, 1)),
+        256: (Tile(64, 2, 2, True, False), Tile(64, 2, 1, True, True)),
     },
     "dkdv": {
-        64: (Tile(64, 3, 2), Tile(64, 3, 1)),
-        96: (Tile(64, 3, 2), Tile(64, 3, 1)),
-        128: (Tile(64, 2, 2), Tile(64, 2, 1)),
-    },  # beyond: the accumulators of dK and dV are all the registers that there are
+        64: (Tile(64, 4, 2, True, True), Tile(64, 4, 1, True, True)),
+        96: (Tile(64, 4, 2, True, True), Tile(64, 4, 1, True, True)),
+        128: (Tile(64, 3, 2, True, False), Tile(64, 3, 1, True, True)),
+        192: (Tile(64, 3, 1, True, False),),  # from here on two warpgroups share one consumer's rows: dkdv_wide.py
+        256: (Tile(64, 2, 1, True, False),),
+    },
     "dq": {
-        64: (Tile(128, 2, 2), Tile(128, 2, 1)),
-        96: (Tile(64, 3, 2), Tile(64, 3, 1)),
-        128: (Tile(64, 3, 2), Tile(64, 3, 1)),
-        192: (Tile(64, 2, 2), Tile(64, 2, 1)),
+        64: (Tile(64, 4, 2, True, True), Tile(64, 4, 1, True, True)),
+        96: (Tile(64, 4, 2, True, True), Tile(64, 4, 1, True, True)),
+        128: (Tile(64, 3, 2, True, True), Tile(64, 3, 1, True, True)),
+        192: (Tile(64, 2, 2, True, False), Tile(64, 2, 1, True, True)),
+        256: (Tile(32, 3, 2, True, False), Tile(32, 3, 1, True, True)),
     },
 }
 
 # Time of a CTA's step over that of one whose tensor cores never wait, by consumers: two take turns, so that one's
 # exponentials run under the other's products, and one alone leaves gaps. Estimates; ratios matter, not values.
 SLOWNESS = {1: 1.5, 2: 1.05, 3: 1.0}
-
-
-def has_tile(kernel: str, head_dim: int) -> bool:
-    """Whether `kernel` (forward, dkdv, dq) takes heads of this size."""
-    return any(head_dim <= largest for largest in TABLE[kernel])
 
 
 @functools.lru_cache(maxsize=1024)

@@ -9,10 +9,16 @@ import triton
 from benchmarks.gate.offline import offline
 from benchmarks.gate.usage import usage
 from fastgpt.kernels.attention import launch
+from fastgpt.kernels.attention.hopper import choice
 
 pytestmark = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1 leaves nothing to compile in this process"
 )
+
+
+@pytest.fixture(autouse=True)
+def portable(monkeypatch):
+    monkeypatch.setattr(choice, "setting", "triton")
 
 
 def compiled(arch: str, *, dtype: torch.dtype, group: int, head_dim: int, T: int, need_dkdv: bool) -> dict:

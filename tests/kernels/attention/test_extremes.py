@@ -8,6 +8,7 @@ import torch
 from fastgpt.kernels import _runtime, attention_weights, flash_attention, reference
 from fastgpt.kernels.attention import host, launch, masks
 from fastgpt.kernels.attention.arguments import FARTHEST
+from fastgpt.kernels.attention.hopper import choice
 
 from .support import check, random_qkv
 
@@ -165,7 +166,7 @@ def test_positions_near_the_end_of_int32(interpreter, seed):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """(kernel, arguments by name, grid) of each launch, on meta tensors and without compiling."""
+    """(kernel, arguments by name, grid) of each launch of portable kernels, on meta tensors and without compiling."""
     pytest.importorskip("triton")
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
@@ -177,6 +178,7 @@ def recorded(monkeypatch):
 
     monkeypatch.setattr(JITFunction, "run", run)
     monkeypatch.setattr(InterpretedFunction, "run", run)
+    monkeypatch.setattr(choice, "setting", "triton")
     with _runtime.pretend(_runtime.KNOWN_TARGETS["sm_90"]):
         yield launches
 

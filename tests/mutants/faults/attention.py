@@ -175,7 +175,7 @@ MUTANTS = (
     # --- attention: backward ------------------------------------------------------------------------------------------
     Mutant(
         "attention-delta-omitted",
-        "attention.dkdv_step",
+        "attention.backward.dkdv_step",
         value("dsT", "delta").operand("delta").dropped(),
         _ATTENTION + "dtypes",
     ),
@@ -187,7 +187,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-dropout-mask-differs-in-backward",
-        "attention.dkdv_step",
+        "attention.backward.dkdv_step",
         value("keep").swapped(3, 4),
         _GUARANTEES + "dropout_is_exactly_philox",
     ),
@@ -238,7 +238,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-dkdv-tf32-scores-truncated",
-        "attention.dkdv_step",
+        "attention.backward.dkdv_step",
         call("dot_operand", "dsT").unwrapped(),
         _PRECISION + "attention",
     ),

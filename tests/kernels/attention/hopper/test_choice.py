@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastgpt.kernels import _notice, _runtime
-from fastgpt.kernels.attention.hopper import choice, tiles
+from fastgpt.kernels.attention.hopper import choice
 
 HOPPER = _runtime.KNOWN_TARGETS["sm_90"]
 
@@ -35,8 +35,8 @@ def heads(B=1, H=2, T=128, D=64, dtype=torch.bfloat16):
     return torch.empty(B, T, H, D, dtype=dtype).transpose(1, 2)
 
 
-def takes(*tensors, kernel="forward", target=HOPPER, dropout_p=0.0):
-    return choice.takes_gluon(kernel, target, dropout_p, *(tensors or [heads()] * 3))
+def takes(*tensors, target=HOPPER, dropout_p=0.0):
+    return choice.takes_gluon(target, dropout_p, *(tensors or [heads()] * 3))
 
 
 def test_on_hopper_sixteen_bits_take_gluon():
@@ -45,16 +45,8 @@ def test_on_hopper_sixteen_bits_take_gluon():
 
 
 @pytest.mark.parametrize("head_dim", [8, 64, 72, 80, 96, 128, 192, 256])
-def test_head_dims_that_have_a_tile(head_dim):
+def test_head_dims_of_whole_16_bytes(head_dim):
     assert takes(*[heads(D=head_dim)] * 3)
-
-
-def test_one_kernel_may_have_a_tile_where_another_has_none():
-    large = heads(D=256)
-    assert tiles.has_tile("forward", 256)
-    assert not tiles.has_tile("dkdv", 256)
-    assert takes(*[large] * 3)
-    assert not takes(*[large] * 4, kernel="dkdv")
 
 
 @pytest.mark.parametrize("arch", [arch for arch in _runtime.KNOWN_TARGETS if arch != "sm_90"])
@@ -91,7 +83,6 @@ def test_a_dimension_of_one_may_have_any_stride():
     [
         ("float32", {"tensors": [heads(dtype=torch.float32)] * 3}),
         ("dropout", {"dropout_p": 0.1}),
-        ("head_dim", {"tensors": [heads(D=256)] * 4, "kernel": "dkdv"}),
         ("multiples of 16 bytes", {"tensors": [heads(H=1, D=36)] * 3}),
         ("sm_80", {"target": _runtime.KNOWN_TARGETS["sm_80"]}),
     ],
@@ -132,7 +123,7 @@ def test_another_triton_gets_the_portable_kernels_and_one_line_why(version, log,
     monkeypatch.setattr(triton, "__version__", version)
     assert not takes()
     assert not takes()
-    assert not takes(*[heads(T=256)] * 4, kernel="dq")
+    assert not takes(*[heads(T=256)] * 4)
     assert [record.levelname for record in log.records] == ["WARNING"]
     assert f"Triton {version}" in log.text
     assert "3.7" in log.text
