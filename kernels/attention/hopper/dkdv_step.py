@@ -19,7 +19,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma_wait
 
-from ..masks import load_documents, num_steps, tile_start, visible
+from ..masks import load_documents, num_steps, tile_start
 from ..structs import KeyValue, Pair
 from .device import matrices, next_slot, start_product, start_scores
 from .structs import QueryPlace
@@ -61,9 +61,7 @@ def dkdv_step(
     weights = gl.convert_layout(pT.to(ds.dtype), ds.type.layout)
     dv = start_product(weights, dout, grads.v, C)
     dk, dv, dpT = wait_beside_dv(dk, dv, dpT, weights, LAGS, C)
-    dsT = pT * (dpT - gl.expand_dims(numbers(ring.delta, index, C).load(QUERIES), 0))
-    if IS_MASKED:
-        dsT = gl.where(pT == 0.0, 0.0, dsT)  # 0 · NaN
+    dsT = score_gradients(pT, dpT, numbers(ring.delta, index, C).load(QUERIES), IS_MASKED)
     ds = gl.convert_layout(dsT.to(ds.dtype), ds.type.layout)
     after = next_slot(place.slot, C.stages)
     mbarrier.wait(ring.full.index(after.index), after.phase, pred=place.left > 1)
@@ -118,13 +116,24 @@ def weights_of(sT, lse2, m, documents, scores, IS_MASKED: gl.constexpr, S: gl.co
     pT = gl.exp2(sT * scores.qk_scale - gl.expand_dims(lse2, 0))
     if IS_MASKED:
         i = gl.expand_dims(m + gl.arange(0, BLOCK, QUERIES), 0)
-        if scores.mask.Streamed is None:
-            sees = visible(i, scores.held, scores.mask, None)
-        else:
+        band = scores.mask.band
+        if band.upper is not None:
+            pT = gl.where(i >= scores.held - band.upper, pT, 0.0)
+        if band.lower is not None:
+            pT = gl.where(i <= scores.held - band.lower, pT, 0.0)
+        if scores.mask.Streamed is not None:
             documents = gl.expand_dims(gl.convert_layout(documents, QUERIES), 0)
-            sees = visible(i, scores.held, scores.mask, documents)
-        pT = gl.where(sees, pT, 0.0)
+            pT = gl.where(documents == scores.mask.held, pT, 0.0)
     return pT
+
+
+@gluon.jit
+def score_gradients(pT, dpT, delta, IS_MASKED: gl.constexpr):
+    """pT ∘ (dpT - delta), of the shape of pT."""
+    difference = dpT - gl.expand_dims(delta, 0)
+    if IS_MASKED:
+        difference = gl.where(pT == 0.0, 0.0, difference)  # 0 · NaN
+    return pT * difference
 
 
 @gluon.jit
@@ -197,8 +206,7 @@ def clear_rows(q, dout, lse2, together, GROUP: gl.constexpr, S: gl.constexpr, C:
     the first one clears for all. `together` turns when all have arrived, twice here: its parity is 0 and then 1.
     """
     BLOCK: gl.constexpr = C.block
-    is_finite = gl.abs(lse2.load(gl.SliceLayout(0, S))) < float("inf")
-    if gl.min(is_finite.to(gl.int32), 0) == 0:
+    if gl.sum(lse2.load(gl.SliceLayout(0, S)) * 0.0, 0) != 0.0:  # NaN: one of them is not finite
         mbarrier.arrive(together.index(0), count=1)
         mbarrier.wait(together.index(0), 0)
         if GROUP == 0:

@@ -27,7 +27,7 @@ from .device import (
     warpgroup_barrier,
 )
 from .dkdv_items import query_tiles, store_rows, tile_and_head, zeros
-from .dkdv_step import clear_rows, numbers, streamed_documents, wait_for_product, weights_of
+from .dkdv_step import clear_rows, numbers, score_gradients, streamed_documents, wait_for_product, weights_of
 from .structs import Handover, HandoverPlace, Slot
 
 
@@ -146,9 +146,7 @@ def dk_step(dk, place, v, ring, hand, together, IS_MASKED: gl.constexpr, S: gl.c
     mbarrier.arrive(hand.empty.index(0), count=1)
     delta = numbers(ring.delta, index, C).load(gl.SliceLayout(0, S))
     dpT = warpgroup_mma_wait(0, deps=[dpT])
-    dsT = pT * (dpT - gl.expand_dims(delta, 0))
-    if IS_MASKED:
-        dsT = gl.where(pT == 0.0, 0.0, dsT)  # 0 · NaN
+    dsT = score_gradients(pT, dpT, delta, IS_MASKED)
     ds = gl.convert_layout(dsT.to(q.low.dtype), gl.DotOperandLayout(0, LOW, 2))
     dk = start_product(ds, q, dk, C)
     dk, place = end_of_step(dk, ds, place, ring, C)
