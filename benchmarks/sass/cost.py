@@ -16,12 +16,11 @@ from dataclasses import dataclass
 
 from .machines import Machine
 from .parser import Instruction
-from .units import UNITS, access_bytes, is_tensor, tensor_op, unit_of
+from .units import UNITS, WARP, access_bytes, is_tensor, shared_cycles, tensor_op, unit_of
 
 EFFICIENCY = 0.65  # of the other units' issue slots, as dependencies leave them
 SUSTAINED = 1.6 / 1.83  # of the boost clock, under the power limit, on an H100
 OVERLAP = {"plain": 0.0, "specialised": 0.13, "pipelined": 0.40, "fa3": 0.50}
-WARP = 32
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def cost_of(
     def lanes(count: int, width: int) -> float:
         return count * warps * WARP / width
 
-    shared = sum(_shared_cycles(i, machine) for i in instructions)
+    shared = sum(shared_cycles(i, machine) for i in instructions)
     loaded = sum(access_bytes(i) * WARP * warps for i in instructions if i.base in ("LDG", "LDGSTS", "STG"))
     if any(i.base == "UTMALDG" for i in instructions):
         barriers = sum(i.opcode == "SYNCS.ARRIVE.TRANS64" for i in instructions)
@@ -110,16 +109,6 @@ def announced_bytes(ptx: str) -> int:
     """Bytes that a barrier of the kernel's bulk copies is told to expect: their mean, 0 without such copies."""
     sizes = [int(n) for n in re.findall(r"mbarrier\.arrive\.expect_tx\S* [^;]*?(\d+);", ptx)]
     return round(sum(sizes) / len(sizes)) if sizes else 0
-
-
-def _shared_cycles(instruction: Instruction, machine: Machine) -> float:
-    """Cycles of the SM's shared memory and shuffle path that one warp takes."""
-    base, opcode = instruction.base, instruction.opcode
-    if base in ("LDSM", "STSM", "MOVM"):
-        return 4 if ".4" in opcode or "x4" in opcode else 2 if ".2" in opcode or "x2" in opcode else 1
-    if base in ("LDS", "STS", "ATOMS", "LDGSTS"):
-        return max(1.0, access_bytes(instruction) * WARP / machine.shared_bytes)
-    return 1.0 if base == "SHFL" else 0.0
 
 
 def schedule_of(instructions: Sequence[Instruction], specialised: bool) -> str:

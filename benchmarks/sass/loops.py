@@ -22,6 +22,7 @@ class Loop:
     header: int  # index of its first instruction
     instructions: tuple[Instruction, ...]
     innermost: bool  # holds no other loop, spin loops aside
+    indices: tuple[int, ...] = ()  # of the instructions, in the program
 
     def count(self, weight: Callable[[Instruction], int]) -> int:
         """How many instructions satisfy a predicate, or the sum of their weights."""
@@ -33,7 +34,7 @@ def find_loops(program: Program) -> list[Loop]:
     instructions = program.instructions
     if not instructions:
         return []
-    starts, ends, successors = _blocks(program)
+    starts, ends, successors = blocks(program)
     order = _reverse_postorder(successors)
     predecessors: dict[int, list[int]] = {b: [] for b in order}
     for block in order:
@@ -54,6 +55,7 @@ def find_loops(program: Program) -> list[Loop]:
             starts[header],
             tuple(instructions[i] for i in members[header]),
             innermost=not any(bodies[other] < bodies[header] for other in real),
+            indices=tuple(members[header]),
         )
         for header in real
     ]
@@ -69,7 +71,7 @@ def hot_loop(loops: list[Loop], tensor_work: Callable[[Instruction], int]) -> Lo
     return max(inner, key=lambda loop: (len(loop.instructions), -loop.header), default=None)
 
 
-def _blocks(program: Program) -> tuple[list[int], list[int], list[list[int]]]:
+def blocks(program: Program) -> tuple[list[int], list[int], list[list[int]]]:
     """Basic blocks as (first instruction, one past the last, successor blocks), the latter by block number."""
     instructions, labels = program.instructions, program.labels
     leaders = {0}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .machines import Machine
 from .parser import Instruction
 
+WARP = 32
 UNITS = ("tensor", "fma", "alu", "mufu", "lsu", "global", "other")
 
 _OPCODES = {
@@ -41,6 +43,16 @@ def access_bytes(instruction: Instruction) -> int:
         if suffix in parts:
             return size
     return 4
+
+
+def shared_cycles(instruction: Instruction, machine: Machine) -> float:
+    """Cycles of the SM's shared memory and shuffle path that one warp takes."""
+    base, opcode = instruction.base, instruction.opcode
+    if base in ("LDSM", "STSM", "MOVM"):
+        return 4 if ".4" in opcode or "x4" in opcode else 2 if ".2" in opcode or "x2" in opcode else 1
+    if base in ("LDS", "STS", "ATOMS", "LDGSTS"):
+        return max(1.0, access_bytes(instruction) * WARP / machine.shared_bytes)
+    return 1.0 if base == "SHFL" else 0.0
 
 
 @dataclass(frozen=True)
