@@ -2,6 +2,7 @@
 
     python -m benchmarks.sass attention --arch sm_90 --label fwd-bf16-d128
     python -m benchmarks.sass layer_norm --arch sm_80 --label fwd --against bwd
+    python -m benchmarks.sass --calibrate
 
 The first argument is a family, or the name of a kernel in it; --label picks among the family's rows of the gate.
 """
@@ -20,7 +21,6 @@ from benchmarks.gate.offline import offline
 from benchmarks.gate.usage import usage
 
 from . import calibration
-from .cost import announced_bytes
 from .machines import MACHINES
 from .parser import program_of
 from .report import Variant, render
@@ -33,7 +33,9 @@ KERNELS = Path(__file__).parents[2] / "kernels"
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.sass", description=__doc__.splitlines()[0])
-    parser.add_argument("kernel", metavar="KERNEL", help="a family (attention, ...), or a kernel's function name")
+    parser.add_argument(
+        "kernel", nargs="?", metavar="KERNEL", help="a family (attention, ...), or a kernel's function name"
+    )
     parser.add_argument("--arch", choices=tuple(MACHINES), default="sm_90")
     parser.add_argument("--label", default="", metavar="SUBSTR", help="the first row whose label contains this")
     parser.add_argument("--against", metavar="SUBSTR", help="a second row, side by side")
@@ -41,7 +43,13 @@ def main(argv: list[str] | None = None) -> int:
         "--case", default="", metavar="SUBSTR",
         help="iterations are counted in a case of benchmarks/softgpu that has this in its name (sm_80, sm_90)",
     )  # fmt: skip
+    parser.add_argument("--calibrate", action="store_true", help="estimate what was measured on a GPU, and print both")
+    parser.add_argument("--write", action="store_true", help="with --calibrate: keep the table")
     args = parser.parse_args(argv)
+    if args.calibrate:
+        return calibrate(write=args.write)
+    if not args.kernel:
+        parser.error("give a family or a kernel")
     family, kernel = find_kernel(args.kernel)
     labels = [args.label] + ([args.against] if args.against is not None else [])
     try:
@@ -50,7 +58,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     for group in zip(*columns):
         print(render(list(group)))
-    print(calibration.table())
+    if rows := calibration.kept():
+        print(calibration.table(rows))
+    return 0
+
+
+def calibrate(*, write: bool) -> int:
+    rows = [calibration.estimate(point) for point in calibration.points()]
+    if write:
+        calibration.write(rows)
+    print(calibration.table(rows))
     return 0
 
 
@@ -123,7 +140,7 @@ def _variant(title: str, name: str, arch: str, compiled: object, iterations: str
         "iterations, counted": iterations,
     }
     kernel = compiled.kernel
-    return Variant(title, name, arch, program_of(kernel), u.warps, facts, announced_bytes(kernel.asm["ptx"]))
+    return Variant(title, name, arch, program_of(kernel), u.warps, u.ctas_per_sm, facts, kernel.asm["ptx"])
 
 
 if __name__ == "__main__":

@@ -1,79 +1,183 @@
-"""How far the estimate is from figures that others published, and from our own once a GPU has measured them.
+"""How far the timeline is from what a GPU measured: our attention on an H200, at the tiles that the sweep tried.
 
-The published points are TFLOP/s on H100 SXM, float16 or bfloat16, forward attention, at the longest sequence (16k),
-where the main loop is nearly all of the time. Four of them fitted `cost.OVERLAP` and `cost.EFFICIENCY`; the others
-did not. The cycles are those of Triton's loop over a 128 x 128 tile by 8 warps; FlashAttention-3 is taken to
-issue the same.
+    python -m benchmarks.sass --calibrate [--write]
+
+compiles each measured kernel, estimates the whole launch (launches.py), and prints both; --write keeps the table in
+benchmarks/results/timeline.json, from which the report takes the error that it states. Run it with the Triton of the
+measurements: another one may need a register more, and lose a resident CTA by it.
+
+The launches at the tables' own tiles fitted the four numbers of `FITTED`; the other tiles fitted nothing. All are
+causal, in bfloat16, at T = 4096 and 16384; the sweep times a backward whole, one of its kernels with a tile of its own.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+import triton
+
+from benchmarks.gate.offline import offline
+from benchmarks.gate.usage import usage
 from benchmarks.report import OURS, load
 
-from .cost import Cost, flop_rate
-from .machines import MACHINES
+from . import launches, timeline
+from .machines import MACHINES, SUSTAINED
+from .parser import program_of
 
 RESULTS = Path(__file__).parents[1] / "results"
+TABLE = RESULTS / "timeline.json"
+MEASURED_ON = "gpu-nvidia-h200-2026-11-27-49acfdc.jsonl"  # and the files whose names end in this
+ARCH = "sm_90"
+FITTED = {
+    "sustained clock, of the boost clock": SUSTAINED,
+    "L2, of its published rate": timeline.L2,
+    "latency of a bulk copy, cycles": timeline.COPY_LATENCY,
+    "a program outside its loops, cycles": launches.PROGRAM,
+}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A published speed, and the cycles of one CTA's iteration of the loop that reached it."""
+    """A measured launch, or a forward or backward's launches together."""
 
     name: str
-    head_dim: int
-    schedule: str
-    tensor: float
-    mufu: float
-    issue: float
-    published: float  # TFLOP/s
+    shape: tuple[int, int, int, int]  # B, H, T, head_dim
+    kernels: tuple[tuple[str, tuple[int, ...] | None], ...]  # "forward", "dkdv", "dq"; its tile, None: the table's
+    seconds: float
     fitted: bool
-    source: str
 
-    @property
-    def estimate(self) -> float:
-        """TFLOP/s by the cost model."""
-        cycles = dict.fromkeys(("fma", "alu", "lsu", "memory"), 0.0)
-        cycles.update(tensor=self.tensor, mufu=self.mufu, issue=self.issue)
-        flop = 2 * 2 * 128 * 128 * self.head_dim
-        return flop_rate(Cost({}, cycles, flop, 0, self.schedule, True), MACHINES["sm_90"]) / 1e12
+
+@dataclass(frozen=True)
+class Row:
+    """A point and its estimate, as kept."""
+
+    name: str
+    measured: float  # seconds
+    estimate: float
+    fitted: bool
+    spills: bool
 
     @property
     def error(self) -> float:
-        """Relative: +0.1 when the estimate is 10 % above the published figure."""
-        return self.estimate / self.published - 1
+        """Relative: +0.1 when the estimate is 10 % longer than it took."""
+        return self.estimate / self.measured - 1
 
 
-_D128 = {"head_dim": 128, "tensor": 2048, "mufu": 1056, "issue": 994}
-_D64 = {"head_dim": 64, "tensor": 1024, "mufu": 1056, "issue": 924}
-_META = "github.com/facebookexperimental/triton pull requests 205, 206, 829"
-_FA = "github.com/Dao-AILab/flash-attention assets/flash3_fp16_fwd.png"
-POINTS = (
-    Point("Triton tutorial 06", **_D128, schedule="plain", published=487, fitted=True, source=_META),
-    Point("+ two consumer warpgroups", **_D128, schedule="specialised", published=526, fitted=True, source=_META),
-    Point("+ softmax under the GEMM", **_D128, schedule="pipelined", published=611, fitted=True, source=_META),
-    Point("FlashAttention-3", **_D128, schedule="fa3", published=639, fitted=True, source=_META),
-    Point("Triton, causal", **_D64, schedule="plain", published=363, fitted=False, source=_FA),
-    Point("FlashAttention-3, causal", **_D64, schedule="fa3", published=473, fitted=False, source=_FA),
-)
+def points() -> list[Point]:
+    """The measured launches: whole forwards and backwards, then the sweep's tiles that are not the table's."""
+    return [*_whole(), *_swept()]
 
 
-def table() -> str:
-    """The published points with the estimate and its error beside each."""
-    lines = [f"{'published, H100 SXM':<28} {'head_dim':>8} {'TFLOP/s':>8} {'estimate':>8} {'error':>7}"]
-    for p in POINTS:
-        used = "fitted" if p.fitted else "not fitted"
-        lines.append(f"{p.name:<28} {p.head_dim:>8} {p.published:>8.0f} {p.estimate:>8.0f} {p.error:>+7.1%}  {used}")
-    return "\n".join(lines)
+def _whole() -> Iterator[Point]:
+    seconds: dict[tuple[str, tuple[int, ...]], list[float]] = {}
+    for prefix in ("", "peers-"):
+        for row in load(RESULTS / (prefix + MEASURED_ON))[1]:
+            shape = tuple(row["shape"].get(name, 0) for name in ("B", "H", "T", "head_dim"))
+            ours = row["op"] == "attention" and row["impl"] == OURS and row["dtype"] == "bfloat16"
+            if ours and shape[2] >= 4096:
+                seconds.setdefault((row["mode"], shape), []).append(row["seconds"])
+    for (mode, shape), found in sorted(seconds.items()):
+        title = f"d{shape[3]}, T {shape[2]}"
+        mean = sum(found) / len(found)
+        if mode == "forward":
+            yield Point(f"forward {title}", shape, (("forward", None),), mean, fitted=True)
+        elif forward := seconds.get(("forward", shape)):
+            passes = (("dkdv", None), ("dq", None))
+            yield Point(f"backward {title}", shape, passes, mean - sum(forward) / len(forward), fitted=True)
 
 
-def worst_error(schedule: str) -> float | None:
-    """The largest relative error among the points of a schedule, with its sign; None without a point."""
-    return max((p.error for p in POINTS if p.schedule == schedule), key=abs, default=None)
+def _swept() -> Iterator[Point]:
+    lines = (RESULTS / f"sweep-{MEASURED_ON}").read_text().splitlines()[1:]
+    for row in map(json.loads, lines):
+        family, _, kernel = row["workload"].partition(".")
+        if family != "attention" or row["default"] or row["seconds"] is None or row["shape"][2] < 4096:
+            continue
+        tile, shape = tuple(row["tile"].values()), tuple(row["shape"])
+        other = {"dkdv": (("dq", None),), "dq": (("dkdv", None),)}.get(kernel, ())
+        name = f"{kernel} d{shape[3]}, tile {' x '.join(map(str, tile[:3]))}, {tile[3]} warps, {tile[4]} stages"
+        yield Point(name, shape, ((kernel, tile), *other), row["seconds"], fitted=False)
+
+
+def estimate(point: Point) -> Row:
+    """Compile the point's kernels and add up their launches."""
+    total, spills = 0.0, False
+    for kernel, tile in point.kernels:
+        seconds, spilled = _launch(kernel, tile, point.shape)
+        total, spills = total + seconds, spills or spilled
+    if len(point.kernels) > 1:
+        total += launches.row_statistics(point.shape, MACHINES[ARCH])
+    return Row(point.name, point.seconds, total, point.fitted, spills)
+
+
+@functools.cache
+def _launch(kernel: str, tile: tuple[int, ...] | None, shape: tuple[int, int, int, int]) -> tuple[float, bool]:
+    """(seconds, whether it spills) of one kernel's launch."""
+    from fastgpt.kernels.attention import launch, tiles
+    from fastgpt.kernels.attention.hopper import choice
+
+    B, H, T, head_dim = shape
+    q, k, v = (torch.empty(B, T, H, head_dim, dtype=torch.bfloat16, device="meta").transpose(1, 2) for _ in "qkv")
+    lse = torch.empty(B, H, T, device="meta")
+    no_masks, numbers = (None, None, None, None), (head_dim**-0.5, 0.0, True, -1, -1)
+    table, used = getattr(tiles, kernel), []
+
+    def answer(*args: object, **kwargs: object) -> tiles.Tile:
+        used.append(table(*args, **kwargs) if tile is None else tiles.Tile(*tile))
+        return used[-1]
+
+    setting, choice.setting = choice.setting, "triton"  # what was measured
+    setattr(tiles, kernel, answer)
+    try:
+        with offline(ARCH) as compiled:
+            if kernel == "forward":
+                launch.forward(q, k, v, *no_masks, *numbers)
+            else:
+                launch.backward(q, None, q, k, v, q, lse, *no_masks, *numbers, kernel == "dq", kernel == "dkdv")
+    finally:
+        setattr(tiles, kernel, table)
+        choice.setting = setting
+    found = next(c.kernel for c in compiled if kernel in c.name)
+    facts, program = usage(found, ARCH), program_of(found)
+    full, masked = (
+        timeline.timeline_of(program, facts.warps, facts.ctas_per_sm, MACHINES[ARCH], loop) for loop in (0, 1)
+    )
+    held, step = (used[-1].block_n, used[-1].block_m) if kernel == "dkdv" else used[-1][:2]
+    work = launches.Causal(T, B * H, held, step, used[-1].edge, section=launches.section(T, head_dim))
+    return launches.seconds(work, full, masked, MACHINES[ARCH]), facts.spill_bytes > 0
+
+
+def kept() -> list[Row]:
+    """The rows of the kept table; none without it."""
+    return [Row(**row) for row in json.loads(TABLE.read_text())["rows"]] if TABLE.exists() else []
+
+
+def write(rows: list[Row]) -> None:
+    about = {"triton": triton.__version__, "measured": MEASURED_ON, "fitted": FITTED, "rows": [asdict(r) for r in rows]}
+    TABLE.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def table(rows: list[Row]) -> str:
+    """Measured and estimated time and the error, a line each; then the error at what fitted nothing."""
+    lines = [f"{'attention on an H200, causal, bfloat16':<58} {'µs':>6} {'estimate':>8} {'error':>6}"]
+    for r in rows:
+        note = "fitted" if r.fitted else "not fitted, spills" if r.spills else "not fitted"
+        lines.append(f"{r.name:<58} {r.measured * 1e6:>6.0f} {r.estimate * 1e6:>8.0f} {r.error:>+6.1%}  {note}")
+    return "\n".join([*lines, f"error of the estimate: {known_error(rows)}"])
+
+
+def known_error(rows: list[Row] | None = None) -> str:
+    """The root of the mean square and the largest error, of tiles that fitted nothing and spill nothing."""
+    errors = [r.error for r in (kept() if rows is None else rows) if not r.fitted and not r.spills]
+    if not errors:
+        return "not known: nothing was measured"
+    mean = (sum(e * e for e in errors) / len(errors)) ** 0.5
+    return f"{mean:.0%}, at worst {max(errors, key=abs):+.0%} (time of {len(errors)} tiles of our attention on an H200)"
 
 
 # Which architecture a board is, by a part of the name that it reports.
@@ -87,6 +191,7 @@ class Measured:
 
     file: str
     gpu: str
+    commit: str
     shape: dict[str, int]
     tflops: float
 
@@ -108,5 +213,6 @@ def measured(family: str, label: str, arch: str, folder: Path = RESULTS) -> list
             head_dim = row["shape"].get("head_dim")
             ours = row["op"] == family and row["impl"] == OURS and row["mode"] == "forward" and row.get("tflop_s")
             if ours and DTYPES.get(row["dtype"]) in words and (head_dim is None or f"d{head_dim}" in words):
-                found.append(Measured(path.name, environment["gpu"], row["shape"], row["tflop_s"]))
+                commit = environment.get("commit", "")
+                found.append(Measured(path.name, environment["gpu"], commit, row["shape"], row["tflop_s"]))
     return sorted(found, key=lambda m: -m.tflops)

@@ -1,10 +1,6 @@
-"""How long an iteration of a loop takes each unit of one multiprocessor, and what follows for its speed.
+"""How long an iteration of a loop takes each unit of one multiprocessor: sums, from which no overlap can be read.
 
-    t = tensor + simt / EFFICIENCY - overlap * min(tensor, simt / EFFICIENCY),    not below any one unit's time
-
-`simt` is the busiest of the other units. `overlap` says how much of the shorter part hides behind the longer one; it
-follows from how the loop is scheduled, and was fitted to published figures (calibration.py): all of this is an
-estimate, for comparing two variants of a kernel and seeing what binds them.
+The longest is the least that an iteration can take; what it does take is for timeline.py to say.
 """
 
 from __future__ import annotations
@@ -18,9 +14,7 @@ from .machines import Machine
 from .parser import Instruction
 from .units import UNITS, WARP, access_bytes, is_tensor, shared_cycles, tensor_op, unit_of
 
-EFFICIENCY = 0.65  # of the other units' issue slots, as dependencies leave them
-SUSTAINED = 1.6 / 1.83  # of the boost clock, under the power limit, on an H100
-OVERLAP = {"plain": 0.0, "specialised": 0.13, "pipelined": 0.40, "fa3": 0.50}
+EFFICIENCY = 0.65  # of the issue slots of a loop without products, as dependencies leave them
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,6 @@ class Cost:
     cycles: dict[str, float]  # tensor, fma, alu, mufu, lsu, issue, memory
     flop: int  # of the tensor cores
     bytes: int  # from L2 for a loop with tensor-core work, else from HBM
-    schedule: str
     exact: bool  # False when the shape of the tensor-core work is not in the SASS
 
     @property
@@ -49,7 +42,6 @@ def cost_of(
     warps: int,
     machine: Machine,
     *,
-    specialised: bool = False,
     bulk_bytes: int = 0,
 ) -> Cost:
     """Cost of one iteration that `warps` warps of a CTA execute in step.
@@ -86,7 +78,7 @@ def cost_of(
         barriers = sum(i.opcode == "SYNCS.ARRIVE.TRANS64" for i in instructions)
         loaded += barriers * bulk_bytes or operand_bytes
     bandwidth = machine.l2 if flop or not exact else machine.hbm
-    per_cycle = bandwidth / machine.sms / (machine.clock * SUSTAINED)
+    per_cycle = bandwidth / machine.sms / machine.sustained_clock
     return Cost(
         mix=dict(mix),
         cycles={
@@ -100,7 +92,6 @@ def cost_of(
         },
         flop=flop,
         bytes=loaded,
-        schedule=schedule_of(instructions, specialised),
         exact=exact,
     )
 
@@ -111,48 +102,12 @@ def announced_bytes(ptx: str) -> int:
     return round(sum(sizes) / len(sizes)) if sizes else 0
 
 
-def schedule_of(instructions: Sequence[Instruction], specialised: bool) -> str:
-    """How a loop overlaps tensor cores and the rest: a key of `OVERLAP`.
-
-    "pipelined" when most MUFU instructions (softmax's exp2) stand between a warpgroup MMA and the wait for it.
-    `specialised`: the kernel has producer and consumer warps (it moves registers between them).
-    """
-    if not specialised:
-        return "plain"
-    in_flight = False
-    for _ in range(2):  # the second pass starts with what the first left in flight
-        under = total = 0
-        for instruction in instructions:
-            if is_tensor(instruction):
-                in_flight = True
-            elif instruction.opcode.startswith("WARPGROUP.DEPBAR"):
-                in_flight = not instruction.operands.rstrip().endswith("0x0")
-            elif instruction.base == "MUFU":
-                total += 1
-                under += in_flight
-    return "pipelined" if under > total / 2 else "specialised"
-
-
-def iteration_cycles(cost: Cost, overlap: float) -> float:
-    """Estimated cycles per iteration and CTA."""
-    simt, tensor = cost.simt / EFFICIENCY, cost.cycles["tensor"]
-    if not tensor:
-        return max(simt, cost.cycles["memory"])
-    return max(tensor + simt - overlap * min(tensor, simt), tensor, simt, cost.cycles["memory"])
-
-
-def flop_rate(cost: Cost, machine: Machine, overlap: float | None = None) -> float:
-    """Estimated FLOP/s of the whole GPU in this loop, at the clock that it sustains."""
-    if overlap is None:
-        overlap = OVERLAP[cost.schedule]
-    return cost.flop / iteration_cycles(cost, overlap) * machine.clock * SUSTAINED * machine.sms
-
-
 def byte_rate(cost: Cost, machine: Machine) -> float:
-    """Estimated bytes per second that this loop asks of memory."""
-    return cost.bytes / iteration_cycles(cost, 0.0) * machine.clock * SUSTAINED * machine.sms
+    """Estimated bytes per second that a loop without products asks of memory."""
+    cycles = max(cost.simt / EFFICIENCY, cost.cycles["memory"])
+    return cost.bytes / cycles * machine.sustained_clock * machine.sms
 
 
 def ceiling(cost: Cost, machine: Machine) -> float:
     """FLOP/s if all units overlapped perfectly."""
-    return cost.flop / max(cost.cycles.values()) * machine.clock * SUSTAINED * machine.sms
+    return cost.flop / max(cost.cycles.values()) * machine.sustained_clock * machine.sms

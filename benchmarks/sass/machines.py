@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from fastgpt.kernels import _runtime
 
+SUSTAINED = 1.77 / 1.83  # of the boost clock: what our kernels ran at on an H200 (calibration.py)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -33,6 +35,11 @@ class Machine:
     def peak(self) -> float:
         """FLOP/s of the tensor cores, dense, 16-bit."""
         return self.tensor_flop * self.clock * self.sms
+
+    @property
+    def sustained_clock(self) -> float:
+        """Hz, under load."""
+        return self.clock * SUSTAINED
 
 
 def _machine(arch: str, board: str, clock: float, tensor: int, fma: int, hbm: float, l2: float, src: str) -> Machine:

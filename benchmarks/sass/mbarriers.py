@@ -1,7 +1,7 @@
 """Which mbarriers the warps of a kernel wait for in their loops, and who completes their phases.
 
-An mbarrier is known by its offset in shared memory, which SASS shows: `[UR26+0x28130]`. A ring of them has one name, that
-of its first, as the stage is added to the register. Four kinds of use are told apart:
+An mbarrier is known by its offset in shared memory, which SASS shows: `[UR26+0x28130]`. A ring of them has one name,
+that of its first, as the stage is added to the register. Four kinds of use are told apart:
 
     full     bulk copies (TMA) complete it, by a producer warp or by a thread of the warps that wait
     empty    consumers arrive, the producer waits: the first round of the ring passes at once
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from .parser import Instruction, Program
 
 _ADDRESS = re.compile(r"\[[^\]]*\+(0x[0-9a-f]+)\]")
-_EXPECTED = re.compile(r"mbarrier\.arrive\.expect_tx\S* [^;]*?(\d+);")
+_CONSTANT = re.compile(r"^(R\d+), (?:RZ, RZ, )?(0x[0-9a-f]+)$")
 WAIT, ARRIVE, LOAD = "wait", "arrive", "load"
 MBARRIER_BYTES = 8
 
@@ -53,17 +53,14 @@ def slots(program: Program) -> dict[str, int]:
     return rings
 
 
-def announced(program: Program, ptx: str) -> dict[str, int]:
-    """Name of a ring -> bytes of a bulk copy into one of its slots.
-
-    The sizes are in the PTX, the names in the SASS, both in the order of the code; where ptxas has copied or dropped some
-    arrivals, every ring gets the mean.
-    """
-    sizes = [int(n) for n in _EXPECTED.findall(ptx)]
-    names = [name_of(i) for i in program.instructions if use_of(i) == LOAD]
-    if len(sizes) == len(names):
-        return dict(zip(names, sizes))
-    return dict.fromkeys(names, round(sum(sizes) / len(sizes)) if sizes else 0)
+def announced(program: Program, index: int) -> int:
+    """Bytes that the LOAD at `index` announces: the constant that was last moved into its register; 0 if none was."""
+    register = program.instructions[index].operands.rsplit(",", 1)[-1].strip()
+    for i in reversed(program.instructions[:index]):
+        constant = _CONSTANT.match(i.operands) if i.base in ("MOV", "IMAD") else None
+        if constant and constant[1] == register:
+            return int(constant[2], 16)
+    return 0
 
 
 @dataclass

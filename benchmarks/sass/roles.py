@@ -1,8 +1,8 @@
 """Who executes which loop: the warps of a kernel that do matrix products, by the code that they run.
 
-A plain kernel has one role, of all its warps. In a warp-specialised one every consumer has a copy of the code of its own:
-warps go from a dispatch loop to their copy by an indexed branch (BRX), and come back to it. So two loops belong to one
-role when one can be reached from the other without such a branch.
+A plain kernel has one role, of all its warps. In a warp-specialised one every consumer has a copy of the code of its
+own: warps go from a dispatch loop to their copy by an indexed branch (BRX), and come back to it. So two loops belong to
+one role when one can be reached from the other without such a branch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .parser import Instruction, Program
 from .units import tensor_work
 
 WARPGROUP = 4
+RARE_LENGTH = 32  # instructions
 _BARRIER = re.compile(r"^(?:0x[0-9a-f]+|R\w+), 0x([0-9a-f]+)$")
 
 
@@ -52,20 +53,27 @@ def _copies(loop: Loop) -> int:
     return loop.count(lambda i: i.base == "UTMALDG")
 
 
-def trace(program: Program, loop: Loop) -> tuple[Instruction, ...]:
-    """The loop's instructions in the order of one iteration that waits nowhere: conditional branches fall through.
+def path(program: Program, loop: Loop) -> tuple[int, ...]:
+    """Indices of the instructions of one iteration that waits nowhere and meets nothing rare, in order.
 
-    That passes by the spins that ptxas moves out of line, and enters what a branch may skip.
+    Conditional branches fall through, which passes by the spins that ptxas moves out of line; but a long block without
+    products that a branch skips is skipped: what it does (a mask, a NaN) is for few iterations.
     """
     members, order, i = set(loop.indices), [], loop.header
     while True:
         order.append(i)
         instruction = program.instructions[i]
-        following = [i + 1] if instruction.falls_through else []
-        following += [program.labels[t] for t in instruction.targets if t in program.labels]
-        i = next((j for j in following if j in members), loop.header)
+        jumps = [j for t in instruction.targets if (j := program.labels.get(t)) in members]
+        falls = [i + 1] if instruction.falls_through and i + 1 in members else []
+        skipped = range(i + 1, jumps[0]) if falls and jumps else ()
+        skips = members.issuperset(skipped) and _is_rare([program.instructions[j] for j in skipped])
+        i = next(iter(jumps + falls if skips else falls + jumps), loop.header)
         if i == loop.header or i in order:
-            return tuple(program.instructions[j] for j in order)
+            return tuple(order)
+
+
+def _is_rare(block: list[Instruction]) -> bool:
+    return len(block) > RARE_LENGTH and not any(tensor_work(i) or i.base == "UTMALDG" for i in block)
 
 
 def _hot_first(loops: list[Loop]) -> tuple[Loop, ...]:

@@ -1,14 +1,15 @@
 """One scheduler of a multiprocessor, cycle by cycle, and what its warps wait for.
 
 A multiprocessor has four sub-partitions that do the same: warpgroups are spread over all four, so one of them is
-simulated, with a warp of each warpgroup of each resident CTA. In every cycle it issues at most one instruction, of a warp
+simulated, with a warp of each warpgroup of each resident CTA. In every cycle it issues at most one instruction, of a
+warp
 
 - whose last instruction's stall count has passed and whose scoreboards are free (both are in the machine code), and
-- whose unit takes another: a math unit of n lanes one every 32 / n cycles; MUFU, shared memory and shuffles by a queue.
+- whose unit takes another: a math unit of n lanes one every 32 / n cycles; MUFU and shared memory have queues.
 
-Warpgroup MMAs stand in line for the tensor core, which serves them in the order of their issue. Their operands, loads and
-stores, and the bulk copies that come in, share the shared memory's bytes per cycle. WARPGROUP.DEPBAR waits for groups of
-MMAs, BAR.SYNC for warps, a try_wait for a phase of its mbarrier.
+Warpgroup MMAs stand in line for the tensor core, which serves them in the order of their issue. Their operands, loads
+and stores, and the bulk copies that come in, share the shared memory's bytes per cycle. WARPGROUP.DEPBAR waits for
+groups of MMAs, BAR.SYNC for warps, a try_wait for a phase of its mbarrier.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ PIECE = 1024  # bytes by which bulk copies come in
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """How bulk copies come in: cycles until the first byte, bytes per cycle at best, and what L2 gives every SM of them."""
+    """How bulk copies come in: cycles to the first byte, bytes per cycle at best, and what L2 has for every SM."""
 
     latency: float
     best: float
@@ -84,6 +85,7 @@ class _Op:
     count: int = 0  # groups that may stay in flight; warps that a barrier waits for
     ends_group: bool = False
     operand_cycles: float = 0.0  # of shared memory
+    bytes: int = 0  # of a bulk copy
 
 
 @dataclass
@@ -108,14 +110,15 @@ class _Warp:
 
 
 def simulate(
-    traces: Sequence[Sequence[Instruction]], consumers: set[int], machine: Machine, *, ctas: int,
-    protocol: Protocol, copies: dict[str, int], bandwidth: Bandwidth,
+    traces: Sequence[Sequence[Instruction]], consumers: set[int], machine: Machine, ctas: int = 1,
+    protocol: Protocol | None = None, copies: Sequence[dict[int, int]] = (), bandwidth: Bandwidth | None = None,
 ) -> Timeline:  # fmt: skip
     """The steady state of `ctas` CTAs, each with one warp per scheduler for every trace.
 
     consumers  the traces that multiply matrices: they are measured, and BAR.SYNC without a count waits for them
-    copies     ring of mbarriers -> bytes of a bulk copy
+    copies     for every trace, where a bulk copy is announced -> its bytes
     """
+    protocol = protocol or Protocol()
     codes = [[_op(i, machine, len(consumers)) for i in trace] for trace in traces]
     for warp, code in enumerate(codes):
         for op in code:
@@ -123,7 +126,10 @@ def simulate(
                 loads_twice = op.kind == mbarriers.LOAD and protocol.loader.get(op.name) != warp
                 if op.name not in protocol.arrivals or loads_twice:
                     op.kind = ""
-    return _Scheduler(codes, consumers, machine, ctas, protocol, copies, bandwidth).run()
+    for code, sizes in zip(codes, copies):
+        for at, size in sizes.items():
+            code[at].bytes = size
+    return _Scheduler(codes, consumers, machine, ctas, protocol, bandwidth or Bandwidth(0, NEVER, NEVER)).run()
 
 
 def _op(i: Instruction, machine: Machine, consumers: int) -> _Op:
@@ -145,7 +151,9 @@ def _op(i: Instruction, machine: Machine, consumers: int) -> _Op:
     elif i.base == "BAR":
         number, *threads = i.operands.replace(" ", "").split(",")
         op.kind, op.name = "barrier", number
-        op.count = int(threads[0], 16) // (WARP * SUB_PARTITIONS) if threads and threads[0].startswith("0x") else consumers
+        op.count = (
+            int(threads[0], 16) // (WARP * SUB_PARTITIONS) if threads and threads[0].startswith("0x") else consumers
+        )
     else:
         op.kind, op.name = mbarriers.use_of(i), mbarriers.name_of(i)
     return op
@@ -167,9 +175,9 @@ def _describe_product(op: _Op, machine: Machine) -> None:
 class _Scheduler:
     def __init__(
         self, codes: list[list[_Op]], consumers: set[int], machine: Machine, ctas: int,
-        protocol: Protocol, copies: dict[str, int], bandwidth: Bandwidth,
+        protocol: Protocol, bandwidth: Bandwidth,
     ) -> None:  # fmt: skip
-        self.machine, self.protocol, self.copies, self.bandwidth = machine, protocol, copies, bandwidth
+        self.machine, self.protocol, self.bandwidth = machine, protocol, bandwidth
         self.warps = [_Warp(cta, index, code) for cta in range(ctas) for index, code in enumerate(codes)]
         self.measured = [w for w in self.warps if w.index in consumers]
         for w in self.warps:  # CTAs do not begin together
@@ -240,8 +248,8 @@ class _Scheduler:
             return w.ready, "stall count"
         if any(w.held[scoreboard] for scoreboard in op.control.waits):
             return NEVER, "scoreboard"
-        if op.kind == "mma" and w.unfinished >= TENSOR_QUEUE:
-            return NEVER, "tensor core"
+        if op.kind == "mma":
+            return (NEVER, "tensor core") if w.unfinished >= TENSOR_QUEUE else (self.now, "")
         if op.kind == "products" and w.groups > op.count:
             return NEVER, "products"
         if op.kind == mbarriers.WAIT and not self._is_complete(w, op.name):
@@ -275,7 +283,7 @@ class _Scheduler:
         elif op.kind == mbarriers.ARRIVE:
             self._at(now + ARRIVAL_LATENCY, lambda: self._arrive(w.cta, op.name))
         elif op.kind == mbarriers.LOAD:
-            self._copy(w.cta, op.name)
+            self._copy(w.cta, op.name, op.bytes)
         w.at += 1
         if w.at == len(w.code):
             w.at, w.rounds, w.ready = 0, w.rounds + 1, max(w.ready, now + BRANCH)
@@ -310,9 +318,9 @@ class _Scheduler:
         self.arrivals[cta, ring] += 1
         self.phases[cta, ring] = self.arrivals[cta, ring] // self.protocol.arrivals[ring]
 
-    def _copy(self, cta: int, ring: str) -> None:
+    def _copy(self, cta: int, ring: str, size: int) -> None:
         """A bulk copy: as fast as this SM can, and not faster than its share of L2, which it may save up a little."""
-        size, rate = self.copies.get(ring, 0), self.bandwidth
+        rate = self.bandwidth
         share = size / rate.fair
         self.free["l2"] = max(self.now - rate.burst, self.free["l2"]) + share
         self.busy["l2"] += share

@@ -12,18 +12,17 @@ from typing import Any
 
 from . import mbarriers
 from .machines import MACHINES, Machine
-from .parser import Program, program_of
-from .roles import WARPGROUP, Role, producer_loop, roles_of, trace
+from .parser import Instruction, Program, program_of
+from .roles import WARPGROUP, Role, path, producer_loop, roles_of
 from .scheduler import Bandwidth, Deadlock, Timeline, simulate
 from .units import is_tensor, tensor_op, tensor_work
 
 # Fitted to our own figures on an H200 (calibration.py).
-CLOCK = 1.77e9  # Hz, as attention sustains it
 L2 = 0.87  # of `Machine.l2`, when all SMs load tiles
 COPY_LATENCY = 700  # cycles
 COPY_RATE = 64  # bytes per cycle, of one SM
 
-PROBLEM_LOADS = "barriers taken as complete: they do not fit together as read"
+NOT_FITTING = "barriers taken as complete: they do not fit together as read"
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class Loops:
 
     def flop_rate(self, machine: Machine) -> float:
         """FLOP/s of the whole GPU in this loop."""
-        return self.flop / self.timeline.cycles * CLOCK * machine.sms
+        return self.flop / self.timeline.cycles * machine.sustained_clock * machine.sms
 
 
-def timeline_of(program: Program, warps: int, ctas: int, machine: Machine, ptx: str = "", loop: int = 0) -> Loops | None:
+def timeline_of(program: Program, warps: int, ctas: int, machine: Machine, loop: int = 0) -> Loops | None:
     """Steady state of the roles' hot loops; loop 1, 2, ...: of their others (masked). None if SASS does not tell.
 
     warps  of a CTA
@@ -49,24 +48,27 @@ def timeline_of(program: Program, warps: int, ctas: int, machine: Machine, ptx: 
     roles = roles_of(program, warps)
     if not roles or not all(_is_known(role) for role in roles):
         return None
-    traces = []
+    paths = []
     for role in roles:
-        one = trace(program, role.loops[min(loop, len(role.loops) - 1)])
-        traces += [one] * max(1, role.warps // WARPGROUP)
-    consumers = set(range(len(traces)))
-    flop = WARPGROUP * ctas * sum(_warp_flop(t) for t in traces)
+        one = path(program, role.loops[min(loop, len(role.loops) - 1)])
+        paths += [one] * max(1, role.warps // WARPGROUP)
+    consumers = set(range(len(paths)))
     if (producer := producer_loop(program, roles)) is not None:
-        traces.append(trace(program, producer))
-    common = {
-        "machine": machine, "ctas": ctas, "copies": mbarriers.announced(program, ptx),
-        "bandwidth": Bandwidth(COPY_LATENCY, COPY_RATE, L2 * machine.l2 / machine.sms / CLOCK),
-    }  # fmt: skip
+        paths.append(path(program, producer))
+    traces = [[program.instructions[i] for i in indices] for indices in paths]
+    copies = [
+        {at: mbarriers.announced(program, i) for at, i in enumerate(indices) if _announces(program.instructions[i])}
+        for indices in paths
+    ]
+    flop = WARPGROUP * ctas * sum(_warp_flop(traces[c]) for c in consumers)
+    bandwidth = Bandwidth(COPY_LATENCY, COPY_RATE, L2 * machine.l2 / machine.sms / machine.sustained_clock)
     protocol = mbarriers.protocol(traces, consumers, mbarriers.slots(program))
     try:
-        return Loops(simulate(traces, consumers, protocol=protocol, **common), flop, ctas)
+        timeline = simulate(traces, consumers, machine, ctas, protocol, copies, bandwidth)
+        return Loops(timeline, flop, ctas)
     except Deadlock:
-        none = mbarriers.Protocol()
-        return Loops(simulate(traces[: len(consumers)], consumers, protocol=none, **common), flop, ctas, PROBLEM_LOADS)
+        timeline = simulate(traces[: len(consumers)], consumers, machine, ctas, mbarriers.Protocol(), copies, bandwidth)
+        return Loops(timeline, flop, ctas, NOT_FITTING)
 
 
 def tensor_share(compiled: Any, arch: str) -> float:
@@ -79,15 +81,21 @@ def tensor_share(compiled: Any, arch: str) -> float:
     kernel = getattr(compiled, "kernel", compiled)
     facts = usage(compiled, arch)
     program = program_of(kernel)
-    loops = timeline_of(program, facts.warps, facts.ctas_per_sm, MACHINES[arch], kernel.asm.get("ptx", ""))
+    loops = timeline_of(program, facts.warps, facts.ctas_per_sm, MACHINES[arch])
     if loops is None:
-        raise ValueError(f"{kernel.metadata.name} on {arch}: its loop has no products whose shape is in the machine code")
+        raise ValueError(
+            f"{kernel.metadata.name} on {arch}: its loop has no products whose shape is in the machine code"
+        )
     return loops.timeline.tensor
 
 
 def _is_known(role: Role) -> bool:
     products = [i for loop in role.loops for i in loop.instructions if is_tensor(i)]
     return bool(products) and all(tensor_op(i) is not None and i.control is not None for i in products)
+
+
+def _announces(instruction: Instruction) -> bool:
+    return mbarriers.use_of(instruction) == mbarriers.LOAD
 
 
 def _warp_flop(instructions: Any) -> int:
