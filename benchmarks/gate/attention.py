@@ -13,7 +13,7 @@ from fastgpt.kernels.attention import launch
 from fastgpt.kernels.attention.ladder import attention_of
 
 from .limits import LIMITS
-from .rows import Row, multiplying_in
+from .rows import Row, attending_by, multiplying_in
 
 ALL = frozenset({"tensor_core", "wide_loads", "no_spills"})
 LARGE_HEAD = frozenset({"tensor_core", "wide_loads"})  # beyond head_dim 128 a spill is allowed, and recorded
@@ -24,7 +24,7 @@ def rows() -> Iterator[Row]:
     """Forward and backward of each case: four kernels (five with documents)."""
 
     def row(label: str, expect: frozenset[str], **case) -> Row:
-        return Row("attention", label, functools.partial(_call, **case), expect)
+        return Row("attention", label, attending_by("triton")(functools.partial(_call, **case)), expect)
 
     for head_dim in (64, 128):
         yield row(f"bf16-d{head_dim}-causal", ALL, head_dim=head_dim)
@@ -43,7 +43,7 @@ def rows() -> Iterator[Row]:
     nvidia = tuple(arch for arch in LIMITS if arch.startswith("sm_"))
     for head_dim in (64, 128, 256):
         expect = frozenset({"tensor_core", "no_spills"} if head_dim <= 128 else {"tensor_core"})
-        call = functools.partial(_call, head_dim=head_dim, dtype=torch.float32, arches=nvidia)
+        call = attending_by("triton")(functools.partial(_call, head_dim=head_dim, dtype=torch.float32, arches=nvidia))
         yield Row("attention", f"tf32-d{head_dim}-causal", multiplying_in("tf32")(call), expect)
     # What masks and layouts change is the same everywhere: one GPU of each kind of tensor core is enough.
     kinds = ("sm_80", "sm_90", "sm_100", "gfx942")

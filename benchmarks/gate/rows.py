@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fastgpt.kernels.attention.hopper import choice
+
 EXPECTATIONS = frozenset({"tensor_core", "wide_loads", "no_spills"})
 
 
@@ -50,3 +52,13 @@ def multiplying_in(precision: str) -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision = saved
+
+
+@contextlib.contextmanager
+def attending_by(setting: str) -> Iterator[None]:
+    """Attention inside the block chooses its kernels as FASTGPT_ATTENTION=setting would."""
+    saved, choice.setting = choice.setting, setting
+    try:
+        yield
+    finally:
+        choice.setting = saved

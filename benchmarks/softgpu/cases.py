@@ -21,6 +21,7 @@ from fastgpt.kernels.attention.ladder import attention_of
 from fastgpt.kernels.linear_cross_entropy.launch import check_targets
 from fastgpt.tools.verify_cases import Case
 
+from .attention_cases import SHARP, attention_case, document_ids, hopper_trials, qkv
 from .trials import Trial
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
@@ -28,7 +29,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 
 def trials() -> list[Trial]:
     """All of them, in the order of the families."""
-    families = _attention(), _attention_weights(), _layer_norm(), _ffn(), _linear_cross_entropy()
+    families = _attention(), hopper_trials(), _attention_weights(), _layer_norm(), _ffn(), _linear_cross_entropy()
     found = list(itertools.chain(*families))
     assert len({trial.name for trial in found}) == len(found), "two trials of one name"
     return found
@@ -44,7 +45,7 @@ def _trial(family: str, function: str, dtype: str, label: str, make: Callable[..
 
 def _attention(family: str = "attention") -> Iterator[Trial]:
     def trial(dtype: str, label: str, *, sms: int = 4, sample: bool = False, **call: Any) -> Trial:
-        make = functools.partial(_attention_case, label, **call)
+        make = functools.partial(attention_case, label, **call)
         return _trial(family, "attention", dtype, label, make, num_sms=sms, sample=sample)
 
     for dtype in DTYPES:
@@ -60,9 +61,8 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
     yield trial("bf16", "d256 causal", T=70, D=256)
     yield trial("bf16", "d256 long", T=300, D=256, H=1)
     yield trial("bf16", "d80 long, in two parts", T=300, D=80)
-    yield trial("bf16", "d64 sharp scores, one head of 400", T=400, H=1, sms=1, sharp=4.0)
-    yield trial("bf16", "d64 sharp scores, 560 queries of 400 keys", T=560, T_k=400, H=1, sms=1, sharp=4.0)
-    yield trial("bf16", "d64 sharp scores, 384 queries of 560 keys", T=384, T_k=560, H=1, sms=1, sharp=4.0)
+    for label, T, T_k in SHARP:
+        yield trial("bf16", f"d64 sharp scores, {label}", T=T, T_k=T_k, H=1, sms=1, sharp=4.0)
     yield trial("bf16", "d64 long, small tiles", T=300, sms=132)
     yield trial("bf16", "d128 long, small tiles", T=270, D=128, sms=132)
     for group in (2, 3, 5):
@@ -95,30 +95,6 @@ def _attention(family: str = "attention") -> Iterator[Trial]:
         yield _trial(family, "ladder", "bf16", rung, ladder, sample=True)
 
 
-def _attention_case(
-    label: str, *, T: int, T_k: int | None = None, B: int = 1, H: int = 2, H_kv: int | None = None, D: int = 64,
-    starts: list[int] | None = None, lengths: list[int] | None = None, documents: int | None = None,
-    ends: list[int] | None = None, dropout_p: float = 0.0, sharp: float = 1.0, overlap: int = 0, **options: Any,
-) -> Case:  # fmt: skip
-    """q, k and v as a model's projections leave them: (B, T, H, D) in memory.
-
-    documents  tokens in each; their tokens lie up to `overlap` tokens away from where they would end to end
-    sharp      a factor of q: rows then have log-sum-exps far apart, so that no two of them can be mistaken
-    """
-    tensors = _qkv(B, H, H_kv or H, T, T_k or T, D)
-    tensors["q"] *= sharp
-    integers = {"key_starts": starts, "key_lengths": lengths, "cu_seqlens": ends}
-    tensors |= {name: torch.tensor(x, dtype=torch.int32) for name, x in integers.items() if x is not None}
-    if documents is not None:
-        tensors["document_ids"] = _document_ids(T_k or T, documents, overlap).expand(B, -1)
-    dropped = (B, H, T, T_k or T) if dropout_p else None
-    return Case("flash_attention", label, tensors, ("q", "k", "v"), options, dropped=dropped, dropout_p=dropout_p)
-
-
-def _document_ids(T: int, tokens: int, overlap: int) -> Tensor:
-    return ((torch.arange(T) + torch.randint(overlap + 1, (T,))) // tokens).to(torch.int32)
-
-
 def _ranges_case(block: int = 128) -> Case:
     """What each tile is told of documents, by itself: attention is right with ranges that are too wide, too."""
 
@@ -130,7 +106,7 @@ def _ranges_case(block: int = 128) -> Case:
         return torch.stack(ranges) * one
 
     T = 3 * block - 1  # odd, so that neighbouring columns go to neighbouring threads
-    sequences = [_document_ids(T, 30, 60)]
+    sequences = [document_ids(T, 30, 60)]
     for place in range(0, block - 1, 3):  # a row has a document of its own, which a column of another tile belongs to
         for own in (3, 9):
             ids = torch.full((T,), 7)
@@ -152,16 +128,11 @@ def _range_of(tile: Tensor, ids: Tensor) -> Tensor:
     return torch.tensor([first, end, tile.min() == tile.max() and len(inside) == end - first])
 
 
-def _qkv(B: int, H: int, H_kv: int, T: int, T_k: int, D: int) -> dict[str, Tensor]:
-    shapes = {"q": (B, T, H, D), "k": (B, T_k, H_kv, D), "v": (B, T_k, H_kv, D)}
-    return {name: torch.randn(shape, dtype=torch.float64).transpose(1, 2) for name, shape in shapes.items()}
-
-
 def _ladder_case(rung: str) -> Case:
     def call(functions: ModuleType, **tensors: Tensor) -> Tensor:
         return reference.flash_attention(**tensors) if functions is reference else attention_of(rung)(**tensors)
 
-    return Case("flash_attention", rung, _qkv(1, 1, 1, 270, 270, 64), (), call=call)
+    return Case("flash_attention", rung, qkv(1, 1, 1, 270, 270, 64), (), call=call)
 
 
 def _attention_weights(family: str = "attention_weights") -> Iterator[Trial]:
@@ -186,7 +157,7 @@ def _weights_case(
         _, lse = functions.flash_attention(q, k, k, return_lse=True, **masks)
         return functions.attention_weights(q, k, lse, heads=heads, rows=rows, **masks)
 
-    q_and_k = {name: x for name, x in _qkv(1, H, 2, T, T, D).items() if name != "v"}
+    q_and_k = {name: x for name, x in qkv(1, H, 2, T, T, D).items() if name != "v"}
     return Case("attention_weights", label, q_and_k, ("q", "k"), call=call)
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import cases, redundant
+from . import attention_cases, cases, redundant
 from .counting import EXECUTED, LANES
 from .engine import Program, Result, Settings, machine
 from .faults import KINDS, ORDER, Fault, faults_of
@@ -37,11 +37,9 @@ TABLE = (80, 90)  # the GPUs that it is about
 
 # The cases in which each kernel gets its faults. The first is small, but goes round every loop more often than that has
 # stages; the others launch the same text, and are for what the first does not see: other branches, other values.
-_ATTENTION = (
-    "attention bf16 d64 sharp scores, one head of 400",
-    "attention bf16 d64 sharp scores, 560 queries of 400 keys",
-    "attention bf16 d64 sharp scores, 384 queries of 560 keys",
-)
+_SHARP = [label for label, _, _ in attention_cases.SHARP]
+_ATTENTION = tuple(f"attention bf16 d64 sharp scores, {label}" for label in _SHARP)
+_HOPPER = tuple(f"hopper bf16 d64 sharp scores, {label}" for label in _SHARP)
 _LOSS = "linear_cross_entropy bf16 mean"
 _LOSS_AGAIN = (
     "linear_cross_entropy bf16 GPT-2's vocabulary, each row",
@@ -49,6 +47,7 @@ _LOSS_AGAIN = (
 )
 HOMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((f"attention_{part}_kernel" for part in ("forward", "delta", "dkdv", "dq")), _ATTENTION),
+    **dict.fromkeys((f"hopper_{part}_kernel" for part in ("forward", "dkdv", "dq")), _HOPPER),
     "document_ranges_kernel": ("document_ranges fp32 of queries",),
     "online_softmax_kernel": ("ladder bf16 triton_forward",),
     "causal_tiles_kernel": ("ladder bf16 tile_skipping",),
@@ -185,6 +184,11 @@ def compiled(name: str, capability: int) -> Kernel:
     return Kernel(name, capability, text, tuple(homes), *map(frozenset, seen))
 
 
+def runs_on(name: str, capability: int) -> bool:
+    """Whether this kernel's homes are for this GPU."""
+    return all(capability in trial.capabilities for trial in _trials(HOMES[name]))
+
+
 def _trials(names: Iterable[str]) -> list[Trial]:
     known = {trial.name: trial for trial in cases.trials()}
     return [known[name] for name in names]
@@ -274,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (name, capability)
         for name in HOMES
         for capability in (CAPABILITIES if arguments.arch else TABLE)
-        if arguments.kernel in name and arguments.arch in ("", f"sm_{capability}")
+        if arguments.kernel in name and arguments.arch in ("", f"sm_{capability}") and runs_on(name, capability)
     ]
     with ProcessPoolExecutor(max(1, arguments.jobs)) as pool:
         options = arguments.kind, arguments.per_kind

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgpt.kernels as kernels
-from benchmarks.gate.rows import multiplying_in
+from benchmarks.gate.rows import attending_by, multiplying_in
 from fastgpt.kernels import reference
 from fastgpt.tools.budget import GRADIENT, OUTPUT, Exact, Verdict, exactly, judge
 from fastgpt.tools.verify_cases import Case
@@ -44,6 +44,7 @@ class Trial:
     tf32          whether float32 products may run in TF32
     num_sms       of the GPU that tile choice sees
     capabilities  the GPUs that it is for: 80, 90, 100
+    path          of attention's kernels, as FASTGPT_ATTENTION has it
     sample        whether it is one of those that every test run executes
     """
 
@@ -54,6 +55,7 @@ class Trial:
     tf32: bool = False
     num_sms: int = 4
     capabilities: tuple[int, ...] = CAPABILITIES
+    path: str = "triton"
     sample: bool = False
 
 
@@ -132,6 +134,7 @@ def execute(
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         multiplying_in("tf32" if trial.tf32 else "ieee"),
+        attending_by(trial.path),
         simulate(capability=capability, num_sms=trial.num_sms, settings=settings) as gpu,
     ):
         gpu.on_ptx = on_ptx

@@ -14,7 +14,6 @@ from benchmarks.softgpu import driver, faults, planting
 from benchmarks.softgpu.driver import simulate
 from benchmarks.softgpu.engine import Settings
 from benchmarks.softgpu.faults import KINDS, faults_of
-from fastgpt.kernels.attention.hopper import choice
 
 # Kinds that the machine itself must name in this kernel, and those that it may leave to the comparison with float64.
 NAMED, ANY = {"found"}, {"found", "wrong"}
@@ -50,12 +49,6 @@ CASES = [(*kernel, kind) for kernel, kinds in SAMPLE.items() for kind in kinds]
 
 
 compiled = functools.cache(planting.compiled)
-
-
-@pytest.fixture(autouse=True)
-def portable(monkeypatch):
-    """The portable kernels on sm_90 too: those in Gluon serve there where nobody asks."""
-    monkeypatch.setattr(choice, "setting", "triton")
 
 
 @pytest.mark.parametrize(("name", "capability", "kind"), CASES)

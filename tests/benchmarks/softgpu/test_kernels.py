@@ -8,10 +8,12 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import fastgpt.kernels
+from benchmarks.gate.rows import attending_by
 from benchmarks.softgpu.cases import trials
 from benchmarks.softgpu.driver import simulate
 from benchmarks.softgpu.engine import SCHEDULES, Settings
@@ -23,7 +25,12 @@ LANDINGS = ("late", "random", "late", "early", "random")
 NAMES = [trial.name for trial in SAMPLE]
 # Of sm_100, whose kernels take long to compile, what has products: in each dtype, with A in tensor memory and without.
 WITH_PRODUCTS = ("attention fp16 d128 documents end to end, window", "ffn bf16 d64 tanh, residual, dropout")
-CASES = [(number, capability) for number in range(len(SAMPLE)) for capability in (80, 90)]
+CASES = [
+    (number, capability)
+    for number, trial in enumerate(SAMPLE)
+    for capability in (80, 90)
+    if capability in trial.capabilities
+]
 CASES += [(NAMES.index(name), 100) for name in WITH_PRODUCTS]
 
 
@@ -83,31 +90,33 @@ def test_heads_that_lie_beyond_2_to_the_31_elements(capability):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_sample_reaches_every_kernel(capability):
-    launched = launches(SAMPLE, capability)
+    launched = launches([trial for trial in SAMPLE if capability in trial.capabilities], capability)
     kernels = kernels_in_the_source()
     assert len(kernels) > 20
-    assert kernels - set(launched) == set()
+    of_hopper = {name for name in kernels if name.startswith("hopper_")}
+    assert len(of_hopper) == 3
+    assert kernels - set(launched) == (set() if capability == 90 else of_hopper)
 
 
 def test_the_sample_loads_by_tma_where_the_gpu_can():
     by_tma = {name for name, calls in launches(SAMPLE, 90).items() for call in calls if any(map(has_descriptor, call))}
-    attention = {"attention_forward_kernel", "attention_dkdv_kernel", "attention_dq_kernel"}
+    attention = {f"{path}_{part}_kernel" for path in ("attention", "hopper") for part in ("forward", "dkdv", "dq")}
     assert attention | {"up_kernel", "dgelu_kernel"} <= by_tma
 
 
 def has_descriptor(argument):
-    return isinstance(argument, TensorDescriptor) or (
+    return isinstance(argument, TensorDescriptor | GluonDescriptor) or (
         isinstance(argument, tuple) and any(has_descriptor(x) for x in argument)
     )
 
 
 def kernels_in_the_source():
-    """Names of functions under @triton.jit that are launched, not called."""
+    """Names of functions under @triton.jit or @gluon.jit that are launched, not called."""
     found = set()
     for path in Path(fastgpt.kernels.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
-                found |= {node.name for decorator in node.decorator_list if "triton.jit" in ast.unparse(decorator)}
+                found |= {node.name for decorator in node.decorator_list if ".jit" in ast.unparse(decorator)}
     return found
 
 
@@ -121,11 +130,12 @@ def launches(chosen, capability):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", run)
         patch.setattr(_runtime, "interpreting", True)
+        patch.setattr(_runtime, "simulating", True)
         for trial in chosen:
             target = _runtime.Target("cuda", f"sm_{capability}", trial.num_sms)
             case = trial.make()
             inputs = case.inputs(trial.dtype)
-            with _runtime.pretend(target):
+            with _runtime.pretend(target), attending_by(trial.path):
                 case.run(fastgpt.kernels, inputs, case.upstream(inputs))
     return found
 
