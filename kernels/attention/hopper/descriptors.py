@@ -19,6 +19,19 @@ from .. import tiles
 TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
+class Layout(gl.NVMMASharedLayout):
+    """One that knows its text by heart: a launch asks each descriptor for it, to look up the compiled kernel."""
+
+    @staticmethod
+    def of(layout: gl.NVMMASharedLayout) -> Layout:
+        known = object.__new__(Layout)
+        known.__dict__.update(vars(layout), text=repr(layout))
+        return known
+
+    def __repr__(self) -> str:
+        return self.__dict__["text"]
+
+
 def descriptors(x: Tensor, rows: int) -> tuple[TensorDescriptor, TensorDescriptor | None]:
     """Of x (B, heads, T, D), for boxes (1, 1, rows, d_low) and (1, 1, rows, d_high); None where d_high is 0."""
     low, high = _fields(x.dtype, x.shape, x.stride(), rows)
@@ -43,7 +56,7 @@ def _fields(
 
     def fields(columns: int) -> dict[str, Any]:
         box = [1, 1, rows, columns]
-        layout = gl.NVMMASharedLayout.get_default_for(box, TYPES[dtype])
+        layout = Layout.of(gl.NVMMASharedLayout.get_default_for(box, TYPES[dtype]))
         nothing = torch.empty(0, dtype=dtype, device="meta")
         return vars(TensorDescriptor(nothing, [*shape], [*strides, 1], box, layout))
 
@@ -54,7 +67,7 @@ def _fields(
 @functools.lru_cache(maxsize=1024)
 def _row_fields(shape: tuple[int, ...], columns: int, rows: int) -> dict[str, Any]:
     B, heads, stride = shape
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
+    layout = Layout.of(gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))
     nothing = torch.empty(0, dtype=torch.float32, device="meta")
     return vars(TensorDescriptor(nothing, [B * heads, columns], [stride, 1], [1, rows], layout))
 

@@ -22,6 +22,8 @@ from .descriptors import descriptors, row_descriptor
 from .tiles import ROWS
 
 LOG2_E = 1.4426950408889634
+# The forward masks a score by -inf and then scales it: 0 · -inf would be NaN. Times this, any other score is 0 in effect.
+LEAST_SCALE = 2.0**-100
 
 
 def run_forward(
@@ -37,8 +39,8 @@ def run_forward(
     device_forward.hopper_forward_kernel[plan.grid](
         *descriptors(q, ROWS), *descriptors(k, block), *descriptors(v, block), *descriptors(out, ROWS), lse,
         hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, plan.tile.rows),
-        T_q, T_k, H, plan.group, plan.heads, plan.lower, plan.upper, plan.heads_per_section, softmax_scale * LOG2_E,
-        plan.C, num_warps=4,
+        T_q, T_k, H, plan.group, plan.heads, plan.lower, plan.upper, plan.heads_per_section,
+        max(softmax_scale, LEAST_SCALE) * LOG2_E, plan.C, num_warps=4,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ CASES = {
     "grouped": {"causal": True, "H": 6, "H_kv": 2},
     "fewer queries than keys": {"causal": True, "T_q": 70, "T_k": 300},
     "more queries than keys": {"causal": True, "T_q": 300, "T_k": 70},
+    "a scale of 0": {"causal": True, "softmax_scale": 0.0},
     "window": {"causal": True, "window": 50},
     "window on both sides": {"window": (40, 90)},
     "key lengths": {"key_lengths": lengths(150, 64)},
