@@ -87,13 +87,13 @@ def hopper_dq_kernel(
         gl.warp_specialize([
             (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, dq_tiles, ring, together, C, 0)),
             (producer, (q_desc, dout_desc, k_desc, v_desc, masks, sizes, bounds, held, ring, C)),
-        ], [1], [24])  # fmt: skip
+        ], [1], [40])  # fmt: skip
     else:
         gl.warp_specialize([
             (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, dq_tiles, ring, together, C, 0)),
             (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, dq_tiles, ring, together, C, 1)),
             (producer, (q_desc, dout_desc, k_desc, v_desc, masks, sizes, bounds, held, ring, C)),
-        ], [4, 1], [240, 24])  # fmt: skip
+        ], [4, 1], [232, 40])  # fmt: skip
 
 
 @gluon.jit
