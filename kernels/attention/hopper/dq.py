@@ -1,7 +1,7 @@
 """Device code: dQ of attention on Hopper, warp-specialised.
 
     producer     K(0) V(0) | K(1) V(1) | ...       slots of a ring, one after the other, over all of a CTA's items
-    consumers    64 queries each, whose q and dout they hold
+    consumers    64 queries each, whose q and dout they hold; those of the next item come meanwhile
 
 Keys run from the last tile that a query sees to the first, as in the forward. A step of a tile that a mask cuts:
 
@@ -65,19 +65,15 @@ def hopper_dq_kernel(
     """
     STAGES: gl.constexpr = C.stages
     CONSUMERS: gl.constexpr = C.consumers
-    OUT_APART: gl.constexpr = C.out_apart
+    HELD: gl.constexpr = num_sets(C) * C.consumers
     q_desc, dout_desc = Descriptors(QLow, QHigh), Descriptors(DOutLow, DOutHigh)
     k_desc, v_desc, dq_desc = Descriptors(KLow, KHigh), Descriptors(VLow, VHigh), Descriptors(DQLow, DQHigh)
     held = HeldQueries(
-        tiles_like(q_desc, CONSUMERS, C), tiles_like(dout_desc, CONSUMERS, C),
-        barriers(CONSUMERS, 1), barriers(CONSUMERS, 1),
-    )  # fmt: skip
+        tiles_like(q_desc, HELD, C), tiles_like(dout_desc, HELD, C), barriers(HELD, 1), barriers(HELD, 1)
+    )
     ring = Ring(
         tiles_like(k_desc, STAGES, C), tiles_like(v_desc, STAGES, C), barriers(STAGES, 1), barriers(STAGES, CONSUMERS)
     )
-    dq_tiles = held.q
-    if OUT_APART:
-        dq_tiles = tiles_like(dq_desc, CONSUMERS, C)
     together = barriers(1, CONSUMERS).index(0)
     sizes = Sizes(T_q, T_k, H, group, num_heads, heads_per_section)
     bounds = Bounds(lower, upper)
@@ -85,15 +81,21 @@ def hopper_dq_kernel(
     # The tuples stand here and not in variables: assigning one turns its constexprs into tensors.
     if CONSUMERS == 1:
         gl.warp_specialize([
-            (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, dq_tiles, ring, together, C, 0)),
+            (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, ring, together, C, 0)),
             (producer, (q_desc, dout_desc, k_desc, v_desc, masks, sizes, bounds, held, ring, C)),
         ], [1], [40])  # fmt: skip
     else:
         gl.warp_specialize([
-            (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, dq_tiles, ring, together, C, 0)),
-            (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, dq_tiles, ring, together, C, 1)),
+            (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, ring, together, C, 0)),
+            (consumer, (dq_desc, stats, masks, sizes, bounds, softmax_scale, held, ring, together, C, 1)),
             (producer, (q_desc, dout_desc, k_desc, v_desc, masks, sizes, bounds, held, ring, C)),
         ], [4, 1], [232, 40])  # fmt: skip
+
+
+@gluon.constexpr_function
+def num_sets(C):
+    """For how many items there is room for queries."""
+    return 2 if C.out_apart else 1
 
 
 @gluon.jit
@@ -102,6 +104,7 @@ def producer(q_desc, dout_desc, k_desc, v_desc, masks, sizes, bounds, held, ring
     BLOCK: gl.constexpr = C.block
     STAGES: gl.constexpr = C.stages
     CONSUMERS: gl.constexpr = C.consumers
+    SETS: gl.constexpr = num_sets(C)
     TALL: gl.constexpr = ROWS * C.consumers
     BYTES: gl.constexpr = 2 * pair_bytes(BLOCK, C)
     HELD_BYTES: gl.constexpr = 2 * pair_bytes(ROWS, C)
@@ -124,25 +127,29 @@ def producer(q_desc, dout_desc, k_desc, v_desc, masks, sizes, bounds, held, ring
             slot = next_slot(slot, STAGES)
             if step == 0:  # behind the first keys, which need not wait until the item before is done
                 for g in gl.static_range(CONSUMERS):
-                    mbarrier.wait(held.empty.index(g), 1 - r % 2)
-                    mbarrier.expect(held.full.index(g), HELD_BYTES)
-                    load_pair(q_desc, b, h, tile * TALL + g * ROWS, held.full.index(g), held.q, g, True, C)
-                    load_pair(dout_desc, b, h, tile * TALL + g * ROWS, held.full.index(g), held.dout, g, True, C)
+                    index, row = r % SETS * CONSUMERS + g, tile * TALL + g * ROWS
+                    bar = held.full.index(index)
+                    mbarrier.wait(held.empty.index(index), 1 - r // SETS % 2)
+                    mbarrier.expect(bar, HELD_BYTES)
+                    load_pair(q_desc, b, h, row, bar, held.q, index, True, C)
+                    load_pair(dout_desc, b, h, row, bar, held.dout, index, True, C)
 
 
 @gluon.jit
 def consumer(
-    dq_desc, stats, masks, sizes, bounds, softmax_scale, held, dq_tiles, ring, together, C: gl.constexpr,
+    dq_desc, stats, masks, sizes, bounds, softmax_scale, held, ring, together, C: gl.constexpr,
     GROUP: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup: rows 64 · GROUP and the 63 after them of each item."""
     BLOCK: gl.constexpr = C.block
     D_LOW: gl.constexpr = C.d_low
     D_HIGH: gl.constexpr = C.d_high
-    OUT_APART: gl.constexpr = C.out_apart
     OVERLAPS: gl.constexpr = C.overlaps
     HAS_LEFT: gl.constexpr = C.has_left
+    Q_FITS: gl.constexpr = q_fits_registers(C)
+    DOUT_FITS: gl.constexpr = dout_fits_registers(C)
     CONSUMERS: gl.constexpr = C.consumers
+    SETS: gl.constexpr = num_sets(C)
     TALL: gl.constexpr = ROWS * C.consumers
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK, 16])
     LOW: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D_LOW, 16])
@@ -168,39 +175,40 @@ def consumer(
             None if masks.Documents is None else documents_of_sequence(masks, b, sizes.T_k),
             sizes.T_k, softmax_scale * LOG2_E,
         )  # fmt: skip
+        index = r % SETS * CONSUMERS + GROUP
+        mbarrier.wait(held.full.index(index), r // SETS % 2)
         item = DQItem(
-            held.q, held.dout, gl.expand_dims(lse2, 1), gl.expand_dims(delta, 1),
-            rows,
+            in_registers(held.q, index, S, C) if Q_FITS else held.q,
+            in_registers(held.dout, index, S, C) if DOUT_FITS else held.dout,
+            index, gl.expand_dims(lse2, 1), gl.expand_dims(delta, 1), rows,
             reach_of(first_row, masks, sizes, bounds, b, C),
-            reach_of(tile * TALL + (CONSUMERS - 1 - GROUP) * ROWS, masks, sizes, bounds, b, C),
-            runs.left,
+            reach_of(tile * TALL + (CONSUMERS - 1 - GROUP) * ROWS, masks, sizes, bounds, b, C), runs.left,
         )  # fmt: skip
         dq = Pair(gl.zeros([ROWS, D_LOW], gl.float32, LOW), gl.zeros([ROWS, max(D_HIGH, 16)], gl.float32, HIGH))
 
-        mbarrier.wait(held.full.index(GROUP), r % 2)
         mbarrier.wait(ring.full.index(slot.index), slot.phase)
         place = DQPlace(slot, runs.left + (count - 1) * BLOCK)
         dq, place = steps(dq, place, runs.right, item, ring, together, True, GROUP, S, C)
+        if SETS > 1:  # the item before has been stored by now
+            tma.store_wait(0)
+            mbarrier.arrive(held.empty.index((r + 1) % SETS * CONSUMERS + GROUP), count=1, pred=r > 0)
         if not OVERLAPS:
             dq, place = steps(dq, place, runs.full, item, ring, together, False, GROUP, S, C)
         elif place.n >= runs.full:
-            dq, place = overlapped_steps(dq, place, runs.full, item, ring, GROUP, S, C)
+            dq, place = overlapped_steps(dq, place, runs.full, item, ring, S, C)
         if HAS_LEFT:
             dq, place = steps(dq, place, runs.left, item, ring, together, True, GROUP, S, C)
         slot = place.slot
 
-        if OUT_APART:
-            mbarrier.arrive(held.empty.index(GROUP), count=1)
-            tma.store_wait(0)  # of the item before
         # A warp has waited for its own quarter of the products only: no other may still read what is written here.
         warpgroup_barrier()
-        out = matrices(dq_tiles, GROUP, ROWS, C)
+        out = matrices(held.q, index, ROWS, C)
         out.low.store((dq.low * softmax_scale).to(dq_desc.low.dtype))
         if D_HIGH > 0:
             out.high.store((dq.high * softmax_scale).to(dq_desc.low.dtype))
         fence_async_shared()
-        store_pair(dq_desc, b, h, first_row, dq_tiles, GROUP, C)
-        if not OUT_APART:
+        store_pair(dq_desc, b, h, first_row, held.q, index, C)
+        if SETS == 1:
             tma.store_wait(0)
             mbarrier.arrive(held.empty.index(GROUP), count=1)
     tma.store_wait(0)
@@ -237,7 +245,7 @@ def step(
     dtype: gl.constexpr = ring.a.low.dtype
     A: gl.constexpr = gl.DotOperandLayout(0, dq.low.type.layout, 2)
     slot, n, rows = place.slot, place.n, item.rows
-    q, dout = held_rows(item, n, GROUP, C)
+    q, dout = operands(item, n, C)
     k = matrices(ring.a, slot.index, BLOCK, C)
     s = start_scores(q, k, S, BLOCK, C)
     if IS_MASKED:
@@ -262,7 +270,7 @@ def step(
 
 
 @gluon.jit
-def overlapped_steps(dq, place, stop, item, ring, GROUP: gl.constexpr, S: gl.constexpr, C: gl.constexpr):
+def overlapped_steps(dq, place, stop, item, ring, S: gl.constexpr, C: gl.constexpr):
     """Tiles of keys from place.n down to `stop`, one at least, all seen by every query. The first one is there."""
     BLOCK: gl.constexpr = C.block
     STAGES: gl.constexpr = C.stages
@@ -270,7 +278,7 @@ def overlapped_steps(dq, place, stop, item, ring, GROUP: gl.constexpr, S: gl.con
     dtype: gl.constexpr = ring.a.low.dtype
     A: gl.constexpr = gl.DotOperandLayout(0, dq.low.type.layout, 2)
     slot, n, qk_scale = place.slot, place.n, item.rows.qk_scale
-    q, dout = held_rows(item, n, GROUP, C)
+    q, dout = operands(item, n, C)
     s = start_scores(q, matrices(ring.a, slot.index, BLOCK, C), S, BLOCK, C)
     dp = start_scores(dout, matrices(ring.b, slot.index, BLOCK, C), S, BLOCK, C)
     s = warpgroup_mma_wait(PARTS, deps=[s])
@@ -281,7 +289,7 @@ def overlapped_steps(dq, place, stop, item, ring, GROUP: gl.constexpr, S: gl.con
     n -= BLOCK
     while n >= stop:
         # p and dp are of the tile in `slot`; that of n is in `after`.
-        q, dout = held_rows(item, n, GROUP, C)
+        q, dout = operands(item, n, C)
         s = start_scores(q, matrices(ring.a, after.index, BLOCK, C), S, BLOCK, C)
         ds = gl.convert_layout((p * (dp - item.delta)).to(dtype), A)
         dq_next = start_product(ds, matrices(ring.a, slot.index, BLOCK, C), dq, C)
@@ -300,15 +308,42 @@ def overlapped_steps(dq, place, stop, item, ring, GROUP: gl.constexpr, S: gl.con
     return dq, DQPlace(after, n)
 
 
+# Products of 64 columns with both operands in shared memory take all the reads that it can serve. As operands in
+# registers, q and dout leave it to k and v.
+@gluon.constexpr_function
+def q_fits_registers(C):
+    return C.overlaps and C.d_low + C.d_high <= 128
+
+
+@gluon.constexpr_function
+def dout_fits_registers(C):
+    return C.overlaps and C.d_low + C.d_high <= 64
+
+
 @gluon.jit
-def held_rows(item, n, GROUP: gl.constexpr, C: gl.constexpr):
-    """q and dout of a consumer, as operands of products. n: the first key of a tile."""
-    index: gl.constexpr = GROUP
-    if C.d_low + C.d_high > 64:
-        # n is below T_k, which the compiler does not know: so it computes in each step where they lie. Else it keeps
-        # the descriptors of all products in registers, of which there are too few.
-        index = GROUP + (n >= item.rows.T_k).to(gl.int32)
-    return matrices(item.q, index, ROWS, C), matrices(item.dout, index, ROWS, C)
+def in_registers(tiles, index, S: gl.constexpr, C: gl.constexpr):
+    """tiles[index], 64 rows of a Pair in shared memory, as left operands of scores laid out as S."""
+    A: gl.constexpr = gl.DotOperandLayout(0, S, 2)
+    pair = matrices(tiles, index, ROWS, C)
+    low = pair.low.load(A)
+    high = low
+    if C.d_high > 0:
+        high = pair.high.load(A)
+    return Pair(low, high)
+
+
+@gluon.jit
+def operands(item, n, C: gl.constexpr):
+    """q and dout of a consumer, as left operands. n: the first key of a tile."""
+    # n is below T_k, which the compiler does not know: so it computes in each step where they lie in shared memory.
+    # Else it keeps the descriptors of all products in registers, of which there are too few.
+    index = item.held + (n >= item.rows.T_k).to(gl.int32)
+    q, dout = item.q, item.dout
+    if not q_fits_registers(C):
+        q = matrices(q, index, ROWS, C)
+    if not dout_fits_registers(C):
+        dout = matrices(dout, index, ROWS, C)
+    return q, dout
 
 
 @gluon.jit

@@ -156,10 +156,10 @@ class HandoverPlace(NamedTuple):
 class HeldQueries(NamedTuple):
     """Tiles in shared memory that a CTA of dQ holds while it works on an item, 64 rows for each consumer."""
 
-    q: Any  # Pair of (consumers, 1, 1, 64, columns)
+    q: Any  # Pair of (sets * consumers, 1, 1, 64, columns)
     dout: Any  # Pair of the same
-    full: Any  # (consumers) mbarriers: both have come
-    empty: Any  # (consumers) mbarriers: both have been read
+    full: Any  # (sets * consumers) mbarriers: both have come
+    empty: Any  # (sets * consumers) mbarriers: both have been read, and what was staged over q
 
 
 class Statistics(NamedTuple):
@@ -180,8 +180,9 @@ class Reach(NamedTuple):
 class DQItem(NamedTuple):
     """What a consumer of dQ works on: 64 queries of one head."""
 
-    q: Any  # HeldQueries.q
-    dout: Any  # HeldQueries.dout
+    q: Any  # Pair of (64, columns), operands in registers, or HeldQueries.q
+    dout: Any  # the same of dout
+    held: Any  # which of HeldQueries they are
     lse2: Any  # (64, 1) lse / ln 2
     delta: Any  # (64, 1)
     rows: Rows

@@ -49,8 +49,8 @@ TABLE: dict[str, dict[int, tuple[Tile, ...]]] = {
         64: (Tile(64, 4, 2, True, True), Tile(64, 4, 1, True, True)),
         96: (Tile(64, 4, 2, True, True), Tile(64, 4, 1, True, True)),
         128: (Tile(64, 3, 2, True, True), Tile(64, 3, 1, True, True)),
-        192: (Tile(64, 2, 2, True, False), Tile(64, 2, 1, True, True)),
-        256: (Tile(32, 3, 2, True, False), Tile(32, 3, 1, True, True)),
+        192: (Tile(64, 2, 2, False, False), Tile(64, 2, 1, False, True)),
+        256: (Tile(32, 3, 2, False, False), Tile(32, 3, 1, False, True)),
     },
 }
 
