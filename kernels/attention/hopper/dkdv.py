@@ -29,8 +29,17 @@ from .device import (
     tiles_like,
     warpgroup_barrier,
 )
-from .dkdv_items import is_wide, num_sets, num_warpgroups, query_tiles, store_rows, tile_and_head, zeros
-from .dkdv_step import dk_lags, dkdv_step, skip, unseen_tiles, with_owed
+from .dkdv_items import (
+    dk_lags,
+    is_wide,
+    num_sets,
+    num_warpgroups,
+    query_tiles,
+    store_rows,
+    tile_and_head,
+    zeros,
+)
+from .dkdv_step import dkdv_step, skip, unseen_tiles, with_owed
 from .dkdv_wide import handover, keys_consumer, values_consumer
 from .structs import Bounds, Descriptors, HeldKeys, QueryPlace, QueryRing, Sizes, Slot
 
@@ -70,6 +79,9 @@ def hopper_dkdv_kernel(
         barriers(STAGES, 1), barriers(STAGES, GROUPS),
     )  # fmt: skip
     together = barriers(1, GROUPS)
+    out = KeyValue(keys.k, keys.v)
+    if SETS == 1 and not is_wide(C):
+        out = KeyValue(tiles_like(dk_desc, CONSUMERS, C), tiles_like(dv_desc, CONSUMERS, C))
     sizes = Sizes(T_q, T_k, H_kv, C.group, num_heads, heads_per_section)
     bounds = Bounds(lower, upper)
     # The tuples stand here and not in variables: assigning one turns its constexprs into tensors.
@@ -82,13 +94,13 @@ def hopper_dkdv_kernel(
         ], [4, 1], [240, 24])  # fmt: skip
     elif CONSUMERS == 1:
         gl.warp_specialize([
-            (consumer, (dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, ring, together, C, 0)),
+            (consumer, (dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, out, ring, together, C, 0)),
             (producer, (q_desc, dout_desc, Lse2, Delta, k_desc, v_desc, masks, sizes, bounds, keys, ring, C)),
         ], [1], [24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (consumer, (dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, ring, together, C, 0)),
-            (consumer, (dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, ring, together, C, 1)),
+            (consumer, (dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, out, ring, together, C, 0)),
+            (consumer, (dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, out, ring, together, C, 1)),
             (producer, (q_desc, dout_desc, Lse2, Delta, k_desc, v_desc, masks, sizes, bounds, keys, ring, C)),
         ], [4, 1], [240, 24])  # fmt: skip
 
@@ -155,13 +167,13 @@ def load_keys(k_desc, v_desc, b, h_kv, tile, keys, r, C: gl.constexpr):
 
 @gluon.jit
 def consumer(
-    dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, ring, together, C: gl.constexpr, GROUP: gl.constexpr
-):
+    dk_desc, dv_desc, masks, sizes, bounds, softmax_scale, keys, out, ring, together,
+    C: gl.constexpr, GROUP: gl.constexpr,
+):  # fmt: skip
     """A warpgroup: keys 64 · GROUP and the 63 after them of each item."""
     BLOCK: gl.constexpr = C.block
     CONSUMERS: gl.constexpr = C.consumers
     HEADS: gl.constexpr = C.group
-    OUT_APART: gl.constexpr = C.out_apart
     SETS: gl.constexpr = num_sets(C)
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK, 16])
     LOW: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C.d_low, 16])
@@ -200,7 +212,7 @@ def consumer(
         while place.left > num_full:
             m = tile_start((num_masked + num_full - place.left) // HEADS, runs, BLOCK, BLOCK, True)
             grads, ds, place = dkdv_step(grads, ds, place, m, held, ring, scores, together, True, GROUP, S, C)
-        if OUT_APART:
+        if SETS == 2:
             # By now the last item's gradients have left its set of tiles.
             tma.store_wait(0)
             mbarrier.arrive(keys.empty.index((r + 1) % SETS * CONSUMERS + GROUP), count=1, pred=r > 0)
@@ -211,15 +223,15 @@ def consumer(
         if dk_lags(C):
             dk = with_owed(dk, ds, place, ring, C)
 
+        if SETS == 1:
+            mbarrier.arrive(keys.empty.index(GROUP), count=1)
+            tma.store_wait(0)  # the last item's gradients have left
         # A warp has waited for its own quarter of the products; all do, before the tiles that they read are written.
         warpgroup_barrier()
         first_key, end_key = key_bounds(masks, b, sizes.T_k)
-        store_rows(held.v, dv, 1.0, first, first_key, end_key, LOW, HIGH, C)
-        store_rows(held.k, dk, softmax_scale, first, first_key, end_key, LOW, HIGH, C)
+        store_rows(matrices(out.v, held_at, ROWS, C), dv, 1.0, first, first_key, end_key, LOW, HIGH, C)
+        store_rows(matrices(out.k, held_at, ROWS, C), dk, softmax_scale, first, first_key, end_key, LOW, HIGH, C)
         fence_async_shared()
-        store_pair(dv_desc, b, h_kv, first, keys.v, held_at, C)
-        store_pair(dk_desc, b, h_kv, first, keys.k, held_at, C)
-        if not OUT_APART:
-            tma.store_wait(0)
-            mbarrier.arrive(keys.empty.index(GROUP), count=1)
+        store_pair(dv_desc, b, h_kv, first, out.v, held_at, C)
+        store_pair(dk_desc, b, h_kv, first, out.k, held_at, C)
     tma.store_wait(0)

@@ -7,7 +7,9 @@ from ..masks import key_bounds, tile_runs
 from ..structs import Band, Pair
 from .device import ROWS, item_of
 
-ONE_WARPGROUP = 128  # the largest head_dim that one warpgroup has registers for, in dK and dV of 64 keys
+# Of one warpgroup that holds dK and dV of 64 keys, the largest head_dim for which it has registers:
+ONE_WARPGROUP = 128
+LAGGING = 96  # and for dS of the step before
 
 
 @gluon.constexpr_function
@@ -23,9 +25,19 @@ def num_warpgroups(C):
 
 
 @gluon.constexpr_function
+def dk_lags(C):
+    """Whether a warpgroup has registers for dK to lag a step behind (dkdv_step.py)."""
+    return C.d_low + C.d_high <= LAGGING
+
+
+@gluon.constexpr_function
 def num_sets(C):
-    """How many items' keys there is room for."""
-    return 2 if C.out_apart else 1
+    """How many items' keys there is room for, so that the next item's come early.
+
+    With one, since addresses that change take registers, they come as soon as the last product has read this item's,
+    whose gradients are then staged in memory of their own.
+    """
+    return 2 if C.d_low + C.d_high <= LAGGING else 1
 
 
 @gluon.jit

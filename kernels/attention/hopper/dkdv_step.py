@@ -22,13 +22,8 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from ..masks import load_documents, num_steps, tile_start
 from ..structs import KeyValue, Pair
 from .device import matrices, next_slot, start_product, start_scores
+from .dkdv_items import dk_lags
 from .structs import QueryPlace
-
-
-@gluon.constexpr_function
-def dk_lags(C):
-    """Whether dK lags a step behind."""
-    return C.d_low + C.d_high <= 96
 
 
 @gluon.jit
@@ -117,14 +112,23 @@ def weights_of(sT, lse2, m, documents, scores, IS_MASKED: gl.constexpr, S: gl.co
     if IS_MASKED:
         i = gl.expand_dims(m + gl.arange(0, BLOCK, QUERIES), 0)
         band = scores.mask.band
+        if scores.mask.Streamed is not None:
+            pT = of_document(pT, documents, scores.mask.held, S)
+            if documents.dtype.primitive_bitwidth > 32:
+                # By halves: all of each id at once, 16 of them a thread, would spill.
+                pT = of_document(pT, documents >> 32, scores.mask.held >> 32, S)
         if band.upper is not None:
             pT = gl.where(i >= scores.held - band.upper, pT, 0.0)
         if band.lower is not None:
             pT = gl.where(i <= scores.held - band.lower, pT, 0.0)
-        if scores.mask.Streamed is not None:
-            documents = gl.expand_dims(gl.convert_layout(documents, QUERIES), 0)
-            pT = gl.where(documents == scores.mask.held, pT, 0.0)
     return pT
+
+
+@gluon.jit
+def of_document(pT, documents, held, S: gl.constexpr):
+    """pT where the last 32 bits of both ids are the same, 0 elsewhere."""
+    documents = gl.convert_layout(documents.to(gl.int32), gl.SliceLayout(0, S))
+    return gl.where(gl.expand_dims(documents, 0) == held.to(gl.int32), pT, 0.0)
 
 
 @gluon.jit

@@ -71,7 +71,7 @@ def statistics(x: Call, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return padded[0], padded[1]
 
 
-def run(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, consumers=2, apart=True, grid=2):
+def run(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, consumers=2, grid=2):
     """(dk, dv) of the kernel, on `grid` CTAs."""
     (B, H, T_q, D), (H_kv, T_k) = x.q.shape, x.k.shape[1:3]
     dk, dv = torch.empty_like(x.k), torch.empty_like(x.v)
@@ -80,7 +80,7 @@ def run(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, cons
     d_low, d_high = split_head_dim(D)
     C = Config(
         head_dim=D, d_low=d_low, d_high=d_high, block=BLOCK, stages=stages, consumers=consumers, overlaps=True,
-        out_apart=apart, has_left=True, group=H // H_kv,
+        out_apart=True, has_left=True, group=H // H_kv,
     )  # fmt: skip
     masks = [x.masks.get(name) for name in ("key_starts", "key_lengths", "document_ids")]
     with simulate(90, settings=settings) as gpu:
@@ -114,7 +114,7 @@ CASES = {
                 "document_ids": torch.arange(520).reshape(2, 260) // 90,
             },
         },
-        {"stages": 3, "apart": False},
+        {"stages": 3},
     ),
     "one consumer": ({"B": 2, "T_q": 90, "T_k": 130}, {"consumers": 1}),
     "two warpgroups for the same keys, documents": (
@@ -122,7 +122,7 @@ CASES = {
             "H": 2, "T_q": 130, "T_k": 200, "D": 192,
             "masks": {"document_ids": torch.arange(200).reshape(1, 200) // 70},
         },
-        {"stages": 3, "consumers": 1, "apart": False},
+        {"stages": 3, "consumers": 1},
     ),
 }  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_the_same_bits_in_any_order_of_warps_and_on_any_number_of_ctas():
     [
         ((40, 0), {}),
         (None, {}),
-        (None, {"D": 256, "stages": 2, "consumers": 1, "apart": False}),
+        (None, {"D": 256, "stages": 2, "consumers": 1}),
     ],
 )
 def test_what_is_not_finite_reaches_the_keys_that_see_it_alone(window, options):
