@@ -41,7 +41,7 @@ TABLE: dict[str, dict[int, tuple[Tile, ...]]] = {
     "dkdv": {
         64: (Tile(64, 4, 2, True, True), Tile(64, 4, 1, True, True)),
         96: (Tile(64, 4, 2, True, True), Tile(64, 4, 1, True, True)),
-        128: (Tile(64, 3, 2, True, False), Tile(64, 3, 1, True, True)),
+        128: (Tile(64, 3, 2, True, True), Tile(64, 3, 1, True, True)),
         192: (Tile(64, 3, 1, True, False),),  # from here on two warpgroups share one consumer's rows: dkdv_wide.py
         256: (Tile(64, 2, 1, True, False),),
     },
