@@ -18,7 +18,7 @@ from .scheduler import Bandwidth, Deadlock, Timeline, simulate
 from .units import is_tensor, tensor_op, tensor_work
 
 # Fitted to our own figures on an H200 (calibration.py).
-L2 = 0.87  # of `Machine.l2`, when all SMs load tiles
+L2 = 0.98  # of `Machine.l2`, when all SMs load tiles
 COPY_LATENCY = 700  # cycles
 COPY_RATE = 64  # bytes per cycle, of one SM
 

@@ -38,7 +38,7 @@ from .device import (
     warpgroup_barrier,
 )
 from .softmax import contained, first_keys, last_keys, query_documents, softmax
-from .structs import Bounds, Descriptors, Flight, Held, Place, Poison, Ring, Rows, Sizes, Slot
+from .structs import Bounds, Descriptors, Flight, Held, KeyTile, Place, Poison, Ring, Rows, Sizes, Slot
 
 
 @gluon.jit(do_not_specialize=["T_q", "T_k", "H", "group", "num_heads", "lower", "upper", "heads_per_section"])
@@ -128,44 +128,46 @@ def key_tiles(masks, sizes, bounds, tile, b, C: gl.constexpr):
 def producer(q_desc, k_desc, v_desc, masks, sizes, bounds, queries, ring, C: gl.constexpr):
     """One warp: the queries of each item, and the slots of the ring: K of a tile beside V of the one before."""
     BLOCK: gl.constexpr = C.block
-    STAGES: gl.constexpr = C.stages
     CONSUMERS: gl.constexpr = C.consumers
     TALL: gl.constexpr = ROWS * C.consumers
     BYTES: gl.constexpr = pair_bytes(BLOCK, C)
     QUERY_BYTES: gl.constexpr = pair_bytes(ROWS, C)
-    num_tiles = gl.cdiv(sizes.T_q, TALL)
-    zero = num_tiles * 0
+    zero = sizes.T_k * 0
     slot = Slot(zero, zero)
-    is_first = zero == 0
-    v_b, v_h, v_n = zero, zero, zero  # the tile whose V comes next
-    for r in range(num_items(num_tiles, sizes)):
+    # What comes before the first tile lies past the last key: zeros, for which nothing is read.
+    before = KeyTile(zero, zero, sizes.T_k)
+    for r in range(num_items(gl.cdiv(sizes.T_q, TALL), sizes)):
         tile, head = tile_and_head(r, sizes, bounds, C)
         b, h = head // sizes.H, head % sizes.H
-        h_kv = h // sizes.group
         runs = key_tiles(masks, sizes, bounds, tile, b, C)
         count = runs.num_left + runs.num_full + runs.num_right
-        n = runs.left + (count - 1) * BLOCK
-        for t in range(count):
-            full = ring.full.index(slot.index)
-            mbarrier.wait(ring.empty.index(slot.index), 1 - slot.phase)
-            mbarrier.expect(full, BYTES, pred=is_first)
-            mbarrier.expect(full, 2 * BYTES, pred=not is_first)
-            load_pair(k_desc, b, h_kv, n, full, ring.a, slot.index, True, C)
-            load_pair(v_desc, v_b, v_h, v_n, full, ring.b, slot.index, not is_first, C)
-            v_b, v_h, v_n = b, h_kv, n
-            n -= BLOCK
-            is_first = is_first & False
-            slot = next_slot(slot, STAGES)
-            if (
-                t == 0
-            ):  # after the values of the last item's last tile: queries are given back when those have been used
-                for g in gl.static_range(CONSUMERS):
-                    mbarrier.wait(queries.empty.index(g), 1 - r % 2)
-                    mbarrier.expect(queries.full.index(g), QUERY_BYTES)
-                    load_pair(q_desc, b, h, tile * TALL + g * ROWS, queries.full.index(g), queries.tiles, g, True, C)
+        keys = KeyTile(b, h // sizes.group, runs.left + (count - 1) * BLOCK)
+        # The first slot first: it holds the last values of the item before, whose queries are given back after them.
+        slot = fill(k_desc, v_desc, keys, before, ring, slot, C)
+        for g in gl.static_range(CONSUMERS):
+            mbarrier.wait(queries.empty.index(g), 1 - r % 2)
+            mbarrier.expect(queries.full.index(g), QUERY_BYTES)
+            load_pair(q_desc, b, h, tile * TALL + g * ROWS, queries.full.index(g), queries.tiles, g, True, C)
+        for _ in range(count - 1):
+            before = keys
+            keys = KeyTile(keys.b, keys.h, keys.n - BLOCK)
+            slot = fill(k_desc, v_desc, keys, before, ring, slot, C)
+        before = keys
     mbarrier.wait(ring.empty.index(slot.index), 1 - slot.phase)
     mbarrier.expect(ring.full.index(slot.index), BYTES)
-    load_pair(v_desc, v_b, v_h, v_n, ring.full.index(slot.index), ring.b, slot.index, True, C)
+    load_pair(v_desc, before.b, before.h, before.n, ring.full.index(slot.index), ring.b, slot.index, True, C)
+
+
+@gluon.jit
+def fill(k_desc, v_desc, keys, before, ring, slot, C: gl.constexpr):
+    """Start to load K of the tile `keys` and V of the tile `before` into `slot`; the slot after it."""
+    BYTES: gl.constexpr = 2 * pair_bytes(C.block, C)
+    full = ring.full.index(slot.index)
+    mbarrier.wait(ring.empty.index(slot.index), 1 - slot.phase)
+    mbarrier.expect(full, BYTES)
+    load_pair(k_desc, keys.b, keys.h, keys.n, full, ring.a, slot.index, True, C)
+    load_pair(v_desc, before.b, before.h, before.n, full, ring.b, slot.index, True, C)
+    return next_slot(slot, C.stages)
 
 
 @gluon.jit

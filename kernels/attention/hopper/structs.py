@@ -73,6 +73,14 @@ class Bounds(NamedTuple):
     upper: Any
 
 
+class KeyTile(NamedTuple):
+    """A tile of keys: its first row n, in key head h of sequence b."""
+
+    b: Any
+    h: Any
+    n: Any
+
+
 class Flight(NamedTuple):
     """What a consumer of the forward carries from step to step."""
 
