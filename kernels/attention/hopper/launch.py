@@ -107,8 +107,8 @@ def plan_of(
     name = "flash_attention" if kernel == "forward" else "flash_attention's backward"
     check_positions(name, T_q, T_k)
     of_keys = kernel == "dkdv"
-    heads, rows = (B * H_kv, T_k) if of_keys else (B * H, T_q)
-    tile = tiles.tile(kernel, D, rows, heads, target.num_sms)
+    heads, rows, columns = (B * H_kv, T_k, group * T_q) if of_keys else (B * H, T_q, T_k)
+    tile = tiles.tile(kernel, D, rows, columns, heads, causal, target.num_sms)
     if of_keys:
         check_steps(name, T_q, group, tile.block)
         section = portable_tiles.heads_per_section(target, 4 * group * T_q * D, 1)

@@ -22,6 +22,7 @@ class Tile(NamedTuple):
     consumers: int
     overlaps: bool  # the forward's softmax runs under its consumer's own products too, for registers; or by turns only
     out_apart: bool  # results have memory of their own (dK/dV: the next item's keys), and the next item comes meanwhile
+    cycles: int  # of a step of all consumers, were L2 never in the way: the loop report's estimate, for the rule below
 
     @property
     def rows(self) -> int:
@@ -54,26 +55,43 @@ TABLE: dict[str, dict[int, tuple[Tile, ...]]] = {
     },
 }
 
-# Time of a CTA's step over that of one whose tensor cores never wait, by consumers: two take turns, so that one's
-# exponentials run under the other's products, and one alone leaves gaps. Estimates; ratios matter, not values.
-SLOWNESS = {1: 1.5, 2: 1.05, 3: 1.0}
+# What the rule knows of the GPU: an estimate, like the cycles in the table. An H100's L2 gives each of its 132 SMs this
+# many bytes a cycle when all of them load.
+L2_BYTES_PER_CYCLE = 23.3
+# Cycles of an item outside its steps: its first loads, scores that nothing runs beside, results.
+OUTSIDE = 2500
 
 
-@functools.lru_cache(maxsize=1024)
-def tile(kernel: str, head_dim: int, rows: int, heads: int, num_sms: int) -> Tile:
-    """For `rows` queries (of dK/dV: keys) in each of `heads` heads."""
+def has_tile(kernel: str, head_dim: int) -> bool:
+    """Whether `kernel` (forward, dkdv, dq) takes heads of this size."""
+    return any(head_dim <= largest for largest in TABLE[kernel])
+
+
+@functools.lru_cache(maxsize=4096)
+def tile(kernel: str, head_dim: int, rows: int, columns: int, heads: int, causal: bool, num_sms: int) -> Tile:
+    """For `rows` queries (of dK/dV: keys) against `columns` keys (queries), in each of `heads` heads."""
     candidates = next(tiles for largest, tiles in TABLE[kernel].items() if head_dim <= largest)
-    return min(candidates, key=lambda tile: estimated_time(tile, rows, heads, num_sms))
+    return min(candidates, key=lambda tile: estimated_cycles(tile, head_dim, rows, columns, heads, causal, num_sms))
 
 
-def estimated_time(tile: Tile, rows: int, heads: int, num_sms: int) -> float:
-    """Rounds of CTAs times the time of one, in units of 64 rows' products.
+def estimated_cycles(
+    tile: Tile, head_dim: int, rows: int, columns: int, heads: int, causal: bool, num_sms: int
+) -> float:
+    """Of the whole kernel. Windows and other masks are not looked at.
 
-    A tall tile keeps the tensor cores busy; a low one leaves fewer rows past the end, and more CTAs: a GPU that a last
-    round fills by half stands still for half of it.
+    A tall tile keeps the tensor cores busy and asks little of L2; a low one leaves fewer rows past the end, fewer steps
+    beyond the diagonal, and more CTAs, without which SMs stand idle.
     """
-    items = cdiv(rows, tile.rows) * heads
-    return cdiv(items, num_sms) * tile.consumers * SLOWNESS[tile.consumers]
+    num_tiles = cdiv(rows, tile.rows)
+    items = num_tiles * heads
+    most = cdiv(columns, tile.block)
+    least = min(most, cdiv(max(1, tile.rows + columns - rows), tile.block)) if causal else most
+    loaded = 2 * tile.block * head_dim * 2  # bytes of a step
+    step = max(tile.cycles, loaded / L2_BYTES_PER_CYCLE * min(1.0, items / num_sms))
+    if not causal:  # all items are alike
+        return cdiv(items, num_sms) * (most * step + OUTSIDE)
+    longest = most * step + OUTSIDE
+    return max(longest, items / num_sms * ((most + least) / 2 * step + OUTSIDE))
 
 
 def programs(items: int, num_sms: int) -> int:
