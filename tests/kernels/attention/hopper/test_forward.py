@@ -11,12 +11,12 @@ from tests.kernels.attention.support import random_qkv
 from tests.support.budget import assert_all_within_budget, exactly
 
 TILES = {
-    "three in turn": (64, tiles.Tile(128, 3, 3, overlaps=False, out_apart=True)),
-    "three, overlapped": (64, tiles.Tile(64, 3, 3, overlaps=True, out_apart=True)),
-    "two in turn": (96, tiles.Tile(128, 2, 2, overlaps=False, out_apart=True)),
-    "two, overlapped": (128, tiles.Tile(128, 2, 2, overlaps=True, out_apart=True)),
-    "two, output over queries": (256, tiles.Tile(64, 2, 2, overlaps=False)),
-    "one": (64, tiles.Tile(128, 3, 1, overlaps=True, out_apart=True)),
+    "three in turn": (64, tiles.Tile(128, 3, 3, overlaps=False, out_apart=True, cycles=1)),
+    "three, overlapped": (64, tiles.Tile(64, 3, 3, overlaps=True, out_apart=True, cycles=1)),
+    "two in turn": (96, tiles.Tile(128, 2, 2, overlaps=False, out_apart=True, cycles=1)),
+    "two, overlapped": (128, tiles.Tile(128, 2, 2, overlaps=True, out_apart=True, cycles=1)),
+    "two, output over queries": (256, tiles.Tile(64, 2, 2, overlaps=False, out_apart=False, cycles=1)),
+    "one": (64, tiles.Tile(128, 3, 1, overlaps=True, out_apart=True, cycles=1)),
 }
 
 
