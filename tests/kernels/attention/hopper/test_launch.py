@@ -13,7 +13,7 @@ GLUON = ["hopper_forward_kernel", "attention_delta_kernel", "hopper_dkdv_kernel"
 PORTABLE = ["attention_forward_kernel", "attention_delta_kernel", "attention_dkdv_kernel", "attention_dq_kernel"]
 
 
-@pytest.fixture(params=choice.SETTINGS)
+@pytest.fixture(params=["triton", "gluon"])
 def setting(request, monkeypatch):
     monkeypatch.setattr(choice, "setting", request.param)
     return request.param
