@@ -37,7 +37,7 @@ from .device import (
     tiles_like,
     warpgroup_barrier,
 )
-from .softmax import contained, first_keys, last_keys, query_documents, softmax
+from .softmax import contain_together, contained, first_keys, last_keys, query_documents, softmax
 from .structs import Bounds, Descriptors, Flight, Held, KeyTile, Place, Poison, Ring, Rows, Sizes, Slot
 
 
@@ -224,6 +224,11 @@ def consumer(
 
         mbarrier.wait(queries.full.index(GROUP), r % 2)
         mbarrier.wait(ring.full.index(slot.index), slot.phase)
+        place = Place(slot, turn, n)
+        if C.consumers > GROUP + 1 and bounds.upper is not None:
+            last = first_row + ROWS - 1 + bounds.upper
+            place = skip_unseen(place, last, runs.left, ring, turns, poison, GROUP, C)
+        slot = place.slot
         s = start_scores(q, matrices(ring.a, slot.index, BLOCK, C), S, BLOCK, C)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(ring.empty.index(slot.index), count=1)
@@ -231,13 +236,13 @@ def consumer(
         m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
         l = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, S))
         flight = Flight(acc, s, m, l)
-        place = Place(next_slot(slot, STAGES), turn, n)
+        place = Place(next_slot(slot, STAGES), place.turn, place.n)
         # One tile, the first or the last, is by itself: it may have a mask, and need none. The others: masked, full,
         # masked.
         if OVERLAPS:
             p, _, m, l = weigh(flight, s, place, dtype, ring, poison, rows, True, GROUP, S, P, C)
             flight = Flight(acc, p, m, l)
-            place = Place(place.slot, turn, n - BLOCK)
+            place = Place(place.slot, place.turn, place.n - BLOCK)
             flight, place = steps_overlapped(
                 flight, place, runs.right, q, ring, turns, poison, rows, True, GROUP, S, P, C
             )
@@ -280,6 +285,22 @@ def consumer(
             tma.store_wait(0)
             mbarrier.arrive(queries.empty.index(GROUP), count=1)
     tma.store_wait(0)
+
+
+@gluon.jit
+def skip_unseen(place, last, first, ring, turns, poison, GROUP: gl.constexpr, C: gl.constexpr):
+    """Give back, unread, the slots of tiles after the key `last`, which other consumers see; not that of `first`."""
+    BLOCK: gl.constexpr = C.block
+    while (place.n > last) & (place.n > first):
+        slot = place.slot
+        mbarrier.arrive(ring.empty.index(slot.index), count=1)
+        take_turn(turns, place.turn, GROUP, C)
+        give_turn(turns, GROUP, C)
+        slot = next_slot(slot, C.stages)
+        mbarrier.wait(ring.full.index(slot.index), slot.phase)
+        contain_together(matrices(ring.b, slot.index, BLOCK, C), poison, GROUP, C)
+        place = Place(slot, 1 - place.turn, place.n - BLOCK)
+    return place
 
 
 @gluon.jit

@@ -78,6 +78,13 @@ def contained(l, v, n, rows, poison, GROUP: gl.constexpr, S: gl.constexpr, C: gl
 
 
 @gluon.jit
+def contain_together(v, poison, GROUP: gl.constexpr, C: gl.constexpr):
+    """`contained` of a consumer that no key of v concerns: the others wait for it."""
+    if nonfinite_in(v, C.block, C):
+        contain(v, poison.Marks, poison.together, C.block, GROUP, C)
+
+
+@gluon.jit
 def sees_marked(n, rows, Marks, S: gl.constexpr, C: gl.constexpr):
     """(64,) bool: which rows see one of the keys n, n + 1, ... that are marked. Few at a time: registers are held."""
     W: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, FEW, 16])  # rows lie as in S
