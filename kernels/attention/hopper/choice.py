@@ -66,15 +66,16 @@ def gluon_why_not(target: _runtime.Target, dropout_p: float, *tensors: Tensor) -
     if _runtime.is_interpreting() and not _runtime.simulating:
         return "Gluon has no interpreter; run on a GPU"
     layouts = []
-    for x in tensors:
+    for name, x in zip(NAMES, tensors):
         if x.data_ptr() % 16:
-            return UNALIGNED
+            return f"{name} begins at no multiple of 16 bytes, {UNALIGNED}"
         layouts.append((x.shape, x.stride()))
     return _call_why_not(target, tensors[0].dtype, dropout_p > 0.0, *layouts) or _version_why_not()
 
 
+NAMES = ("q", "k", "v", "the gradient of out")
 UNALIGNED = (
-    "the copy engine wants tensors whose last dimension is contiguous, and whose first element and strides are at "
+    "and the copy engine wants tensors whose last dimension is contiguous, and whose first element and strides are at "
     "multiples of 16 bytes; call .contiguous()"
 )
 
@@ -93,8 +94,13 @@ def _call_why_not(
     if has_dropout:
         return "these kernels have no dropout; set dropout_p=0"
     # Results are rows of head_dim numbers, head beside head, and the copy engine stores them.
-    if head_dim * dtype.itemsize % 16 or not all(_can_be_copied(dtype.itemsize, *layout) for layout in layouts):
-        return UNALIGNED
+    if head_dim * dtype.itemsize % 16:
+        return f"these kernels take head_dim in multiples of {16 // dtype.itemsize}, not {head_dim}; pad it with zeros"
+    if layouts[1][0][2] == 0:
+        return "these kernels need a key"
+    for name, (shape, stride) in zip(NAMES, layouts):
+        if not _can_be_copied(dtype.itemsize, shape, stride):
+            return f"{name} has shape {tuple(shape)} and strides {stride}, {UNALIGNED}"
     return None
 
 

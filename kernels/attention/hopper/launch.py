@@ -22,8 +22,9 @@ from .descriptors import descriptors, row_descriptor
 from .tiles import ROWS
 
 LOG2_E = 1.4426950408889634
-# The forward masks a score by -inf and then scales it: 0 · -inf would be NaN. Times this, other scores are 0 in effect.
-LEAST_SCALE = 2.0**-100
+# The forward masks a score by -inf and then scales it: 0 · -inf would be NaN. Float32 has no smaller number than this
+# one, and times it the largest score is 0 in effect.
+LEAST_SCALE = 2.0**-149
 
 
 def run_forward(

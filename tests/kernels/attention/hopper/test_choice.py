@@ -83,7 +83,10 @@ def test_a_dimension_of_one_may_have_any_stride():
     [
         ("float32", {"tensors": [heads(dtype=torch.float32)] * 3}),
         ("dropout", {"dropout_p": 0.1}),
-        ("multiples of 16 bytes", {"tensors": [heads(H=1, D=36)] * 3}),
+        ("head_dim in multiples of 8, not 36", {"tensors": [heads(H=1, D=36)] * 3}),
+        ("need a key", {"tensors": [heads(), heads(T=0), heads(T=0)]}),
+        ("k begins at", {"tensors": [heads(), ODD_LAYOUTS["the first element at 2 bytes"], heads()]}),
+        ("gradient of out has .*multiples of 16 bytes", {"tensors": [*[heads()] * 3, heads(D=1).expand_as(heads())]}),
         ("sm_80", {"target": _runtime.KNOWN_TARGETS["sm_80"]}),
     ],
 )

@@ -74,6 +74,13 @@ def test_what_gluon_cannot_take_is_taken_by_the_portable_kernels(hopper, seed, l
     assert not caplog.records
 
 
+def test_a_tiny_scale_of_huge_scores(hopper, seed, monkeypatch):
+    """No masked score may become 0 · -inf, and no other may be scaled by more than was asked for."""
+    monkeypatch.setattr(choice, "setting", "gluon")
+    q, k, v = random_qkv(hopper, 1, 1, 64, 64, 64, dtype=torch.bfloat16)
+    check(hopper, ((q * 1e17).detach().requires_grad_(), (k * 1e17).detach().requires_grad_(), v), softmax_scale=1e-35)
+
+
 def test_where_gluon_is_asked_for_and_cannot_be_is_an_error(hopper, launched, monkeypatch):
     monkeypatch.setattr(choice, "setting", "gluon")
     q, k, v = random_qkv(hopper, 1, 2, 128, 128, 64)
