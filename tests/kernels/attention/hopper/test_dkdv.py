@@ -111,7 +111,7 @@ CASES = {
             "B": 2, "T_q": 260, "T_k": 260, "D": 128,
             "masks": {
                 "key_lengths": torch.tensor([0, 250]),
-                "document_ids": torch.arange(520).reshape(2, 260) // 90,
+                "document_ids": torch.arange(520).reshape(2, 260) // 90 << 32,  # the upper halves differ alone
             },
         },
         {"stages": 3},
@@ -120,7 +120,7 @@ CASES = {
     "two warpgroups for the same keys, documents": (
         {
             "H": 2, "T_q": 130, "T_k": 200, "D": 192,
-            "masks": {"document_ids": torch.arange(200).reshape(1, 200) // 70},
+            "masks": {"document_ids": torch.arange(200, dtype=torch.int32).reshape(1, 200) // 70},
         },
         {"stages": 3, "consumers": 1},
     ),
