@@ -53,9 +53,10 @@ def takes_gluon(target: _runtime.Target, dropout_p: float, *tensors: Tensor) -> 
     """
     if setting == "triton" or (setting == "auto" and target.arch != "sm_90"):
         return False
-    reason = gluon_why_not(target, dropout_p, *tensors)
     if setting == "auto":
-        return reason is None and min(tensors[0].shape[2], tensors[1].shape[2]) >= MIN_ROWS
+        rows = min(tensors[0].shape[2], tensors[1].shape[2])
+        return rows >= MIN_ROWS and gluon_why_not(target, dropout_p, *tensors) is None
+    reason = gluon_why_not(target, dropout_p, *tensors)
     if reason is not None:
         raise ValueError(f"flash_attention: {VARIABLE}=gluon, but {reason}; or set {VARIABLE}=auto")
     return True

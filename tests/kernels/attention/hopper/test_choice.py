@@ -138,6 +138,7 @@ def test_another_triton_gets_the_portable_kernels_and_one_line_why(version, log,
 def test_another_triton_is_not_named_where_it_changes_nothing(log, monkeypatch):
     monkeypatch.setattr(pytest.importorskip("triton"), "__version__", "3.10.0")
     takes(dropout_p=0.1), takes(target=_runtime.KNOWN_TARGETS["sm_100"]), takes(*[heads(dtype=torch.float32)] * 3)
+    takes(*[heads(T=1)] * 3)
     assert not log.records
 
 
