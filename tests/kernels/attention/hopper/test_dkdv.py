@@ -10,6 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from benchmarks.softgpu.counting import EXECUTED
 from benchmarks.softgpu.driver import simulate
 from benchmarks.softgpu.engine import Settings
 from fastgpt.kernels import reference
@@ -71,8 +72,15 @@ def statistics(x: Call, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return padded[0], padded[1]
 
 
-def run(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, consumers=2, grid=2):
-    """(dk, dv) of the kernel, on `grid` CTAs."""
+def run(x: Call, lse2: Tensor, delta: Tensor, *arguments, **options):
+    """(dk, dv) of the kernel, in which nothing is wrong."""
+    dk, dv, gpu = launch(x, lse2, delta, *arguments, **options)
+    assert not gpu.findings, "\n".join(map(str, gpu.findings))
+    return dk, dv
+
+
+def launch(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, consumers=2, grid=2):
+    """dk, dv and the simulated GPU, of which the kernel took `grid` CTAs."""
     (B, H, T_q, D), (H_kv, T_k) = x.q.shape, x.k.shape[1:3]
     dk, dv = torch.empty_like(x.k), torch.empty_like(x.v)
     left, right = x.window or (-1, -1)
@@ -91,8 +99,7 @@ def run(x: Call, lse2: Tensor, delta: Tensor, settings=ADVERSARY, stages=4, cons
             hidden_keys(*masks, T_q, T_k, 64 * consumers, of_keys=True),
             T_q, T_k, H_kv, B * H_kv, lower, upper, B * H_kv, D**-0.5, C, num_warps=4,
         )  # fmt: skip
-    assert not gpu.findings, "\n".join(map(str, gpu.findings))
-    return dk, dv
+    return dk, dv, gpu
 
 
 CASES = {
@@ -144,6 +151,18 @@ def test_the_same_bits_in_any_order_of_warps_and_on_any_number_of_ctas():
     for settings, grid in ((Settings(schedule="forward"), 1), (Settings(schedule="random", seed=3), 2)):
         again = run(x, *rows, settings, grid=grid)
         assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+def test_keys_that_are_all_padding_cost_no_product():
+    x = call(B=2, T_q=64, T_k=64, masks={"key_lengths": torch.tensor([0, 0])})
+    nothing = torch.zeros(2, 1, 64)
+    dk, dv, gpu = launch(x, nothing + torch.inf, nothing)
+    result = gpu.launches[-1].result
+    products = {r.pc for r in result.program.lowered.records if r.key.startswith("wgmma.mma_async")}
+    assert products
+    assert not any(result.counts[pc][EXECUTED] for pc in products)
+    assert not dk.any()
+    assert not dv.any()
 
 
 @pytest.mark.parametrize(
