@@ -312,7 +312,7 @@ def overlapped_steps(dq, place, stop, item, ring, S: gl.constexpr, C: gl.constex
 # registers, q and dout leave it to k and v.
 @gluon.constexpr_function
 def q_fits_registers(C):
-    return C.overlaps and C.d_low + C.d_high <= 128
+    return C.overlaps and C.d_low + C.d_high <= (64 if C.has_left else 128)  # masks at the left hold registers too
 
 
 @gluon.constexpr_function
