@@ -22,6 +22,7 @@ _ATTENTION = "tests/kernels/attention/test_flash_attention.py::test_"
 _GUARANTEES = "tests/kernels/attention/test_guarantees.py::test_"
 _COMPILED = "tests/kernels/attention/test_compiled.py::test_"
 _EXTREMES = "tests/kernels/attention/test_extremes.py::test_"
+_HOPPER = "tests/kernels/attention/hopper/"
 _PRECISION = "tests/kernels/test_precision.py::test_"
 
 MUTANTS = (
@@ -67,6 +68,19 @@ MUTANTS = (
         "attention.band",
         value("diagonal").becomes("0"),
         _ATTENTION + "lengths",
+    ),
+    # --- attention: Hopper's kernels ----------------------------------------------------------------------------------
+    Mutant(
+        "attention-hopper-last-key-hidden",
+        "attention.visible_tile",
+        comparison("c_row", "last").operator("<"),
+        _HOPPER + "test_forward.py::test_tiles_of_every_kind",
+    ),
+    Mutant(
+        "attention-hopper-nan-not-looked-for",
+        "attention.nonfinite_in",
+        comparison("found").operator("<"),
+        _HOPPER + "test_forward.py::test_what_is_not_finite_reaches_the_rows_that_see_it",
     ),
     # --- attention: numbers at the ends of their types ----------------------------------------------------------------
     Mutant(
