@@ -17,6 +17,8 @@ from .structs import Slot
 warpgroup_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 load_by_tma = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 store_by_tma = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+_Shared = gl.shared_memory_descriptor
+seen_as = getattr(_Shared, "reinterpret", None) or _Shared._reinterpret  # the same memory, another dtype, shape, layout
 
 ROWS = gl.constexpr(64)  # of a consumer's tile: what one wgmma of a warpgroup multiplies
 FEW = gl.constexpr(32)  # rows of a streamed tile that the rare path looks at together
@@ -186,7 +188,7 @@ def nonfinite_in_part(tile, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr):
     CHUNK: gl.constexpr = min(NUM_ROWS, max(8, 1024 // COLUMNS))  # rows at a time: swizzled by eights
     SHARED: gl.constexpr = words_shared_layout(tile.layout.swizzle_byte_width)
     LAYOUT: gl.constexpr = words_layout(WORDS)
-    words = tile._reinterpret(gl.int32, [NUM_ROWS, WORDS], SHARED)
+    words = seen_as(tile, gl.int32, [NUM_ROWS, WORDS], SHARED)
     found = gl.zeros([CHUNK, WORDS], gl.int32, LAYOUT)
     for row in gl.static_range(0, NUM_ROWS, CHUNK):
         found = found | exponent_carries(words.slice(row, CHUNK).load(LAYOUT), tile.dtype)

@@ -33,6 +33,7 @@ from .device import (
     nonfinite_in,
     num_items,
     pair_bytes,
+    seen_as,
     start_product,
     start_scores,
     store_pair,
@@ -414,7 +415,7 @@ def zero_nonfinite(tile, NUM_ROWS: gl.constexpr, COLUMNS: gl.constexpr):
     WORDS: gl.constexpr = COLUMNS // 2
     CHUNK: gl.constexpr = max(8, 1024 // COLUMNS)  # rows at a time: registers are few
     LAYOUT: gl.constexpr = words_layout(WORDS)
-    all_words = tile._reinterpret(gl.int32, [NUM_ROWS, WORDS], words_shared_layout(tile.layout.swizzle_byte_width))
+    all_words = seen_as(tile, gl.int32, [NUM_ROWS, WORDS], words_shared_layout(tile.layout.swizzle_byte_width))
     for row in gl.static_range(0, NUM_ROWS, CHUNK):
         part = all_words.slice(row, CHUNK)
         words = part.load(LAYOUT)
