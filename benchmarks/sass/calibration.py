@@ -6,12 +6,12 @@ compiles each measured kernel, estimates the whole launch (launches.py), and pri
 benchmarks/results/timeline.json, from which the report takes the error that it states. Run it with the Triton of the
 measurements: another one may need a register more, and lose a resident CTA by it.
 
-The launches at the tables' own tiles fitted the four numbers of `FITTED`; the other tiles fitted no number, though they
-were looked at while the model was made. All are causal, in bfloat16, at T = 4096 and 16384; the sweep times a backward
-whole, one of its kernels with a tile of its own. Two figures that others published for loops of the same structure stand
-beside them. What these points cannot tell, because no kernel of theirs is bound by it: how much the operands of the
-products hinder what comes into shared memory, and what the power limit leaves of the clock where the tensor cores
-work more than 0.7 of the time.
+The launches at the tables' own tiles fitted the numbers of `FITTED` (L2's rate in part: timeline.py); the other tiles
+fitted none, though they were looked at while the model was made. All are causal, in bfloat16, at T = 4096 and 16384;
+the sweep times a backward whole, one of its kernels with a tile of its own. Two figures that others published for loops
+of the same structure stand beside them. What these points cannot tell, because no kernel of theirs is bound by it: how
+much the operands of the products hinder what comes into shared memory, and what the power limit leaves of the clock
+where the tensor cores work more than 0.7 of the time.
 """
 
 from __future__ import annotations
