@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def calibrate(*, write: bool) -> int:
-    rows = [*map(calibration.estimate, calibration.points()), *calibration.published()]
+    rows = [*map(calibration.estimate, calibration.points()), calibration.published()]
     if write:
         calibration.write(rows)
     print(calibration.table(rows))

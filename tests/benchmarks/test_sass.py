@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,11 +10,13 @@ import triton
 
 from benchmarks.gate import run
 from benchmarks.sass import __main__ as cli
-from benchmarks.sass import calibration
+from benchmarks.sass import calibration, launches
 from benchmarks.sass.cost import announced_bytes, ceiling, cost_of
 from benchmarks.sass.loops import Loop, find_loops, hot_loop
 from benchmarks.sass.machines import MACHINES, SUSTAINED
 from benchmarks.sass.parser import Instruction, parse_amdgcn, parse_sass
+from benchmarks.sass.scheduler import Timeline
+from benchmarks.sass.timeline import Loops
 from benchmarks.sass.units import access_bytes, is_tensor, tensor_op, tensor_work, unit_of
 
 from .sample_kernels import matmul_row, row_sum_row
@@ -31,6 +34,7 @@ def sass(*body: str) -> str:
     return "\n".join(lines)
 
 
+HOPPER = MACHINES["sm_90"]
 WORK = ["FADD R1, R2, R3"] * 10  # enough not to be taken for a spin loop
 
 
@@ -191,6 +195,31 @@ def test_nothing_is_above_the_ceiling():
     cost, machine = cost_of(loop, 8, MACHINES["sm_90"]), MACHINES["sm_90"]
     assert cost.bound_by == "tensor"
     assert ceiling(cost, machine) == pytest.approx(machine.peak * SUSTAINED, rel=0.01)
+
+
+def test_the_kept_table_is_of_the_points_and_near_them():
+    rows, points = calibration.kept(), calibration.points()
+    assert {row.name: row.measured for row in rows if row.kind != calibration.PUBLISHED} == {
+        point.name: pytest.approx(point.seconds) for point in points
+    }
+    fit = [row.error for row in rows if row.kind == calibration.FIT]
+    assert len(fit) == 8
+    assert max(map(abs, fit)) < 0.06
+    held_out = [row.error for row in rows if row.kind == calibration.HELD_OUT and not row.spills]
+    assert sum(error**2 for error in held_out) / len(held_out) < 0.07**2
+    assert f"{max(held_out, key=abs):+.0%}" in calibration.known_error()
+    assert calibration.known_error([]) == "not known: nothing was measured"
+
+
+def test_a_launch_by_hand():
+    """Four tiles of 128 rows with 0, 1, 2, 3 steps of 1000 cycles and two masked ones of 500, on 132 places."""
+    full, masked = (Loops(Timeline(cycles, {}, {}), 0, 1) for cycles in (1000, 500))
+    work = launches.Causal(length=512, heads=33, held=128, step=128, edge=64, section=33)
+    cycles = launches.PROGRAM + 3 * 1000 + 2 * 500
+    assert launches.seconds(work, full, masked, HOPPER) == pytest.approx(cycles / HOPPER.sustained_clock)
+    twice = dataclasses.replace(work, heads=66, section=66)  # the longest first: the last to begin are the shortest
+    cycles = 2 * launches.PROGRAM + 3 * 1000 + 4 * 500
+    assert launches.seconds(twice, full, masked, HOPPER) == pytest.approx(cycles / HOPPER.sustained_clock)
 
 
 def test_measured_figures_are_found_by_row(tmp_path):
