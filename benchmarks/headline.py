@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ from benchmarks.summary import rate_text
 BF16 = torch.bfloat16
 TOKENS, WIDTH = size(16384, 256), size(2048, 128)  # attention: B·T and H·head_dim, as in FlashAttention's own figures
 PEERS = {
-    "attention": (peers.OURS, "sdpa-flash", "sdpa-cudnn"),
+    "attention": (peers.OURS, peers.PORTABLE, "sdpa-flash", "sdpa-cudnn"),
     "layer_norm": (peers.OURS, "eager"),
     "add_layer_norm": (peers.OURS, "eager"),
     "ffn": (peers.OURS, "eager"),
@@ -57,21 +58,37 @@ class Figure:
     dtype: torch.dtype = BF16
 
 
+def attention_shapes(head_dim: int) -> list[dict[str, int]]:
+    """Causal calls: the same number of tokens in sequences of many lengths, and a few short ones, which fill no GPU."""
+    full = [(TOKENS // T, T) for T in (size(128, 32), size(1024, 64), size(4096, 128), size(16384, 256))]
+    small = [(1, size(256, 48)), (1, size(1024, 80)), (size(4, 2), size(1024, 64))]
+    return [{"B": B, "H": WIDTH // head_dim, "T": T, "head_dim": head_dim} for B, T in dict.fromkeys(full + small)]
+
+
 def attention() -> Iterator[Figure]:
-    for head_dim in (64, 128):
-        for T in (size(1024, 64), size(4096, 128), size(16384, 256)):
-            B, H = TOKENS // T, WIDTH // head_dim
-            for mode, passes in (("forward", 1.0), ("forward+backward", 3.5)):
-                flops = passes * 4 * T * T * head_dim * H * B / 2  # causal; the backward counts 2.5 forwards
-                # q, k, v and out; of a backward, whose lse and delta and partial sums are the kernels' own, no count
-                memory = 4 * TOKENS * WIDTH * 2 if mode == "forward" else 0
-                work = Work(flops=flops, bytes=memory, tokens=TOKENS)
+    for shape in [*attention_shapes(64), *attention_shapes(128)]:
+        B, H, T, head_dim = shape.values()
+        for mode, passes in (("forward", 1.0), ("forward+backward", 3.5)):
+            flops = passes * 4 * T * T * head_dim * H * B / 2  # causal; the backward counts 2.5 forwards
+            # q, k, v and out; of a backward, whose lse and delta and partial sums are the kernels' own, no count
+            memory = 4 * B * T * H * head_dim * 2 if mode == "forward" else 0
+            work = Work(flops=flops, bytes=memory, tokens=B * T)
 
-                def inputs(B: int = B, T: int = T, H: int = H, head_dim: int = head_dim) -> list[Tensor]:
-                    packed = randn(B, T, 3, H, head_dim, dtype=BF16).permute(2, 0, 3, 1, 4)
-                    return [t.detach() for t in packed.unbind(0)]
+            def inputs(B: int = B, T: int = T, H: int = H, head_dim: int = head_dim) -> list[Tensor]:
+                packed = randn(B, T, 3, H, head_dim, dtype=BF16).permute(2, 0, 3, 1, 4)
+                return [t.detach() for t in packed.unbind(0)]
 
-                yield Figure("attention", mode, {"B": B, "H": H, "T": T, "head_dim": head_dim}, work, inputs, {})
+            yield Figure("attention", mode, shape, work, inputs, {})
+
+
+ESTIMATES = Path(__file__).parent / "results" / "hopper.json"  # python -m benchmarks.hopper --write
+
+
+def estimate_of(figure: Figure, impl: str) -> float | None:
+    """Seconds that this should take on an H100 or H200, by our model of it; None where nobody has estimated them."""
+    rows = json.loads(ESTIMATES.read_text()) if ESTIMATES.exists() and figure.op == "attention" else ()
+    wanted = {"impl": impl, "mode": figure.mode, "shape": figure.shape}
+    return next((row["seconds"] for row in rows if row.items() >= wanted.items()), None)
 
 
 def layer_norm() -> Iterator[Figure]:
@@ -140,7 +157,8 @@ class Session:
         self.ceilings()
         for figure in figures:
             times = {impl: self._figure(figure, impl) for impl in PEERS[figure.op]}
-            ours, others = times.pop(peers.OURS), [t for t in times.values() if t is not None]
+            ours = times.pop(peers.OURS)
+            others = [t for impl, t in times.items() if t is not None and impl != peers.PORTABLE]
             if ours is not None and others:
                 print(f"  {figure.op} {figure.mode} {figure.shape}: {min(others) / ours:.2f}x of the best peer")
 
@@ -148,8 +166,9 @@ class Session:
         peer = peers.PEERS[figure.op][impl]
         try:
             run = bound(peer.get(), figure.inputs(), figure.options, figure.mode)
-            peak = measure.Measure._peak_bytes(run)
-            seconds = self._time(run, figure, impl, peer.version, peak)
+            with peer.during():
+                peak = measure.Measure._peak_bytes(run)
+                seconds = self._time(run, figure, impl, peer.version, peak)
         except Exception as error:
             if measure.fatal():
                 raise
@@ -166,10 +185,12 @@ class Session:
             times, op=figure.op, impl=impl, dtype=figure.dtype, work=figure.work, shape=figure.shape, mode=figure.mode,
             version=version, peak_bytes=peak, late=late,
         )  # fmt: skip
+        row["estimate"] = estimate_of(figure, impl)
         self.write("figure", **row)
+        estimate = f" (estimate {row['estimate'] * 1e3:.3f})" if row["estimate"] else ""
         print(
-            f"  {figure.op:20s} {figure.mode:16s} {_text(figure.shape):34s} {impl:12s} {row['seconds'] * 1e3:9.3f} ms"
-            f"  {rate_text(row):>14s}  {floor_text(row)} of the floor  spread {row['spread']:.0%}"
+            f"  {figure.op:20s} {figure.mode:16s} {_text(figure.shape):34s} {impl:16s} {row['seconds'] * 1e3:9.3f} ms"
+            f"{estimate}  {rate_text(row):>14s}  {floor_text(row)} of the floor  spread {row['spread']:.0%}"
             f"{''.join(f'  ({note})' for note in notes(row))}"
         )
         return row["seconds"]

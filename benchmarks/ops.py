@@ -77,7 +77,7 @@ def benchmark_op(
     """
     peer, function = get_or_skip(op, impl, measuring)
     dtype, run = inputs[0].dtype, bound(function, inputs, options, mode)
-    with able_to_run(impl):
+    with able_to_run(impl), peer.during():
         try:
             measure(run, op=op, impl=impl, dtype=dtype, work=work, shape=shape, mode=mode, version=peer.version)
         except torch.cuda.OutOfMemoryError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 OURS = "fastgpt"
+PORTABLE = "fastgpt-portable"  # attention by the kernels that serve everywhere, where ours are Hopper's
 
 
 class Unavailable(RuntimeError):
@@ -40,12 +42,14 @@ class Peer:
     load          imports what is needed and returns the function; raises ImportError or Unavailable; called anew for
                   each benchmark, so that what is compiled is compiled for that one
     cuda_only     cannot run on a CPU at all
+    during        what it runs within, backward and all
     """
 
     name: str
     distribution: str
     load: Callable[[], Callable[..., Any]]
     cuda_only: bool = False
+    during: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def version(self) -> str | None:
@@ -56,7 +60,7 @@ class Peer:
 
     def get(self) -> Callable[..., Any]:
         """The function; raises Unavailable when it cannot run here."""
-        if self.version is None and self.name != OURS:
+        if self.version is None and self.name not in (OURS, PORTABLE):
             raise Unavailable("not installed", self.name)
         if self.cuda_only and not torch.cuda.is_available():
             raise Unavailable(NEEDS_GPU, self.name)
@@ -74,9 +78,9 @@ def names(op: str) -> list[str]:
     return list(PEERS[op])
 
 
-def _peer(op: str, name: str, distribution: str = "torch", cuda_only: bool = False):
+def _peer(op: str, name: str, distribution: str = "torch", cuda_only: bool = False, **options: Any):
     def register(load: Callable[[], Callable[..., Any]]):
-        PEERS[op][name] = Peer(name, distribution, load, cuda_only)
+        PEERS[op][name] = Peer(name, distribution, load, cuda_only, **options)
         return load
 
     return register
@@ -97,6 +101,13 @@ def compiled(function: Callable[..., Any]) -> Any:
 # --- attention: f(q, k, v), causal, (B, H, T, head_dim) views of (B, T, H, head_dim) memory ---------------------------
 
 
+def _portable() -> AbstractContextManager[None]:
+    from benchmarks.gate.rows import attending_by
+
+    return attending_by("triton")
+
+
+@_peer("attention", PORTABLE, "fastgpt-triton", cuda_only=True, during=_portable)
 @_peer("attention", OURS, "fastgpt-triton")
 def _():
     from fastgpt.kernels import flash_attention

@@ -87,7 +87,7 @@ def group_key(row: dict) -> tuple:
 def with_ratios(rows: Iterable[dict]) -> list[dict]:
     """Each row with how many times faster it is than others of its group, or None where there is none of them:
 
-    ratio    than the best other implementation (an implementation compiled and not compiled is one)
+    ratio    than the best other implementation (an implementation compiled and not compiled is one, as are our paths)
     vs_ours  than ours
     """
     groups = defaultdict(list)
@@ -105,7 +105,7 @@ def with_ratios(rows: Iterable[dict]) -> list[dict]:
 
 
 def _base(row: dict) -> str:
-    return row["impl"].removesuffix("-compile")
+    return row["impl"].removesuffix("-compile").removesuffix("-portable")
 
 
 def is_noise(row: dict) -> bool:

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gate.rows import attending_by
 from benchmarks.measure import TINY, append_row, device, fatal, machine, median_seconds, size
 from benchmarks.report import read_rows
 
@@ -50,11 +51,18 @@ CHOICES = {
     "parts": (1, 2, 4),
     "group_m": (4, 8, 16),
 }
-FAMILY_CHOICES = {"layer_norm": {"block_m": (1, 2, 4, 8)}}  # whole rows, of which a program holds few
+HOPPER = "attention/hopper"
+FAMILY_CHOICES = {
+    "layer_norm": {"block_m": (1, 2, 4, 8)},  # whole rows, of which a program holds few
+    HOPPER: {
+        "block": (32, 64, 128), "stages": (2, 3, 4, 5), "consumers": (1, 2, 3), "overlaps": (False, True),
+        "out_apart": (False, True),
+    },
+}  # fmt: skip
 
 # The largest shapes of a rehearsal.
 TINIEST = {
-    "attention": (1, 1, 256, 128), "ffn": (128, 256), "layer_norm": (64, 1 << 14),
+    "attention": (1, 1, 256, 128), HOPPER: (1, 1, 256, 128), "ffn": (128, 256), "layer_norm": (64, 1 << 14),
     "linear_cross_entropy": (32, 64, 1 << 16),
 }  # fmt: skip
 
@@ -67,6 +75,7 @@ class Workload:
     fields            which fields of the tile may change
     shape             of the call, as `make` takes it
     role              replaces the answer only for calls that mention it (the FFN's products share one function)
+    path              of attention's kernels, as FASTGPT_ATTENTION has it
     """
 
     family: str
@@ -75,6 +84,7 @@ class Workload:
     shape: tuple[int, ...]
     mode: str  # "forward" or "backward"
     role: str | None = None
+    path: str = "triton"
 
     @property
     def name(self) -> str:
@@ -82,7 +92,7 @@ class Workload:
 
     @property
     def tiles(self) -> Any:
-        return importlib.import_module(f"fastgpt.kernels.{self.family}.tiles")
+        return importlib.import_module(f"fastgpt.kernels.{self.family.replace('/', '.')}.tiles")
 
     def candidates(self, default: Any) -> list[Any]:
         """`default`, then tiles that differ from it in one field, then those that differ in two; the nearest first."""
@@ -102,6 +112,7 @@ class Workload:
 def workloads() -> list[Workload]:
     """Most valuable first: attention at T = 4096; FFN, loss and norms of GPT-2 124M; then other lengths and widths."""
     attention = ("block_m", "block_n", "edge", "num_warps", "num_stages")
+    hopper = tuple(FAMILY_CHOICES[HOPPER])
     ffn = ("block_m", "block_n", "block_k", "num_warps", "num_stages", "programs_per_sm", "parts")
     norm = ("programs", "num_warps", "stages", "block_m")
 
@@ -111,6 +122,14 @@ def workloads() -> list[Workload]:
             Workload("attention", function, attention, (16384 // T, 2048 // d, T, d), mode)
             for d in (64, 128)
             for function, mode in passes
+        ]
+
+    def hoppers(T: int) -> list[Workload]:
+        passes = (("forward", "forward"), ("dkdv", "backward"), ("dq", "backward"))
+        return [
+            Workload(HOPPER, "tile", hopper, (16384 // T, 2048 // d, T, d), mode, role, path="gluon")
+            for d in (64, 128)
+            for role, mode in passes
         ]
 
     def ffns(d: int) -> list[Workload]:
@@ -125,6 +144,7 @@ def workloads() -> list[Workload]:
 
     loss = Workload("linear_cross_entropy", "whole_row", ("num_warps", "lanes"), (16384, 768, 50257), "forward")
     found = [
+        *hoppers(4096),
         *attentions(4096), *ffns(768), loss, *norms(768), *attentions(1024), *ffns(1600), *norms(1600), norms(4096)[1],
         *(Workload("layer_norm", "backward_tile", norm[:3], (32768, n), "backward") for n in (8192, 12288)),
     ]  # fmt: skip
@@ -156,9 +176,25 @@ def answering(work: Workload, tile: Any | None) -> Iterator[list[Any]]:
 
     setattr(work.tiles, work.function, answer)
     try:
-        yield given
+        with attending_by(work.path), _without_memory(work):
+            yield given
     finally:
         setattr(work.tiles, work.function, original)
+
+
+@contextlib.contextmanager
+def _without_memory(work: Workload) -> Iterator[None]:
+    """The launch of Hopper's kernels asks for each tile anew, before and after."""
+    if work.family != HOPPER:
+        yield
+        return
+    from fastgpt.kernels.attention.hopper.launch import plan_of
+
+    plan_of.cache_clear()
+    try:
+        yield
+    finally:
+        plan_of.cache_clear()
 
 
 def call(work: Workload, where: torch.device) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
@@ -171,11 +207,11 @@ def call(work: Workload, where: torch.device) -> tuple[Callable[[], torch.Tensor
         return torch.randn(*shape, device=where).to(bf16).requires_grad_(work.mode == "backward")
 
     match work.family:
-        case "attention":
+        case "attention" | "attention/hopper":
             B, H, T, d = work.shape
             inputs = [randn(B, T, H, d).transpose(1, 2) for _ in range(3)]
             out = lambda: kernels.flash_attention(*inputs)  # noqa: E731
-            wanted = inputs[:1] if work.function == "dq" else inputs[1:]
+            wanted = inputs[:1] if "dq" in (work.function, work.role) else inputs[1:]
         case "ffn":
             M, d = work.shape
             inputs = [randn(M, d), randn(4 * d, d), randn(4 * d), randn(d, 4 * d), randn(d)]
@@ -249,7 +285,7 @@ def planned(out: Path, only: str | None, arch: str, most: int | None) -> Iterato
     """The tiles to measure that `out` does not have, in order; a workload that fails is noted, and left out."""
     plans, known = [], {_key(row) for row in _rows(out)}
     for work in workloads():
-        if only is not None and work.family != only:
+        if (only is not None and work.family != only) or (work.path == "gluon" and arch != "sm_90"):
             continue
         try:
             tiles = work.candidates(own_tile(work, arch))[:most]
@@ -395,7 +431,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("sweep.jsonl"), help="JSON lines are appended here")
     parser.add_argument("--seconds", type=float, default=200.0, help="stop after this long")
-    parser.add_argument("--only", choices=["attention", "ffn", "layer_norm", "linear_cross_entropy"])
+    parser.add_argument("--only", choices=["attention", HOPPER, "ffn", "layer_norm", "linear_cross_entropy"])
     parser.add_argument("--tiles", type=int, metavar="N", help="at most N tiles of each workload")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():

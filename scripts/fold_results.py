@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--apply", action="store_true", help="rewrite the table entries that lost")
     args = parser.parse_args(argv)
     paths = [p for p in (args.out / f"{name}.jsonl" for name in FIGURES) if p.is_file()]
-    found = [*summary.tests(args.out), *summary.errors(args.out)]
+    found = [*summary.tests(args.out, "paths"), *summary.tests(args.out, "tests"), *summary.errors(args.out)]
     has_study = fold_study(args.out / "study.json")
     if not paths and has_study:
         return 0

@@ -11,14 +11,16 @@
 #     scripts/gpu_session.sh OUT SECONDS BENCHMARKS...      only these, at all sizes: benchmarks/test_layer_norm.py
 #     scripts/gpu_session.sh OUT 200 study                  the whole grid of the depth study, in 3 minutes of an H100
 #
-# In this order, best first: `fastgpt verify`, headline timings, the tests marked `gpu`, benchmarks against the peers
-# that compile nothing, against those that torch compiles, tile sweeps until the time is up. No failure stops what comes
+# In this order, best first: both paths of attention against float64, `fastgpt verify`, headline timings, the tests
+# marked `gpu`, benchmarks against the peers that compile nothing, against those that torch compiles, tile sweeps until
+# the time is up. No failure stops what comes
 # after it, and what a step leaves of its time goes to the next. Each step writes to OUT as it goes, so that a cut leaves
 # what was done:
 #
 #     steps.txt          each step's exit status and time, and how many kernels and launchers it had to compile
 #     log.txt            what all steps printed
 #     headline.jsonl     the self-check, ceilings, headline figures, the profile of a training step
+#     paths.jsonl        every test of attention by Hopper's kernels, and cases by both paths: as tests.jsonl
 #     tests.jsonl        every test: outcome, seconds, message
 #     errors.jsonl       every error against float64, beside its budget
 #     benchmarks.jsonl   figures beside every peer
@@ -41,7 +43,7 @@ due=0  # by when, counted from the start, the present step must have ended
 
 (   # by name: OUT may hold what is not ours
     cd "$out"
-    old=(steps.txt log.txt study.{json,html,svg} {headline,tests,errors,benchmarks,sweep,full}.jsonl sweep.begun)
+    old=(steps.txt log.txt study.{json,html,svg} {headline,paths,tests,errors,benchmarks,sweep,full}.jsonl sweep.begun)
     for file in "${old[@]}"; do [ -e "$file" ] && found+=("$file"); done
     [ -n "${found:-}" ] || exit 0
     number=1; while [ -e "earlier-$number.tar.gz" ]; do number=$((number + 1)); done
@@ -138,10 +140,20 @@ if [ $# -gt 2 ]; then
     exit
 fi
 
+# What tests share: attention first, by Hopper's kernels; later everything, as a user has it.
+tested=("${pytest[@]}" -m 'gpu and not slow' -n "${WORKERS:-12}" --dist worksteal --max-worker-restart 200
+    -p xdist.plugin -p tests.support.as_it_goes --continue-on-collection-errors --tb=short --timeout-method=thread)
+
 # The shares add up to 405.
+step paths 45 $python -m pytest tests/kernels/attention "${tested[@]}" -p tests.support.gluon \
+    --timeout $((20 * slower)) --as-it-goes="$out/paths.jsonl"
+case $? in 124 | 137)
+    say "attention by Hopper's kernels had no end: the portable ones serve from here on"
+    export FASTGPT_ATTENTION=triton ;;
+esac
 # Its own report is the judge's: written out for errors.jsonl too, every result would be rounded 8 times, not one in 14.
 step verify 35 env -u FASTGPT_BUDGET_REPORT $python -m benchmarks.headline --only verify --out "$out/headline.jsonl"
-step headline 105 $python -m benchmarks.headline --seconds ALLOWED --out "$out/headline.jsonl"
+step headline 110 $python -m benchmarks.headline --seconds ALLOWED --out "$out/headline.jsonl"
 case $? in
     0) due=$((due + 20 * slower)) ;;
     69) say "torch finds no CUDA GPU here: nothing else could be measured, and the session ends"; exit 1 ;;
@@ -150,16 +162,14 @@ case $? in
            step headline-again 20 $python -m benchmarks.headline --seconds ALLOWED --out "$out/headline.jsonl"; fi ;;
 esac
 # A signal would not interrupt a wait for the GPU: a test that hangs ends its worker, which xdist replaces.
-step tests 100 $python -m pytest tests/kernels tests/fastgpt -m 'gpu and not slow' -n "${WORKERS:-12}" \
-    --dist worksteal --max-worker-restart 200 "${pytest[@]}" -p xdist.plugin -p tests.support.as_it_goes \
-    --continue-on-collection-errors --tb=short --timeout $((60 * slower)) --timeout-method=thread \
-    --as-it-goes="$out/tests.jsonl"
+step tests 85 $python -m pytest tests/kernels tests/fastgpt "${tested[@]}" \
+    --timeout $((60 * slower)) --as-it-goes="$out/tests.jsonl"
 # What compiles nothing is quick; one width, then a whole step, is what torch.compile has the time for, attention last:
 # flex_attention compiles longest. Headline figures have shown attention's first peers already.
 peers=("${benchmark[@]}" --quick --begun="$state/peers" --benchmark-rows="$out/benchmarks.jsonl")
-step_on peers 60 "${peers[@]}" -k 'not compile and not math and not torch.float16' \
+step_on peers 55 "${peers[@]}" -k 'not compile and not math and not torch.float16' \
     benchmarks/test_{layer_norm,ffn,linear_cross_entropy,attention,train_step,block,generate}.py
-step_on peers-compiled 35 "${peers[@]}" --dtype bfloat16 \
+step_on peers-compiled 30 "${peers[@]}" --dtype bfloat16 \
     -k 'compile and not 0.1 and not 50304 and (32768-768 or 16384-768 or gpt2 or 4096-64)' \
     benchmarks/test_{layer_norm,ffn,linear_cross_entropy,train_step,attention}.py
 # Only tiles that came with the archive: to compile others takes longer than to measure them, and the GPU waits.

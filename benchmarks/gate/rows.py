@@ -10,7 +10,7 @@ import torch
 
 from fastgpt.kernels.attention.hopper import choice
 
-EXPECTATIONS = frozenset({"tensor_core", "wide_loads", "no_spills"})
+EXPECTATIONS = frozenset({"tensor_core", "wide_loads", "no_spills", "no_spills_in_hot_loops"})
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Row:
             "tensor_core"  every kernel that holds a dot uses tensor-core instructions
             "wide_loads"   global memory is read 16 bytes at a time (or by TMA), and 16-bit loads do not outnumber that
             "no_spills"    no kernel spills; without it a spill is allowed, and recorded in the table
+            "no_spills_in_hot_loops"
+                           no warp-specialised kernel spills where its roles spend their time. Elsewhere it may: what a
+                           role is told once a CTA, the loop that sends warps to their roles has no registers to keep
     """
 
     family: str

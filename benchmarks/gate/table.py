@@ -194,6 +194,8 @@ def problems(result: Result, *, spill: int = 0) -> list[str]:
             )
         if "no_spills" in result.expect and u.spill_bytes > spill:
             found.append(f"{at}: spills {u.spill_bytes} bytes")
+        if "no_spills_in_hot_loops" in result.expect and u.hot_spills:
+            found.append(f"{at}: {u.hot_spills} accesses to spilled values in the hot loops of its roles")
         if "tensor_core" in result.expect and u.has_dot and u.tensor_core == "none":
             found.append(f"{at}: no tensor-core instruction")
         if "wide_loads" in result.expect and u.narrow_loads > u.wide_loads + u.tma:

@@ -11,16 +11,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import triton
 
-from benchmarks.sass import loops, parser
+from benchmarks.sass import loops, parser, roles
 from benchmarks.sass.loops import find_loops, hot_loop
-from benchmarks.sass.parser import Instruction, program_of
+from benchmarks.sass.parser import Instruction, Program, program_of
+from benchmarks.sass.roles import roles_of
 
 from . import contraction, limits, prefetch
 from .contraction import contracted_sums
@@ -39,6 +40,7 @@ _TENSOR = {
 _WIDE = re.compile(r"(LDG|LDGSTS)\..*\b128\b|(global|buffer)_load_(lds_)?(dwordx[24]|b64|b128)")
 _NARROW = re.compile(r"LDG\..*\b[US]16\b|(global|buffer)_load_(ushort|sshort|short|u16|i16|d16)")
 _TMA = re.compile(r"UTMALDG|UTMASTG|UTMAREDG|tensor_load_to_lds")
+_REGISTER = re.compile(r"\bR(\d+)\b")
 # ptxas: "Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."
 _SERIALIZED = re.compile(r"\(C(75\d\d)\)")
 
@@ -47,8 +49,9 @@ _SERIALIZED = re.compile(r"\(C(75\d\d)\)")
 class Usage:
     """One compiled kernel on one architecture; byte counts are per thread (spills) or per CTA (shared memory)."""
 
-    registers: int
+    registers: int  # of a warp-specialised kernel, the most that its code names: a role has others than at the launch
     spill_bytes: int
+    hot_spills: int  # of a warp-specialised kernel, accesses to local memory in the hot loops of its roles
     shared_bytes: int
     warps: int
     ctas_per_sm: int
@@ -91,10 +94,11 @@ def _analyse(kernel: Any, arch: str) -> Usage:
     else:
         registers, spills, log = _amd(kernel.asm["amdgcn"])
     warnings = tuple(sorted({"C" + c for c in _SERIALIZED.findall(log)}))
-    shared, warps = kernel.metadata.shared, kernel.metadata.num_warps
+    shared, warps, specialised = kernel.metadata.shared, kernel.metadata.num_warps, is_specialised(code)
     return Usage(
-        registers=registers,
+        registers=highest_register(code) if specialised else registers,
         spill_bytes=spills,
+        hot_spills=sum(map(is_local, in_hot_loops(program, warps))) if specialised else 0,
         shared_bytes=shared,
         warps=warps,
         ctas_per_sm=ctas_per_sm(arch, registers=registers, warps=warps, shared_bytes=shared),
@@ -119,7 +123,7 @@ def _analysis() -> bytes:
     """The source of everything that a `Usage` depends on besides the machine code."""
     return b"".join(
         Path(inspect.getfile(module)).read_bytes()
-        for module in (sys.modules[__name__], contraction, limits, loops, parser, prefetch)
+        for module in (sys.modules[__name__], contraction, limits, loops, parser, prefetch, roles)
     )
 
 
@@ -140,6 +144,27 @@ def _remembered(kind: str, key: Sequence[bytes], compute: Callable[[], str]) -> 
 def is_tensor(instruction: Instruction) -> bool:
     """Whether this is a tensor-core instruction of any architecture."""
     return any(p.match(instruction.opcode) for p in _TENSOR.values())
+
+
+def is_local(instruction: Instruction) -> bool:
+    """Whether this reads or writes what a thread has spilled."""
+    return instruction.base in ("LDL", "STL")
+
+
+def is_specialised(instructions: Sequence[Instruction]) -> bool:
+    """Whether warps have roles, and registers that go from one to the other."""
+    return any(i.base == "USETMAXREG" for i in instructions)
+
+
+def highest_register(instructions: Sequence[Instruction]) -> int:
+    """How many registers it takes to have all that are named."""
+    return 1 + max((int(n) for i in instructions for n in _REGISTER.findall(i.operands)), default=0)
+
+
+def in_hot_loops(program: Program, warps: int) -> Iterator[Instruction]:
+    """What the loops hold that the warps of each role spend their time in, where they multiply."""
+    for role in roles_of(program, warps):
+        yield from role.loops[0].instructions
 
 
 def waits_each_wgmma(instructions: tuple[Instruction, ...]) -> bool:

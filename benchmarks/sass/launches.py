@@ -44,7 +44,7 @@ def section(length: int, head_dim: int) -> int:
 
 def seconds(work: Causal, full: Loops, masked: Loops, machine: Machine) -> float:
     """Time of the launch; all loops as if every place were taken."""
-    tiles = work.length // work.held
+    tiles = math.ceil(work.length / work.held)
     cut = math.ceil((work.held + max(0, work.step - work.held) / 2) / work.edge)  # steps at the diagonal
     cycles = [
         PROGRAM + (i * work.held // work.step) * full.timeline.cycles + cut * masked.timeline.cycles

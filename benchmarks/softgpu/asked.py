@@ -146,3 +146,27 @@ def _is_the_same_in_all(text: str, register: str) -> bool:
 def copies_a_lower_half(text: str, fault: Fault) -> bool:
     """Whether four of eight bytes are read."""
     return fault.after.endswith(", 4;")
+
+
+def turns_by_one(text: str, fault: Fault) -> bool:
+    """Whether the mbarrier, at an offset that stands in the text, was initialised for one arrival."""
+    offset = _offset(text, fault.line, _address(fault.before))
+    inits = [(line, re.findall(r"\d+", i)[-1], _address(i)) for line, i in _guarded(text, "mbarrier.init")]
+    counts = {count for line, count, address in inits if _offset(text, line, address) == offset}
+    return bool(offset) and counts == {"1"}
+
+
+def _guarded(text: str, opcode: str) -> list[tuple[int, str]]:
+    """(line, instruction) of those with this opcode, whatever guards them."""
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return [(number, line) for number, line in lines if re.match(rf"(@!?%\w+\s+)?{re.escape(opcode)}\b", line)]
+
+
+def _address(instruction: str) -> str:
+    return re.search(r"\[\s*(%\w+)", instruction)[1]
+
+
+def _offset(text: str, line: int, address: str) -> str:
+    """The number that is added to a register of the program's base to make this address; "" where none is."""
+    found = re.fullmatch(r"add\.s32\s+%\w+, %\w+, (\d+);", _definition(text, line, address))
+    return found[1] if found else ""

@@ -77,10 +77,12 @@ def hopper_trials() -> Iterator[Trial]:
     yield trial("bf16", "d64 hidden keys hold NaN", T=300, case=_hidden_case, value=math.nan, sample=True)
     yield trial("fp16", "d96 hidden keys hold inf", T=200, D=96, case=_hidden_case, value=math.inf)
     yield trial("bf16", "d64 later keys hold NaN", T=200, case=_later_case, value=math.nan)
+    yield trial("bf16", f"d64 {LATER}", T=400, H=1, sms=1, case=_later_case, value=math.nan)
     yield trial("fp16", "d128 later keys hold inf", T=140, D=128, case=_later_case, value=math.inf)
 
 
 # One is small, but goes round each loop more often than that has stages; the others have rows and columns to spare.
+LATER = "later keys hold NaN, one head of 400"
 SHARP = (("one head of 400", 400, 400), ("560 queries of 400 keys", 560, 400), ("384 queries of 560 keys", 384, 560))
 
 
@@ -126,17 +128,20 @@ def _hidden_case(label: str, *, T: int, D: int = 64, value: float) -> Case:
     return Case("flash_attention", label, qkv(1, 2, 2, T, T, D) | bounds, ("q", "k", "v"), call=call)
 
 
-def _later_case(label: str, *, T: int, D: int = 64, value: float) -> Case:
-    """A key and a value near the end are `value`: the rows before it, which do not see them, are as ever."""
-    at = T - 40
+def _later_case(label: str, *, T: int, H: int = 2, D: int = 64, value: float) -> Case:
+    """A key and a value near the end are `value`: the rows before it, which do not see them, are as ever.
+
+    The last of four warps is the one to find it, whose word the others must hear.
+    """
+    at = (T - 20) // 16 * 16 + 12
 
     def call(functions: ModuleType, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = _spoilt(functions, torch.arange(T) == at, value, k, v)
         return functions.flash_attention(q, k, v)[:, :, :at]
 
-    return Case("flash_attention", label, qkv(1, 2, 2, T, T, D), (), call=call)
+    return Case("flash_attention", label, qkv(1, H, H, T, T, D), (), call=call)
 
 
 def _spoilt(functions: ModuleType, where: Tensor, value: float, *tensors: Tensor) -> list[Tensor]:
     """`value` in the rows `where`, for kernels; the reference gets what else could stand there, which are numbers."""
-    return [x if functions is reference else torch.where(where[:, None], value, x) for x in tensors]
+    return [x if functions is reference else x.masked_fill(where[:, None].to(x.device), value) for x in tensors]

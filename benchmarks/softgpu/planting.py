@@ -47,7 +47,8 @@ _LOSS_AGAIN = (
 )
 HOMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((f"attention_{part}_kernel" for part in ("forward", "delta", "dkdv", "dq")), _ATTENTION),
-    **dict.fromkeys((f"hopper_{part}_kernel" for part in ("forward", "dkdv", "dq")), _HOPPER),
+    "hopper_forward_kernel": (*_HOPPER, f"hopper bf16 d64 {attention_cases.LATER}"),
+    **dict.fromkeys((f"hopper_{part}_kernel" for part in ("dkdv", "dq")), _HOPPER),
     "document_ranges_kernel": ("document_ranges fp32 of queries",),
     "online_softmax_kernel": ("ladder bf16 triton_forward",),
     "causal_tiles_kernel": ("ladder bf16 tile_skipping",),

@@ -19,6 +19,7 @@ from .asked import (
     is_uniform,
     is_unused,
     reads_all_of_it,
+    turns_by_one,
 )
 from .faults import Fault
 from .paths import Paths, Way
@@ -168,5 +169,11 @@ ARGUMENTS: tuple[Argument, ...] = (
         "Lanes beyond the partial results read something that nobody uses: the shuffles behind it go round among the "
         "first lanes.",
         is_summed_by_the_first_lanes,
+    ),
+    Argument(
+        "predicate negated", "^hopper_", r"mbarrier\.arrive\.shared",
+        "127 threads arrive in place of one, where each arrival turns the mbarrier: an odd number of times, so that "
+        "its parity is the same as after one, and all of them have passed the barrier before it.",
+        turns_by_one,
     ),
 )  # fmt: skip

@@ -152,13 +152,14 @@ def compile_one(spec: bytes) -> tuple[str, set[str], str | None]:
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaLauncher
     from triton.compiler.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     used = watch_cache()
     name = ""
     try:
         module, name, signature, constexprs, attrs, options, target = SpecUnpickler(io.BytesIO(spec)).load()
         function = getattr(importlib.import_module(module), name)
-        source = ASTSource(function, signature, constexprs, attrs)
+        source = (GluonASTSource if function.is_gluon() else ASTSource)(function, signature, constexprs, attrs)
         kernel = triton.compile(source, target=GPUTarget(*target), options=options)
         if target[:2] == ("cuda", ARCH):
             CudaLauncher(kernel.src, kernel.metadata)

@@ -28,7 +28,7 @@ def headline(found: list[dict]) -> list[str]:
                 lines.append(f"{row['section']}: FAILED: {row['error'].splitlines()[0][:200]}")
             case "skipped":
                 lines.append(f"{row['op']} {row['impl']} {row['mode']}: {row['reason'][:120]}")
-    figures = [r for r in found if r.get("kind") == "figure"]
+    figures = sorted((r for r in found if r.get("kind") == "figure"), key=lambda r: r["op"] != "attention")
     groups: dict[tuple, dict[str, dict]] = {}
     for row in figures:
         groups.setdefault((row["op"], row["mode"], *row["shape"].items()), {})[row["impl"]] = row
@@ -41,17 +41,18 @@ def headline(found: list[dict]) -> list[str]:
 
 def figure(row: dict) -> str:
     floor = report.floor_text(row)
-    return f"{row['impl']} {row['seconds'] * 1e3:.3f} ms ({floor} of floor, spread {row['spread']:.0%})"
+    estimate = f"estimate {row['estimate'] * 1e3:.3f}, " if row.get("estimate") else ""
+    return f"{row['impl']} {row['seconds'] * 1e3:.3f} ms ({estimate}{floor} of floor, spread {row['spread']:.0%})"
 
 
-def tests(out: Path) -> list[str]:
+def tests(out: Path, name: str) -> list[str]:
     """How many tests passed, and which did not."""
-    found = report.read_rows(out / "tests.jsonl")
+    found = report.read_rows(out / f"{name}.jsonl")
     if not found:
         return []
     counts = Counter(r["outcome"] for r in found)
     slowest = sorted(found, key=lambda r: -r["seconds"])[:3]
-    lines = ["tests: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))]
+    lines = [f"{name}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))]
     lines += _first(f"{r['test']}: {r.get('message', '')}" for r in found if r["outcome"] == "failed")
     return [*lines, "  slowest: " + ", ".join(f"{r['test'].split('/')[-1]} {r['seconds']:.1f} s" for r in slowest)]
 
@@ -83,7 +84,8 @@ def _first(texts: Iterable[str], most: int = 30) -> list[str]:
 
 def main() -> int:
     out = Path(sys.argv[1])
-    lines = headline(report.read_rows(out / "headline.jsonl")) + tests(out) + errors(out)
+    rows = report.read_rows(out / "headline.jsonl")
+    lines = tests(out, "paths") + headline(rows) + tests(out, "tests") + errors(out)
     lines += [f"{name}.jsonl: {len(report.read_rows(out / f'{name}.jsonl'))} lines" for name in ("benchmarks", "sweep")]
     print("\n".join(lines))
     return 0

@@ -12,6 +12,7 @@ from benchmarks import headline, measure, peers
 from benchmarks.ops import bound
 from benchmarks.report import read_rows
 from fastgpt import GPTConfig
+from fastgpt.kernels.attention.hopper import choice
 from scripts.gpu import summary
 
 BF16 = torch.bfloat16
@@ -251,12 +252,42 @@ def test_headline_needs_a_gpu(monkeypatch, capsys):
 
 def test_headline_covers_what_it_promises():
     figures = [f for make in headline.FIGURES.values() for f in make()]
-    attention = {(f.shape["T"], f.shape["head_dim"], f.mode) for f in figures if f.op == "attention"}
+    attention = {(*f.shape.values(), f.mode) for f in figures if f.op == "attention"}
     modes = ("forward", "forward+backward")
-    assert attention == {(T, d, mode) for T in (1024, 4096, 16384) for d in (64, 128) for mode in modes}
+    calls = [(16384 // T, T) for T in (128, 1024, 4096, 16384)] + [(1, 256), (1, 1024), (4, 1024)]
+    assert attention == {(B, 2048 // d, T, d, mode) for B, T in calls for d in (64, 128) for mode in modes}
     assert {f.op for f in figures} == set(headline.PEERS)
     assert all({f.mode for f in figures if f.op == op} == set(modes) for op in headline.PEERS)
-    assert {"sdpa-flash", "sdpa-cudnn"} < set(headline.PEERS["attention"])
+    assert {"fastgpt", "fastgpt-portable", "sdpa-flash", "sdpa-cudnn"} <= set(headline.PEERS["attention"])
+
+
+def test_a_figure_of_attention_stands_beside_its_estimate(monkeypatch, tmp_path, capsys):
+    """And the other path of ours is no peer that ours could be faster than."""
+    impls = ("fastgpt", "fastgpt-portable", "sdpa")
+    shape = {"B": 1, "H": 1, "T": 8, "head_dim": 16}
+    rows_of_table = [{"impl": impl, "mode": "forward", "shape": shape, "seconds": 0.002} for impl in impls[:2]]
+    monkeypatch.setattr(headline, "ESTIMATES", tmp_path / "estimates.json")
+    headline.ESTIMATES.write_text(json.dumps([{**rows_of_table[0], "shape": {"B": 2}}, *rows_of_table]))
+    settings = []
+
+    def load():
+        return lambda q, k, v: settings.append(choice.setting)
+
+    made = {impl: peers.Peer(impl, "torch", load, during=peers.PEERS["attention"][impl].during) for impl in impls[:2]}
+    monkeypatch.setitem(peers.PEERS, "attention", made | {"sdpa": peers.Peer("sdpa", "torch", load)})
+    monkeypatch.setitem(headline.PEERS, "attention", impls)
+    qkv = [torch.zeros(1, 1, 8, 16, dtype=BF16)] * 3
+    figure = headline.Figure("attention", "forward", shape, measure.Work(flops=1.0), lambda: qkv, {})
+    monkeypatch.setitem(headline.FIGURES, "attention", lambda: iter([figure]))
+    monkeypatch.setattr(measure, "_ceilings", {"copy": 4e12, "bfloat16": 8e14, "float32": 4e13})
+    monkeypatch.setattr(choice, "setting", "auto")
+    seconds = iter([[3.0], [1.0], [6.0]])
+    monkeypatch.setattr(measure, "round_seconds", lambda run, *_, **__: (run(), next(seconds))[1])
+    assert headline.run(tmp_path / "h.jsonl", ["attention"], 60.0, 1) == 0
+    assert [row["estimate"] for row in rows(tmp_path / "h.jsonl", "figure")] == [0.002, 0.002, None]
+    assert set(settings) == {"auto", "triton"}
+    assert "2.00x of the best peer" in capsys.readouterr().out
+    assert "fastgpt 3000.000 ms (estimate 2.000" in summary.headline(read_rows(tmp_path / "h.jsonl"))[-1]
 
 
 def test_a_figure_takes_gradients_of_every_floating_input():

@@ -16,6 +16,8 @@ import torch
 pytest.importorskip("triton")
 from benchmarks import sweep
 from fastgpt.kernels import layer_norm
+from fastgpt.kernels._runtime import KNOWN_TARGETS
+from fastgpt.kernels.attention.hopper.launch import plan_of
 from fastgpt.tools.memory import on_paper
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fold_results.py"
@@ -69,7 +71,7 @@ def test_a_short_time_gives_figures_of_every_workload(quick):
 
 
 def test_a_slow_compilation_holds_up_no_other(quick, monkeypatch):
-    slow = sweep.workloads()[0]
+    slow = next(work for work in sweep.workloads() if work.family == "attention")
     monkeypatch.setattr(sweep, "_compile", lambda work, *_: time.sleep(1.5 if work == slow else 0.01))
     sweep.sweep(quick, 1.0, "attention", "sm_90", 4)
     counts = Counter((row["workload"], tuple(row["shape"])) for row in rows(quick))
@@ -78,9 +80,27 @@ def test_a_slow_compilation_holds_up_no_other(quick, monkeypatch):
 
 
 def test_most_valuable_workloads_first(quick):
-    first = list(itertools.islice(sweep.planned(quick, None, "sm_90", 2), 9))
-    assert [c.work.family for c in first] == ["attention"] * 6 + ["ffn"] * 2 + ["linear_cross_entropy"]
-    assert all(c.default and (c.work.family != "attention" or c.work.shape[2] == 4096) for c in first)
+    first = list(itertools.islice(sweep.planned(quick, None, "sm_90", 2), 15))
+    families = ["attention/hopper"] * 6 + ["attention"] * 6 + ["ffn"] * 2 + ["linear_cross_entropy"]
+    assert [c.work.family for c in first] == families
+    assert all(c.default and ("attention" not in c.work.family or c.work.shape[2] == 4096) for c in first)
+
+
+def test_hoppers_tiles_are_for_hopper_alone(quick):
+    planned = {arch: {c.work.family for c in sweep.planned(quick, None, arch, 1)} for arch in ("sm_80", "sm_90")}
+    assert planned["sm_90"] - planned["sm_80"] == {"attention/hopper"}
+
+
+def test_a_tile_of_hoppers_kernels_is_what_the_launch_takes_and_then_no_more():
+    """The launch remembers its plans."""
+    (work,) = [w for w in sweep.workloads() if w.name == "attention/hopper.tile.forward" and w.shape[-1] == 64]
+    own = sweep.own_tile(work, "sm_90")
+    other = next(tile for tile in work.candidates(own)[1:] if tile.stages != own.stages)
+    plan = functools.partial(plan_of, "forward", KNOWN_TARGETS["sm_90"], work.shape, work.shape, True, -1, -1, False)
+    assert plan().tile == own
+    with sweep.answering(work, other):
+        assert plan().tile == other
+    assert plan().tile == own
 
 
 def test_a_workload_that_fails_costs_no_other(quick, monkeypatch):
@@ -155,7 +175,7 @@ def test_a_broken_context_is_told_by_the_exit_status(monkeypatch, capsys):
 
 def test_a_tile_is_compared_with_the_tables_own_where_that_runs(quick, monkeypatch):
     """Where it does not, to run it for each of its neighbours might end as many processes."""
-    broken = sweep.workloads()[0]
+    broken = next(work for work in sweep.workloads() if work.family == "attention")
     asked_of = []
 
     def measure(work, tile, compare):

@@ -38,7 +38,7 @@ def session(folder: Path, does: str, *arguments: str, **environment: str) -> tup
     return (out / "steps.txt").read_text().splitlines(), (folder / "calls.txt").read_text().splitlines()
 
 
-STEPS = ["cache", "verify", "headline", "tests", "peers", "peers-compiled", "sweep"]
+STEPS = ["cache", "paths", "verify", "headline", "tests", "peers", "peers-compiled", "sweep"]
 
 
 def test_the_study_is_a_session_of_its_own(tmp_path):
@@ -66,17 +66,27 @@ def test_a_study_is_folded_in_where_a_gpu_has_made_it(tmp_path, monkeypatch, cap
 def test_no_failure_stops_the_steps_after_it(tmp_path):
     steps, calls = session(tmp_path, "exit 3")
     assert steps.pop() == "summary: exit 3"
-    order = ["cache", "verify", "headline", "headline-again", "tests", "peers", "peers-compiled", "sweep"]
+    order = ["cache", "paths", "verify", "headline", "headline-again", "tests", "peers", "peers-compiled", "sweep"]
     assert [line.split(":")[0] for line in steps] == order
     assert all("exit 3 after" in line for line in steps)
     assert all("kernels compiled: 0, launchers built: 0" in line for line in steps[1:])
-    assert "--only verify" in calls[1]
-    tests = calls[4].split()
+    paths, tests = calls[1].split(), calls[5].split()
+    assert paths[2] == "tests/kernels/attention"
+    assert "tests.support.gluon" in paths
+    assert "--only verify" in calls[2]
     assert tests[tests.index("-n") + 1] == "12"
-    assert "gpu and not slow" in calls[4]
-    files = [word for word in calls[5].split() if word.endswith(".py") and word.startswith("benchmarks/")]
+    assert "gpu and not slow" in calls[5]
+    files = [word for word in calls[6].split() if word.endswith(".py") and word.startswith("benchmarks/")]
     assert sorted(files) == sorted(f"benchmarks/{file.name}" for file in (ROOT / "benchmarks").glob("test_*.py"))
     assert not [word for word in tests if word in ("-x", "--exitfirst") or word.startswith("--maxfail")]
+
+
+def test_kernels_that_hang_serve_no_later_step(tmp_path):
+    does = f'echo "$FASTGPT_ATTENTION" >>"{tmp_path}/settings"; case "$*" in *support.gluon*) exit 124;; esac'
+    steps, _ = session(tmp_path, does, FASTGPT_ATTENTION="auto")
+    assert steps[1].startswith("paths: exit 124")
+    assert "the portable ones serve from here on" in steps[2]
+    assert (tmp_path / "settings").read_text().split() == ["auto"] * 2 + ["triton"] * (len(STEPS) - 2 + 1)
 
 
 def test_a_step_that_went_well_is_not_tried_again(tmp_path):
@@ -101,19 +111,19 @@ def test_what_goes_on_is_called_again_when_the_context_is_lost(tmp_path, status)
     )
     steps, calls = session(tmp_path, does)
     names = [line.split(":")[0] for line in steps]
-    assert names[4:] == [n for name in STEPS[4:] for n in (name, f"{name}-again", f"{name}-again")]
-    assert calls[4] == calls[5] == calls[6]
+    assert names[5:] == [n for name in STEPS[5:] for n in (name, f"{name}-again", f"{name}-again")]
+    assert calls[5] == calls[6] == calls[7]
 
 
 def test_the_shares_add_up_and_what_is_left_goes_to_the_next(tmp_path):
     """A step's limit is what is left until it is due: where all is quick, the shares before it and its own."""
     steps, calls = session(tmp_path, "exit 0", "405")
     limits = [int(line.split("(of ")[1].split(")")[0]) for line in steps]
-    for limit, due in zip(limits, (15, 50, 155, 275, 335, 370, 405), strict=True):
+    for limit, due in zip(limits, (15, 60, 95, 205, 310, 365, 395, 405), strict=True):
         assert due - 10 <= limit <= due
-    allowed = int(calls[2].split("--seconds ")[1].split()[0])
-    assert allowed == limits[2] - 8
-    assert limits[-1] - 8 == int(calls[6].split("--seconds ")[1].split()[0])
+    allowed = int(calls[3].split("--seconds ")[1].split()[0])
+    assert allowed == limits[3] - 8
+    assert limits[-1] - 8 == int(calls[7].split("--seconds ")[1].split()[0])
 
 
 def test_compiled_peers_come_after_the_others_and_cheapest_first(tmp_path):
@@ -214,7 +224,7 @@ def test_without_a_gpu_nothing_else_is_tried(tmp_path):
     done = subprocess.run([SESSION, tmp_path / "out", "300"], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     steps = (tmp_path / "out" / "steps.txt").read_text().splitlines()
-    assert [line.split(":")[0] for line in steps[:-1]] == ["cache", "verify", "headline"]
+    assert [line.split(":")[0] for line in steps[:-1]] == ["cache", "paths", "verify", "headline"]
     assert "no CUDA GPU" in steps[-1]
 
 
@@ -296,7 +306,7 @@ def test_outcomes_are_written_as_they_come(tmp_path):
     ], done.stdout  # fmt: skip
     assert "not so" in rows[1]["message"]
     assert "set-up" in rows[3]["message"]
-    assert "2 failed, 1 passed, 1 skipped" in summary.tests(tmp_path)[0]
+    assert "2 failed, 1 passed, 1 skipped" in summary.tests(tmp_path, "tests")[0]
 
 
 # ---- what becomes of the files ---------------------------------------------------------------------------------------
@@ -380,7 +390,7 @@ def test_the_sweep_keeps_to_the_tiles_that_came_with_the_archive(tmp_path):
 def test_what_a_step_compiled_is_named(tmp_path):
     session(
         tmp_path,
-        'case "$*" in *worksteal*) mkdir -p "$TRITON_CACHE_DIR" && '
+        'case "$*" in *tests.jsonl*) mkdir -p "$TRITON_CACHE_DIR" && '
         'echo > "$TRITON_CACHE_DIR/some_kernel.cubin" ;; esac',
     )
     log = (tmp_path / "out" / "log.txt").read_text()
