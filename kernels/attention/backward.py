@@ -12,6 +12,7 @@ from ..device.sums import sum_of_products
 from ..device.tf32 import dot_operand
 from ..device.tiles import load_tile
 from .device import (
+    all_finite,
     add_product,
     at_head,
     at_row,
@@ -24,21 +25,24 @@ from .device import (
     stream_pair,
     stream_part,
     stream_product,
+    stream_rows,
     tile_index,
     where_pair,
     zeros,
 )
 from .masks import (
+    all_cut,
     documents_of_sequence,
     key_bounds,
     load_documents,
     num_steps,
     program_tile,
+    stages,
     tile_runs,
     tile_start,
     visible,
 )
-from .structs import Band, KeyValue, Mask, Matrix, Pair, QueryRows, Scores, Stream
+from .structs import Band, KeyValue, Mask, Matrix, Pair, QueryRows, RowStream, Scores, Stream
 
 
 @triton.jit(do_not_specialize=["stride_row", "T_q", "H"])
@@ -82,7 +86,7 @@ def attention_delta_kernel(
 
 @triton.jit(do_not_specialize=["stride_row", "T_q", "T_k", "H_kv", "lower", "upper", "heads_per_section"])
 def attention_dkdv_kernel(
-    tensors, stride, QLow, QHigh, DOutLow, DOutHigh, Lse2, Delta, masks, dropout,
+    tensors, stride, QLow, QHigh, DOutLow, DOutHigh, Statistics, Lse2, Delta, masks, dropout,
     stride_row, T_q, T_k, H_kv, lower, upper, heads_per_section, softmax_scale, C: tl.constexpr,
 ):  # fmt: skip
     """dv = pᵀ dout and dk = scale · dsᵀ q, summed over the heads of a group. launch.backward calls it.
@@ -91,6 +95,7 @@ def attention_dkdv_kernel(
                         (B, H / group, T_k, head_dim)
     stride              DKDVTensors: the four strides of each
     QLow ... DOutHigh   TMA descriptors of Q and DOut, boxes of block_m rows; or None
+    Statistics          TMA descriptor of Lse2 and Delta, (2, B * H, T_q), boxes of block_m numbers; or None
     Lse2, Delta         (B, H, T_q) float32 of attention_delta_kernel, rows stride_row apart
     masks, lower, upper, dropout    as in the forward; masks.Ranges of tiles of keys
 
@@ -119,41 +124,38 @@ def attention_dkdv_kernel(
     key_ok = (j >= first_key) & (j < end_key)
     k, v = load_two_pairs(K, V, b, h_kv, column, j_ok, C)
     held = KeyValue(k, v)
-    grads = KeyValue(zeros(BLOCK_N, C), zeros(BLOCK_N, C))
     head_dropout = load_dropout(dropout, first_head) if dropout.Seed is not None else None
     Documents, documents = None, None
     if masks.Documents is not None:
         Keys = documents_of_sequence(masks, b, T_k)
         documents = load_documents(Keys, j, j_ok)[:, None]
         Documents = Keys + T_k - T_q
-    # Padding keys need no mask: what is computed for them stays in their own rows, and is dropped at the end.
-    mask = Mask(0, 2147483647, Band(lower, upper), documents, Documents)
+    # Padding keys need no mask: what is computed for them stays in their own rows, and is dropped at the end. Without
+    # bounds that hide nothing, narrow steps spill.
+    HAS_WHOLE_EDGE: tl.constexpr = C.edge_stages > 0
+    first, end = (None, None) if HAS_WHOLE_EDGE else (0, 2147483647)
+    mask = Mask(first, end, Band(lower, upper), documents, Documents)
     # A tile whose keys are all padding has nothing to do.
     some_key = (column < end_key) & (column + BLOCK_N > first_key)
     # Key j is seen by the queries j - upper <= i <= j - lower.
     band = Band(None if upper is None else -upper, None if lower is None else -lower)
     runs = tile_runs(
         column, tl.minimum(column + BLOCK_N, T_k) - 1, band, 0, tl.where(some_key, T_q, 0),
-        masks.Ranges, b * num_tiles + tile, BLOCK_M, EDGE,
+        masks.Ranges, b * num_tiles + tile, BLOCK_M, BLOCK_M if HAS_WHOLE_EDGE else EDGE,
     )  # fmt: skip
-    # Before the loops, and these in this order, for the reasons given in the forward.
-    queries_of_tile, queries_of_edge = tl.arange(0, BLOCK_M), tl.arange(0, EDGE)
+    queries = QueryRows(
+        Stream(Q, stride.Q, QLow, QHigh, b, first_h), Stream(DOut, stride.DOut, DOutLow, DOutHigh, b, first_h),
+        RowStream(Lse2, Statistics, 0, first_head), RowStream(Delta, Statistics, 1, first_head),
+    )  # fmt: skip
     scores = Scores(j, T_q, softmax_scale * 1.4426950408889634, mask, head_dropout)
-    for IS_MASKED in tl.static_range(2):
-        for step in tl.range(0, num_steps(runs, IS_MASKED) * GROUP, num_stages=1 if IS_MASKED else None):
-            # The heads of the group take turns at a tile, so that both divisions are by a constant. The number of tiles
-            # may be 0, and the loads of the first step are issued before the loop, whether or not it has a step: what
-            # they depend on must be defined then.
-            g = step % GROUP
-            m = tile_start(step // GROUP, runs, BLOCK_M, EDGE, IS_MASKED)
-            g64 = tl.zeros([], tl.int64) + g
-            queries = QueryRows(
-                Stream(Q + g64 * stride.Q[1], stride.Q, QLow, QHigh, b, first_h + g),
-                Stream(DOut + g64 * stride.DOut[1], stride.DOut, DOutLow, DOutHigh, b, first_h + g),
-                Lse2 + g64 * stride_row, Delta + g64 * stride_row,
-            )  # fmt: skip
-            i = m + (queries_of_edge if IS_MASKED else queries_of_tile)
-            grads = dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED, C)
+    # In this order, for the reason given in the forward.
+    nothing = KeyValue(zeros(BLOCK_N, C), zeros(BLOCK_N, C))
+    grads = add_queries(nothing, held, queries, stride_row, scores, runs, False, False, C)
+    grads = add_queries(grads, held, queries, stride_row, scores, runs, True, not HAS_WHOLE_EDGE, C)
+    if HAS_WHOLE_EDGE:
+        if not (all_finite(grads.k, C) & all_finite(grads.v, C)):
+            cut = all_cut(runs, BLOCK_M, EDGE)
+            grads = add_queries(nothing, held, queries, stride_row, scores, cut, True, True, C)
 
     DK, DV = Matrix(tensors.DK, stride.DK), Matrix(tensors.DV, stride.DV)
     store_pair(DK, b, h_kv, column, j_ok, where_pair(key_ok[:, None], scaled(grads.k, softmax_scale)), C)
@@ -161,21 +163,52 @@ def attention_dkdv_kernel(
 
 
 @triton.jit
-def dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
+def add_queries(
+    grads, held, queries, stride_row, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr
+):
+    """`grads`, and what the queries of `runs` that need no mask, or (IS_MASKED) one, add to dK and dV: those of all
+    heads of the group, whose first is that of `queries`."""
+    BLOCK_M: tl.constexpr = C.block_m
+    WIDTH: tl.constexpr = C.edge if IS_CAREFUL else C.block_m
+    STAGES: tl.constexpr = stages(IS_MASKED, IS_CAREFUL, C.edge_stages)
+    GROUP: tl.constexpr = C.group
+    q, dout, lse2, delta = queries.q, queries.dout, queries.lse2, queries.delta
+    queries_of_tile = tl.arange(0, WIDTH)
+    for step in tl.range(0, num_steps(runs, IS_MASKED) * GROUP, num_stages=STAGES):
+        # The heads of the group take turns at a tile, so that both divisions are by a constant. The number of tiles
+        # may be 0, and the loads of the first step are issued before the loop, whether or not it has a step: what
+        # they depend on must be defined then.
+        g = step % GROUP
+        m = tile_start(step // GROUP, runs, BLOCK_M, WIDTH, IS_MASKED)
+        g64 = tl.zeros([], tl.int64) + g
+        of_head = QueryRows(
+            Stream(q.Base + g64 * q.stride[1], q.stride, q.Low, q.High, q.b, q.h + g),
+            Stream(dout.Base + g64 * dout.stride[1], dout.stride, dout.Low, dout.High, dout.b, dout.h + g),
+            RowStream(lse2.Base + g64 * stride_row, lse2.Descriptor, lse2.index, lse2.head + g),
+            RowStream(delta.Base + g64 * stride_row, delta.Descriptor, delta.index, delta.head + g),
+        )  # fmt: skip
+        grads = dkdv_step(grads, held, of_head, m, m + queries_of_tile, g, scores, IS_MASKED, IS_CAREFUL, C)
+    return grads
+
+
+@triton.jit
+def dkdv_step(
+    grads, held, queries, m, i, g, scores, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr
+):
     """dK and dV from the queries i, m and those after it, of the group's g-th head. Scores are (keys, queries) here."""
     PRECISION: tl.constexpr = C.precision
     j = scores.held[:, None]  # (block_n, 1)
     i_ok = i < scores.num_streamed
     row_ok = i_ok
-    if IS_MASKED:
+    if IS_CAREFUL:
         # Rows with inf or NaN read as 0: 0 · NaN would carry them to keys that they do not see. The keys that they do
         # see get NaN through lse.
-        lse2 = tl.load(queries.lse2 + i, mask=i_ok, other=float("inf"))
+        lse2 = tl.load(queries.lse2.Base + i, mask=i_ok, other=float("inf"))
         row_ok = tl.abs(lse2) < float("inf")
-    sT, q = stream_product(held.k, queries.q, m, row_ok, IS_MASKED, C)  # sT (block_n, num_queries)
-    if not IS_MASKED:
-        lse2 = tl.load(queries.lse2 + i)
-    dout = stream_pair(queries.dout, m, row_ok, IS_MASKED, C)
+    sT, q = stream_product(held.k, queries.q, m, row_ok, IS_CAREFUL, C)  # sT (block_n, num_queries)
+    if not IS_CAREFUL:
+        lse2 = stream_rows(queries.lse2, m, i, IS_MASKED, C)
+    dout = stream_pair(queries.dout, m, row_ok, IS_CAREFUL, C)
     pT = tl.math.exp2(sT * scores.qk_scale - lse2[None, :])
     if IS_MASKED:
         documents = None
@@ -196,12 +229,12 @@ def dkdv_step(grads, held, queries, m, i, g, scores, IS_MASKED: tl.constexpr, C:
         dpT = tl.dot(held.v.high, tl.trans(dout.high), dpT, input_precision=PRECISION)
     if scores.dropout is not None:
         dpT = tl.where(keep, dpT * scores.dropout.scale, 0.0)
-    if IS_MASKED:
-        delta = tl.load(queries.delta + i, mask=i_ok, other=0.0)
+    if IS_CAREFUL:
+        delta = tl.load(queries.delta.Base + i, mask=i_ok, other=0.0)
     else:
-        delta = tl.load(queries.delta + i)
+        delta = stream_rows(queries.delta, m, i, IS_MASKED, C)
     dsT = pT * (dpT - delta[None, :])
-    if IS_MASKED:
+    if IS_CAREFUL:
         dsT = tl.where(sees, dsT, 0.0)  # 0 · NaN
     return KeyValue(add_product(grads.k, dot_operand(dsT.to(q.low.dtype), PRECISION), q, C), Pair(dv_low, dv_high))
 
@@ -244,7 +277,6 @@ def attention_dq_kernel(
         Stream(at_head(K, b, h_kv), K.stride, KLow, KHigh, b, h_kv),
         Stream(at_head(V, b, h_kv), V.stride, VLow, VHigh, b, h_kv),
     )
-    dq = zeros(BLOCK_M, C)
     head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
     Documents, documents = None, None
     if masks.Documents is not None:
@@ -253,47 +285,64 @@ def attention_dq_kernel(
     first_key, end_key = key_bounds(masks, b, T_k)
     mask = Mask(first_key, end_key, Band(lower, upper), documents, Documents)
     scores = Scores(i, T_k, softmax_scale * 1.4426950408889634, mask, head_dropout)
+    HAS_WHOLE_EDGE: tl.constexpr = C.edge_stages > 0
     runs = tile_runs(
         row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, first_key, end_key, masks.Ranges,
-        b * num_tiles + tile, BLOCK_N, EDGE,
+        b * num_tiles + tile, BLOCK_N, BLOCK_N if HAS_WHOLE_EDGE else EDGE,
     )  # fmt: skip
-    # Before the loops, and these in this order, for the reasons given in the forward.
-    keys_of_tile, keys_of_edge = tl.arange(0, BLOCK_N), tl.arange(0, EDGE)
-    for IS_MASKED in tl.static_range(2):
-        for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=1 if IS_MASKED else None):
-            n = tile_start(step, runs, BLOCK_N, EDGE, IS_MASKED)
-            j = n + (keys_of_edge if IS_MASKED else keys_of_tile)
-            dq = dq_step(dq, held, keys, n, j, scores, IS_MASKED, C)
+    # In this order, for the reason given in the forward.
+    dq = add_keys(zeros(BLOCK_M, C), held, keys, scores, runs, False, False, C)
+    dq = add_keys(dq, held, keys, scores, runs, True, not HAS_WHOLE_EDGE, C)
+    if HAS_WHOLE_EDGE:
+        if not all_finite(dq, C):
+            dq = add_keys(zeros(BLOCK_M, C), held, keys, scores, all_cut(runs, BLOCK_N, EDGE), True, True, C)
     store_pair(Matrix(tensors.DQ, stride.DQ), b, h, row, i_ok, scaled(dq, softmax_scale), C)
 
 
 @triton.jit
-def dq_step(dq, held, keys, n, j, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
+def add_keys(dq, held, keys, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
+    """`dq`, and what the keys of `runs` that need no mask, or (IS_MASKED) one, add to it, not yet scaled."""
+    BLOCK_N: tl.constexpr = C.block_n
+    WIDTH: tl.constexpr = C.edge if IS_CAREFUL else C.block_n
+    STAGES: tl.constexpr = stages(IS_MASKED, IS_CAREFUL, C.edge_stages)
+    keys_of_tile = tl.arange(0, WIDTH)
+    for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=STAGES):
+        n = tile_start(step, runs, BLOCK_N, WIDTH, IS_MASKED)
+        dq = dq_step(dq, held, keys, n, n + keys_of_tile, scores, IS_MASKED, IS_CAREFUL, C)
+    return dq
+
+
+@triton.jit
+def dq_step(dq, held, keys, n, j, scores, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
     """dQ from the keys j, n and those after it."""
     PRECISION: tl.constexpr = C.precision
     i = scores.held[:, None]  # (block_m, 1)
     j_ok = j < scores.num_streamed
     # The low tiles are multiplied before the high ones are loaded: all four at once would fill the registers.
-    low = stream_part(keys.k, keys.k.Low, n, j_ok, 0, IS_MASKED, C)
-    v_low = stream_part(keys.v, keys.v.Low, n, j_ok, 0, IS_MASKED, C)
+    low = stream_part(keys.k, keys.k.Low, n, j_ok, 0, IS_CAREFUL, C)
+    v_low = stream_part(keys.v, keys.v.Low, n, j_ok, 0, IS_CAREFUL, C)
     high = low
     s = tl.dot(held.q.low, tl.trans(low), input_precision=PRECISION)  # (block_m, num_keys)
     dp = tl.dot(held.dout.low, tl.trans(v_low), input_precision=PRECISION)  # (block_m, num_keys)
     if C.d_high > 0:
-        high = stream_part(keys.k, keys.k.High, n, j_ok, 1, IS_MASKED, C)
-        v_high = stream_part(keys.v, keys.v.High, n, j_ok, 1, IS_MASKED, C)
+        high = stream_part(keys.k, keys.k.High, n, j_ok, 1, IS_CAREFUL, C)
+        v_high = stream_part(keys.v, keys.v.High, n, j_ok, 1, IS_CAREFUL, C)
         s = tl.dot(held.q.high, tl.trans(high), s, input_precision=PRECISION)
         dp = tl.dot(held.dout.high, tl.trans(v_high), dp, input_precision=PRECISION)
     k = Pair(low, high)
     p = tl.math.exp2(s * scores.qk_scale - held.lse2[:, None])
-    if scores.dropout is not None:
-        dp = tl.where(keeps(scores.dropout, 0, i, j[None, :]), dp * scores.dropout.scale, 0.0)
-    ds = p * (dp - held.delta[:, None])
     if IS_MASKED:
         documents = None
         if scores.mask.Streamed is not None:
             documents = load_documents(scores.mask.Streamed, j, j_ok)[None, :]
         sees = visible(i, j[None, :], scores.mask, documents)
-        ds = tl.where(sees, ds, 0.0)
-        k = pair_without_nonfinite(k, C)
+        if not IS_CAREFUL:
+            p = tl.where(sees, p, 0.0)
+    if scores.dropout is not None:
+        dp = tl.where(keeps(scores.dropout, 0, i, j[None, :]), dp * scores.dropout.scale, 0.0)
+    ds = p * (dp - held.delta[:, None])
+    if IS_MASKED:
+        if IS_CAREFUL:
+            ds = tl.where(sees, ds, 0.0)
+            k = pair_without_nonfinite(k, C)
     return add_product(dq, dot_operand(ds.to(k.low.dtype), PRECISION), k, C)

@@ -91,22 +91,22 @@ def load_part(Start, stride, row_ok, PART: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def stream_pair(x, row, row_ok, IS_MASKED: tl.constexpr, C: tl.constexpr):
+def stream_pair(x, row, row_ok, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
     """Rows row + 0, 1, ... of the Stream x, as operands of products: by TMA where it has descriptors.
 
-    The copy engine computes addresses by itself, which frees 16 to 60 registers a thread. Masked tiles come by
-    pointers: they are narrower than the descriptors' boxes, and rows that are not `row_ok` read as 0. All rows of
-    other tiles exist.
+    The copy engine computes addresses by itself, which frees 16 to 60 registers a thread; rows that do not exist read
+    as 0. Careful steps read by pointers: they are narrower than the descriptors' boxes, and rows that are not `row_ok`
+    read as 0.
     """
-    low = stream_part(x, x.Low, row, row_ok, 0, IS_MASKED, C)
+    low = stream_part(x, x.Low, row, row_ok, 0, IS_CAREFUL, C)
     high = low
     if C.d_high > 0:
-        high = stream_part(x, x.High, row, row_ok, 1, IS_MASKED, C)
+        high = stream_part(x, x.High, row, row_ok, 1, IS_CAREFUL, C)
     return Pair(low, high)
 
 
 @triton.jit
-def stream_part(x, Descriptor, row, row_ok, PART: tl.constexpr, IS_MASKED: tl.constexpr, C: tl.constexpr):
+def stream_part(x, Descriptor, row, row_ok, PART: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
     """One tile of `stream_pair`."""
     IS_WIDE: tl.constexpr = C.is_wide
     PRECISION: tl.constexpr = C.precision
@@ -115,13 +115,25 @@ def stream_part(x, Descriptor, row, row_ok, PART: tl.constexpr, IS_MASKED: tl.co
     END: tl.constexpr = C.d_low + PART * C.d_high
     columns = columns_of(PART, C)
     column_ok = columns < HEAD_DIM if HEAD_DIM < END else None
-    if Descriptor is not None and not IS_MASKED:
+    if Descriptor is not None and not IS_CAREFUL:
         tile = Descriptor.load([x.b, x.h, row, PART * D_LOW]).reshape(row_ok.shape[0], columns.shape[0])
     else:
         rows = tile_index(row_ok.shape[0], IS_WIDE)
         Start = x.Base + (tl.zeros([], tl.int64) + row) * x.stride[2]
-        tile = load_tile(Start, rows, columns, x.stride[2], x.stride[3], row_ok if IS_MASKED else None, column_ok)
+        tile = load_tile(Start, rows, columns, x.stride[2], x.stride[3], row_ok if IS_CAREFUL else None, column_ok)
     return dot_operand(tile, PRECISION)
+
+
+@triton.jit
+def stream_rows(x, row, rows, IS_MASKED: tl.constexpr, C: tl.constexpr):
+    """The numbers of `rows`, which are row + 0, 1, ..., of the RowStream x.
+
+    Those that do not exist read as 0, where a mask needs it (IS_MASKED), and there it has a descriptor.
+    """
+    if IS_MASKED or C.has_row_maps:
+        return x.Descriptor.load([x.index, x.head, row]).reshape(rows.shape[0])
+    else:
+        return tl.load(x.Base + rows)
 
 
 @triton.jit
@@ -146,17 +158,17 @@ def store_part(Start, stride, row_ok, tile, PART: tl.constexpr, C: tl.constexpr)
 
 
 @triton.jit
-def stream_product(held, x, row, row_ok, IS_MASKED: tl.constexpr, C: tl.constexpr):
+def stream_product(held, x, row, row_ok, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
     """held yᵀ, and the Pair y itself: rows row + 0, 1, ... of the Stream x.
 
     The low tile is multiplied before the high one is loaded: loaded together, they cost up to 85 registers more.
     """
     PRECISION: tl.constexpr = C.precision
-    low = stream_part(x, x.Low, row, row_ok, 0, IS_MASKED, C)
+    low = stream_part(x, x.Low, row, row_ok, 0, IS_CAREFUL, C)
     high = low
     s = tl.dot(held.low, tl.trans(low), input_precision=PRECISION)
     if C.d_high > 0:
-        high = stream_part(x, x.High, row, row_ok, 1, IS_MASKED, C)
+        high = stream_part(x, x.High, row, row_ok, 1, IS_CAREFUL, C)
         s = tl.dot(held.high, tl.trans(high), s, input_precision=PRECISION)
     return s, Pair(low, high)
 
@@ -196,6 +208,15 @@ def pair_without_nonfinite(pair, C: tl.constexpr):
     if C.d_high > 0:
         high = without_nonfinite(pair.high)
     return Pair(low, high)
+
+
+@triton.jit
+def all_finite(pair, C: tl.constexpr):
+    """bool: no number of either tile is inf or NaN."""
+    zero = tl.sum(tl.sum(pair.low * 0.0, 1), 0)
+    if C.d_high > 0:
+        zero += tl.sum(tl.sum(pair.high * 0.0, 1), 0)
+    return zero == 0.0
 
 
 @triton.jit

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ..device.tf32 import dot_operand
 from .device import (
+    all_finite,
     at_head,
     keeps,
     load_dropout,
@@ -18,10 +19,12 @@ from .device import (
 )
 from .masks import (
     documents_of_sequence,
+    all_cut,
     key_bounds,
     load_documents,
     num_steps,
     program_tile,
+    stages,
     tile_runs,
     tile_start,
     visible,
@@ -63,7 +66,6 @@ def attention_forward_kernel(
         Stream(at_head(K, b, h_kv), K.stride, KLow, KHigh, b, h_kv),
         Stream(at_head(V, b, h_kv), V.stride, VLow, VHigh, b, h_kv),
     )
-    state = Softmax(zeros(BLOCK_M, C), tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32))
     head_dropout = load_dropout(dropout, head) if dropout.Seed is not None else None
     Documents, documents = None, None
     if masks.Documents is not None:
@@ -72,19 +74,18 @@ def attention_forward_kernel(
     first_key, end_key = key_bounds(masks, b, T_k)
     mask = Mask(first_key, end_key, Band(lower, upper), documents, Documents)
     scores = Scores(i, T_k, qk_scale, mask, head_dropout)
+    HAS_WHOLE_EDGE: tl.constexpr = C.edge_stages > 0
     runs = tile_runs(
         row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, first_key, end_key, masks.Ranges,
-        b * num_tiles + tile, BLOCK_N, EDGE,
+        b * num_tiles + tile, BLOCK_N, BLOCK_N if HAS_WHOLE_EDGE else EDGE,
     )  # fmt: skip
-    # Made before the loops: ptxas may spill where the narrow one is made between them.
-    keys_of_tile, keys_of_edge = tl.arange(0, BLOCK_N), tl.arange(0, EDGE)
-    # Mask-free tiles first, then the ones at the edges of the mask. In this order, with the second loop not pipelined,
-    # ptxas keeps the wgmma of both asynchronous; a first loop that masks makes it serialize them (C7515).
-    for IS_MASKED in tl.static_range(2):
-        for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=1 if IS_MASKED else None):
-            n = tile_start(step, runs, BLOCK_N, EDGE, IS_MASKED)
-            j = n + (keys_of_edge if IS_MASKED else keys_of_tile)
-            state = forward_step(state, q, keys, n, j, scores, IS_MASKED, C)
+    # Mask-free tiles first, then the ones at the edges of the mask: a first loop that masks makes ptxas serialize the
+    # wgmma of both (C7515).
+    state = attend(nothing_seen(C), q, keys, scores, runs, False, False, C)
+    state = attend(state, q, keys, scores, runs, True, not HAS_WHOLE_EDGE, C)
+    if HAS_WHOLE_EDGE:
+        if not all_finite(state.acc, C):
+            state = attend(nothing_seen(C), q, keys, scores, all_cut(runs, BLOCK_N, EDGE), True, True, C)
 
     # A row that saw nothing has l = 0 and m = -inf: its output is 0 / 1 and its lse -inf + log2(1).
     l = tl.where(state.l == 0.0, 1.0, state.l)
@@ -94,23 +95,46 @@ def attention_forward_kernel(
 
 
 @triton.jit
-def forward_step(state, q, keys, n, j, scores, IS_MASKED: tl.constexpr, C: tl.constexpr):
+def nothing_seen(C: tl.constexpr):
+    """The Softmax of queries that have met no key yet."""
+    BLOCK_M: tl.constexpr = C.block_m
+    return Softmax(zeros(BLOCK_M, C), tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32))
+
+
+@triton.jit
+def attend(state, q, keys, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
+    """`state`, and what the keys of `runs` that need no mask, or (IS_MASKED) one, add to it."""
+    BLOCK_N: tl.constexpr = C.block_n
+    WIDTH: tl.constexpr = C.edge if IS_CAREFUL else C.block_n
+    STAGES: tl.constexpr = stages(IS_MASKED, IS_CAREFUL, C.edge_stages)
+    keys_of_tile = tl.arange(0, WIDTH)
+    for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=STAGES):
+        n = tile_start(step, runs, BLOCK_N, WIDTH, IS_MASKED)
+        state = forward_step(state, q, keys, n, n + keys_of_tile, scores, IS_MASKED, IS_CAREFUL, C)
+    return state
+
+
+@triton.jit
+def forward_step(state, q, keys, n, j, scores, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
     """The online softmax over the keys j, n and those after it: p = 2^(s - m), acc += p v, l += Σ p."""
     PRECISION: tl.constexpr = C.precision
     j_ok = j < scores.num_streamed
-    s, _ = stream_product(q, keys.k, n, j_ok, IS_MASKED, C)  # (block_m, num_keys)
-    v = stream_pair(keys.v, n, j_ok, IS_MASKED, C)
+    s, _ = stream_product(q, keys.k, n, j_ok, IS_CAREFUL, C)  # (block_m, num_keys)
+    v = stream_pair(keys.v, n, j_ok, IS_CAREFUL, C)
     if IS_MASKED:
         documents = None
         if scores.mask.Streamed is not None:
             documents = load_documents(scores.mask.Streamed, j, j_ok)[None, :]
         sees = visible(scores.held[:, None], j[None, :], scores.mask, documents)
-        # NaN (or inf) in V must reach the rows that see it, through their scores, and no others.
-        poison = tl.sum(v.low.to(tl.float32) * 0.0, 1)
-        if C.d_high > 0:
-            poison += tl.sum(v.high.to(tl.float32) * 0.0, 1)
-        v = pair_without_nonfinite(v, C)
-        s = tl.where(sees, s * scores.qk_scale + poison[None, :], -float("inf"))
+        s = s * scores.qk_scale
+        if IS_CAREFUL:
+            # NaN (or inf) in V must reach the rows that see it, through their scores, and no others.
+            poison = tl.sum(v.low.to(tl.float32) * 0.0, 1)
+            if C.d_high > 0:
+                poison += tl.sum(v.high.to(tl.float32) * 0.0, 1)
+            v = pair_without_nonfinite(v, C)
+            s += poison[None, :]
+        s = tl.where(sees, s, -float("inf"))
         m = tl.maximum(state.m, tl.max(s, 1))
         # A row that has seen no key yet: its maximum is -inf, and -inf - -inf would be NaN.
         m_safe = tl.where(m == -float("inf"), 0.0, m)

@@ -16,7 +16,7 @@ from ..device.dropout import Dropout
 from . import backward as device_backward
 from . import forward as device_forward
 from . import structs, tiles
-from .descriptors import descriptors
+from .descriptors import descriptors, has_row_maps, row_descriptor
 from .hopper import choice
 from .host import band, check_positions, check_steps, grid, hidden_keys
 
@@ -50,14 +50,14 @@ def forward(
 
     is_wide = H * D >= WIDE_STRIDE or has_wide_strides(q, k, v)  # rows of out are H * D apart
     tile = tiles.forward(target, itemsize, D, roomy=dropout_p > 0.0, T_q=T_q, heads=B * H)
-    plan = _plan(
-        "flash_attention", tile, target, itemsize, q.shape, k.shape, causal, left, right, is_wide,
-        _runtime.dot_precision(q),
-    )  # fmt: skip
 
     out, lse = empty_heads_last(q), q.new_empty((B, H, T_q), dtype=torch.float32)
     tensors = structs.ForwardTensors(q, k, v, out)
     maps = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
+    plan = _plan(
+        "flash_attention", tile, target, itemsize, q.shape, k.shape, causal, left, right, is_wide,
+        _runtime.dot_precision(q), _by_tma(maps) and document_ids is None,
+    )  # fmt: skip
     with _runtime.on_device_of(q):
         device_forward.attention_forward_kernel[plan.grid](
             tensors, _strides(tensors), lse, *maps,
@@ -108,11 +108,12 @@ def backward(
             )  # fmt: skip
         elif need_dkdv:
             tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
-            plan = _plan(name, tile, *numbers, of_keys=True)
             dkdv_tensors = structs.DKDVTensors(q, k, v, dout, dk, dv)
             maps = *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m)
+            plan = _plan(name, tile, *numbers, _by_tma(maps) and document_ids is None, of_keys=True)
+            row_map = row_descriptor(statistics, T_q, tile.block_m) if plan.C.edge_stages else None
             device_backward.attention_dkdv_kernel[plan.grid](
-                dkdv_tensors, _strides(dkdv_tensors), *maps, lse2, delta,
+                dkdv_tensors, _strides(dkdv_tensors), *maps, row_map, lse2, delta,
                 hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_n, of_keys=True), dropout,
                 stride_row, T_q, T_k, H_kv, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
                 num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
@@ -125,14 +126,13 @@ def backward(
         elif need_dq:
             is_roomy = has_dropout or document_ids is not None
             tile = tiles.dq(target, itemsize, D, roomy=is_roomy, T_q=T_q, heads=B * H)
-            plan = _plan(name, tile, *numbers)
             dq_tensors = structs.DQTensors(q, k, v, dout, dq)
             maps = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
+            plan = _plan(name, tile, *numbers, _by_tma(maps) and document_ids is None)
             device_backward.attention_dq_kernel[plan.grid](
                 dq_tensors, _strides(dq_tensors), *maps, lse2, delta,
                 hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), dropout,
-                stride_row, T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale,
-                plan.C,
+                stride_row, T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
                 num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
             )  # fmt: skip
     return dq, dk, dv
@@ -147,8 +147,12 @@ def _hopper() -> ModuleType:
 
 
 def _num_stages(target: _runtime.Target, tile: tiles.Tile, head_dim: int, maps: tuple[object, ...]) -> int:
+    return tiles.num_stages(target, tile, head_dim, by_tma=_by_tma(maps))
+
+
+def _by_tma(maps: tuple[object, ...]) -> bool:
     """maps: (low, high) descriptors of both streamed tensors; None where pointers serve, or there is no high part."""
-    return tiles.num_stages(target, tile, head_dim, by_tma=maps[0] is not None and maps[2] is not None)
+    return maps[0] is not None and maps[2] is not None
 
 
 class Plan(NamedTuple):
@@ -166,7 +170,7 @@ class Plan(NamedTuple):
 def _plan(
     name: str, tile: tiles.Tile, target: _runtime.Target, itemsize: int, q_shape: tuple[int, ...],
     k_shape: tuple[int, ...], causal: bool, left: int, right: int, is_wide: bool, precision: str,
-    *, of_keys: bool = False,
+    has_whole_edge: bool, *, of_keys: bool = False,
 ) -> Plan:  # fmt: skip
     """The Plan of a kernel whose programs hold a tile of queries, or of keys (dK/dV); every layer asks for the same."""
     B, H, T_q, D = q_shape
@@ -182,7 +186,8 @@ def _plan(
     lower, upper = band(T_q, T_k, causal, left, right)
     d_low, d_high = tiles.split_head_dim(D)
     C = structs.Config(
-        D, d_low, d_high, tile.block_m, tile.block_n, tile.edge, group if of_keys else 0, is_wide, precision
+        D, d_low, d_high, tile.block_m, tile.block_n, tile.edge, tile.edge_stages if has_whole_edge else 0,
+        group if of_keys else 0, is_wide, of_keys and has_row_maps(group), precision,
     )
     return Plan(grid(name, programs), lower, upper, min(section, heads), group, C)
 

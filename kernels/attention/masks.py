@@ -76,7 +76,9 @@ def visible(i, j, mask, documents):
 
     `documents` are the ids of those of them that are streamed; they broadcast against mask.held.
     """
-    sees = (j >= mask.first_key) & (j < mask.end_key)
+    sees = (i == i) & (j == j)
+    if mask.first_key is not None:
+        sees = (j >= mask.first_key) & (j < mask.end_key)
     if mask.band.upper is not None:
         sees = sees & (j <= i + mask.band.upper)
     if mask.band.lower is not None:
@@ -122,12 +124,27 @@ def tile_runs(row, last_row, band, start, end, Ranges, range_index, BLOCK: tl.co
 
 
 @triton.jit
+def all_cut(runs, BLOCK: tl.constexpr, EDGE: tl.constexpr):
+    """The same columns, all of them in tiles of EDGE to mask; those of `runs` to mask are of BLOCK."""
+    num_tiles = runs.num_left + runs.num_full + runs.num_right
+    return Runs(runs.left, num_tiles * (BLOCK // EDGE), runs.full, 0, runs.right, 0)
+
+
+@triton.jit
 def num_steps(runs, IS_MASKED: tl.constexpr):
     """How many tiles are full, or (IS_MASKED) left and right of those."""
     if IS_MASKED:
         return runs.num_left + runs.num_right
     else:
         return runs.num_full
+
+
+@triton.constexpr_function
+def stages(is_masked, is_careful, edge_stages):
+    """How many tiles of a loop are on their way at a time: tl.range's num_stages; None: as the launch asked."""
+    if not is_masked:
+        return None
+    return 1 if is_careful else edge_stages
 
 
 @triton.jit

@@ -17,9 +17,11 @@ class Config(NamedTuple):
     d_high: int  # powers of two; 0: one tile is enough
     block_m: int  # queries of a tile
     block_n: int  # keys of a tile
-    edge: int  # queries or keys of a streamed tile that a mask cuts
+    edge: int  # queries or keys of a streamed tile that a mask cuts,
+    edge_stages: int  # unless it comes by TMA and whole: then, how many of these are on their way; 0: it does not
     group: int  # query heads that share a key head, where a loop divides by it (dK/dV); 0: an argument
     is_wide: bool  # offsets inside a tile need int64
+    has_row_maps: bool  # RowStreams of whole tiles are read by descriptors, not only those of the edge
     precision: str  # of products: tl.dot's input_precision
 
 
@@ -141,6 +143,15 @@ class Stream(NamedTuple):
     h: Any
 
 
+class RowStream(NamedTuple):
+    """One number for each row of a head, read as a Stream is."""
+
+    Base: Any  # pointer to the number of the head's first row
+    Descriptor: Any  # of a tensor (several kinds of number, B * H, T_q)
+    index: Any  # which kind
+    head: Any  # b * H + h
+
+
 class Softmax(NamedTuple):
     """The online softmax of a tile of queries."""
 
@@ -157,7 +168,7 @@ class KeyValue(NamedTuple):
 
 
 class QueryRows(NamedTuple):
-    """What the backward knows of queries: the tiles that a program holds, or Streams and pointers to read them by."""
+    """What the backward knows of queries: the tiles that a program holds, or Streams and RowStreams of them."""
 
     q: Any
     dout: Any

@@ -27,6 +27,7 @@ class Tile(NamedTuple):
     edge: int
     num_warps: int
     num_stages: int
+    edge_stages: int = 0
 
 
 class Tiles(NamedTuple):
@@ -57,8 +58,8 @@ TABLE: dict[str, dict[int, dict[int, Tiles]]] = {
     # wgmma: sm_90
     "wgmma": {
         2: {
-            64: Tiles(Tile(128, 128, 64, 8, 1), Tile(128, 128, 32, 8, 2), Tile(128, 128, 64, 8, 3)),
-            128: Tiles(Tile(128, 128, 64, 8, 3), Tile(64, 64, 16, 4, 2), Tile(128, 128, 64, 8, 2)),
+            64: Tiles(Tile(128, 128, 64, 8, 1), Tile(128, 128, 32, 8, 2, 2), Tile(128, 128, 64, 8, 3, 3)),
+            128: Tiles(Tile(128, 128, 64, 8, 3, 3), Tile(64, 64, 16, 4, 2, 1), Tile(128, 128, 64, 8, 2, 2)),
             256: Tiles(Tile(128, 64, 16, 8, 2), Tile(64, 64, 16, 8, 1), Tile(64, 64, 16, 8, 1)),
         },
     },
