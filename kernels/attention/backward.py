@@ -12,8 +12,8 @@ from ..device.sums import sum_of_products
 from ..device.tf32 import dot_operand
 from ..device.tiles import load_tile
 from .device import (
-    all_finite,
     add_product,
+    all_finite,
     at_head,
     at_row,
     keeps,
@@ -341,8 +341,7 @@ def dq_step(dq, held, keys, n, j, scores, IS_MASKED: tl.constexpr, IS_CAREFUL: t
     if scores.dropout is not None:
         dp = tl.where(keeps(scores.dropout, 0, i, j[None, :]), dp * scores.dropout.scale, 0.0)
     ds = p * (dp - held.delta[:, None])
-    if IS_MASKED:
-        if IS_CAREFUL:
-            ds = tl.where(sees, ds, 0.0)
-            k = pair_without_nonfinite(k, C)
+    if IS_CAREFUL:
+        ds = tl.where(sees, ds, 0.0)
+        k = pair_without_nonfinite(k, C)
     return add_product(dq, dot_operand(ds.to(k.low.dtype), PRECISION), k, C)

@@ -213,9 +213,9 @@ def pair_without_nonfinite(pair, C: tl.constexpr):
 @triton.jit
 def all_finite(pair, C: tl.constexpr):
     """bool: no number of either tile is inf or NaN."""
-    zero = tl.sum(tl.sum(pair.low * 0.0, 1), 0)
+    zero = tl.sum(pair.low * 0.0)
     if C.d_high > 0:
-        zero += tl.sum(tl.sum(pair.high * 0.0, 1), 0)
+        zero += tl.sum(pair.high * 0.0)
     return zero == 0.0
 
 

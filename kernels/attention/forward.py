@@ -18,8 +18,8 @@ from .device import (
     zeros,
 )
 from .masks import (
-    documents_of_sequence,
     all_cut,
+    documents_of_sequence,
     key_bounds,
     load_documents,
     num_steps,

@@ -56,7 +56,7 @@ def forward(
     maps = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
     plan = _plan(
         "flash_attention", tile, target, itemsize, q.shape, k.shape, causal, left, right, is_wide,
-        _runtime.dot_precision(q), _by_tma(maps) and document_ids is None,
+        _runtime.dot_precision(q), _by_tma(maps), document_ids is not None,
     )  # fmt: skip
     with _runtime.on_device_of(q):
         device_forward.attention_forward_kernel[plan.grid](
@@ -110,7 +110,7 @@ def backward(
             tile = tiles.dkdv(target, itemsize, D, roomy=has_dropout, T_k=T_k, heads=B * H_kv)
             dkdv_tensors = structs.DKDVTensors(q, k, v, dout, dk, dv)
             maps = *descriptors(target, q, tile.block_m), *descriptors(target, dout, tile.block_m)
-            plan = _plan(name, tile, *numbers, _by_tma(maps) and document_ids is None, of_keys=True)
+            plan = _plan(name, tile, *numbers, _by_tma(maps), document_ids is not None, of_keys=True)
             row_map = row_descriptor(statistics, T_q, tile.block_m) if plan.C.edge_stages else None
             device_backward.attention_dkdv_kernel[plan.grid](
                 dkdv_tensors, _strides(dkdv_tensors), *maps, row_map, lse2, delta,
@@ -128,11 +128,12 @@ def backward(
             tile = tiles.dq(target, itemsize, D, roomy=is_roomy, T_q=T_q, heads=B * H)
             dq_tensors = structs.DQTensors(q, k, v, dout, dq)
             maps = *descriptors(target, k, tile.block_n), *descriptors(target, v, tile.block_n)
-            plan = _plan(name, tile, *numbers, _by_tma(maps) and document_ids is None)
+            plan = _plan(name, tile, *numbers, _by_tma(maps), document_ids is not None)
             device_backward.attention_dq_kernel[plan.grid](
                 dq_tensors, _strides(dq_tensors), *maps, lse2, delta,
                 hidden_keys(key_starts, key_lengths, document_ids, T_q, T_k, tile.block_m), dropout,
-                stride_row, T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale, plan.C,
+                stride_row, T_q, T_k, H, plan.group, plan.lower, plan.upper, plan.heads_per_section, softmax_scale,
+                plan.C,
                 num_warps=tile.num_warps, num_stages=_num_stages(target, tile, D, maps),
             )  # fmt: skip
     return dq, dk, dv
@@ -170,7 +171,7 @@ class Plan(NamedTuple):
 def _plan(
     name: str, tile: tiles.Tile, target: _runtime.Target, itemsize: int, q_shape: tuple[int, ...],
     k_shape: tuple[int, ...], causal: bool, left: int, right: int, is_wide: bool, precision: str,
-    has_whole_edge: bool, *, of_keys: bool = False,
+    by_tma: bool, has_documents: bool, *, of_keys: bool = False,
 ) -> Plan:  # fmt: skip
     """The Plan of a kernel whose programs hold a tile of queries, or of keys (dK/dV); every layer asks for the same."""
     B, H, T_q, D = q_shape
@@ -185,9 +186,11 @@ def _plan(
         section = tiles.heads_per_section(target, 2 * T_k * D * itemsize, group)
     lower, upper = band(T_q, T_k, causal, left, right)
     d_low, d_high = tiles.split_head_dim(D)
+    kernel_group = group if of_keys else 0
+    edge_stages = tiles.edge_stages(tile, D, by_tma=by_tma, has_documents=has_documents, group=kernel_group or 1)
+    has_rows = edge_stages > 0 and of_keys and has_row_maps(group)
     C = structs.Config(
-        D, d_low, d_high, tile.block_m, tile.block_n, tile.edge, tile.edge_stages if has_whole_edge else 0,
-        group if of_keys else 0, is_wide, of_keys and has_row_maps(group), precision,
+        D, d_low, d_high, tile.block_m, tile.block_n, tile.edge, edge_stages, kernel_group, is_wide, has_rows, precision
     )
     return Plan(grid(name, programs), lower, upper, min(section, heads), group, C)
 

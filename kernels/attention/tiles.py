@@ -19,7 +19,8 @@ from .. import _runtime
 class Tile(NamedTuple):
     """block_m queries by block_n keys per step, and the launch options.
 
-    The loop runs over keys (over queries in dK/dV), and where a mask cuts it takes steps of `edge` instead.
+    The loop runs over keys (over queries in dK/dV), and where a mask cuts it takes steps of `edge` instead; with
+    edge_stages, where TMA loads, whole ones, of which so many are on their way at a time.
     """
 
     block_m: int
@@ -186,6 +187,15 @@ def num_stages(target: _runtime.Target, tile: Tile, head_dim: int, *, by_tma: bo
     """
     fenced = by_tma or kind_of(target) != "tcgen05" or not split_head_dim(head_dim)[1]
     return tile.num_stages if fenced else 1
+
+
+def edge_stages(tile: Tile, head_dim: int, *, by_tma: bool, has_documents: bool, group: int = 1) -> int:
+    """How many whole tiles that a mask cuts are on their way at a time; 0: narrower steps, read by pointers.
+
+    The ids of documents take registers. So does dividing dK/dV's steps by a `group` that is no power of two.
+    """
+    spills = has_documents or (head_dim > 64 and group & (group - 1))
+    return tile.edge_stages if by_tma and not spills else 0
 
 
 @functools.cache
