@@ -152,7 +152,7 @@ def attention_dkdv_kernel(
     nothing = KeyValue(zeros(BLOCK_N, C), zeros(BLOCK_N, C))
     grads = add_queries(nothing, held, queries, stride_row, scores, runs, False, False, C)
     grads = add_queries(grads, held, queries, stride_row, scores, runs, True, not HAS_WHOLE_EDGE, C)
-    if HAS_WHOLE_EDGE:
+    if HAS_WHOLE_EDGE:  # noqa: SIM102 (known when compiled)
         if not (all_finite(grads.k, C) & all_finite(grads.v, C)):
             cut = all_cut(runs, BLOCK_M, EDGE)
             grads = add_queries(nothing, held, queries, stride_row, scores, cut, True, True, C)
@@ -293,7 +293,7 @@ def attention_dq_kernel(
     # In this order, for the reason given in the forward.
     dq = add_keys(zeros(BLOCK_M, C), held, keys, scores, runs, False, False, C)
     dq = add_keys(dq, held, keys, scores, runs, True, not HAS_WHOLE_EDGE, C)
-    if HAS_WHOLE_EDGE:
+    if HAS_WHOLE_EDGE:  # noqa: SIM102 (known when compiled)
         if not all_finite(dq, C):
             dq = add_keys(zeros(BLOCK_M, C), held, keys, scores, all_cut(runs, BLOCK_N, EDGE), True, True, C)
     store_pair(Matrix(tensors.DQ, stride.DQ), b, h, row, i_ok, scaled(dq, softmax_scale), C)

@@ -83,7 +83,7 @@ def attention_forward_kernel(
     # wgmma of both (C7515).
     state = attend(nothing_seen(C), q, keys, scores, runs, False, False, C)
     state = attend(state, q, keys, scores, runs, True, not HAS_WHOLE_EDGE, C)
-    if HAS_WHOLE_EDGE:
+    if HAS_WHOLE_EDGE:  # noqa: SIM102 (known when compiled)
         if not all_finite(state.acc, C):
             state = attend(nothing_seen(C), q, keys, scores, all_cut(runs, BLOCK_N, EDGE), True, True, C)
 
