@@ -97,8 +97,8 @@ ROOMY: dict[str, dict[int, Tiles]] = {
 # When the table's tiles do not give every SM a program: half as tall.
 SMALL: dict[str, dict[int, Tiles]] = {
     "wgmma": {
-        64: Tiles(Tile(64, 64, 32, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 32, 4, 2)),
-        128: Tiles(Tile(64, 64, 32, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 32, 4, 2)),
+        64: Tiles(Tile(64, 64, 32, 4, 2, 2), Tile(64, 64, 16, 4, 2, 2), Tile(64, 64, 32, 4, 2, 2)),
+        128: Tiles(Tile(64, 64, 32, 4, 2, 2), Tile(64, 64, 16, 4, 2, 1), Tile(64, 64, 32, 4, 2, 2)),
     },
 }
 
