@@ -19,6 +19,7 @@ from ..places import (
 from ..plant import Mutant
 
 _ATTENTION = "tests/kernels/attention/test_flash_attention.py::test_"
+_EDGES = "tests/kernels/attention/test_whole_edges.py::test_"
 _GUARANTEES = "tests/kernels/attention/test_guarantees.py::test_"
 _COMPILED = "tests/kernels/attention/test_compiled.py::test_"
 _EXTREMES = "tests/kernels/attention/test_extremes.py::test_"
@@ -128,7 +129,7 @@ MUTANTS = (
     # --- attention: what only machine code shows ----------------------------------------------------------------------
     Mutant(
         "attention-steps-of-a-group-divided-by-a-number-that-may-be-0",
-        "attention.attention_dkdv_kernel",
+        "attention.add_queries",
         (
             value("g").becomes("step // num_steps(runs, IS_MASKED)"),
             operation("//", "step").becomes("step - g * num_steps(runs, IS_MASKED)"),
@@ -140,6 +141,25 @@ MUTANTS = (
         "attention.attention_delta_kernel",
         value("delta", "out").becomes("tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)"),
         _COMPILED + "lanes_agree_about_delta",
+    ),
+    # --- attention: whole tiles at the edge of a mask ----------------------------------------------------------------
+    Mutant(
+        "attention-nan-of-a-whole-edge-taken-for-seen",
+        "attention.all_finite",
+        comparison("zero").becomes("True"),
+        _EDGES + "nan_stays_where_it_is_seen",
+    ),
+    Mutant(
+        "attention-careful-steps-leave-out-what-needs-no-mask",
+        "attention.all_cut",
+        value("num_tiles").operand("runs.num_full").dropped(),
+        _EDGES + "nan_stays_where_it_is_seen",
+    ),
+    Mutant(
+        "attention-whole-edge-not-masked-in-dq",
+        "attention.dq_step",
+        value("p", "tl.where").becomes("p"),
+        _EDGES + "values",
     ),
     # --- attention: the online softmax --------------------------------------------------------------------------------
     Mutant(
@@ -225,7 +245,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention-only-one-query-head-of-a-group",
-        "attention.attention_dkdv_kernel",
+        "attention.add_queries",
         iterated("step").operand("GROUP").dropped(),
         _ATTENTION + "grouped_queries",
     ),
