@@ -58,6 +58,7 @@ def test_control_codes_are_read_from_the_encoding():
     assert load.control == Control(stall=2, write=1)
     assert shift.control == Control(stall=4, waits=(1,))
     assert leave.control is None
+    assert Control.decode(0x000FF60000000000) == Control(stall=11)
 
 
 def test_a_chain_stalls_and_two_warps_fill_each_others_gaps():
@@ -70,7 +71,7 @@ def test_a_chain_stalls_and_two_warps_fill_each_others_gaps():
 
 @pytest.mark.parametrize(
     ("opcode", "cycles"),
-    [("FFMA", 1), ("FMNMX", 2), ("IMAD", 2), ("IMAD.MOV", 1), ("MUFU.EX2", 8), ("LDS.128", 16)],
+    [("FFMA", 1), ("FMNMX", 2), ("IMAD", 2), ("IMAD.MOV", 1), ("MUFU.EX2", 8), ("SHFL.BFLY", 4), ("LDS.128", 16)],
 )
 def test_the_units_take_an_instruction_in_so_many_cycles(opcode, cycles):
     """32 lanes of float32, 16 of integers, 4 of MUFU; 128 bytes of shared memory for four schedulers."""
@@ -183,6 +184,11 @@ def test_two_consumers_empty_a_slot_together():
     consumer, producer = producer_and_consumer()
     rules = mbarriers.protocol([consumer, consumer, producer], {0, 1}, {})
     assert rules.arrivals == {"0x100": 1, "0x120": 2}
+    slow = [*consumer[:-1], *CHAIN, *consumer[-1:]]
+    slow[10], slow[-2] = slow[-2], slow[10]  # it gives the slot back 400 cycles later
+    bandwidth = Bandwidth(latency=300, best=64, fair=64)
+    timeline = simulate([consumer, slow, producer], {0, 1}, HOPPER, 1, rules, [{}, {}, {1: 12800}], bandwidth)
+    assert timeline.cycles == pytest.approx(2 * 8 * STEP + TENSOR_LATENCY + 400 + 500 + ARRIVAL_LATENCY, abs=20)
 
 
 def test_a_plain_loop_loads_for_itself_once():
@@ -199,13 +205,14 @@ def test_rings_and_the_bytes_of_a_copy_are_in_the_code():
     program = parse_sass(
         sass(
             *[f"SYNCS.EXCH.64 URZ, [UR9+0x{at:x}], UR20" for at in (0x100, 0x108, 0x110, 0x120)],
+            "MOV R2, 0x40",
             "IMAD.MOV.U32 R2, RZ, RZ, 0x8000", "MOV R3, 0x200", "FADD R2, R7, R7",
             "SYNCS.ARRIVE.TRANS64 RZ, [UR33+0x100], R2", "SYNCS.ARRIVE.TRANS64 RZ, [UR33+0x120], R3",
             "SYNCS.ARRIVE.TRANS64 RZ, [UR33+0x120], R5",
         )
     )  # fmt: skip
     assert mbarriers.slots(program) == {"0x100": 3, "0x108": 2, "0x110": 1, "0x120": 1}
-    assert [mbarriers.announced(program, i) for i in (7, 8, 9)] == [0x8000, 0x200, 0]
+    assert [mbarriers.announced(program, i) for i in (8, 9, 10)] == [0x8000, 0x200, 0]
 
 
 def specialised() -> list[str]:
