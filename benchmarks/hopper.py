@@ -100,7 +100,7 @@ def tile_of(path: str, part: str, shape: Shape) -> tuple[int, int, int, str]:
     B, H, T, head_dim = shape
     target = _runtime.KNOWN_TARGETS[ARCH]
     if path == "gluon":
-        tile = plan_of(part, target, shape, shape, True, -1, -1, False).tile
+        tile = plan_of(part, target, shape, shape, True, -1, -1, False, False).tile
         words = f"{tile.consumers} x {ROWS} by {tile.block}, {tile.stages} stages"
         return tile.rows, tile.block, tile.block, words
     length = {"T_k": T} if part == "dkdv" else {"T_q": T}

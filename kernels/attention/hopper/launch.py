@@ -34,8 +34,8 @@ def run_forward(
 ) -> None:  # fmt: skip
     """out (B, H, T_q, D) and lse (B, H, T_q)."""
     H, T_q, T_k = q.shape[1], q.shape[2], k.shape[2]
-    hides = key_starts is not None or document_ids is not None
-    plan = plan_of("forward", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
+    hides = key_starts is not None, document_ids is not None
+    plan = plan_of("forward", _runtime.target_of(q), q.shape, k.shape, causal, left, right, *hides)
     block = plan.tile.block
     device_forward.hopper_forward_kernel[plan.grid](
         *descriptors(q, ROWS), *descriptors(k, block), *descriptors(v, block), *descriptors(out, ROWS), lse,
@@ -52,8 +52,8 @@ def run_dkdv(
 ) -> None:  # fmt: skip
     """dk and dv (B, H_kv, T_k, D). lse2, delta (B, H, T_q or more) float32, of attention_delta_kernel."""
     T_q, H_kv, T_k = q.shape[2], *k.shape[1:3]
-    hides = key_starts is not None or document_ids is not None
-    plan = plan_of("dkdv", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
+    hides = key_starts is not None, document_ids is not None
+    plan = plan_of("dkdv", _runtime.target_of(q), q.shape, k.shape, causal, left, right, *hides)
     block = plan.tile.block
     device_dkdv.hopper_dkdv_kernel[plan.grid](
         *descriptors(q, block), *descriptors(dout, block), *descriptors(k, ROWS), *descriptors(v, ROWS),
@@ -71,8 +71,8 @@ def run_dq(
 ) -> None:  # fmt: skip
     """dq (B, H, T_q, D). lse2, delta as in `run_dkdv`."""
     H, T_q, T_k = q.shape[1], q.shape[2], k.shape[2]
-    hides = key_starts is not None or document_ids is not None
-    plan = plan_of("dq", _runtime.target_of(q), q.shape, k.shape, causal, left, right, hides)
+    hides = key_starts is not None, document_ids is not None
+    plan = plan_of("dq", _runtime.target_of(q), q.shape, k.shape, causal, left, right, *hides)
     block = plan.tile.block
     device_dq.hopper_dq_kernel[plan.grid](
         *descriptors(q, ROWS), *descriptors(dout, ROWS), *descriptors(k, block), *descriptors(v, block),
@@ -99,7 +99,7 @@ class Plan(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def plan_of(
     kernel: str, target: _runtime.Target, q_shape: tuple[int, ...], k_shape: tuple[int, ...],
-    causal: bool, left: int, right: int, hides_first_keys: bool,
+    causal: bool, left: int, right: int, has_starts: bool, has_documents: bool,
 ) -> Plan:  # fmt: skip
     """The Plan of `kernel` (forward, dkdv, dq); every layer asks for the same."""
     B, H, T_q, D = q_shape
@@ -109,7 +109,7 @@ def plan_of(
     check_positions(name, T_q, T_k)
     of_keys = kernel == "dkdv"
     heads, rows, columns = (B * H_kv, T_k, group * T_q) if of_keys else (B * H, T_q, T_k)
-    tile = tiles.tile(kernel, D, rows, columns, heads, causal, target.num_sms)
+    tile = tiles.tile(kernel, D, rows, columns, heads, causal, target.num_sms, has_documents)
     if of_keys:
         check_steps(name, T_q, group, tile.block)
         section = portable_tiles.heads_per_section(target, 4 * group * T_q * D, 1)
@@ -119,6 +119,6 @@ def plan_of(
     lower, upper = band(T_q, T_k, causal, left, right)
     C = structs.Config(
         D, *portable_tiles.split_head_dim(D), tile.block, tile.stages, tile.consumers, tile.overlaps, tile.out_apart,
-        lower is not None or hides_first_keys, group if of_keys else 0,
+        lower is not None or has_starts or has_documents, group if of_keys else 0,
     )  # fmt: skip
     return Plan((tiles.programs(items, target.num_sms),), tile, lower, upper, heads, min(section, heads), group, C)

@@ -63,15 +63,15 @@ L2_BYTES_PER_CYCLE = 23.3
 OUTSIDE = 2500
 
 
-def has_tile(kernel: str, head_dim: int) -> bool:
-    """Whether `kernel` (forward, dkdv, dq) takes heads of this size."""
-    return any(head_dim <= largest for largest in TABLE[kernel])
-
-
 @functools.lru_cache(maxsize=4096)
-def tile(kernel: str, head_dim: int, rows: int, columns: int, heads: int, causal: bool, num_sms: int) -> Tile:
+def tile(
+    kernel: str, head_dim: int, rows: int, columns: int, heads: int, causal: bool, num_sms: int,
+    has_documents: bool = False,
+) -> Tile:  # fmt: skip
     """For `rows` queries (of dK/dV: keys) against `columns` keys (queries), in each of `heads` heads."""
     candidates = next(tiles for largest, tiles in TABLE[kernel].items() if head_dim <= largest)
+    if has_documents:  # ids take registers, of which three consumers have least: up to 2 KB a thread would spill
+        candidates = tuple(tile for tile in candidates if tile.consumers < 3)
     return min(candidates, key=lambda tile: estimated_cycles(tile, head_dim, rows, columns, heads, causal, num_sms))
 
 

@@ -66,6 +66,12 @@ def test_the_rule(head_dim, rows, heads, causal, consumers):
     assert tiles.tile("forward", head_dim, rows, rows, heads, causal, SMS).consumers == consumers
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+def test_documents_leave_no_registers_for_three_consumers(head_dim):
+    problem = ("forward", head_dim, 8192, 8192, 64, True, SMS)
+    assert [tiles.tile(*problem, has_documents=documents).consumers for documents in (False, True)] == [3, 2]
+
+
 def test_a_small_gpu_is_full_sooner():
     assert tiles.tile("forward", 64, 1024, 1024, 8, True, 132).consumers == 1
     assert tiles.tile("forward", 64, 1024, 1024, 8, True, 32).consumers > 1
