@@ -76,7 +76,7 @@ def visible(i, j, mask, documents):
 
     `documents` are the ids of those of them that are streamed; they broadcast against mask.held.
     """
-    sees = (i == i) & (j == j)
+    sees = (i == i) & (j == j)  # all of them, in their common shape
     if mask.first_key is not None:
         sees = (j >= mask.first_key) & (j < mask.end_key)
     if mask.band.upper is not None:
