@@ -81,11 +81,11 @@ def attention_forward_kernel(
     )  # fmt: skip
     # Mask-free tiles first, then the ones at the edges of the mask: a first loop that masks makes ptxas serialize the
     # wgmma of both (C7515).
-    state = attend(nothing_seen(C), q, keys, scores, runs, False, False, C)
-    state = attend(state, q, keys, scores, runs, True, not HAS_WHOLE_EDGE, C)
+    state = over_tiles(nothing_seen(C), q, keys, scores, runs, False, False, C)
+    state = over_tiles(state, q, keys, scores, runs, True, not HAS_WHOLE_EDGE, C)
     if HAS_WHOLE_EDGE:  # noqa: SIM102 (known when compiled)
         if not all_finite(state.acc, C):
-            state = attend(nothing_seen(C), q, keys, scores, all_cut(runs, BLOCK_N, EDGE), True, True, C)
+            state = over_tiles(nothing_seen(C), q, keys, scores, all_cut(runs, BLOCK_N, EDGE), True, True, C)
 
     # A row that saw nothing has l = 0 and m = -inf: its output is 0 / 1 and its lse -inf + log2(1).
     l = tl.where(state.l == 0.0, 1.0, state.l)
@@ -102,7 +102,7 @@ def nothing_seen(C: tl.constexpr):
 
 
 @triton.jit
-def attend(state, q, keys, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
+def over_tiles(state, q, keys, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
     """`state`, and what the keys of `runs` that need no mask, or (IS_MASKED) one, add to it."""
     BLOCK_N: tl.constexpr = C.block_n
     WIDTH: tl.constexpr = C.edge if IS_CAREFUL else C.block_n
