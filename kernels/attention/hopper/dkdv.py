@@ -49,7 +49,7 @@ def hopper_dkdv_kernel(
     QLow, QHigh, DOutLow, DOutHigh, KLow, KHigh, VLow, VHigh, DKLow, DKHigh, DVLow, DVHigh, Lse2, Delta, masks,
     T_q, T_k, H_kv, num_heads, lower, upper, heads_per_section, softmax_scale, C: gl.constexpr,
 ):  # fmt: skip
-    """dv = pᵀ dout and dk = scale · dsᵀ q, summed over the heads of a group. launch.backward calls it.
+    """dv = pᵀ dout and dk = scale · dsᵀ q, summed over the heads of a group. launch.run_dkdv calls it.
 
     QLow ... DVHigh  TMA descriptors: of Q and DOut (B, H, T_q, head_dim), boxes of block rows; of K, V, DK and DV
                      (B, H / group, T_k, head_dim), boxes of 64 rows

@@ -54,7 +54,7 @@ def hopper_dq_kernel(
     QLow, QHigh, DOutLow, DOutHigh, KLow, KHigh, VLow, VHigh, DQLow, DQHigh, Lse2, Delta, masks,
     T_q, T_k, H, group, num_heads, lower, upper, heads_per_section, row_stride, softmax_scale, C: gl.constexpr,
 ):  # fmt: skip
-    """dq = scale · ds k. launch.backward calls it.
+    """dq = scale · ds k. launch.run_dq calls it.
 
     QLow ... DQHigh   TMA descriptors: of Q, DOut and DQ (B, H, T_q, head_dim), boxes of 64 rows; of K and V
                       (B, H / group, T_k, head_dim), boxes of block rows

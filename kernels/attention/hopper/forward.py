@@ -46,7 +46,7 @@ def hopper_forward_kernel(
     QLow, QHigh, KLow, KHigh, VLow, VHigh, OutLow, OutHigh, Lse, masks,
     T_q, T_k, H, group, num_heads, lower, upper, heads_per_section, qk_scale, C: gl.constexpr,
 ):  # fmt: skip
-    """out = softmax(scale · q kᵀ + mask) v and lse, the log of the softmax's denominators. launch.forward calls it.
+    """out = softmax(scale · q kᵀ + mask) v and lse, the log of the softmax's denominators. launch.run_forward calls it.
 
     QLow ... OutHigh  TMA descriptors: of Q and Out (B, H, T_q, head_dim), boxes of 64 rows; of K and V
                       (B, H / group, T_k, head_dim), boxes of block rows
