@@ -1,15 +1,22 @@
-"""What must compile of the attention family: every tile of kernels/attention/tiles.py, and every kind of mask."""
+"""What must compile of the attention family: every tile of both tiles.py, and every kind of mask.
+
+On sm_90 two paths serve: rows whose label says "hopper" are of the kernels in Gluon, all others of the portable ones.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastgpt.kernels import _runtime
 from fastgpt.kernels.attention import launch
+from fastgpt.kernels.attention.hopper import tiles
 from fastgpt.kernels.attention.ladder import attention_of
 
 from .limits import LIMITS
@@ -18,9 +25,62 @@ from .rows import Row, attending_by, multiplying_in
 ALL = frozenset({"tensor_core", "wide_loads", "no_spills"})
 LARGE_HEAD = frozenset({"tensor_core", "wide_loads"})  # beyond head_dim 128 a spill is allowed, and recorded
 FLOAT32 = frozenset()  # ieee products run on the CUDA cores
+SPECIALISED = frozenset({"tensor_core", "wide_loads", "no_spills_in_hot_loops"})
 
 
 def rows() -> Iterator[Row]:
+    """Those of the portable kernels, then those of Hopper's."""
+    return itertools.chain(_portable_rows(), _hopper_rows())
+
+
+def _hopper_rows() -> Iterator[Row]:
+    """Masks as `auto` takes them on sm_90; then every tile, causal, whatever the rule would choose."""
+
+    def row(label: str, taking: Any = contextlib.nullcontext, **case) -> Row:
+        @attending_by("auto")
+        def call() -> None:
+            with taking():
+                _call(**case, arches=("sm_90",))
+
+        # Of head_dim 256 the accumulators alone are half of a consumer's registers: a spill is recorded.
+        expect = SPECIALISED if case["head_dim"] < 256 else LARGE_HEAD
+        return Row("attention", f"{label}-hopper", call, expect)
+
+    for head_dim in (64, 96, 128, 192, 256):
+        yield row(f"bf16-d{head_dim}-causal", head_dim=head_dim)
+        yield row(f"fp16-d{head_dim}-full", head_dim=head_dim, dtype=torch.float16, causal=False)
+        yield row(f"bf16-d{head_dim}-window-padding", head_dim=head_dim, left=512, padding=True)
+        yield row(f"bf16-d{head_dim}-documents", head_dim=head_dim, documents=True)
+        if head_dim <= 128:
+            yield row(f"bf16-d{head_dim}-gqa", head_dim=head_dim, group=4)
+        for number in range(max(len(_candidates(kernel, head_dim)) for kernel in tiles.TABLE)):
+            taking = functools.partial(_taking_tile, number)
+            yield row(f"bf16-d{head_dim}-tile{number + 1}", taking, head_dim=head_dim)
+
+
+def _candidates(kernel: str, head_dim: int) -> tuple[tiles.Tile, ...]:
+    return next(found for largest, found in tiles.TABLE[kernel].items() if head_dim <= largest)
+
+
+@contextlib.contextmanager
+def _taking_tile(number: int) -> Iterator[None]:
+    """Hopper's kernels take this one of their tiles, or the last, where there are fewer."""
+    from fastgpt.kernels.attention.hopper.launch import plan_of
+
+    def answer(kernel: str, head_dim: int, *problem: object) -> tiles.Tile:
+        found = _candidates(kernel, head_dim)
+        return found[min(number, len(found) - 1)]
+
+    saved, tiles.tile = tiles.tile, answer
+    plan_of.cache_clear()
+    try:
+        yield
+    finally:
+        tiles.tile = saved
+        plan_of.cache_clear()
+
+
+def _portable_rows() -> Iterator[Row]:
     """Forward and backward of each case: four kernels (five with documents)."""
 
     def row(label: str, expect: frozenset[str], **case) -> Row:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import triton
+from triton.runtime.jit import JITFunction
 
 from benchmarks.gate import __main__ as cli
-from benchmarks.gate import ffn, run, table
+from benchmarks.gate import attention, ffn, run, table
 from benchmarks.gate.limits import LIMITS, ctas_per_sm
 from benchmarks.gate.prefetch import unconditional_copies
-from benchmarks.gate.rows import Row
+from benchmarks.gate.rows import Row, attending_by
+from fastgpt.kernels import _runtime
+from fastgpt.kernels.attention.hopper import choice, structs, tiles
 
 from .sample_kernels import grouped_row, matmul_row, row_sum_row
 
@@ -55,6 +59,72 @@ def test_deliberate_spills_and_serialized_wgmma_are_refused():
     assert used.wgmma_serialized
     assert used.warnings == ("C7511",)
     assert [p.split(": ")[1].split()[0] for p in table.problems(result)] == ["wgmma", "spills"]
+
+
+@compiles
+def test_a_role_that_spills_where_it_multiplies_is_refused(monkeypatch):
+    """Three consumers of 160 registers each cannot hold 64 x 128 sums beside as many scores."""
+    monkeypatch.setattr(tiles, "tile", lambda *problem: tiles.Tile(128, 2, 3, True, False, 1))
+    call = functools.partial(attention._call, head_dim=128, T=2047, causal=False, backward=False)  # of no other test
+    result = run.compile_row(Row("attention", "tall", attending_by("gluon")(call), attention.SPECIALISED), "sm_90")
+    (used,) = result.kernels.values()
+    assert used.hot_spills > 100
+    *_, problem = table.problems(result)
+    assert problem.endswith(f"{used.hot_spills} accesses to spilled values in the hot loops of its roles")
+
+
+@compiles
+def test_a_role_may_spill_elsewhere(monkeypatch):
+    """The table has all of it; of registers, those that roles hand over to each other, and not those of the launch."""
+    monkeypatch.setattr(tiles, "tile", lambda *problem: tiles.Tile(128, 2, 2, True, True, 1))
+    call = functools.partial(attention._call, head_dim=128, T=2046, backward=False)  # of no other test
+    row = Row("attention", "two", attending_by("gluon")(call), attention.SPECIALISED)
+    result = run.compile_row(row, "sm_90")
+    (used,) = result.kernels.values()
+    assert (used.hot_spills, used.warps, used.ctas_per_sm, used.wgmma_serialized) == (0, 12, 1, False)
+    assert 0 < used.spill_bytes < 100
+    assert 168 < used.registers <= 240  # at the launch each of 12 warps has 168
+    assert table.problems(result) == []
+    strict = dataclasses.replace(result, expect=frozenset({"no_spills"}))
+    assert table.problems(strict) == [f"attention two sm_90 hopper_forward_kernel: spills {used.spill_bytes} bytes"]
+
+
+def launches_of(rows):
+    """(kernel, arguments) of every launch of these rows on sm_90, in order; nothing is compiled."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch, _runtime.pretend(_runtime.KNOWN_TARGETS["sm_90"]):
+        patch.setattr(JITFunction, "run", lambda jit, *args, **kwargs: found.append((jit.fn.__name__, args)))
+        for row in rows:
+            row.call()
+    return found
+
+
+def test_every_tile_of_hoppers_kernels_is_in_a_row():
+    found = set()
+    for name, args in launches_of(attention.rows()):
+        for C in args:
+            if isinstance(C, structs.Config):
+                kernel = name.removeprefix("hopper_").removesuffix("_kernel")
+                found.add((kernel, C.head_dim, C.block, C.stages, C.consumers, C.overlaps, C.out_apart))
+    listed = {
+        (kernel, head_dim, *tile[:5])
+        for kernel, heads in tiles.TABLE.items()
+        for head_dim, candidates in heads.items()
+        for tile in candidates
+    }
+    assert found == listed
+
+
+@pytest.mark.parametrize("setting", choice.SETTINGS)
+def test_rows_of_both_paths_whatever_the_setting(monkeypatch, setting):
+    monkeypatch.setattr(choice, "setting", setting)
+    rows = run.rows_of("attention")
+    for label, kernel in (
+        ("bf16-d128-causal", "attention_forward_kernel"),
+        ("bf16-d128-causal-hopper", "hopper_forward_kernel"),
+    ):
+        assert launches_of([rows[label]])[0][0] == kernel
+    assert choice.setting == setting
 
 
 @compiles
