@@ -263,9 +263,9 @@ def step(
         if is_bad:
             contain_keys(k, together, not meets(item.other, n), GROUP, C)
         sees = visible_tile(n, gl.arange(0, BLOCK, gl.SliceLayout(0, S)), rows)
-        # A 0 that the compiler does not know: a constant it would select after the conversion to 16 bits, where that
-        # takes three instructions a number.
-        ds = gl.where(sees, ds, rows.qk_scale - rows.qk_scale)
+        # T_k's sign: a 0 that the compiler does not know. A constant it would select after the conversion to 16 bits,
+        # where that takes three instructions a number. And no x - x: of a product x, fma leaves its rounding error.
+        ds = gl.where(sees, ds, (rows.T_k >> 31).to(gl.float32))
     ds = gl.convert_layout(ds.to(dtype), A)
     return wait_for_dq(start_product(ds, k, dq, C), ds, C)
 

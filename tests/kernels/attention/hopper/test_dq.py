@@ -143,3 +143,12 @@ def test_a_key_that_is_not_finite_reaches_the_queries_that_see_it_alone(seed, wi
     sees_inf = (i >= 139) & (i <= (205 if window else 300))
     assert found[sees_nan].isnan().any(1).all()
     assert torch.equal(found[~sees_nan & ~sees_inf], clean[0, 0, ~sees_nan & ~sees_inf])
+
+
+def test_what_hidden_keys_hold_adds_nothing(seed):
+    """Their weights are 0 and not nearly so, also where softmax_scale is no power of two, as of head_dim 128."""
+    x = problem(T_q=100, T_k=100, D=128, key_lengths=torch.tensor([70]))
+    exact = results(x)[1]
+    clean = run(x, exact, tile=(64, 3, 2))
+    x.k[0, 0, 70:] = 1e20
+    assert torch.equal(run(x, exact, tile=(64, 3, 2)), clean)
