@@ -36,6 +36,7 @@ CASES = {
     "key lengths": {"key_lengths": lengths(150, 64)},
     "no key at all": {"causal": True, "key_lengths": lengths(200, 0)},
     "key starts": {"causal": True, "key_starts": lengths(0, 77)},
+    "key starts, full tiles after them": {"T_q": 70, "T_k": 400, "key_starts": lengths(0, 77)},
     "documents": {"causal": True, "document_ids": torch.arange(200).expand(2, 200) // 60},
     "documents in any order": {"document_ids": torch.arange(200).expand(2, 200) % 3},
 }
