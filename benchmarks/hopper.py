@@ -5,7 +5,8 @@
 No GPU is needed. The portable kernels (FASTGPT_ATTENTION=triton) stand beside those in Gluon (gluon), as they are
 launched for 16384 tokens of bfloat16, causal. Loops are read from the machine code (benchmarks/sass); times are
 estimates, whose error is known for the portable kernels alone. --write keeps the tables in results/hopper.md, and
-hopper.json, from which the GPU's session takes the estimates that it shows beside what it measures.
+hopper.json, from which the GPU's session takes the estimates that it shows beside what it measures: run it with the
+Triton of GPU machines.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from benchmarks import headline, peers
 from benchmarks.gate.offline import Compiled, offline
 from benchmarks.gate.rows import attending_by
+from benchmarks.gate.table import versions
 from benchmarks.gate.usage import is_local, usage
 from benchmarks.headline import TOKENS, WIDTH
 from benchmarks.sass import calibration, launches
@@ -204,7 +206,8 @@ def page(found: Sequence[Kernel], times: Sequence[Estimate]) -> Iterator[str]:
     yield (
         "`python -m benchmarks.hopper --write`. **No figure here was measured**: kernels were compiled for sm_90, "
         "their machine code was read, and a model of a multiprocessor made speeds of it. Error of the model: "
-        f"{calibration.known_error()}; of the kernels in Gluon it is not known yet."
+        f"{calibration.known_error()}; of the kernels in Gluon it is not known yet. Compiled by {versions()}; another "
+        "one may need a register more, and lose a resident CTA by it."
     )
     yield from ("", "## Kernels", "")
     yield (
