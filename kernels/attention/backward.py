@@ -148,14 +148,16 @@ def attention_dkdv_kernel(
         RowStream(Lse2, Statistics, 0, first_head), RowStream(Delta, Statistics, 1, first_head),
     )  # fmt: skip
     scores = Scores(j, T_q, softmax_scale * 1.4426950408889634, mask, head_dropout)
-    # In this order, for the reason given in the forward.
+    # Before the loops, and these in this order, for the reasons given in the forward.
+    queries_of_tile, queries_of_edge = tl.arange(0, BLOCK_M), tl.arange(0, EDGE)
+    queries_of_cut = queries_of_tile if HAS_WHOLE_EDGE else queries_of_edge
     nothing = KeyValue(zeros(BLOCK_N, C), zeros(BLOCK_N, C))
-    grads = add_queries(nothing, held, queries, stride_row, scores, runs, False, False, C)
-    grads = add_queries(grads, held, queries, stride_row, scores, runs, True, not HAS_WHOLE_EDGE, C)
+    grads = add_queries(nothing, held, queries, queries_of_tile, stride_row, scores, runs, False, False, C)
+    grads = add_queries(grads, held, queries, queries_of_cut, stride_row, scores, runs, True, not HAS_WHOLE_EDGE, C)
     if HAS_WHOLE_EDGE:  # noqa: SIM102 (known when compiled)
         if not (all_finite(grads.k, C) & all_finite(grads.v, C)):
             cut = all_cut(runs, BLOCK_M, EDGE)
-            grads = add_queries(nothing, held, queries, stride_row, scores, cut, True, True, C)
+            grads = add_queries(nothing, held, queries, queries_of_edge, stride_row, scores, cut, True, True, C)
 
     DK, DV = Matrix(tensors.DK, stride.DK), Matrix(tensors.DV, stride.DV)
     store_pair(DK, b, h_kv, column, j_ok, where_pair(key_ok[:, None], scaled(grads.k, softmax_scale)), C)
@@ -164,16 +166,16 @@ def attention_dkdv_kernel(
 
 @triton.jit
 def add_queries(
-    grads, held, queries, stride_row, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr
-):
+    grads, held, queries, queries_of_tile, stride_row, scores, runs,
+    IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     """`grads`, and what the queries of `runs` that need no mask, or (IS_MASKED) one, add to dK and dV: those of all
     heads of the group, whose first is that of `queries`."""
     BLOCK_M: tl.constexpr = C.block_m
-    WIDTH: tl.constexpr = C.edge if IS_CAREFUL else C.block_m
+    WIDTH: tl.constexpr = queries_of_tile.shape[0]
     STAGES: tl.constexpr = stages(IS_MASKED, IS_CAREFUL, C.edge_stages)
     GROUP: tl.constexpr = C.group
     q, dout, lse2, delta = queries.q, queries.dout, queries.lse2, queries.delta
-    queries_of_tile = tl.arange(0, WIDTH)
     for step in tl.range(0, num_steps(runs, IS_MASKED) * GROUP, num_stages=STAGES):
         # The heads of the group take turns at a tile, so that both divisions are by a constant. The number of tiles
         # may be 0, and the loads of the first step are issued before the loop, whether or not it has a step: what
@@ -290,22 +292,26 @@ def attention_dq_kernel(
         row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, first_key, end_key, masks.Ranges,
         b * num_tiles + tile, BLOCK_N, BLOCK_N if HAS_WHOLE_EDGE else EDGE,
     )  # fmt: skip
-    # In this order, for the reason given in the forward.
-    dq = add_keys(zeros(BLOCK_M, C), held, keys, scores, runs, False, False, C)
-    dq = add_keys(dq, held, keys, scores, runs, True, not HAS_WHOLE_EDGE, C)
+    # Before the loops, and these in this order, for the reasons given in the forward.
+    keys_of_tile, keys_of_edge = tl.arange(0, BLOCK_N), tl.arange(0, EDGE)
+    keys_of_cut = keys_of_tile if HAS_WHOLE_EDGE else keys_of_edge
+    dq = add_keys(zeros(BLOCK_M, C), held, keys, keys_of_tile, scores, runs, False, False, C)
+    dq = add_keys(dq, held, keys, keys_of_cut, scores, runs, True, not HAS_WHOLE_EDGE, C)
     if HAS_WHOLE_EDGE:  # noqa: SIM102 (known when compiled)
         if not all_finite(dq, C):
-            dq = add_keys(zeros(BLOCK_M, C), held, keys, scores, all_cut(runs, BLOCK_N, EDGE), True, True, C)
+            cut = all_cut(runs, BLOCK_N, EDGE)
+            dq = add_keys(zeros(BLOCK_M, C), held, keys, keys_of_edge, scores, cut, True, True, C)
     store_pair(Matrix(tensors.DQ, stride.DQ), b, h, row, i_ok, scaled(dq, softmax_scale), C)
 
 
 @triton.jit
-def add_keys(dq, held, keys, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
+def add_keys(
+    dq, held, keys, keys_of_tile, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr
+):
     """`dq`, and what the keys of `runs` that need no mask, or (IS_MASKED) one, add to it, not yet scaled."""
     BLOCK_N: tl.constexpr = C.block_n
-    WIDTH: tl.constexpr = C.edge if IS_CAREFUL else C.block_n
+    WIDTH: tl.constexpr = keys_of_tile.shape[0]
     STAGES: tl.constexpr = stages(IS_MASKED, IS_CAREFUL, C.edge_stages)
-    keys_of_tile = tl.arange(0, WIDTH)
     for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=STAGES):
         n = tile_start(step, runs, BLOCK_N, WIDTH, IS_MASKED)
         dq = dq_step(dq, held, keys, n, n + keys_of_tile, scores, IS_MASKED, IS_CAREFUL, C)

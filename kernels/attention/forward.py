@@ -79,13 +79,17 @@ def attention_forward_kernel(
         row, tl.minimum(row + BLOCK_M, T_q) - 1, mask.band, first_key, end_key, masks.Ranges,
         b * num_tiles + tile, BLOCK_N, BLOCK_N if HAS_WHOLE_EDGE else EDGE,
     )  # fmt: skip
+    # Made before the loops: ptxas may spill where the narrow one is made between them.
+    keys_of_tile, keys_of_edge = tl.arange(0, BLOCK_N), tl.arange(0, EDGE)
     # Mask-free tiles first, then the ones at the edges of the mask: a first loop that masks makes ptxas serialize the
     # wgmma of both (C7515).
-    state = over_tiles(nothing_seen(C), q, keys, scores, runs, False, False, C)
-    state = over_tiles(state, q, keys, scores, runs, True, not HAS_WHOLE_EDGE, C)
+    state = over_tiles(nothing_seen(C), q, keys, keys_of_tile, scores, runs, False, False, C)
+    keys_of_cut = keys_of_tile if HAS_WHOLE_EDGE else keys_of_edge
+    state = over_tiles(state, q, keys, keys_of_cut, scores, runs, True, not HAS_WHOLE_EDGE, C)
     if HAS_WHOLE_EDGE:  # noqa: SIM102 (known when compiled)
         if not all_finite(state.acc, C):
-            state = over_tiles(nothing_seen(C), q, keys, scores, all_cut(runs, BLOCK_N, EDGE), True, True, C)
+            cut = all_cut(runs, BLOCK_N, EDGE)
+            state = over_tiles(nothing_seen(C), q, keys, keys_of_edge, scores, cut, True, True, C)
 
     # A row that saw nothing has l = 0 and m = -inf: its output is 0 / 1 and its lse -inf + log2(1).
     l = tl.where(state.l == 0.0, 1.0, state.l)
@@ -102,12 +106,13 @@ def nothing_seen(C: tl.constexpr):
 
 
 @triton.jit
-def over_tiles(state, q, keys, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr):
-    """`state`, and what the keys of `runs` that need no mask, or (IS_MASKED) one, add to it."""
+def over_tiles(
+    state, q, keys, keys_of_tile, scores, runs, IS_MASKED: tl.constexpr, IS_CAREFUL: tl.constexpr, C: tl.constexpr
+):
+    """`state`, and what the keys of `runs` that need no mask, or (IS_MASKED) one, add to it. keys_of_tile: 0, 1, ..."""
     BLOCK_N: tl.constexpr = C.block_n
-    WIDTH: tl.constexpr = C.edge if IS_CAREFUL else C.block_n
+    WIDTH: tl.constexpr = keys_of_tile.shape[0]
     STAGES: tl.constexpr = stages(IS_MASKED, IS_CAREFUL, C.edge_stages)
-    keys_of_tile = tl.arange(0, WIDTH)
     for step in tl.range(0, num_steps(runs, IS_MASKED), num_stages=STAGES):
         n = tile_start(step, runs, BLOCK_N, WIDTH, IS_MASKED)
         state = forward_step(state, q, keys, n, n + keys_of_tile, scores, IS_MASKED, IS_CAREFUL, C)
