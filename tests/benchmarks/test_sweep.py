@@ -96,7 +96,9 @@ def test_a_tile_of_hoppers_kernels_is_what_the_launch_takes_and_then_no_more():
     (work,) = [w for w in sweep.workloads() if w.name == "attention/hopper.tile.forward" and w.shape[-1] == 64]
     own = sweep.own_tile(work, "sm_90")
     other = next(tile for tile in work.candidates(own)[1:] if tile.stages != own.stages)
-    plan = functools.partial(plan_of, "forward", KNOWN_TARGETS["sm_90"], work.shape, work.shape, True, -1, -1, False)
+    plan = functools.partial(
+        plan_of, "forward", KNOWN_TARGETS["sm_90"], work.shape, work.shape, True, -1, -1, False, False
+    )
     assert plan().tile == own
     with sweep.answering(work, other):
         assert plan().tile == other

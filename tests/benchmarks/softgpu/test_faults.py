@@ -172,6 +172,8 @@ def test_a_fault_in_a_tensor_map_shows(monkeypatch, fault):
     encode, encoded = utilities.fill_tma_descriptor_tiled, []
 
     def faulty(*arguments):
+        if arguments[1] == 0:  # a row of statistics, which is not swizzled: the faults are in tiles
+            return encode(*arguments)
         changed = MAPS[fault](*arguments)
         encoded.append(changed != arguments)
         return encode(*changed)
