@@ -22,8 +22,8 @@ from . import tiles
 
 VARIABLE = "FASTGPT_ATTENTION"
 SETTINGS = ("auto", "triton", "gluon")
-# Gluon is experimental: its names and its meaning change. These kernels compile with 3.8 and 3.9 too, where the simulated
-# GPU does not execute them.
+# Gluon is experimental: its names and its meaning change. These kernels compile with 3.8 and 3.9 too, where nothing has
+# executed them.
 KNOWN_TRITON = ("3.6", "3.7")
 # Fewer rows than one consumer's tile are left to the portable kernels, which have tiles of 16.
 MIN_ROWS = tiles.ROWS
